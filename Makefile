@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and git:
+#   make demo    train the oscillator controller with HIG and with Adam, one minute each; draw the figure
+#   make test    install what is missing and run the whole test suite
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+DEMO   := results/demo
+SECONDS_EACH ?= 60
+
+.PHONY: demo test lint benchmark clean
+.DEFAULT_GOAL := test
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, found ' + sys.version)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable ".[experiments,plots,test,lint]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(PY) -m experiments.nonlinear_oscillators.submit_hig --time-budget $(SECONDS_EACH) --out $(DEMO)
+	$(PY) -m experiments.nonlinear_oscillators.submit_adam --time-budget $(SECONDS_EACH) --out $(DEMO)
+	$(PY) -m plots.loss $(DEMO)/*.pickle --out $(DEMO)/loss_vs_time.png
+	@echo "result files and figure are in $(DEMO)/"
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+benchmark: $(STAMP)
+	$(PY) -m experiments.benchmark
+
+clean:
+	rm -rf $(VENV) results build dist *.egg-info .pytest_cache .ruff_cache

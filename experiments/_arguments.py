@@ -1,0 +1,212 @@
+"""The command line that all submit scripts share."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+
+from experiments._methods import METHODS
+from experiments._options import DTYPES, Options
+from problems import Problem, Settings
+
+STEP_RULES = ("fixed", "trust", "line_search")
+
+
+def parse(
+    problem: Problem, method: str, arguments: Sequence[str] | None = None
+) -> tuple[Problem, Settings, Options]:
+    """Read problem, settings and options from a command line.
+
+    Args:
+        problem: Problem with the published parameters, which are the defaults.
+        method: Name of the method, whose settings for the problem are the defaults.
+        arguments: Command line without the program name, by default that of the process.
+
+    Returns:
+        The problem, the settings and the options to run.
+
+    Raises:
+        SystemExit: For ``--help`` and after an error message for arguments that are not valid.
+    """
+    defaults = METHODS[method].complete(problem.settings[method])
+    parser = _parser(problem, method, defaults)
+    given = vars(parser.parse_args(arguments))
+    try:
+        problem = replace(problem, **_chosen(given, _parameters(problem)))
+    except ValueError as error:
+        parser.error(str(error))
+    settings = replace(defaults, **_chosen(given, _setting_names(method)))
+    if settings != defaults:
+        settings = replace(settings, published=False)
+    options = Options(**_chosen(given, [field.name for field in fields(Options)]))
+    if options.epochs is None and options.time_budget is None:
+        options = replace(options, time_budget=problem.time_budget)
+    return problem, settings, options
+
+
+def _chosen(given: dict[str, object], names: Sequence[str]) -> dict[str, object]:
+    return {name: given[name] for name in names if name in given}
+
+
+def _setting_names(method: str) -> list[str]:
+    return ["batch_size", "lr", *METHODS[method].options]
+
+
+def _parameters(problem: Problem) -> list[str]:
+    """Numbers among the fields of the problem; the budget has its own argument."""
+    return [f.name for f in fields(problem) if f.type in (int, float) and f.name != "time_budget"]
+
+
+def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.ArgumentParser:
+    origin = "published settings" if defaults.published else "settings of our own choice"
+    parser = argparse.ArgumentParser(
+        description=f"Train on {problem.name} with {METHODS[method].label} ({origin}).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_length(parser, problem)
+    _add_settings(parser, method, defaults)
+    _add_run(parser, problem)
+    parameters = parser.add_argument_group("parameters of the problem")
+    for name in _parameters(problem):
+        value = getattr(problem, name)
+        kind = _positive_int if isinstance(value, int) else _positive_float
+        words = name.replace("_", " ")
+        parameters.add_argument(_flag(name), type=kind, metavar="X", default=value, help=words)
+    return parser
+
+
+def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
+    group = parser.add_argument_group(
+        "length", f"one of the two; by default the published budget of {problem.time_budget:g} s"
+    )
+    either = group.add_mutually_exclusive_group()
+    either.add_argument(
+        "--epochs", type=_positive_int, metavar="N", help="passes through the training data"
+    )
+    either.add_argument(
+        "--time-budget",
+        type=_positive_float,
+        metavar="S",
+        help="seconds of training, evaluation excluded",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settings) -> None:
+    kinds: dict[str, dict[str, object]] = {
+        "batch_size": {"type": _positive_int, "metavar": "N", "help": "samples per step"},
+        "lr": {"type": _positive_float, "metavar": "η", "help": "step size"},
+        "rcond": {
+            "type": _rcond,
+            "metavar": "C",
+            "help": "drop singular values up to C times the largest",
+        },
+        "kappa": {"type": _kappa, "metavar": "κ", "help": "exponent of the singular values"},
+        "damping": {"type": _positive_float, "metavar": "λ", "help": "initial damping"},
+        "engine": {
+            "choices": ("auto", "layerwise", "rows"),
+            "help": "how the Jacobian is obtained",
+        },
+        "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
+    }
+    group = parser.add_argument_group("method")
+    for name in _setting_names(method):
+        group.add_argument(_flag(name), default=getattr(defaults, name), **kinds[name])
+
+
+def _add_run(parser: argparse.ArgumentParser, problem: Problem) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--seed",
+        type=_seed,
+        metavar="K",
+        default=Options.seed,
+        help="seed of the initial weights and of the data",
+    )
+    group.add_argument("--device", type=_device, default=Options.device, help="cpu, cuda or cuda:K")
+    group.add_argument(
+        "--dtype", choices=tuple(DTYPES), default=Options.dtype, help="floating point numbers"
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("results") / problem.name,
+        help="directory of the result file",
+    )
+    group.add_argument(
+        "--quiet", action="store_true", default=Options.quiet, help="no progress, no summary"
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _number(text: str, kind: Callable[[str], float], remedy: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}; {remedy}") from None
+
+
+def _positive_int(text: str) -> int:
+    value = _number(text, int, "give a number such as 10")
+    if value < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be at least 1, got {value}; give a number such as 10"
+        )
+    return value
+
+
+def _positive_float(text: str) -> float:
+    value = _number(text, float, "give a number such as 0.5 or 3e-4")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"must be positive and finite, got {value:g}; give a number such as 0.5 or 3e-4"
+        )
+    return value
+
+
+def _rcond(text: str) -> float:
+    value = _number(text, float, "1e-6 suits float32 Jacobians")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be in [0, 1), got {value:g}; 1e-6 suits float32 Jacobians"
+        )
+    return value
+
+
+def _kappa(text: str) -> float:
+    remedy = "-0.5 is the half-inverse gradient"
+    value = _number(text, float, remedy)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in [-1, 1], got {value:g}; {remedy}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = _number(text, int, "give a number such as 0")
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(
+            f"must be from 0 to 2**32 - 1, got {value}; give a number such as 0"
+        )
+    return value
+
+
+def _device(text: str) -> str:
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in text and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:K, got {text!r}; try cpu")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= available:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not available, torch {torch.__version__} finds {available} CUDA devices; "
+            "use --device cpu"
+        )
+    return text

@@ -1,0 +1,38 @@
+"""Options of a run that belong neither to the problem nor to the method."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long, where and from which seed a run goes.
+
+    Attributes:
+        epochs: Passes through the training data, or None for a time budget.
+        time_budget: Seconds of training, evaluation excluded, or None for a number of epochs.
+        seed: Seed of the initial weights and of the data.
+        device: Torch device, such as ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float32"`` or ``"float64"``.
+        out: Directory of the result file; made where missing.
+        quiet: No progress and no summary.
+    """
+
+    out: Path
+    epochs: int | None = None
+    time_budget: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    quiet: bool = False
+
+    def __post_init__(self):
+        if (self.epochs is None) == (self.time_budget is None):
+            raise ValueError(
+                f"a run needs either epochs or a time budget, got epochs={self.epochs} and "
+                f"time_budget={self.time_budget}; set one of them"
+            )

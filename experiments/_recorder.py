@@ -1,0 +1,98 @@
+"""What a run writes down."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+# Spectra are large beside everything else: they are kept after 1, 4, 16, … steps and at the end.
+SPECTRUM_SPACING = 4
+
+
+@dataclass
+class Recorder:
+    """Losses at the evaluations and, for Jacobian methods, the report of every step."""
+
+    epochs: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    test_loss: list[float] = field(default_factory=list)
+
+    def evaluation(self, epoch: float, seconds: float, train_loss: float, test_loss: float):
+        """Note the mean losses after ``epoch`` passes and ``seconds`` of training."""
+        self.epochs.append(epoch)
+        self.seconds.append(seconds)
+        self.train_loss.append(train_loss)
+        self.test_loss.append(test_loss)
+
+    def results(self) -> dict[str, object]:
+        """The published keys, arrays float64; ``time`` is cumulative, in seconds."""
+        time = np.asarray(self.seconds, dtype=np.float64)
+        return {
+            "epochs": np.asarray(self.epochs, dtype=np.float64),
+            "train_loss": np.asarray(self.train_loss, dtype=np.float64),
+            "test_loss": np.asarray(self.test_loss, dtype=np.float64),
+            "time": time,
+            "epoch_time": np.diff(time),
+            "simulation_time": float(time[-1]),
+        }
+
+
+@dataclass
+class JacobianRecorder:
+    """The report of every step of a Jacobian method.
+
+    Spectra are of whole batches only, so that they have one length: the shorter last batch of
+    an epoch has fewer rows.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    rank: list[int] = field(default_factory=list)
+    step_size: list[float] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
+    shape: tuple[int, int] | None = None
+    rcond: float | None = None
+    spectra: dict[float, Tensor] = field(default_factory=dict)
+    latest: tuple[float, Tensor] | None = None
+    due: int = 1
+
+    def step(self, epoch: float, seconds: float, report) -> None:
+        """Note one step.
+
+        Args:
+            epoch: Passes through the data before the step.
+            seconds: Training time after the step.
+            report: ``optimizer.report`` of the step.
+        """
+        self.seconds.append(seconds)
+        self.rank.append(int(report.rank))
+        self.step_size.append(float(report.step_size))
+        self.notes.update(dict.fromkeys(report.notes))
+        if self.shape is None:
+            self.shape = (report.rows, report.columns)
+            self.rcond = report.rcond
+        if self.shape == (report.rows, report.columns):
+            self.latest = (epoch, report.singular_values)
+            if len(self.rank) >= self.due:
+                self.spectra[epoch] = report.singular_values
+                self.due *= SPECTRUM_SPACING
+
+    def results(self) -> dict[str, object]:
+        """Arrays per step, the shape (rows, columns) of a whole batch, and the spectra."""
+        if self.shape is None:
+            return {}
+        spectra = {**self.spectra, self.latest[0]: self.latest[1]}
+        values = [s.detach().double().cpu().numpy() for s in spectra.values()]
+        return {
+            "step_time": np.asarray(self.seconds, dtype=np.float64),
+            "rank": np.asarray(self.rank, dtype=np.int64),
+            "step_size": np.asarray(self.step_size, dtype=np.float64),
+            "rows": int(self.shape[0]),
+            "columns": int(self.shape[1]),
+            "spectrum": {
+                "epochs": np.asarray(list(spectra), dtype=np.float64),
+                "singular_values": np.stack(values),
+                "rcond": self.rcond,
+            },
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,38 @@
+"""From a command line to a run."""
+
+import sys
+from collections.abc import Sequence
+
+from experiments._arguments import parse
+from experiments._runner import run
+from problems import Problem
+
+INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
+
+
+def submit(
+    problem: Problem, method: str, arguments: Sequence[str] | None = None
+) -> dict[str, object]:
+    """Train as the command line says and save the results.
+
+    Args:
+        problem: Problem with the published parameters.
+        method: A name in the table of methods, such as ``"hig"``.
+        arguments: Command line without the program name, by default that of the process.
+
+    Returns:
+        The results of a run that used up its budget.
+
+    Raises:
+        SystemExit: With the exit status of a run that ended early, after saving: 130 for an
+            interruption, 1 for a non-finite loss; also for ``--help`` and for arguments that
+            are not valid.
+    """
+    problem, settings, options = parse(problem, method, arguments)
+    results = run(problem, method, settings, options)
+    stopped = results["stopped"]
+    if stopped == "interrupted":
+        sys.exit(INTERRUPTED)
+    if stopped.startswith("non-finite"):
+        sys.exit(f"error: {stopped}")
+    return results

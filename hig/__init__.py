@@ -1,0 +1,35 @@
+"""Half-inverse gradients: a better step for networks trained through a differentiable simulator.
+
+See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.grad``,
+``hig.half_inverse`` for plain linear algebra and ``hig.rollout`` for fast simulator loops.
+"""
+
+from hig._errors import DecompositionError, NonFiniteError, SampleDependenceError
+from hig._half_inverse import half_inverse
+from hig._levenberg_marquardt import LevenbergMarquardt
+from hig._optimizer import HIG, GaussNewton
+from hig._record import record
+from hig._report import StepReport
+from hig._results import CorruptResultError, UnsafeResultError, load_results, save_results
+from hig._rollout import LinearStep, rollout
+from hig._spectral import Damped, HalfInverse
+
+__all__ = [
+    "CorruptResultError",
+    "Damped",
+    "DecompositionError",
+    "GaussNewton",
+    "HIG",
+    "HalfInverse",
+    "LevenbergMarquardt",
+    "LinearStep",
+    "NonFiniteError",
+    "SampleDependenceError",
+    "StepReport",
+    "UnsafeResultError",
+    "half_inverse",
+    "load_results",
+    "record",
+    "rollout",
+    "save_results",
+]

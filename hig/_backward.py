@@ -1,0 +1,118 @@
+"""Many backward passes through one graph: batched where it allows, one by one where not."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+__all__ = ["Backward", "one_hot_cotangents", "output_cotangents"]
+
+# Bytes of gradients that one batch of passes may hold.
+PASS_BYTES = 256 * 2**20
+
+
+@dataclass
+class Backward:
+    """Runs backward passes and remembers from step to step what the graph allowed.
+
+    Attributes:
+        chunk: passes in one batch; None chooses by memory. Halved when memory runs out.
+        batched: whether passes are vectorised; turned off by a graph that refuses.
+        notes: what had to be done differently in this step, in words.
+    """
+
+    chunk: int | None = None
+    batched: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def gradients(
+        self,
+        output: Tensor,
+        inputs: Sequence[Tensor | GradientEdge],
+        passes: int,
+        cotangents: Callable[[int, int], Tensor],
+        bytes_per_pass: int,
+    ) -> Iterator[tuple[slice, tuple[Tensor | None, ...]]]:
+        """Yield gradients of the inputs, a chunk of passes at a time.
+
+        Args:
+            output: the tensor to differentiate.
+            inputs: tensors or graph edges to differentiate with respect to.
+            passes: number of backward passes.
+            cotangents: ``cotangents(start, stop)`` gives (stop - start, *output.shape).
+            bytes_per_pass: size of the gradients of one pass.
+
+        Yields:
+            The passes and their gradients, each (passes, *input.shape), None where unused.
+
+        Raises:
+            torch.OutOfMemoryError: if not even a single pass fits.
+        """
+        start = 0
+        chunk = self.chunk or max(1, PASS_BYTES // max(1, bytes_per_pass))
+        while start < passes:
+            stop = min(start + chunk, passes)
+            try:
+                grads = self._run(output, inputs, cotangents(start, stop))
+            except RuntimeError as error:
+                if not _out_of_memory(error) or stop - start == 1:
+                    raise
+                self.chunk = chunk = (stop - start) // 2
+                self.notes.append(f"out of memory: backward passes in chunks of {chunk}")
+                continue
+            yield slice(start, stop), grads
+            start = stop
+
+    def _run(self, output, inputs, cotangents):
+        if self.batched and len(cotangents) > 1:
+            try:
+                return _grad(output, inputs, cotangents, is_grads_batched=True)
+            except RuntimeError as error:
+                if _out_of_memory(error):
+                    raise
+                refusal = str(error).strip().splitlines()[0]
+            # A graph that refuses batches raises here; one that is broken raises again below.
+            self.batched = False
+            self.notes.append(f"backward passes one by one, the graph refuses batches: {refusal}")
+        singles = [_grad(output, inputs, cotangent) for cotangent in cotangents]
+        return tuple(
+            None if per_input[0] is None else torch.stack(per_input)
+            for per_input in zip(*singles, strict=True)
+        )
+
+
+def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
+    """Cotangents that select one output of *all* samples: (k, B, ...), for outputs of a range."""
+    samples = len(prediction)
+    outputs = prediction[0].numel()
+
+    def cotangents(start: int, stop: int) -> Tensor:
+        select = prediction.new_zeros((stop - start, outputs))
+        select[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        return select.view(-1, 1, *prediction.shape[1:]).expand(-1, samples, *prediction.shape[1:])
+
+    return cotangents
+
+
+def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
+    """Cotangents that select one output of one sample: (k, B, ...), for rows of a range."""
+
+    def cotangents(start: int, stop: int) -> Tensor:
+        select = prediction.new_zeros((stop - start, prediction.numel()))
+        select[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        return select.view(-1, *prediction.shape)
+
+    return cotangents
+
+
+def _grad(output, inputs, cotangents, **options):
+    return torch.autograd.grad(
+        output, inputs, cotangents, retain_graph=True, allow_unused=True, **options
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

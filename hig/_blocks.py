@@ -1,0 +1,137 @@
+r"""Column blocks of a joint Jacobian, and the Jacobian as a row of such blocks.
+
+Linear algebra only. A block knows the columns of :math:`J` that belong to some parameters, in
+whatever form it holds them; the joint Jacobian adds and concatenates what the blocks give.
+Everything that is accumulated is accumulated in float64, from factors in their own dtype.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Block", "DenseBlock", "JointJacobian", "sample_chunks"]
+
+# Bytes of float64 scratch that one operation may use.
+SCRATCH_BYTES = 64 * 2**20
+
+
+class Block(Protocol):
+    """Columns of the joint Jacobian; B samples with D outputs each give n = B * D rows."""
+
+    columns: int
+
+    def add_gram(self, gram: Tensor) -> None:
+        """Add this block's share of J Jᵀ to ``gram`` (n, n), float64, in place."""
+        ...
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w: (n,) float64 -> (columns,) float64."""
+        ...
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J d: (columns,) float64 -> (n,) float64."""
+        ...
+
+    def rows(self, samples: slice) -> Tensor:
+        """The rows of the given samples: (samples * D, columns), in the dtype of the factors."""
+        ...
+
+
+class DenseBlock:
+    """A block held as a matrix.
+
+    Args:
+        matrix: (n, columns), any floating dtype.
+        outputs: D, rows per sample.
+    """
+
+    def __init__(self, matrix: Tensor, outputs: int = 1):
+        self.matrix = matrix
+        self.columns = matrix.shape[1]
+        self._outputs = outputs
+
+    def add_gram(self, gram: Tensor) -> None:
+        """Add J Jᵀ to ``gram``; float64 copies of a few columns at a time."""
+        width = max(1, SCRATCH_BYTES // (8 * len(self.matrix)))
+        for part in self.matrix.split(width, dim=1):
+            part = part.double()
+            gram.addmm_(part, part.T)
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w in float64."""
+        result = weights.new_zeros(self.columns)
+        for chosen in sample_chunks(len(weights), 8 * self.columns):
+            result.addmv_(self.matrix[chosen].double().T, weights[chosen])
+        return result
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J d in float64."""
+        chunks = sample_chunks(len(self.matrix), 8 * self.columns)
+        return torch.cat([self.matrix[chosen].double() @ direction for chosen in chunks])
+
+    def rows(self, samples: slice) -> Tensor:
+        """The rows of the given samples, a view."""
+        return self.matrix[samples.start * self._outputs : samples.stop * self._outputs]
+
+
+class JointJacobian:
+    """The Jacobian of all outputs of a batch with respect to all parameters.
+
+    Args:
+        blocks: the blocks, in the order of the columns.
+        samples: B.
+        outputs: D, outputs per sample; row ``b * D + d`` is output d of sample b.
+        like: any tensor on the device of the blocks.
+    """
+
+    def __init__(self, blocks: Sequence[Block], samples: int, outputs: int, like: Tensor):
+        self.blocks = list(blocks)
+        self.samples, self.outputs = samples, outputs
+        self.shape = (samples * outputs, sum(block.columns for block in self.blocks))
+        self._like = like
+
+    def gram(self) -> Tensor:
+        """J Jᵀ: (n, n), float64."""
+        n = self.shape[0]
+        gram = self._like.new_zeros((n, n), dtype=torch.float64)
+        for block in self.blocks:
+            block.add_gram(gram)
+        return gram
+
+    def normal(self) -> Tensor:
+        """Jᵀ J: (P, P), float64; rows of a few samples at a time."""
+        columns = self.shape[1]
+        normal = self._like.new_zeros((columns, columns), dtype=torch.float64)
+        for chosen in sample_chunks(self.samples, 8 * columns * self.outputs):
+            rows = self.rows(chosen).double()
+            normal.addmm_(rows.T, rows)
+        return normal
+
+    def rows(self, samples: slice) -> Tensor:
+        """The rows of the given samples: (samples * D, P)."""
+        return torch.cat([block.rows(samples) for block in self.blocks], dim=1)
+
+    def dense(self) -> Tensor:
+        """J itself: (n, P). Only for Jacobians that are known to be small."""
+        return self.rows(slice(0, self.samples))
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w: (n,) float64 -> (P,) float64."""
+        return torch.cat([block.vjp(weights) for block in self.blocks])
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J d: (P,) float64 -> (n,) float64."""
+        parts = direction.split([block.columns for block in self.blocks])
+        result = direction.new_zeros(self.shape[0])
+        for block, part in zip(self.blocks, parts):
+            result += block.jvp(part)
+        return result
+
+
+def sample_chunks(samples: int, bytes_per_sample: int) -> Iterator[slice]:
+    """Slices over ``samples`` whose float64 copies stay within the scratch size."""
+    size = max(1, SCRATCH_BYTES // max(1, bytes_per_sample))
+    for start in range(0, samples, size):
+        yield slice(start, min(start + size, samples))

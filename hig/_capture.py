@@ -1,0 +1,170 @@
+"""Watch a computation and note every use of a parameter in a linear or convolution layer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Capture", "LayerUse"]
+
+_CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One call of a linear or convolution layer.
+
+    Attributes:
+        weight: the weight parameter if it is watched, else None.
+        bias: the bias parameter if there is one and it is watched, else None.
+        input: what the layer was given, detached: (B, ..., in) or (B, C, *positions).
+        edge: the place of the output in the autograd graph. The edge outlives an in-place
+            activation, which would make the output tensor stand for something else.
+        output_shape: shape of the layer's output.
+        convolution: None for a linear layer, else stride, padding, dilation, groups and kernel.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    input: Tensor
+    edge: GradientEdge
+    output_shape: torch.Size
+    convolution: "Convolution | None" = None
+
+    @property
+    def groups(self) -> int:
+        """Number of convolution groups; 1 for a linear layer."""
+        return 1 if self.convolution is None else self.convolution.groups
+
+    def has_batch(self, samples: int) -> bool:
+        """Whether the leading axis can be read as ``samples`` samples."""
+        if self.convolution is None:
+            return self.input.ndim >= 2 and self.input.shape[0] % samples == 0
+        batched = self.input.ndim == len(self.convolution.kernel) + 2
+        return batched and self.input.shape[0] % samples == 0
+
+    def patches(self, samples: int, chosen: slice) -> Tensor:
+        """What each output position multiplies the weight with: (b, groups, positions, in)."""
+        inputs = self.input.reshape(samples, -1, *self.input.shape[1:])[chosen]
+        if self.convolution is None:
+            return inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
+        windows = self.convolution.windows(inputs.flatten(0, 1))
+        # (b * repeats, groups, positions, in) -> the repeats are further positions
+        windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
+        return windows.flatten(2, 3)
+
+    def output_gradients(self, gradients: Tensor, samples: int) -> Tensor:
+        """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out), a view if possible."""
+        repeats = self.output_shape[0] // samples
+        gradients = gradients.unflatten(1, (samples, repeats))
+        if self.convolution is None:
+            return gradients.flatten(2, -2).unsqueeze(2).movedim(0, 1)
+        gradients = gradients.flatten(4).unflatten(3, (self.groups, -1))
+        # (D, B, repeats, groups, out, positions) -> (B, D, groups, repeats * positions, out)
+        return gradients.permute(1, 0, 3, 2, 5, 4).flatten(3, 4)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Geometry of a convolution: one entry per spatial axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def windows(self, inputs: Tensor) -> Tensor:
+        """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
+        axes = len(self.kernel)
+        flat_padding = [side for pair in reversed(self.padding) for side in pair]
+        windows = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
+        for axis, (size, step, gap) in enumerate(zip(self.kernel, self.stride, self.dilation)):
+            windows = windows.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
+        # (N, C, *output positions, *kernel)
+        windows = windows.unflatten(1, (self.groups, -1)).movedim(2, 2 + axes)
+        return windows.flatten(2 + axes).flatten(2, 1 + axes)
+
+
+class Capture(TorchFunctionMode):
+    """Record the layer uses of the watched parameters while the context is open.
+
+    The mode sees every ``linear`` and ``conv1d/2d/3d`` call, whoever makes it; no hooks, no
+    module tree. Fused kernels (recurrent layers, attention) and other functions pass by: what
+    is recorded is therefore checked afterwards against autograd itself.
+
+    Args:
+        parameters: the tensors to watch, by identity.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        super().__init__()
+        self._watched = {id(parameter) for parameter in parameters}
+        self.uses: list[LayerUse] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Run ``func`` and note it if it is a layer with a watched parameter."""
+        output = func(*args, **(kwargs or {}))
+        if func is F.linear or func in _CONVOLUTIONS:
+            self._note(func, dict(zip(_LAYER_ARGUMENTS, args)) | (kwargs or {}), output)
+        return output
+
+    def _note(self, func, arguments: dict, output: Tensor) -> None:
+        weight, bias = arguments["weight"], arguments.get("bias")
+        weight_watched = id(weight) in self._watched
+        bias_watched = bias is not None and id(bias) in self._watched
+        inputs = arguments["input"]
+        if not (weight_watched or bias_watched) or not output.requires_grad or _in_transform(output):
+            return
+        self.uses.append(
+            LayerUse(
+                weight=weight if weight_watched else None,
+                bias=bias if bias_watched else None,
+                input=inputs.detach(),
+                edge=get_gradient_edge(output),
+                output_shape=output.shape,
+                convolution=_geometry(func, arguments) if func in _CONVOLUTIONS else None,
+            )
+        )
+
+
+def _in_transform(tensor: Tensor) -> bool:
+    # Inside vmap, grad and the like a tensor is a wrapper whose graph ends with the transform.
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _geometry(func, arguments: dict) -> Convolution:
+    axes = _CONVOLUTIONS[func]
+    kernel = tuple(arguments["weight"].shape[2:])
+    stride = _per_axis(arguments.get("stride", 1), axes)
+    dilation = _per_axis(arguments.get("dilation", 1), axes)
+    padding = arguments.get("padding", 0)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [gap * (size - 1) for gap, size in zip(dilation, kernel)]
+        sides = tuple((extent // 2, extent - extent // 2) for extent in total)
+    else:
+        sides = tuple((side, side) for side in _per_axis(padding, axes))
+    return Convolution(kernel, stride, sides, dilation, arguments.get("groups", 1))
+
+
+def _per_axis(value, axes: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * axes
+    return tuple(value) * (axes if len(value) == 1 else 1)
+
+
+def weight_matrix_shape(use: LayerUse) -> tuple[int, int, int]:
+    """(groups, out per group, in per group): the weight of a use as a stack of matrices."""
+    out = use.output_shape[-1] if use.convolution is None else use.output_shape[1]
+    if use.convolution is None:
+        return 1, out, use.input.shape[-1]
+    channels = use.input.shape[1] // use.groups
+    return use.groups, out // use.groups, channels * prod(use.convolution.kernel)

@@ -1,0 +1,182 @@
+r"""Decompositions of a joint Jacobian, and the spectral step that each of them gives.
+
+Three routes to :math:`d = V \varphi(S) U^T g`:
+
+- ``rows``: eigenvectors of :math:`J J^T` (n, n); :math:`d = J^T U \varphi(S) S^{-1} U^T g`.
+- ``columns``: eigenvectors of :math:`J^T J` (P, P); :math:`d = V \varphi(S) S^{-1} V^T J^T g`.
+- ``svd``: singular vectors of J itself, the only route that resolves singular values below
+  about 1e-7 of the largest, at the price of forming J in float64.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hig._blocks import JointJacobian
+from hig._errors import DecompositionError
+from hig._spectral import SpectralFilter, filter_gains
+
+__all__ = ["METHODS", "Decomposition", "choose_route", "decompose", "gram_floor"]
+
+METHODS = ("auto", "gram", "svd")
+
+# A float64 Jacobian up to this size is decomposed itself where its Gram matrix is too coarse.
+SVD_BYTES = 512 * 2**20
+# Above this relative cut-off a float64 Gram matrix gives the step to about 1e-9.
+GRAM_EXACT_RCOND = 1e-3
+
+
+class Decomposition(Protocol):
+    """Singular values and vectors of J, ready to be filtered any number of times.
+
+    Attributes:
+        singular_values: (min(n, P),) float64, descending.
+        floor: relative size below which a singular value cannot be told from zero.
+        route: "rows", "columns" or "svd".
+        notes: what had to be done differently, in words.
+    """
+
+    singular_values: Tensor
+    floor: float
+    route: str
+    notes: list[str]
+
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction d (P,) and the change of the outputs it causes, J d (n,), in float64."""
+        ...
+
+
+@dataclass
+class _Eigenvectors:
+    jacobian: JointJacobian
+    vectors: Tensor
+    singular_values: Tensor
+    floor: float
+    notes: list[str] = field(default_factory=list)
+
+    def _filter(self, filter: SpectralFilter, vector: Tensor) -> tuple[Tensor, Tensor]:
+        gains = filter_gains(filter, self.singular_values, self.floor)
+        coefficients = gains * (self.vectors.T @ vector)
+        return self.vectors @ coefficients, coefficients
+
+
+class _Rows(_Eigenvectors):
+    route = "rows"
+
+    def step(self, filter, loss_gradient):
+        """See :class:`Decomposition`."""
+        weights, coefficients = self._filter(filter, loss_gradient)
+        # J d = J Jᵀ w, and the eigenvectors already know J Jᵀ: no product with J is needed.
+        output_change = self.vectors @ (self.singular_values.square() * coefficients)
+        return self.jacobian.vjp(weights), output_change
+
+
+class _Columns(_Eigenvectors):
+    route = "columns"
+
+    def step(self, filter, loss_gradient):
+        """See :class:`Decomposition`."""
+        direction, _ = self._filter(filter, self.jacobian.vjp(loss_gradient))
+        return direction, self.jacobian.jvp(direction)
+
+
+@dataclass
+class _Singular:
+    left: Tensor
+    singular_values: Tensor
+    right: Tensor
+    floor: float
+    notes: list[str] = field(default_factory=list)
+    route = "svd"
+
+    def step(self, filter, loss_gradient):
+        """See :class:`Decomposition`."""
+        s = self.singular_values
+        coefficients = s * filter_gains(filter, s, self.floor) * (self.left.T @ loss_gradient)
+        return self.right.T @ coefficients, self.left @ (s * coefficients)
+
+
+def gram_floor(size: int) -> float:
+    """Relative accuracy of singular values from a float64 Gram matrix of the given size.
+
+    The error of its eigenvalues is a few sqrt(size) roundings of the largest one; a singular
+    value is the square root of an eigenvalue.
+    """
+    return (4 * size**0.5 * torch.finfo(torch.float64).eps) ** 0.5
+
+
+def choose_route(
+    shape: tuple[int, int], dtype: torch.dtype, filter: SpectralFilter, method: str
+) -> str:
+    """Choose between "rows", "columns" and "svd".
+
+    Args:
+        shape: (n, P) of the Jacobian.
+        dtype: precision in which the Jacobian was computed.
+        filter: the filter that will be applied.
+        method: "auto", "gram" or "svd".
+
+    Raises:
+        ValueError: if ``method`` is none of these.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    n, columns = shape
+    # The Jacobian's own rounding hides what a float64 Gram matrix of float32 factors loses.
+    too_coarse = (
+        dtype == torch.float64 and filter.needs_small_values and filter.rcond < GRAM_EXACT_RCOND
+    )
+    if method == "svd" or (method == "auto" and too_coarse and 8 * n * columns <= SVD_BYTES):
+        return "svd"
+    return "rows" if n <= columns else "columns"
+
+
+def decompose(jacobian: JointJacobian, matrix: Tensor, route: str) -> Decomposition:
+    """Decompose a joint Jacobian.
+
+    Args:
+        jacobian: J, (n, P).
+        matrix: what the route decomposes: J Jᵀ, Jᵀ J or J itself; float64 and finite.
+        route: "rows", "columns" or "svd".
+
+    Raises:
+        DecompositionError: if no fallback converges.
+    """
+    notes: list[str] = []
+    if route == "svd":
+        floor = torch.finfo(torch.float64).eps * max(matrix.shape)
+        left, singular_values, right = _converging(_thin_svd, matrix, notes)
+        return _Singular(left, singular_values, right, floor, notes)
+    eigenvalues, vectors = _converging(_eigh, matrix, notes)
+    singular_values = eigenvalues.clamp_min(0).sqrt().flip(0)
+    kind = _Rows if route == "rows" else _Columns
+    return kind(jacobian, vectors.flip(1), singular_values, gram_floor(len(matrix)), notes)
+
+
+def _eigh(matrix: Tensor):
+    return torch.linalg.eigh(matrix)
+
+
+def _thin_svd(matrix: Tensor):
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+def _converging(decomposition, matrix: Tensor, notes: list[str]):
+    """Run a decomposition; where it does not converge, again on the CPU, scaled to unit size."""
+    try:
+        return decomposition(matrix)
+    except torch.linalg.LinAlgError as error:
+        notes.append(f"decomposition repeated on the CPU: {str(error).splitlines()[0]}")
+    scale = matrix.abs().max().cpu()
+    try:
+        first, second, *rest = decomposition(matrix.cpu() / scale)
+    except torch.linalg.LinAlgError as error:
+        raise DecompositionError(
+            f"the decomposition of a {tuple(matrix.shape)} matrix with largest entry {scale:.3g} "
+            f"did not converge on {matrix.device.type} nor on the CPU ({error}); try another "
+            "batch, or method='svd'"
+        ) from error
+    parts = [first, second * scale] if rest else [first * scale, second]
+    return tuple(part.to(matrix.device) for part in (*parts, *rest))

@@ -1,0 +1,162 @@
+r"""Choose, parameter by parameter, how the joint Jacobian is obtained.
+
+``layerwise`` where a parameter and the batch structure allow it, ``rows`` for the rest. Whether
+the layerwise factors are exact is not guessed from the model but checked in every step: for a
+random cotangent c the factors must give the same :math:`J^T c` as one plain backward pass. A
+sample that influences another, a batch axis in another place, or a use of the weight that was
+not seen, each breaks that equality with probability one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hig._backward import Backward
+from hig._blocks import Block, JointJacobian
+from hig._capture import LayerUse
+from hig._errors import SampleDependenceError
+from hig._layerwise import Layer, find_layers, layer_blocks
+from hig._rows import HELD_BYTES, rows_block
+
+__all__ = ["ENGINES", "EngineResult", "build_jacobian"]
+
+ENGINES = ("auto", "layerwise", "rows")
+
+
+@dataclass
+class EngineResult:
+    """A joint Jacobian and how it was obtained.
+
+    Attributes:
+        jacobian: J over all parameters that the prediction depends on.
+        order: indices of these parameters, in the order of the columns.
+        routes: engine of each parameter, "layerwise", "rows" or "unused".
+        notes: why, in words.
+    """
+
+    jacobian: JointJacobian
+    order: list[int]
+    routes: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def engine(self) -> str:
+        """"layerwise", "rows", or both joined by "+"."""
+        used = [name for name in ("layerwise", "rows") if name in self.routes]
+        return "+".join(used) or "none"
+
+
+def build_jacobian(
+    uses: Sequence[LayerUse],
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    names: Sequence[str],
+    engine: str,
+    backward: Backward,
+    held_bytes: int = HELD_BYTES,
+) -> EngineResult:
+    """The joint Jacobian of ``prediction`` with respect to ``parameters``.
+
+    Args:
+        uses: what was captured while the prediction was computed; ignored by "rows".
+        prediction: (B, ...), with a graph.
+        parameters: the parameters, all requiring gradients.
+        names: what to call them in messages.
+        engine: "auto", "layerwise" or "rows".
+        backward: runs the backward passes.
+        held_bytes: size up to which columns of the "rows" engine are held.
+
+    Raises:
+        SampleDependenceError: engine "layerwise" cannot give all columns exactly.
+        ValueError: unknown engine.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+    probe = _Probe(prediction, parameters)
+    routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
+    positions = {id(parameter): index for index, parameter in enumerate(parameters)}
+    blocks: list[Block] = []
+    order: list[int] = []
+    notes: list[str] = []
+    layers = [] if engine == "rows" else find_layers(uses, len(prediction))
+    layers = [
+        layer
+        for layer in layers
+        if all(routes[positions[id(parameter)]] == "rows" for parameter in layer.parameters)
+    ]
+    for layer, block in zip(layers, layer_blocks(layers, prediction, backward), strict=True):
+        own = [positions[id(parameter)] for parameter in layer.parameters]
+        if not probe.agrees(block, own):
+            notes.append(_disagreement(layer, [names[index] for index in own]))
+            continue
+        blocks.append(block)
+        order.extend(own)
+        for index in own:
+            routes[index] = "layerwise"
+    rest = [index for index, route in enumerate(routes) if route == "rows"]
+    if rest and engine == "layerwise":
+        raise SampleDependenceError(_refusal([names[index] for index in rest], notes))
+    if rest:
+        if engine == "auto":
+            notes.append(f"rows engine for {_listed([names[index] for index in rest])}")
+        others = [parameters[index] for index in rest]
+        blocks.append(rows_block(prediction, others, backward, held_bytes))
+        order.extend(rest)
+    unused = [names[index] for index, route in enumerate(routes) if route == "unused"]
+    if unused:
+        notes.append(f"the prediction does not depend on {_listed(unused)}")
+    jacobian = JointJacobian(blocks, len(prediction), prediction[0].numel(), like=prediction)
+    return EngineResult(jacobian, order, routes, notes)
+
+
+class _Probe:
+    """One plain backward pass with a random cotangent, to hold the factors against."""
+
+    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor]):
+        # A generator of its own: a step must not move the user's random state.
+        generator = torch.Generator().manual_seed(20220310)
+        cotangent = torch.randn(prediction.shape, generator=generator, dtype=torch.float64)
+        cotangent = cotangent.to(prediction)
+        self.gradients = torch.autograd.grad(
+            prediction, list(parameters), cotangent, retain_graph=True, allow_unused=True
+        )
+        self._weights = cotangent.double().flatten()
+
+    def agrees(self, block: Block, indices: Sequence[int]) -> bool:
+        """Whether ``block`` gives the gradients of its parameters, up to rounding."""
+        expected = [self.gradients[index] for index in indices]
+        found = block.vjp(self._weights).split([gradient.numel() for gradient in expected])
+        return all(_close(a, b.flatten()) for a, b in zip(found, expected, strict=True))
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    # A few times the square root of the rounding unit: far above the rounding of a long backward
+    # pass, far below what one coupled sample or one missed use changes.
+    tolerance = 3 * torch.finfo(expected.dtype).eps ** 0.5
+    expected = expected.double()
+    difference = (found - expected).norm()
+    # A NaN agrees with nothing, but it is not for the probe to report it.
+    return not bool(difference > tolerance * torch.maximum(found.norm(), expected.norm()))
+
+
+def _disagreement(layer: Layer, names: list[str]) -> str:
+    return (
+        f"samples influence one another before {_listed(names)}, or it is used where no linear or "
+        f"convolution call shows it ({len(layer.uses)} calls seen)"
+    )
+
+
+def _refusal(names: list[str], notes: list[str]) -> str:
+    reasons = "; ".join(notes) or "it is not the weight or bias of a captured layer"
+    return (
+        f"the layerwise engine cannot give the exact Jacobian of {_listed(names)}: {reasons}. "
+        "Use engine='auto', which takes the rows engine for these parameters (and put batch "
+        "normalisation into eval mode if the coupling is not wanted)"
+    )
+
+
+def _listed(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,20 @@
+"""Named errors of the steps. Each text says what was wrong, the value found and the remedy."""
+
+__all__ = ["DecompositionError", "NonFiniteError", "SampleDependenceError"]
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss, prediction or Jacobian holds NaN or Inf; no parameter has been changed."""
+
+
+class SampleDependenceError(ValueError):
+    """The layerwise engine was asked for a Jacobian it cannot give exactly.
+
+    Either the samples of the batch influence one another (train-mode batch normalisation, a
+    statistic over the batch), or a weight is used where the engine cannot see it (a fused
+    kernel, a transposed weight).
+    """
+
+
+class DecompositionError(ArithmeticError):
+    """No eigenvalue or singular value decomposition converged, on any fallback."""

@@ -1,0 +1,165 @@
+r"""The Jacobian columns of one linear or convolution layer, held as its two factors.
+
+For ``z = W a + b`` the row of output d of sample b is :math:`\sum_u \delta_{bdu} \otimes a_{bu}`
+over the U uses of the weight for that sample (time steps, tokens, positions of a convolution).
+With one use the Gram share is the Khatri-Rao form
+:math:`(\Delta \Delta^T) \circ (A A^T + 1)` and the columns are never formed.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hig._blocks import SCRATCH_BYTES, sample_chunks
+
+__all__ = ["FactoredBlock"]
+
+
+class FactoredBlock:
+    """Columns of one weight (groups, out, in) and / or one bias (groups * out).
+
+    Args:
+        deltas: gradients of the outputs with respect to the layer's outputs,
+            (B, D, groups, U, out).
+        patches: ``patches(samples)`` gives what the weight was multiplied with,
+            (b, groups, U, in), for a slice of samples; None where only the bias is wanted.
+        fan_in: ``in``.
+        bias: whether the block has a bias; its columns follow the weight's.
+    """
+
+    def __init__(
+        self,
+        deltas: Tensor,
+        patches: Callable[[slice], Tensor] | None,
+        fan_in: int,
+        bias: bool,
+    ):
+        self.deltas, self.patches, self.bias = deltas, patches, bias
+        self.fan_in = fan_in if patches else 0
+        self.samples, self.outputs, self.groups, self.uses, self.fan_out = deltas.shape
+        self._weight_columns = self.groups * self.fan_out * self.fan_in
+        self.columns = self._weight_columns + (self.groups * self.fan_out if bias else 0)
+
+    # -- Gram matrix ---------------------------------------------------------------------------
+
+    def add_gram(self, gram: Tensor) -> None:
+        """Add this layer's share of J Jᵀ, by the cheaper route."""
+        if self.patches and self._cross_terms_are_cheaper():
+            self._add_cross_terms(gram, with_bias=self.bias and self.uses == 1)
+            if self.bias and self.uses > 1:
+                self._add_bias(gram)
+            return
+        if self.patches:
+            self._add_formed_columns(gram)
+        if self.bias:
+            self._add_bias(gram)
+
+    def _cross_terms_are_cheaper(self) -> bool:
+        n, u, i, o = self.samples * self.outputs, self.uses, self.fan_in, self.fan_out
+        pairs = u * (u + 1) // 2
+        # The elementwise product is bound by memory: about ten operations' time per entry.
+        cross = pairs * (2 * n * n * o + 2 * self.samples**2 * i + 10 * n * n)
+        formed = 2 * n * u * i * o + 2 * n * n * i * o
+        return cross <= formed
+
+    def _add_cross_terms(self, gram: Tensor, with_bias: bool) -> None:
+        """Σ over pairs of uses of (Δ_u Δ_vᵀ) ∘ (A_u A_vᵀ), + 1 inside for a bias used once."""
+        rows = (self.samples, self.outputs) * 2
+        view = gram.view(rows)
+        patches = self.patches(slice(0, self.samples)).double()
+        for group in range(self.groups):
+            deltas = self.deltas[:, :, group].flatten(0, 1).double()
+            for u in range(self.uses):
+                for v in range(u + 1):
+                    outer = patches[:, group, u] @ patches[:, group, v].T
+                    inner = (deltas[:, u] @ deltas[:, v].T).view(rows)
+                    outer = (outer + 1 if with_bias else outer)[:, None, :, None]
+                    view.addcmul_(inner, outer)
+                    if v < u:
+                        view.addcmul_(inner.permute(2, 3, 0, 1), outer.permute(2, 3, 0, 1))
+
+    def _add_formed_columns(self, gram: Tensor) -> None:
+        """Form a few columns of the weight's Jacobian at a time, in float64."""
+        n = self.samples * self.outputs
+        per_channel = 8 * n * self.fan_in
+        width = max(1, SCRATCH_BYTES // per_channel)
+        step_groups = max(1, width // self.fan_out)
+        for group in range(0, self.groups, step_groups):
+            chosen_groups = slice(group, group + step_groups)
+            for out in range(0, self.fan_out, width):
+                columns = self._columns(chosen_groups, slice(out, out + width))
+                gram.addmm_(columns, columns.T)
+
+    def _columns(self, groups: slice, outs: slice) -> Tensor:
+        parts = []
+        for chosen in self._chunks():
+            deltas = self.deltas[chosen, :, groups, :, outs].double()
+            patches = self.patches(chosen)[:, groups].double()
+            parts.append(_rows_of(deltas, patches))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _add_bias(self, gram: Tensor) -> None:
+        rows = torch.cat([self._bias_rows(chosen) for chosen in self._chunks()])
+        gram.addmm_(rows, rows.T)
+
+    def _bias_rows(self, samples: slice) -> Tensor:
+        return self.deltas[samples].double().sum(3).flatten(2).flatten(0, 1)
+
+    # -- products ------------------------------------------------------------------------------
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w in float64, from the factors: as exact as the Gram matrix that gave w."""
+        weights = weights.view(self.samples, self.outputs)
+        shape = (self.groups, self.fan_out, self.fan_in)
+        weight_part = weights.new_zeros(shape)
+        bias_part = weights.new_zeros(shape[:2])
+        for chosen in self._chunks():
+            delta = torch.einsum("bd,bdguo->bguo", weights[chosen], self.deltas[chosen].double())
+            if self.patches:
+                patches = self.patches(chosen).double()
+                weight_part += torch.einsum("bguo,bgui->goi", delta, patches)
+            if self.bias:
+                bias_part += delta.sum((0, 2))
+        parts = [weight_part.flatten()] + ([bias_part.flatten()] if self.bias else [])
+        return torch.cat(parts)
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J d in float64, from the factors."""
+        weight, bias = direction.split(
+            [self._weight_columns, self.columns - self._weight_columns]
+        )
+        weight = weight.view(self.groups, self.fan_out, self.fan_in)
+        parts = []
+        for chosen in self._chunks():
+            deltas = self.deltas[chosen].double()
+            change = deltas.new_zeros(deltas.shape[0], *deltas.shape[2:])
+            if self.patches:
+                patches = self.patches(chosen).double()
+                change += torch.einsum("bgui,goi->bguo", patches, weight)
+            if self.bias:
+                change += bias.view(self.groups, 1, self.fan_out)
+            parts.append(torch.einsum("bdguo,bguo->bd", deltas, change).flatten())
+        return torch.cat(parts)
+
+    def rows(self, samples: slice) -> Tensor:
+        """The rows of the given samples, formed in the dtype of the factors."""
+        deltas = self.deltas[samples]
+        parts = []
+        if self.patches:
+            parts.append(_rows_of(deltas, self.patches(samples)))
+        if self.bias:
+            parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _chunks(self):
+        positions = self.groups * self.uses
+        per_sample = 8 * positions * (self.outputs * self.fan_out + self.fan_in)
+        return sample_chunks(self.samples, per_sample)
+
+
+def _rows_of(deltas: Tensor, patches: Tensor) -> Tensor:
+    """Σ_u δ_u ⊗ a_u: (b, D, g, U, o), (b, g, U, i) -> (b * D, g * o * i)."""
+    dtype = torch.promote_types(deltas.dtype, patches.dtype)  # they differ under autocast
+    rows = torch.einsum("bdguo,bgui->bdgoi", deltas.to(dtype), patches.to(dtype))
+    return rows.flatten(2).flatten(0, 1)

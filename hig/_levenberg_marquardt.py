@@ -1,0 +1,102 @@
+"""Levenberg-Marquardt: the damped filter, its damping adapted by the gain ratio."""
+
+from collections.abc import Callable, Iterable
+
+from hig._direction import Linearisation
+from hig._optimizer import JacobianOptimizer
+from hig._report import PhaseClock, StepReport
+from hig._spectral import Damped, SpectralFilter
+from hig._trial import Trial
+
+__all__ = ["LevenbergMarquardt"]
+
+
+class LevenbergMarquardt(JacobianOptimizer):
+    r"""Levenberg-Marquardt: :math:`\theta \leftarrow \theta - \mathrm{lr}\, V \frac{S}{S^2 + \lambda} U^T g`.
+
+    After each step the same batch is evaluated again. The damping falls to a third where the
+    quadratic model predicted the decrease well (gain ratio above 0.75) and doubles where it did
+    poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
+    times the damping, from the same decomposition.
+
+    The filter applies to g, the gradient of the loss: the step is the full Levenberg-Marquardt
+    step for a loss of half the sum of squares. For another scale (a mean over the batch, squares
+    without the half) choose ``lr`` accordingly, or ``step_rule="trust"``, which measures it.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        lr: factor of the step.
+        damping: initial :math:`\lambda > 0`, in units of squared singular values.
+        rcond: additional relative cut-off in [0, 1).
+        engine: as in :class:`hig.HIG`.
+        method: as in :class:`hig.HIG`.
+        step_rule: as in :class:`hig.HIG`.
+        chunk: as in :class:`hig.HIG`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+    """
+
+    # More attempts from one decomposition rarely help: the batch is at its numerical floor.
+    MOST_ATTEMPTS = 5
+    LOWEST_DAMPING, HIGHEST_DAMPING = 1e-30, 1e30
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1.0,
+        damping: float = 1e-3,
+        rcond: float = 0.0,
+        *,
+        engine: str = "auto",
+        method: str = "auto",
+        step_rule: str = "fixed",
+        chunk: int | None = None,
+    ):
+        filter = Damped(damping=damping, rcond=rcond)
+        super().__init__(params, lr, filter, engine, method, step_rule, chunk)
+        self.state["damping"] = {"value": damping}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load the adapted damping too; see ``torch.optim.Optimizer``."""
+        super().load_state_dict(state_dict)
+        self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
+
+    def _evaluates(self) -> bool:
+        return True
+
+    def _needs_curvature(self) -> bool:
+        return True
+
+    def _advance(
+        self,
+        trial_of: Callable[[SpectralFilter], Trial],
+        linearisation: Linearisation,
+        clock: PhaseClock,
+    ) -> StepReport:
+        report = linearisation.report(self.filter)
+        for _ in range(self.MOST_ATTEMPTS):
+            trial = trial_of(self.filter)
+            with clock.phase("update"):
+                ratio = self._rule.take(trial)
+                ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
+                if trial.slope == 0:  # nothing to gain: the loss is stationary in the outputs
+                    break
+                rejected = ratio is None or ratio <= 1e-3
+                self._adapt(ratio, rejected)
+                if not rejected:
+                    break
+                trial.move(0)
+        report.step_size, report.gain_ratio, report.damping = (
+            trial.step_size, ratio, self.filter.damping,
+        )  # fmt: skip
+        return report
+
+    def _adapt(self, ratio: float | None, rejected: bool) -> None:
+        if rejected:
+            factor = 4.0
+        else:
+            factor = 1 / 3 if ratio > 0.75 else 2.0 if ratio < 0.25 else 1.0
+        damping = min(max(self.filter.damping * factor, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
+        self.filter = Damped(damping, self.filter.rcond)
+        self.state["damping"]["value"] = damping

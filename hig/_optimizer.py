@@ -1,0 +1,280 @@
+"""Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from hig._backward import Backward
+from hig._capture import Capture
+from hig._decompose import METHODS
+from hig._direction import Linearisation, linearise, loss_gradient
+from hig._engine import ENGINES
+from hig._report import PhaseClock, StepReport
+from hig._spectral import HalfInverse, SpectralFilter
+from hig._step_rules import make_step_rule
+from hig._trial import RandomState, Trial, curvature_along
+
+__all__ = ["HIG", "GaussNewton", "JacobianOptimizer"]
+
+Closure = Callable[[], tuple[Tensor, Tensor]]
+
+
+class JacobianOptimizer(torch.optim.Optimizer):
+    """Base of the steps: capture the closure, decompose its Jacobian, filter, move.
+
+    Args:
+        params: parameters, named parameters or parameter groups. All groups share one joint
+            Jacobian; each may have its own ``lr``.
+        lr: factor of the step.
+        filter: spectral filter.
+        engine: "auto", "layerwise" or "rows": how the Jacobian is obtained.
+        method: "auto", "gram" or "svd": how it is decomposed.
+        step_rule: "fixed", "trust" or "line_search".
+        chunk: backward passes in one batch; None chooses by memory.
+
+    Attributes:
+        report: the :class:`~hig.StepReport` of the last step, None before the first.
+        filter: the filter of the next step; may be replaced between steps.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        filter: SpectralFilter,
+        engine: str = "auto",
+        method: str = "auto",
+        step_rule: str = "fixed",
+        chunk: int | None = None,
+    ):
+        for name, value, allowed in (("engine", engine, ENGINES), ("method", method, METHODS)):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}; None chooses by memory")
+        self._rule = make_step_rule(step_rule)
+        _check_lr(lr)
+        super().__init__(params, {"lr": lr})
+        self.filter = filter
+        self.report: StepReport | None = None
+        self._engine, self._method = engine, method
+        self._backward = Backward(chunk)
+        self.state["step_rule"] = self._rule.state
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add parameters to the joint Jacobian; see ``torch.optim.Optimizer``.
+
+        Raises:
+            TypeError: for complex parameters.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _check_lr(group["lr"])
+        for parameter in group["params"]:
+            if not parameter.is_floating_point():
+                raise TypeError(
+                    f"parameters must be real floating point, got {parameter.dtype}; keep real "
+                    "and imaginary parts in one real parameter (torch.view_as_real)"
+                )
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load learning rates and the memory of the step rule; see ``torch.optim.Optimizer``."""
+        super().load_state_dict(state_dict)
+        self._rule.state.update(self.state["step_rule"])
+        self.state["step_rule"] = self._rule.state
+
+    def step(self, closure: Closure) -> Tensor:
+        """Take one step.
+
+        Args:
+            closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
+                computed from. The loss may depend on the parameters through ``prediction`` alone.
+                Rules that evaluate the loss again call it again, from the same random state.
+
+        Returns:
+            The loss before the step, detached.
+
+        Raises:
+            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf.
+            SampleDependenceError: engine "layerwise" where samples influence one another.
+            ValueError: the closure does not return what it should.
+
+        Whatever is raised, no parameter has been changed.
+        """
+        if closure is None:
+            raise ValueError("step needs a closure that returns (loss, prediction), got None")
+        parameters, lrs, names = self._trainable()
+        clock = PhaseClock()
+        self._backward.notes.clear()
+        random_state = RandomState(parameters[0].device) if self._evaluates() else None
+        with clock.phase("forward"), torch.enable_grad(), Capture(parameters) as capture:
+            loss, prediction = _pair(closure())
+        needs_curvature = self._needs_curvature()
+        with clock.phase("loss gradient"):
+            gradient = loss_gradient(loss, prediction, parameters, needs_curvature)
+        linearisation = linearise(
+            capture.uses, loss, prediction, gradient, parameters, names,
+            self.filter, self._engine, self._method, self._backward, clock,
+        )  # fmt: skip
+
+        def trial_of(filter: SpectralFilter) -> Trial:
+            directions, change = linearisation.step(filter)
+            scales = [lr / max(lrs) if max(lrs) else 0.0 for lr in lrs]
+            if any(scale != 1 for scale in scales):
+                directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
+                change = linearisation.output_change(directions) if self._evaluates() else change
+            numbers = [loss.detach().double().reshape(()), linearisation.gradient @ change]
+            if needs_curvature:
+                numbers.append(curvature_along(gradient, prediction, change))
+            values = torch.stack(numbers).tolist() if self._evaluates() else [0.0, 0.0]
+            return Trial(
+                parameters, directions, max(lrs), values[0], values[1],
+                values[2] if needs_curvature else float("nan"),
+                lambda: self._evaluate(closure, random_state),
+            )  # fmt: skip
+
+        with torch.no_grad():
+            self.report = self._advance(trial_of, linearisation, clock)
+        return loss.detach()
+
+    # -- what the siblings change --------------------------------------------------------------
+
+    def _advance(
+        self,
+        trial_of: Callable[[SpectralFilter], Trial],
+        linearisation: Linearisation,
+        clock: PhaseClock,
+    ) -> StepReport:
+        """Move the parameters along the filtered direction and report."""
+        trial = trial_of(self.filter)
+        with clock.phase("update"):
+            ratio = self._rule.take(trial)
+        report = linearisation.report(self.filter)
+        report.step_size, report.gain_ratio = trial.step_size, ratio
+        return report
+
+    def _evaluates(self) -> bool:
+        return self._rule.needs_evaluation
+
+    def _needs_curvature(self) -> bool:
+        return self._rule.needs_curvature
+
+    # -- details ---------------------------------------------------------------------------------
+
+    def _trainable(self) -> tuple[list[Tensor], list[float], list[str]]:
+        parameters, lrs, names = [], [], []
+        for group in self.param_groups:
+            given = group.get("param_names", [None] * len(group["params"]))
+            for parameter, name in zip(group["params"], given, strict=True):
+                if parameter.requires_grad:
+                    shape = tuple(parameter.shape)
+                    names.append(name or f"parameter {len(names)} {shape}")
+                    parameters.append(parameter)
+                    lrs.append(float(group["lr"]))
+        if not parameters:
+            raise ValueError(
+                "none of the optimizer's parameters requires a gradient; call requires_grad_() on "
+                "those that are to be trained"
+            )
+        return parameters, lrs, names
+
+    def _evaluate(self, closure: Closure, random_state: RandomState) -> float:
+        # With gradients enabled: a closure may differentiate its network inside.
+        with torch.enable_grad():
+            loss, _ = random_state.replay(closure)
+        return float(loss.detach())
+
+
+class HIG(JacobianOptimizer):
+    r"""Half-inverse gradients: :math:`\theta \leftarrow \theta - \mathrm{lr}\, J^\kappa g`.
+
+    Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131. J is the joint Jacobian of network and
+    simulator over the batch, g the gradient of the loss with respect to the outputs. The step
+    scales with the loss: a sum instead of a mean over the batch wants a smaller ``lr``.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
+        rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1).
+        kappa: exponent in [-1, 1].
+        engine: "auto" (layer by layer where that is exact, row by row elsewhere), "layerwise"
+            (refuses what it cannot do exactly) or "rows" (any differentiable program).
+        method: "gram", "svd", or "auto": Gram matrix in float64, but the singular value
+            decomposition for a float64 Jacobian of moderate size with a small ``rcond``.
+        step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search".
+        chunk: backward passes in one batch; None chooses by memory.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Example::
+
+        optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-6)
+
+        def closure():
+            prediction = simulate(start, network(target))
+            return (prediction - target).square().sum(1).mean(), prediction
+
+        loss = optimizer.step(closure)
+        print(optimizer.report)
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1.0,
+        rcond: float = 1e-6,
+        kappa: float = -0.5,
+        *,
+        engine: str = "auto",
+        method: str = "auto",
+        step_rule: str = "fixed",
+        chunk: int | None = None,
+    ):
+        filter = HalfInverse(kappa=kappa, rcond=rcond)
+        super().__init__(params, lr, filter, engine, method, step_rule, chunk)
+
+
+class GaussNewton(HIG):
+    r"""Gauss-Newton: the full pseudo-inverse, ``kappa = -1``.
+
+    Args:
+        params: as in :class:`HIG`.
+        lr: as in :class:`HIG`.
+        rcond: as in :class:`HIG`.
+        engine: as in :class:`HIG`.
+        method: as in :class:`HIG`.
+        step_rule: as in :class:`HIG`.
+        chunk: as in :class:`HIG`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1.0,
+        rcond: float = 1e-6,
+        *,
+        engine: str = "auto",
+        method: str = "auto",
+        step_rule: str = "fixed",
+        chunk: int | None = None,
+    ):
+        super().__init__(
+            params, lr, rcond, kappa=-1.0,
+            engine=engine, method=method, step_rule=step_rule, chunk=chunk,
+        )  # fmt: skip
+
+
+def _check_lr(lr: float) -> None:
+    if not 0 <= float(lr) < float("inf"):
+        raise ValueError(f"lr must be non-negative and finite, got {lr}; 1.0 is the published one")
+
+
+def _pair(result) -> tuple[Tensor, Tensor]:
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise ValueError(
+            f"the closure must return (loss, prediction), got {type(result).__name__}; add the "
+            "simulator's output that the loss was computed from"
+        )
+    return result

@@ -1,0 +1,94 @@
+"""The spectral direction as ``.grad``, for any other optimiser."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from hig._backward import Backward
+from hig._capture import Capture
+from hig._direction import linearise, loss_gradient
+from hig._report import PhaseClock, StepReport
+from hig._spectral import SpectralFilter
+
+__all__ = ["record"]
+
+
+class record:  # noqa: N801 - reads as a verb: with hig.record(parameters) as record
+    """Record a forward computation, then put its spectral direction into ``.grad``.
+
+    Any optimiser, scheduler, gradient clipping or trainer takes it from there::
+
+        with hig.record(network.parameters()) as record:
+            prediction = simulate(start, network(target))
+            loss = (prediction - target).square().sum(1).mean()
+        record.backward(loss, prediction, filter=hig.HalfInverse(rcond=1e-6))
+        torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9).step()
+
+    Args:
+        parameters: the parameters of the joint Jacobian; those that require no gradient are
+            left alone.
+
+    Attributes:
+        report: the :class:`~hig.StepReport` of the last ``backward``, None before.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        self._parameters = [p for p in parameters if p.requires_grad]
+        if not self._parameters:
+            raise ValueError(
+                "no parameter that requires a gradient was given; pass network.parameters()"
+            )
+        self._capture = Capture(self._parameters)
+        self.report: StepReport | None = None
+
+    def __enter__(self):
+        """Start to record."""
+        self._capture.uses.clear()
+        self._capture.__enter__()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Stop to record; the graph is still needed for ``backward``."""
+        self._capture.__exit__(*exception)
+
+    def backward(
+        self,
+        loss: Tensor,
+        prediction: Tensor,
+        filter: SpectralFilter,
+        engine: str = "auto",
+        method: str = "auto",
+        chunk: int | None = None,
+    ) -> None:
+        """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
+
+        Args:
+            loss: scalar; depends on the parameters through ``prediction`` alone.
+            prediction: (batch, ...).
+            filter: ``hig.HalfInverse(...)`` or ``hig.Damped(...)``.
+            engine: as in :class:`hig.HIG`.
+            method: as in :class:`hig.HIG`.
+            chunk: as in :class:`hig.HIG`.
+
+        Raises:
+            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is untouched.
+            SampleDependenceError: engine "layerwise" where samples influence one another.
+            ValueError: see :meth:`hig.HIG.step`.
+        """
+        clock = PhaseClock()
+        gradient = loss_gradient(loss, prediction, self._parameters, curvature=False)
+        names = [f"parameter {i} {tuple(p.shape)}" for i, p in enumerate(self._parameters)]
+        linearisation = linearise(
+            self._capture.uses, loss, prediction, gradient, self._parameters, names,
+            filter, engine, method, Backward(chunk), clock,
+        )  # fmt: skip
+        with torch.no_grad():
+            directions, _ = linearisation.step(filter)
+            for parameter, direction in zip(self._parameters, directions, strict=True):
+                direction = direction.to(parameter.dtype)
+                if parameter.grad is None:
+                    parameter.grad = direction
+                else:
+                    parameter.grad += direction
+        self.report = linearisation.report(filter)

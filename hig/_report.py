@@ -1,0 +1,85 @@
+"""What a step tells about itself."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["PhaseClock", "StepReport"]
+
+
+@dataclass
+class StepReport:
+    """One step in numbers. Tensors stay on the device until they are asked for.
+
+    Attributes:
+        loss: the loss before the step.
+        engine: "layerwise", "rows" or "layerwise+rows".
+        route: "rows" (J Jᵀ), "columns" (Jᵀ J) or "svd".
+        rows: n, outputs of all samples together.
+        columns: P, parameters the prediction depends on.
+        singular_values: (min(n, P),) float64, descending.
+        rcond: relative cut-off in force, never below what the route resolves.
+        cutoff: absolute cut-off, a scalar tensor.
+        step_size: the factor of the direction that was applied, learning rate included; None
+            where no step was taken (``record``).
+        gain_ratio: achieved over predicted decrease of the loss, where it was measured.
+        damping: damping of the next step (Levenberg-Marquardt), else None.
+        seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
+        notes: what was done differently and why, in words.
+    """
+
+    loss: Tensor
+    engine: str
+    route: str
+    rows: int
+    columns: int
+    singular_values: Tensor
+    rcond: float
+    cutoff: Tensor
+    step_size: float | None = None
+    gain_ratio: float | None = None
+    damping: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rank(self) -> int:
+        """Number of singular values strictly above the cut-off."""
+        return int((self.singular_values > self.cutoff).sum())
+
+    def __str__(self) -> str:
+        parts = [
+            f"loss {float(self.loss):.4g}",
+            f"rank {self.rank} of {min(self.rows, self.columns)} "
+            f"(J {self.rows} x {self.columns}, rcond {self.rcond:.1e})",
+            f"engine {self.engine}, route {self.route}",
+        ]
+        if self.step_size is not None:
+            parts.append(f"step size {self.step_size:.3g}")
+        if self.gain_ratio is not None:
+            parts.append(f"gain ratio {self.gain_ratio:.2f}")
+        if self.damping is not None:
+            parts.append(f"damping {self.damping:.2e}")
+        phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
+        parts.append(f"ms: {phases}")
+        return "; ".join(parts + self.notes)
+
+
+class PhaseClock:
+    """Adds up seconds per named phase."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str):
+        """Count the time inside the context under ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed

@@ -1,0 +1,135 @@
+r"""Spectral filters: which function of the singular values a step applies to the Jacobian.
+
+With the thin decomposition :math:`J = U S V^T` every step of the family reads
+:math:`d = V \varphi(S) U^T g`; the filter is :math:`\varphi` together with the truncation
+:math:`s_i > \mathrm{rcond} \cdot s_{max}`. Pure maths: singular values in, factors out.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Damped", "HalfInverse", "SpectralFilter"]
+
+
+class SpectralFilter(Protocol):
+    r"""What a decomposition needs to know of a filter.
+
+    Attributes:
+        rcond: relative cut-off in [0, 1); singular values ``s <= rcond * s_max`` contribute zero.
+        needs_small_values: whether small singular values are amplified and must be accurate; a
+            damped filter levels off and needs none.
+    """
+
+    @property
+    def rcond(self) -> float: ...
+
+    @property
+    def needs_small_values(self) -> bool: ...
+
+    def gain(self, singular_values: Tensor) -> Tensor:
+        r"""Return :math:`\varphi(s) / s` for positive ``singular_values``, same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class HalfInverse:
+    r"""The power filter :math:`\varphi(s) = s^\kappa` with truncation.
+
+    ``kappa = 1`` is gradient descent, ``-1/2`` the half-inverse gradient, ``-1`` Gauss-Newton
+    (Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131).
+
+    Args:
+        kappa: exponent in [-1, 1].
+        rcond: relative cut-off in [0, 1); strict, ``s > rcond * s_max`` is kept.
+
+    Raises:
+        ValueError: if ``kappa`` or ``rcond`` lies outside its range.
+    """
+
+    kappa: float = -0.5
+    rcond: float = 1e-6
+
+    def __post_init__(self):
+        check_rcond(self.rcond)
+        if not -1 <= self.kappa <= 1:
+            raise ValueError(
+                f"kappa must be in [-1, 1], got {self.kappa}; -0.5 is the half-inverse gradient, "
+                "-1 Gauss-Newton, 1 gradient descent"
+            )
+
+    @property
+    def needs_small_values(self) -> bool:
+        """Whether small singular values are amplified, so that they must be accurate."""
+        return self.kappa < 1
+
+    def gain(self, singular_values: Tensor) -> Tensor:
+        r"""Return :math:`s^{\kappa - 1}`, same shape and dtype as ``singular_values``."""
+        return singular_values.pow(self.kappa - 1)
+
+
+@dataclass(frozen=True)
+class Damped:
+    r"""The Levenberg-Marquardt filter :math:`\varphi(s) = s / (s^2 + \lambda)`.
+
+    Args:
+        damping: :math:`\lambda > 0`, in units of the squared singular values.
+        rcond: relative cut-off in [0, 1), as in :class:`HalfInverse`.
+
+    Raises:
+        ValueError: if ``damping`` is not positive and finite, or ``rcond`` outside its range.
+    """
+
+    damping: float = 1e-3
+    rcond: float = 0.0
+
+    def __post_init__(self):
+        check_rcond(self.rcond)
+        if not 0 < self.damping < float("inf"):
+            raise ValueError(
+                f"damping must be positive and finite, got {self.damping}; use GaussNewton or "
+                "HalfInverse(kappa=-1) for a step without damping"
+            )
+
+    @property
+    def needs_small_values(self) -> bool:
+        """Always False: the response levels off below ``sqrt(damping)``."""
+        return False
+
+    def gain(self, singular_values: Tensor) -> Tensor:
+        r"""Return :math:`1 / (s^2 + \lambda)`, same shape and dtype as ``singular_values``."""
+        return 1 / (singular_values.square() + self.damping)
+
+
+def check_rcond(rcond: float) -> None:
+    """Raise ValueError unless ``0 <= rcond < 1``."""
+    if not 0 <= rcond < 1:
+        raise ValueError(
+            f"rcond must be in [0, 1), got {rcond}; 1e-6 suits float32 Jacobians of neural networks"
+        )
+
+
+def filter_gains(filter: SpectralFilter, singular_values: Tensor, floor: float) -> Tensor:
+    r"""Truncated gains :math:`\varphi(s_i) / s_i`, zero where ``s_i`` is cut.
+
+    Args:
+        filter: the filter.
+        singular_values: (k,), non-negative, any order.
+        floor: relative accuracy of the singular values; nothing below it can be told from zero,
+            so the cut-off is ``max(rcond, floor)``.
+
+    Returns:
+        (k,) gains, same dtype. All zero where all singular values are zero.
+    """
+    # Strict: with rcond = 0, or with all singular values zero, a zero must be cut and not be
+    # raised to a negative power.
+    keep = singular_values > cutoff(filter, singular_values, floor)
+    safe = torch.where(keep, singular_values, torch.ones_like(singular_values))
+    return torch.where(keep, filter.gain(safe), torch.zeros_like(singular_values))
+
+
+def cutoff(filter: SpectralFilter, singular_values: Tensor, floor: float) -> Tensor:
+    """The absolute cut-off: a scalar tensor ``max(rcond, floor) * s_max``."""
+    return max(filter.rcond, floor) * singular_values.max()

@@ -1,0 +1,139 @@
+r"""How far to go along a direction: ``fixed``, ``trust``, ``line_search``.
+
+A rule is given a :class:`~hig._trial.Trial`, moves the parameters and leaves them where the step
+ends. Its memory is a dict of plain numbers, so that it travels in ``state_dict``.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hig._trial import Trial
+
+__all__ = ["STEP_RULES", "Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule"]
+
+
+class StepRule(Protocol):
+    """A step-size rule.
+
+    Attributes:
+        needs_curvature: whether the trial must know the curvature of the loss.
+        needs_evaluation: whether the rule may evaluate the closure again.
+        state: its memory, plain numbers.
+    """
+
+    needs_curvature: bool
+    needs_evaluation: bool
+    state: dict[str, Any]
+
+    def take(self, trial: Trial) -> float | None:
+        """Move the parameters; return the gain ratio if it was measured."""
+        ...
+
+
+@dataclass
+class Fixed:
+    """The step size is the learning rate."""
+
+    needs_curvature = False
+    needs_evaluation = False
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, trial: Trial) -> None:
+        """See :class:`StepRule`."""
+        trial.move(trial.lr)
+
+
+@dataclass
+class Trust:
+    r"""A fraction a of the Cauchy step, adapted by the gain ratio.
+
+    :math:`\eta = \mathrm{lr} \cdot a \, (g \cdot v) / |v^T H v|`, the minimiser of the quadratic
+    model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
+    and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
+    where the model predicts well and shrinks where it does not. A loss without curvature along
+    the step (linear in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
+    """
+
+    warm_up: int = 8
+    period: int = 6
+    needs_curvature = True
+    needs_evaluation = True
+    state: dict[str, Any] = field(default_factory=lambda: {"fraction": 0.5, "steps": 0})
+
+    def take(self, trial: Trial) -> float | None:
+        """See :class:`StepRule`."""
+        fraction, steps = self.state["fraction"], self.state["steps"]
+        self.state["steps"] = steps + 1
+        cauchy = trial.slope / trial.curvature if trial.curvature > 0 else 1.0
+        step_size = trial.lr * fraction * cauchy
+        if not math.isfinite(step_size):
+            step_size = 0.0
+        trial.move(step_size)
+        if step_size == 0 or (steps >= self.warm_up and steps % self.period):
+            return None
+        ratio = trial.gain_ratio()
+        self.state["fraction"] = _adapted(fraction, ratio)
+        if ratio < 0:
+            trial.move(0)
+        return ratio
+
+
+def _adapted(fraction: float, ratio: float) -> float:
+    if ratio > 0.75:
+        return min(1.25 * fraction, 1.0)
+    if ratio < 0.25:
+        return fraction / 2
+    return 0.8 * fraction if ratio < 0.5 else fraction
+
+
+@dataclass
+class LineSearch:
+    r"""The best of the step sizes :math:`\mathrm{lr} \cdot 2^k` on the same batch.
+
+    Starts at the k of the last step and doubles or halves for as long as the loss falls; no step
+    is taken where none lowers it.
+    """
+
+    most_evaluations: int = 24
+    needs_curvature = False
+    needs_evaluation = True
+    state: dict[str, Any] = field(default_factory=lambda: {"exponent": 0})
+
+    def take(self, trial: Trial) -> None:
+        """See :class:`StepRule`."""
+        exponent = self.state["exponent"]
+
+        def loss(k: int) -> float:
+            return trial.measure(math.ldexp(trial.lr, k))
+
+        best, lowest = exponent, loss(exponent)
+        # Upwards only pays where the present size already lowers the loss.
+        upwards = lowest < trial.loss and loss(exponent + 1) < lowest
+        direction = 1 if upwards else -1
+        for k in range(1, self.most_evaluations):
+            found = loss(exponent + direction * k)
+            if found < lowest:
+                best, lowest = exponent + direction * k, found
+            elif lowest < trial.loss:
+                break
+        if lowest < trial.loss:
+            self.state["exponent"] = best
+            trial.move(math.ldexp(trial.lr, best))
+        else:
+            self.state["exponent"] = 0
+            trial.move(0)
+
+
+STEP_RULES = {"fixed": Fixed, "trust": Trust, "line_search": LineSearch}
+
+
+def make_step_rule(name: str) -> StepRule:
+    """Return a fresh rule of the given name.
+
+    Raises:
+        ValueError: if there is no rule of that name.
+    """
+    if name not in STEP_RULES:
+        raise ValueError(f"step_rule must be one of {tuple(STEP_RULES)}, got {name!r}")
+    return STEP_RULES[name]()

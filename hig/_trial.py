@@ -1,0 +1,113 @@
+"""A step that can be tried, measured and taken back."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["RandomState", "Trial", "curvature_along"]
+
+
+class RandomState:
+    """Torch's random state at one moment, so that a closure sees the same numbers again."""
+
+    def __init__(self, device: torch.device):
+        self._cpu = torch.get_rng_state()
+        self._device = device
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def replay(self, function: Callable):
+        """Call ``function`` from the remembered state; afterwards the state is as before."""
+        devices = [self._device] if self._cuda is not None else []
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(self._cpu)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda, self._device)
+            return function()
+
+
+class Trial:
+    r"""Parameters along a direction, with the quadratic model of the loss along it.
+
+    A step of size :math:`\eta` changes the outputs by :math:`-\eta v`, so the model of the loss
+    is :math:`L - \eta\, g \cdot v + \tfrac12 \eta^2 |v^T H v|`.
+
+    Args:
+        parameters: the parameters, changed in place.
+        directions: one per parameter, float64.
+        lr: the learning rate that multiplies whatever a rule proposes.
+        loss: the loss before the step.
+        slope: g · v.
+        curvature: vᵀ H v, or NaN where no rule asked for it.
+        evaluate: gives the loss of the same batch at the present parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        directions: Sequence[Tensor],
+        lr: float,
+        loss: float,
+        slope: float,
+        curvature: float,
+        evaluate: Callable[[], float],
+    ):
+        self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
+        self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
+        self._start: list[Tensor] | None = None
+        self._losses: dict[float, float] = {}
+        self.step_size = 0.0
+
+    def move(self, step_size: float) -> None:
+        """Put the parameters at ``start - step_size * direction``; 0 restores them exactly."""
+        if self._start is None:
+            self._start = [parameter.detach().clone() for parameter in self._parameters]
+        for parameter, start, direction in zip(
+            self._parameters, self._start, self._directions, strict=True
+        ):
+            if step_size == 0:
+                parameter.copy_(start)
+            else:
+                parameter.copy_(start - step_size * direction)
+        self.step_size = step_size
+
+    def measure(self, step_size: float) -> float:
+        """Move there and return the loss; infinite where it is not a finite number."""
+        if self.step_size != step_size or self._start is None:
+            self.move(step_size)
+        if step_size not in self._losses:
+            loss = self._evaluate()
+            self._losses[step_size] = loss if math.isfinite(loss) else math.inf
+        return self._losses[step_size]
+
+    def gain_ratio(self) -> float:
+        """Achieved over predicted decrease of the loss at the present step size."""
+        eta = self.step_size
+        predicted = eta * self.slope - 0.5 * eta**2 * self.curvature
+        if not predicted > 0:
+            return -math.inf
+        return (self.loss - self.measure(eta)) / predicted
+
+
+def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Tensor:
+    """Return vᵀ H v with H the Hessian of the loss in the outputs, by one product with it.
+
+    Args:
+        gradient: gradient of the loss with respect to the prediction, with its graph.
+        prediction: (B, ...).
+        change: v, (n,) float64.
+
+    Returns:
+        A float64 scalar; zero for a loss that is linear in the outputs.
+    """
+    change = change.view_as(prediction)
+    if not gradient.requires_grad:
+        return change.new_zeros(())
+    with torch.enable_grad():
+        (product,) = torch.autograd.grad(
+            gradient, prediction, change.to(gradient.dtype), retain_graph=True, allow_unused=True
+        )
+    if product is None:
+        return change.new_zeros(())
+    return (product.double() * change).sum()

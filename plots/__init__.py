@@ -1,0 +1,1 @@
+"""Figures drawn from result files alone: `python -m plots.<figure> RESULTS... --out figure.png`."""

@@ -1,0 +1,99 @@
+"""Loss curves of result files, and the curve that stands for several seeds."""
+
+import numpy as np
+
+from plots._files import PlotError, note
+
+_REMEDY = "Give a result file that the runner or a published training script has written"
+
+
+def curve(file, quantity, axis, log_x=False):
+    """One loss curve, without the points that a logarithmic axis cannot show.
+
+    Args:
+        file: ResultFile.
+        quantity: "train" or "test".
+        axis: "time" or "epochs".
+        log_x: Whether the horizontal axis is logarithmic too.
+
+    Returns:
+        Positions (N,) in seconds or epochs and losses (N,), float64; at least one point.
+
+    Raises:
+        PlotError: The file lacks the keys for it, their lengths disagree or no point is left.
+    """
+    loss = file.array(f"{quantity}_loss", 1, _REMEDY)
+    position = (_times if axis == "time" else _epochs)(file, len(loss))
+    shown = np.isfinite(loss) & (loss > 0) & np.isfinite(position)
+    if not shown.all():
+        note(
+            f"{file.path}: {np.sum(~shown)} of {len(loss)} {quantity} losses are not finite or "
+            "not positive and are left out"
+        )
+    if log_x:
+        shown &= position > 0  # the evaluation before training has no place on a log axis
+    if not shown.any():
+        raise PlotError(
+            f"{file.path} has no {quantity} loss that a logarithmic axis can show: the "
+            f"{len(loss)} losses start with {loss[:3]}"
+        )
+    return position[shown], loss[shown]
+
+
+def median_and_band(curves):
+    """Several seeds as one curve, over the range that all of them cover.
+
+    The losses are interpolated between evaluations as straight lines on a logarithmic axis.
+
+    Args:
+        curves: Sequence of pairs of positions (N_i,), ascending, and positive losses (N_i,).
+
+    Returns:
+        Positions (N,) and the median, smallest and largest loss there, (N,) float64 each; N is
+        zero where the curves have no common range.
+    """
+    first = max(position[0] for position, _ in curves)
+    last = min(position[-1] for position, _ in curves)
+    grid = np.unique(np.concatenate([position for position, _ in curves]))
+    grid = grid[(grid >= first) & (grid <= last)]
+    logs = np.array([np.interp(grid, position, np.log(loss)) for position, loss in curves])
+    return grid, *np.exp([np.median(logs, axis=0), logs.min(axis=0), logs.max(axis=0)])
+
+
+def _epochs(file, count):
+    value = np.asarray(file.get("epochs", f"{_REMEDY}, or use --x time"))
+    if value.ndim == 1:
+        return _of_length(file, "epochs", count)
+    total = float(file.array("epochs", 0, _REMEDY))
+    if total == count:
+        return np.arange(1.0, count + 1)  # evaluated after every epoch, not before the first
+    return np.linspace(0.0, total, count)
+
+
+def _times(file, count):
+    if "time" in file.results:
+        return _of_length(file, "time", count)
+    # Published training scripts keep the seconds of every epoch, or their mean, and the total.
+    epochs = _epochs(file, count) if "epochs" in file.results else np.arange(float(count))
+    if np.ndim(file.results.get("epoch_time")) == 1:
+        ends = np.cumsum(file.array("epoch_time", 1, _REMEDY))
+        if len(ends) == count - 1:
+            return np.concatenate([[0.0], ends])
+        if len(ends) == count:
+            return ends - ends[0] if epochs[0] == 0 else ends
+        if len(ends) == epochs[-1]:  # evaluated every few epochs
+            return np.interp(epochs, np.arange(len(ends) + 1), np.concatenate([[0.0], ends]))
+    if file.results.get("simulation_time") is not None:
+        total = float(file.array("simulation_time", 0, _REMEDY))
+        return epochs * (total / max(epochs[-1], 1e-300))
+    remedy = "'time' is missing too; use --x epochs"
+    return epochs * float(file.array("epoch_time", 0, remedy))
+
+
+def _of_length(file, key, count):
+    array = file.array(key, 1, _REMEDY)
+    if len(array) != count:
+        raise PlotError(
+            f"'{key}' in {file.path} has {len(array)} entries for {count} losses; {_REMEDY}"
+        )
+    return array

@@ -1,0 +1,174 @@
+"""Result files as the figures see them, and the command line that all figures share."""
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hig import load_results
+from plots import _style
+
+SUFFIXES = (".png", ".pdf", ".svg")
+
+
+class PlotError(ValueError):
+    """A figure cannot be drawn from the files given; the text says why and what would help."""
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """The contents of one result file and the names under which a figure shows it."""
+
+    path: Path
+    results: dict
+
+    @property
+    def label(self):
+        """The name in legends; files that have none go by their file name."""
+        return str(self.results.get("label") or self.path.stem)
+
+    @property
+    def problem(self):
+        """The problem, empty where the file does not say."""
+        return str(self.results.get("problem") or "")
+
+    @property
+    def method(self):
+        """The name under which the method has its colour; the file name may have to tell."""
+        if self.results.get("method"):
+            return _style.method_name(str(self.results["method"]))
+        words = [_style.method_name(word) for word in re.split(r"[^A-Za-z]+", self.path.stem)]
+        known = [word for word in words if _style.is_known(word)]
+        return known[0] if known else _style.method_name(self.label)
+
+    def get(self, key, remedy):
+        """The value of a key; "spectrum.rcond" reaches into a nested dict.
+
+        Args:
+            key: The key, with dots between the levels.
+            remedy: What to do when it is missing, for the error text.
+
+        Returns:
+            The value as the file holds it.
+
+        Raises:
+            PlotError: The file has no such key.
+        """
+        value = self.results
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                there = ", ".join(map(str, self.results)) or "nothing"
+                raise PlotError(f"{self.path} has no '{key}'; it has {there}. {remedy}")
+            value = value[part]
+        return value
+
+    def array(self, key, ndim, remedy):
+        """An array of numbers.
+
+        Args:
+            key: As for `get`.
+            ndim: The number of dimensions that it must have.
+            remedy: As for `get`.
+
+        Returns:
+            float64 array of `ndim` dimensions.
+
+        Raises:
+            PlotError: The key is missing, or its value is not such an array.
+        """
+        value = self.get(key, remedy)
+        try:
+            array = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise PlotError(f"'{key}' in {self.path} is no array of numbers: {error}") from error
+        if array.ndim != ndim or array.size == 0:
+            raise PlotError(
+                f"'{key}' in {self.path} must be a non-empty array of {ndim} dimension(s), "
+                f"found shape {array.shape}. {remedy}"
+            )
+        return array
+
+
+def load(path):
+    """Reads one result file.
+
+    Args:
+        path: Its path.
+
+    Returns:
+        ResultFile.
+
+    Raises:
+        PlotError: There is no such file, or it is not a result file.
+    """
+    try:
+        return ResultFile(Path(path), load_results(path))
+    except (OSError, ValueError) as error:  # load_results' own errors are ValueErrors
+        raise PlotError(str(error)) from error
+
+
+def parser(module, description, epilog):
+    """The options that every figure has.
+
+    Args:
+        module: Name of the figure's module, e.g. "loss".
+        description: What the figure shows.
+        epilog: Examples and remarks below the options.
+
+    Returns:
+        argparse.ArgumentParser with `results` and `--out`.
+    """
+    result = argparse.ArgumentParser(
+        prog=f"python -m plots.{module}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("results", nargs="+", metavar="RESULTS", help="result files (.pickle)")
+    result.add_argument(
+        "--out",
+        required=True,
+        type=_figure_path,
+        metavar="FIGURE",
+        help="where to write the figure; the suffix .png, .pdf or .svg chooses the format",
+    )
+    return result
+
+
+def write(options, draw):
+    """Loads the files, draws, writes the figure and says where it is.
+
+    Args:
+        options: The parsed `results` and `--out`.
+        draw: Called with a list of ResultFile; returns the figure.
+
+    Returns:
+        Exit status: 0, or 2 after an error whose text went to stderr.
+    """
+    try:
+        with _style.look():
+            figure = draw([load(path) for path in options.results])
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(options.out)
+    except (PlotError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"figure written to {options.out}")
+    return 0
+
+
+def note(text):
+    """Tells on stderr what a figure leaves out."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _figure_path(text):
+    path = Path(text)
+    if path.suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f"must end in one of {', '.join(SUFFIXES)}, got {text!r}; for example figure.png"
+        )
+    return path

@@ -1,0 +1,131 @@
+"""Loss against training time or epochs, for any set of result files."""
+
+import sys
+
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from plots import _files, _style
+from plots._curves import curve, median_and_band
+
+_UNITS = {"time": "training time (s)", "epochs": "epochs"}
+
+_EPILOG = """\
+Files of one problem and one method label are the seeds of one experiment: their median is drawn
+over the range that all of them cover, in a band from the lowest to the highest. Each problem has
+its own row of panels. Files of the published training scripts go by their file names.
+
+examples:
+  python -m plots.loss results/*.pickle --out loss.png
+  python -m plots.loss hig.pickle adam.pickle --x both --quantity both --out loss.pdf
+"""
+
+
+def draw(files, x="time", quantity="test", log_x=False):
+    """Draws the figure.
+
+    Args:
+        files: Sequence of ResultFile.
+        x: "time", "epochs" or "both" (side by side).
+        quantity: "test", "train" or "both" (train as thin, pale lines).
+        log_x: Whether the horizontal axis is logarithmic too.
+
+    Returns:
+        matplotlib.figure.Figure with a row for each problem and a column for each axis.
+
+    Raises:
+        PlotError: A file lacks what the figure needs.
+    """
+    axes_names = ("time", "epochs") if x == "both" else (x,)
+    quantities = ("test", "train") if quantity == "both" else (quantity,)
+    problems = list(dict.fromkeys(file.problem for file in files))
+    styles = _style.line_styles({(file.method, file.label) for file in files})
+    figure, grid = _style.panels(len(problems), len(axes_names), sharey="row")
+    for row, problem in zip(grid, problems, strict=True):
+        for axes, name in zip(row, axes_names, strict=True):
+            groups = _groups(file for file in files if file.problem == problem)
+            for index, kind in enumerate(quantities):
+                for key, group in groups.items():
+                    curves = [curve(file, kind, name, log_x) for file in group]
+                    _draw_group(axes, curves, group[0].label, styles[key], pale=index > 0)
+            _finish(axes, name, log_x)
+        row[0].set_ylabel(f"{'' if quantity == 'both' else quantity + ' '}loss per data point")
+        if len(problems) > 1:
+            row[0].set_title(problem.replace("_", " ") or "problem not named", loc="left")
+    _legend(figure, quantity)
+    return figure
+
+
+def _groups(files):
+    groups = {}
+    for file in files:
+        groups.setdefault((file.method, file.label), []).append(file)
+    return groups
+
+
+def _draw_group(axes, curves, label, style, pale):
+    look = {"lw": 0.8, "alpha": 0.6, "label": f"_train {label}"} if pale else {"label": label}
+    look["marker"] = "o" if len(curves[0][0]) == 1 else None
+    if len(curves) == 1:
+        axes.plot(*curves[0], **style, **look)
+        return
+    position, median, lowest, highest = median_and_band(curves)
+    if len(position) == 0:
+        raise _files.PlotError(
+            f"the {len(curves)} files labelled '{label}' cover no common range of the horizontal "
+            "axis; give files of runs of similar length, or different labels"
+        )
+    axes.plot(position, median, **style, **look)
+    if not pale:
+        axes.fill_between(position, lowest, highest, color=style["color"], alpha=0.2, lw=0)
+
+
+def _finish(axes, name, log_x):
+    axes.set_yscale("log")
+    axes.set_xlabel(_UNITS[name])
+    if log_x:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+
+
+def _legend(figure, quantity):
+    """Best method at the bottom, as where the curves end; beside the panels, so it hides none."""
+    lines = {}
+    for line in (line for axes in figure.axes for line in axes.lines):
+        if not line.get_label().startswith("_"):
+            lines.setdefault(line.get_label(), line)
+    handles = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
+    if quantity == "both":
+        handles.append(Line2D([], [], color=_style.GREY, label="test"))
+        handles.append(Line2D([], [], color=_style.GREY, lw=0.8, alpha=0.6, label="train"))
+    if any(axes.collections for axes in figure.axes):
+        handles.append(Patch(color=_style.GREY, alpha=0.2, lw=0, label="min–max of seeds"))
+    figure.legend(handles=handles, loc="outside right upper")
+
+
+def main(arguments=None):
+    """Runs the command line.
+
+    Args:
+        arguments: Sequence of str; those of the process when None.
+
+    Returns:
+        Exit status, 0 or 2.
+    """
+    parser = _files.parser("loss", __doc__, _EPILOG)
+    parser.add_argument(
+        "--x", choices=("time", "epochs", "both"), default="time", help="horizontal axis (time)"
+    )
+    parser.add_argument(
+        "--quantity", choices=("test", "train", "both"), default="test", help="which loss (test)"
+    )
+    parser.add_argument("--log-x", action="store_true", help="logarithmic horizontal axis")
+    options = parser.parse_args(arguments)
+    return _files.write(
+        options, lambda files: draw(files, options.x, options.quantity, options.log_x)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

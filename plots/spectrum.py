@@ -1,0 +1,101 @@
+"""Singular values of the joint Jacobian at a few moments of the training, with the cut-off."""
+
+import argparse
+import sys
+
+import numpy as np
+from matplotlib import colormaps
+
+from plots import _files, _style
+
+_REMEDY = "Only methods that decompose the Jacobian, such as HIG, record a spectrum"
+
+_EPILOG = """\
+Values are relative to the largest of their moment. Directions below the dashed line are dropped
+from the step. Several files stand side by side.
+
+example:
+  python -m plots.spectrum hig_seed1.pickle --moments 4 --out spectrum.png
+"""
+
+
+def draw(files, moments=5):
+    """Draws the figure.
+
+    Args:
+        files: Sequence of ResultFile.
+        moments: The largest number of moments shown; they are spread evenly over those recorded,
+            the first and the last among them.
+
+    Returns:
+        matplotlib.figure.Figure with a column for each file.
+
+    Raises:
+        PlotError: A file has no spectrum, or its parts do not fit together.
+    """
+    # Moments differ from file to file, so every panel has its legend beside it.
+    figure, grid = _style.panels(1, len(files), width=4.4, beside=0, sharey=True)
+    for axes, file in zip(grid[0], files, strict=True):
+        _draw_file(axes, file, moments)
+        if len(files) > 1:
+            axes.set_title(file.label, loc="left")
+    grid[0, 0].set_ylabel("singular value / largest")
+    return figure
+
+
+def _draw_file(axes, file, moments):
+    epochs = file.array("spectrum.epochs", 1, _REMEDY)
+    values = file.array("spectrum.singular_values", 2, _REMEDY)
+    rcond = float(file.array("spectrum.rcond", 0, _REMEDY))
+    if len(epochs) != len(values):
+        raise _files.PlotError(
+            f"'spectrum' in {file.path} has {len(epochs)} epochs for {len(values)} rows of "
+            "singular values; run the experiment again"
+        )
+    chosen = np.unique(np.linspace(0, len(epochs) - 1, min(moments, len(epochs))).round())
+    for index, shade in zip(chosen.astype(int), np.linspace(0, 0.85, len(chosen)), strict=True):
+        if not values[index].max() > 0:
+            _files.note(f"{file.path}: every singular value at epoch {epochs[index]:g} is zero")
+            continue
+        relative = values[index] / values[index].max()
+        relative[~(relative > 0)] = np.nan  # a logarithmic axis has no place for zeros
+        axes.plot(
+            np.arange(1, len(relative) + 1),
+            relative,
+            color=colormaps["viridis"](shade),
+            label=f"epoch {epochs[index]:.3g}",
+        )
+    if rcond > 0:
+        text = f"cut-off {np.format_float_scientific(rcond, trim='-', exp_digits=1)}"
+        axes.axhline(rcond, color=_style.GREY, linestyle="--", linewidth=1.0, label=text)
+    axes.set_yscale("log")
+    axes.set_xlim(1, max(values.shape[1], 2))
+    axes.set_xlabel("index")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
+
+
+def _count(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
+    return int(text)
+
+
+def main(arguments=None):
+    """Runs the command line.
+
+    Args:
+        arguments: Sequence of str; those of the process when None.
+
+    Returns:
+        Exit status, 0 or 2.
+    """
+    parser = _files.parser("spectrum", __doc__, _EPILOG)
+    parser.add_argument(
+        "--moments", type=_count, default=5, metavar="N", help="at most this many curves (5)"
+    )
+    options = parser.parse_args(arguments)
+    return _files.write(options, lambda files: draw(files, options.moments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

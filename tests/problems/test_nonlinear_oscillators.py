@@ -1,0 +1,223 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from problems import NonlinearOscillators
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "nonlinear_oscillators.npz"
+DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as data:
+        return dict(data)
+
+
+def golden_network(problem, golden, dtype):
+    network = problem.network().to(dtype)
+    with torch.no_grad():
+        for i, parameter in enumerate(network.parameters()):
+            parameter.copy_(torch.from_numpy(golden[f"w{i}"].T))  # Keras keeps (in, out)
+    return network
+
+
+def relative_error(actual, expected):
+    return np.abs(actual.detach().numpy() - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_golden_forward_loss_and_loss_gradient(golden, dtype):
+    problem = NonlinearOscillators()
+    network = golden_network(problem, golden, dtype)
+    batch = {
+        "start": torch.from_numpy(golden["x"]).to(dtype),
+        "target": torch.from_numpy(golden["y_target"]).to(dtype),
+    }
+    prediction = problem.predict(network, batch)
+    loss = problem.loss(prediction, batch)
+    (loss_gradient,) = torch.autograd.grad(loss, prediction)
+    assert prediction.dtype == loss.dtype == dtype
+    assert relative_error(prediction, golden["y_pred"]) < 1e-5
+    assert loss.item() == pytest.approx(golden["loss_per_sample"].mean(), rel=1e-5)
+    assert relative_error(loss_gradient, golden["dloss_dy"]) < 1e-5
+
+
+def slow_derivative(state, force, count):
+    """Sample by sample and oscillator by oscillator, as the equations are written."""
+    x, v = state[:count], state[count:]
+    derivative = np.zeros_like(state)
+    for i in range(count):
+        derivative[i] = v[i]
+        derivative[count + i] = -x[i]
+        if i + 1 < count:
+            derivative[count + i] += (x[i + 1] - x[i]) ** 3
+        if i > 0:
+            derivative[count + i] += (x[i - 1] - x[i]) ** 3
+        if i == count - 1:
+            derivative[count + i] += force
+    return derivative
+
+
+def slow_simulation(state, controls, dt, count, substeps):
+    h = dt / substeps
+    for u in controls:
+        for _ in range(substeps):
+            k1 = slow_derivative(state, 3 * u, count)
+            k2 = slow_derivative(state + h / 2 * k1, 3 * u, count)
+            k3 = slow_derivative(state + h / 2 * k2, 3 * u, count)
+            k4 = slow_derivative(state + h * k3, 3 * u, count)
+            state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return state
+
+
+def random_case(count, samples=3, steps=12):
+    generator = torch.Generator().manual_seed(count)
+    start = torch.rand(samples, 2 * count, generator=generator, dtype=torch.float64)
+    controls = torch.randn(samples, steps, generator=generator, dtype=torch.float64)
+    return start, controls
+
+
+def simulate(problem, start, controls):
+    batch = {"start": start, "target": start}
+    return problem.predict(lambda target: controls, batch)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize(("substeps", "tolerance"), [(1, 1e-13), (20, 1e-3)])
+def test_agrees_with_a_slow_simulation(count, substeps, tolerance):
+    problem = NonlinearOscillators(oscillators=count, time_steps=12)
+    start, controls = random_case(count)
+    expected = [
+        slow_simulation(s.numpy(), c.numpy(), problem.dt, count, substeps)
+        for s, c in zip(start, controls, strict=True)
+    ]
+    np.testing.assert_allclose(simulate(problem, start, controls), expected, atol=tolerance)
+
+
+def energy(state):
+    x, v = state.chunk(2, -1)
+    springs = x.diff().pow(4).sum(-1) / 4
+    return (v.square().sum(-1) + x.square().sum(-1)) / 2 + springs
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_energy_is_conserved_without_control(count):
+    start, _ = random_case(count)
+    problem = NonlinearOscillators(oscillators=count, dt=0.01)
+    final = simulate(problem, start, start.new_zeros(len(start), 300))
+    torch.testing.assert_close(energy(final), energy(start), rtol=1e-8, atol=0)
+    assert (final - start).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_convergence_of_order_four(count):
+    start, controls = random_case(count)
+
+    def final(refine):
+        problem = NonlinearOscillators(oscillators=count, dt=0.1 / refine)
+        return simulate(problem, start, controls.repeat_interleave(refine, 1))
+
+    exact = final(32)
+    coarse, fine = (final(refine) - exact for refine in (2, 4))
+    assert math.log2(coarse.norm() / fine.norm()) == pytest.approx(4, abs=0.25)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step_takes_batches_single_states_and_vmap(count, dtype):
+    problem = NonlinearOscillators(oscillators=count)
+    start, controls = (t.to(dtype) for t in random_case(count))
+    control = controls[:, 0]
+    batched = problem.step(start, control)
+    assert batched.shape == start.shape
+    assert batched.dtype == dtype
+    torch.testing.assert_close(torch.func.vmap(problem.step)(start, control), batched)
+    for s, u, expected in zip(start, control, batched, strict=True):
+        torch.testing.assert_close(problem.step(s, u), expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_step_jacobian_under_vmap_and_vjp(count):
+    problem = NonlinearOscillators(oscillators=count)
+    start, controls = random_case(count)
+    control = controls[:, 0]
+    jacobian = torch.func.vmap(torch.func.jacrev(problem.step, argnums=(0, 1)))(start, control)
+    _, pullback = torch.func.vjp(problem.step, start, control)
+    cotangents = torch.eye(2 * count, dtype=start.dtype)[:, None].expand(-1, len(start), -1)
+    for one, other in zip(jacobian, torch.func.vmap(pullback)(cotangents), strict=True):
+        torch.testing.assert_close(one, other.transpose(0, 1))
+    assert torch.autograd.gradcheck(
+        problem.step, (start.requires_grad_(), control.clone().requires_grad_())
+    )
+
+
+def test_force_reaches_the_last_velocity_only():
+    problem = NonlinearOscillators(oscillators=3)
+    state = torch.zeros(6)
+    derivative = problem.derivative(state, torch.tensor([0.0, 0.0, 3.0]))
+    assert derivative.tolist() == [0, 0, 0, 0, 0, 3]
+
+
+def test_data_depend_on_the_seed_alone():
+    problem = NonlinearOscillators(train_size=10, test_size=7)
+    train, test = problem.data(torch.Generator().manual_seed(4))
+    torch.manual_seed(99)
+    again, _ = problem.data(torch.Generator().manual_seed(4))
+    other, _ = problem.data(torch.Generator().manual_seed(5))
+    assert train["start"].shape == (10, 4)
+    assert test["target"].shape == (7, 4)
+    assert train["start"].dtype == torch.float64
+    assert torch.equal(train["start"], train["target"])
+    assert torch.equal(train["start"], again["start"])
+    assert not torch.equal(train["start"], other["start"])
+    assert not torch.equal(train["start"][:7], test["start"])
+    assert train["start"].min() >= 0
+    assert train["start"].max() < 1
+
+
+def test_loss_is_the_mean_of_sums_of_squares():
+    prediction = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    batch = {"target": torch.tensor([[0.0, 0.0], [3.0, 0.0]])}
+    assert NonlinearOscillators(oscillators=1).loss(prediction, batch).item() == 7.0
+
+
+def test_example():
+    problem = NonlinearOscillators(time_steps=8, train_size=3, test_size=1)
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    network = problem.network().double()
+    example = problem.example(network, train)
+    shapes = {key: np.shape(value) for key, value in example.items()}
+    assert shapes == {
+        "time": (9,),
+        "control_time": (8,),
+        "state": (3, 9, 4),
+        "target": (3, 4),
+        "control": (3, 8),
+        "state_names": (4,),
+    }
+    assert example["state_names"] == ["x1", "x2", "v1", "v2"]
+    assert example["time"][-1] == 1.0
+    np.testing.assert_allclose(example["state"][:, 0], train["start"])
+    final = problem.predict(network, train).detach()
+    np.testing.assert_allclose(example["state"][:, -1], final, rtol=1e-12)
+
+
+def test_published_settings():
+    settings = NonlinearOscillators.settings
+    published = {name: s for name, s in settings.items() if s.published}
+    assert set(published) == {"hig", "gn", "adam"}
+    assert (published["hig"].batch_size, published["hig"].lr) == (128, 1.0)
+    assert published["hig"].rcond == published["gn"].rcond == 1e-6
+    assert (published["adam"].batch_size, published["adam"].lr) == (512, 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("oscillators", 0), ("dt", -0.1), ("dt", math.nan), ("hidden", (20, 0))]
+)
+def test_parameters_must_be_positive(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be positive, got"):
+        NonlinearOscillators(**{field: value})

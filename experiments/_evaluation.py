@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from problems import Problem
 
-CHUNK = 1024
+CHUNK = 4096
 
 
 def slices(data: dict[str, Tensor], size: int) -> Iterator[tuple[dict[str, Tensor], int]]:

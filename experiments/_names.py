@@ -47,6 +47,7 @@ def path(problem: Problem, method: str, differences: list[str], options: Options
 
 
 def _text(name: str, value: object) -> str:
+    name = name.removesuffix("_size").replace("_", " ")
     if isinstance(value, str):
         return value
     if isinstance(value, tuple):

@@ -79,7 +79,7 @@ class StreamedBlock:
         for chosen, gradients in passes:
             for part, gradient, (_, first, last) in zip(parts, gradients, pieces, strict=True):
                 if gradient is not None:
-                    part[chosen] = gradient.flatten(1)[:, first:last]
+                    part[chosen] = gradient.reshape(len(gradient), -1)[:, first:last]
         return matrix
 
     def add_gram(self, gram: Tensor) -> None:

@@ -10,8 +10,9 @@ _REMEDY = "Only methods that decompose the Jacobian, such as HIG, record their r
 
 _EPILOG = """\
 The rank counts the singular values above the cut-off; the dashed line is the number of rows of the
-Jacobian, batch size times outputs, and the rank can be no larger. Files with one label, such as the
-seeds of a method, share a colour.
+Jacobian, batch size times outputs, and the rank can be no larger. Pale lines show every step, the
+others the running median over a fiftieth of the steps. Files with one label, such as the seeds of a
+method, share a colour.
 
 example:
   python -m plots.rank hig.pickle gn.pickle --x steps --out rank.png
@@ -40,7 +41,10 @@ def draw(files, x="time"):
         position = _positions(file, x, len(rank))
         label = file.label if file.label not in labels else f"_{file.label}"
         style = styles[file.method, file.label]
-        axes.step(position, rank, where="post", label=label, linewidth=1.0, **style)
+        smooth = _running_median(rank, max(len(rank) // 50, 1))
+        # Batches differ in rank: each step is shown pale, its running median in full colour.
+        axes.step(position, rank, "-", where="post", lw=0.6, alpha=0.35, color=style["color"])
+        axes.step(position, smooth, where="post", label=label, **style)
         labels.add(file.label)
     all_rows = sorted({int(file.array("rows", 0, _REMEDY)) for file in files})
     for rows in all_rows:
@@ -52,6 +56,12 @@ def draw(files, x="time"):
     axes.set_ylabel("kept rank")
     figure.legend(loc="outside right upper")
     return figure
+
+
+def _running_median(values, width):
+    half = width // 2
+    padded = np.pad(values, half, mode="reflect")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=-1)
 
 
 def _positions(file, x, count):

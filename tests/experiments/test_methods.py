@@ -1,0 +1,90 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from experiments._methods import METHODS, MuonAdamW
+from problems import NonlinearOscillators, Settings
+
+
+def test_every_method_has_settings_for_the_problem():
+    assert set(NonlinearOscillators.settings) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_fit_the_options_of_the_method(name):
+    settings = NonlinearOscillators.settings[name]
+    options = {"rcond", "kappa", "damping", "engine", "step_rule"}
+    for option in options - set(METHODS[name].options):
+        assert getattr(settings, option) is None, f"{name} does not take {option}"
+    complete = METHODS[name].complete(settings)
+    assert all(getattr(complete, option) is not None for option in METHODS[name].options)
+
+
+def test_complete_keeps_what_is_set():
+    complete = METHODS["hig"].complete(Settings(batch_size=8, lr=2.0, rcond=1e-3))
+    assert (complete.rcond, complete.kappa, complete.step_rule) == (1e-3, -0.5, "fixed")
+    assert complete.batch_size == 8
+
+
+def test_jacobian_methods_get_their_options():
+    parameters = list(nn.Linear(2, 2).parameters())
+    settings = Settings(batch_size=8, lr=0.25, rcond=1e-3, kappa=-0.75, damping=0.5)
+    half_inverse = METHODS["hig"].optimizer(parameters, settings)
+    assert isinstance(half_inverse, hig.HIG)
+    assert half_inverse.param_groups[0]["lr"] == 0.25
+    assert (half_inverse.filter.kappa, half_inverse.filter.rcond) == (-0.75, 1e-3)
+    gauss_newton = METHODS["gn"].optimizer(parameters, settings)
+    assert (gauss_newton.filter.kappa, gauss_newton.filter.rcond) == (-1.0, 1e-3)
+    assert METHODS["lm"].optimizer(parameters, settings).filter.damping == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.jacobian])
+def test_baselines_decrease_a_quadratic(name):
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    inputs = torch.randn(16, 3)
+    optimizer = METHODS[name].optimizer(list(network.parameters()), Settings(16, lr=0.05))
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = network(inputs).square().sum(1).mean()
+        loss.backward()
+        return loss
+
+    for _ in range(12):
+        losses.append(optimizer.step(closure).item())
+    assert losses[-1] < losses[0]
+
+
+def test_muon_moves_matrices_and_biases():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = MuonAdamW(list(network.parameters()), lr=0.01)
+    before = [p.detach().clone() for p in network.parameters()]
+    inputs = torch.randn(5, 3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = network(inputs).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert [len(part.param_groups[0]["params"]) for part in optimizer.parts] == [2, 2]
+    assert all((p != b).all() for p, b in zip(network.parameters(), before, strict=True))
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_muon_without_biases():
+    network = nn.Linear(3, 2, bias=False)
+    assert len(MuonAdamW(list(network.parameters()), lr=0.01).parts) == 1
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ImportError, match="pip install"):
+        METHODS["soap"].optimizer(list(nn.Linear(2, 2).parameters()), Settings(8, lr=0.1))

@@ -1,0 +1,277 @@
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import hig
+from experiments import Options, _runner, run
+from experiments._methods import METHODS
+from problems import NonlinearOscillators
+
+TINY = NonlinearOscillators(time_steps=8, dt=0.5, train_size=16, test_size=6)
+JACOBIAN = [name for name, method in METHODS.items() if method.jacobian]
+
+
+def settings(method, **changes):
+    """The settings of the problem for small batches, hence with small steps.
+
+    The loss is a mean over the batch, and so is the step of a Jacobian method.
+    """
+    small = {"batch_size": 16 if method == "lbfgs" else 8}
+    if METHODS[method].jacobian:
+        small["lr"] = TINY.settings[method].lr / 16
+    return replace(TINY.settings[method], **{**small, **changes})
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options(out=tmp_path, epochs=3, quiet=True)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def load():
+        (path,) = tmp_path.glob("*.pickle")
+        return hig.load_results(path)
+
+    return load
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_lowers_the_loss(method, options):
+    results = run(TINY, method, settings(method), options)
+    assert results["train_loss"][-1] < results["train_loss"][0]
+    assert results["stopped"] == "epochs"
+
+
+@pytest.mark.parametrize("method", ["adam", *JACOBIAN])
+def test_result_file_keeps_the_contract(method, options, saved):
+    run(TINY, method, settings(method), options)
+    results = saved()
+    assert results["problem"] == "nonlinear_oscillators"
+    assert results["method"] == method
+    assert results["label"].startswith(METHODS[method].label)
+    assert results["seed"] == 0
+    assert results["epochs"].tolist() == [0, 1, 2, 3]
+    for key in ("epochs", "train_loss", "test_loss", "time"):
+        assert results[key].shape == (4,)
+        assert results[key].dtype == np.float64
+    assert results["time"][0] == 0
+    assert np.all(np.diff(results["time"]) > 0)
+    np.testing.assert_allclose(results["epoch_time"], np.diff(results["time"]))
+    assert results["simulation_time"] == results["time"][-1]
+    parameters = results["sim_par"]
+    assert (parameters["batch_size"], parameters["time_steps"], parameters["dt"]) == (8, 8, 0.5)
+    assert (parameters["dtype"], parameters["device"], parameters["epochs"]) == (
+        "float32",
+        "cpu",
+        3,
+    )
+    assert {"torch", "numpy", "python", "device", "threads"} <= set(results["machine"])
+
+
+def test_example_of_the_trained_network(options, saved):
+    run(TINY, "adam", settings("adam"), options)
+    example = saved()["example"]
+    shapes = {key: np.shape(value) for key, value in example.items() if key != "state_names"}
+    assert shapes == {
+        "time": (9,),
+        "control_time": (8,),
+        "state": (3, 9, 4),
+        "target": (3, 4),
+        "control": (3, 8),
+    }
+    assert example["state_names"] == ["x1", "x2", "v1", "v2"]
+
+
+@pytest.mark.parametrize("method", JACOBIAN)
+def test_jacobian_methods_keep_their_reports(method, options, saved):
+    run(TINY, method, settings(method, batch_size=6), options)  # batches of 6, 6 and 4
+    results = saved()
+    assert results["step_time"].shape == results["rank"].shape == results["step_size"].shape == (9,)
+    assert np.all(np.diff(results["step_time"]) > 0)
+    assert results["step_time"][-1] == results["simulation_time"]
+    parameters = sum(p.numel() for p in TINY.network().parameters())
+    assert (results["rows"], results["columns"]) == (24, parameters)
+    assert np.all(results["rank"] <= 24)
+    spectrum = results["spectrum"]
+    assert spectrum["singular_values"].shape == (len(spectrum["epochs"]), 24)
+    assert np.all(np.diff(spectrum["singular_values"], axis=1) <= 0)
+    assert spectrum["epochs"][0] == 0
+    assert all(isinstance(note, str) for note in results["notes"])
+
+
+def test_baselines_have_no_jacobian_keys(options):
+    assert "rank" not in run(TINY, "adam", settings("adam"), options)
+
+
+def test_parameters_are_also_text(options, tmp_path):
+    run(TINY, "hig", settings("hig", rcond=1e-4), options)
+    (path,) = tmp_path.glob("*.txt")
+    lines = path.read_text("utf-8").splitlines()
+    assert "rcond: 0.0001" in lines
+    assert "stopped: epochs" in lines
+
+
+@pytest.mark.parametrize("method", ["hig", "adam"])
+def test_equal_seeds_give_equal_losses_bit_for_bit(method, options):
+    first, second = (run(TINY, method, settings(method), options) for _ in range(2))
+    other = run(TINY, method, settings(method), replace(options, seed=1))
+    for key in ("train_loss", "test_loss"):
+        assert np.array_equal(first[key], second[key])
+        assert not np.array_equal(first[key], other[key])
+
+
+def test_every_method_starts_from_the_same_point(options):
+    one, two = (run(TINY, name, settings(name), options) for name in ("sgd", "soap"))
+    assert one["train_loss"][0] == two["train_loss"][0]
+    assert one["test_loss"][0] == two["test_loss"][0]
+
+
+def test_precisions_share_data_and_initial_weights(options):
+    single = run(TINY, "sgd", settings("sgd"), options)
+    double = run(TINY, "sgd", settings("sgd"), replace(options, dtype="float64"))
+    assert double["train_loss"][0] == pytest.approx(single["train_loss"][0], rel=1e-5)
+    assert double["train_loss"][0] != single["train_loss"][0]
+
+
+def test_batches_cover_every_sample_once_per_epoch(options):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watched(NonlinearOscillators):
+        def predict(self, network, batch):
+            if torch.is_grad_enabled():
+                seen.append(batch["start"])
+            return super().predict(network, batch)
+
+    problem = Watched(time_steps=8, dt=0.5, train_size=16, test_size=2)
+    run(problem, "sgd", settings("sgd", batch_size=6), options)
+    assert [len(batch) for batch in seen] == 3 * [6, 6, 4]
+    epochs = [torch.cat(seen[i : i + 3]) for i in (0, 3, 6)]
+    assert len(epochs[0].unique(dim=0)) == 16
+    assert torch.equal(epochs[0], epochs[2])
+
+
+@pytest.mark.parametrize("method", ["hig", "sgd"])
+def test_time_budget_stops(method, options):
+    budget = replace(options, epochs=None, time_budget=0.3)
+    results = run(TINY, method, settings(method), budget)
+    assert results["stopped"] == "time budget"
+    assert 0.3 <= results["simulation_time"] < 2.0
+    assert results["time"][-2] < 0.3
+
+
+def test_time_budget_ends_within_an_epoch(options, monkeypatch):
+    monkeypatch.setattr(_runner, "TrainingClock", SteppingClock)
+    budget = replace(options, epochs=None, time_budget=6.0)
+    results = run(TINY, "sgd", settings("sgd", batch_size=4), budget)
+    assert results["epochs"].tolist() == [0, 1, 1.5]
+    assert results["time"].tolist() == [0, 4, 6]
+
+
+class SteppingClock:
+    """One second per step."""
+
+    def __init__(self, device):
+        self.seconds = 0.0
+
+    def running(self):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.seconds += 1.0
+
+
+@dataclass(frozen=True)
+class Failing(NonlinearOscillators):
+    """Training predictions go wrong after a number of calls."""
+
+    error: ClassVar[type | None] = None
+    calls: ClassVar[list[None]] = []
+
+    def predict(self, network, batch):
+        prediction = super().predict(network, batch)
+        if torch.is_grad_enabled():
+            self.calls.append(None)
+            if len(self.calls) > 3:
+                if self.error:
+                    raise self.error
+                return prediction * math.nan
+        return prediction
+
+
+@pytest.fixture
+def failing():
+    Failing.calls.clear()
+    return Failing(time_steps=8, dt=0.5, train_size=16, test_size=6)
+
+
+@pytest.mark.parametrize("method", ["adam", "hig"])
+def test_interruption_saves_what_is_there(method, failing, options, saved, monkeypatch):
+    monkeypatch.setattr(Failing, "error", KeyboardInterrupt)
+    results = run(failing, method, settings(method), options)
+    assert results["stopped"] == "interrupted"
+    assert results["epochs"].tolist() == [0, 1]
+    assert saved()["stopped"] == "interrupted"
+    assert saved()["example"]["state"].shape == (3, 9, 4)
+
+
+def test_interruption_before_anything_is_there(options, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_runner, "mean_loss", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(TINY, "adam", settings("adam"), options)
+    assert not list(options.out.glob("*.pickle"))
+
+
+@pytest.mark.parametrize("method", ["adam", "hig"])
+def test_a_non_finite_loss_saves_what_is_there(method, failing, options, saved):
+    results = run(failing, method, settings(method), options)
+    assert results["stopped"].startswith("non-finite: ")
+    assert results["epochs"].tolist() == [0, 1]
+    assert saved()["stopped"] == results["stopped"]
+
+
+def test_a_diverging_baseline_names_the_step_size(options):
+    results = run(TINY, "sgd", settings("sgd", lr=1e4), replace(options, epochs=50))
+    assert results["stopped"].startswith("non-finite: the ")
+    assert "try a smaller one with --lr" in results["stopped"]
+
+
+def test_summary(options, capsys):
+    run(TINY, "hig", settings("hig", lr=0.125), replace(options, quiet=False))
+    text = capsys.readouterr().err
+    assert "HIG (batch 8, " in text
+    assert "stopped: epochs, after epoch 3" in text
+    assert "last   train" in text
+    assert "best   train" in text
+    assert str(options.out) in text
+
+
+def test_unknown_method(options):
+    with pytest.raises(ValueError, match="unknown method 'newton'; known are hig, gn"):
+        run(TINY, "newton", settings("hig"), options)
+
+
+def test_other_numbers_of_oscillators(options):
+    problem = replace(TINY, oscillators=3)
+    results = run(problem, "hig", settings("hig"), options)
+    assert results["example"]["state_names"] == ["x1", "x2", "x3", "v1", "v2", "v3"]
+    assert results["rows"] == 48
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["hig", "adam", "muon"])
+def test_cuda(method, options):
+    results = run(TINY, method, settings(method), replace(options, device="cuda"))
+    assert results["train_loss"][-1] < results["train_loss"][0]

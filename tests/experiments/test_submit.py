@@ -1,0 +1,69 @@
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import experiments
+import hig
+from experiments import _submit, submit
+from experiments._methods import METHODS
+from problems import NonlinearOscillators
+
+ROOT = Path(experiments.__file__).parents[1]
+SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
+PROBLEM = ["--time-steps=8", "--dt=0.5", "--train-size=16", "--test-size=6"]
+TINY = ["--epochs=1", "--batch-size=16", "--lr=0.01", *PROBLEM]
+
+
+def test_results_of_a_command_line(tmp_path):
+    line = [*TINY, "--out", str(tmp_path), "--quiet", "--seed", "3"]
+    results = submit(NonlinearOscillators(), "adam", line)
+    assert results["seed"] == 3
+    assert len(list(tmp_path.glob("nonlinear_oscillators_adam_*seed3.pickle"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("stopped", "code"), [("interrupted", 130), ("non-finite: the loss", "error: non-finite")]
+)
+def test_exit_status(stopped, code, tmp_path, monkeypatch):
+    monkeypatch.setattr(_submit, "run", lambda *_: {"stopped": stopped})
+    with pytest.raises(SystemExit) as stop:
+        submit(NonlinearOscillators(), "adam", [*TINY, "--out", str(tmp_path)])
+    assert str(stop.value.code).startswith(str(code))
+
+
+def test_there_is_a_script_for_every_method():
+    assert {path.stem.removeprefix("submit_") for path in SCRIPTS.glob("submit_*.py")} == set(
+        METHODS
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_script_trains_with_its_method(method, tmp_path, monkeypatch):
+    script = str(SCRIPTS / f"submit_{method}.py")
+    monkeypatch.setattr(sys, "argv", [script, *TINY, "--out", str(tmp_path), "--quiet"])
+    runpy.run_path(script, run_name="__main__")
+    (path,) = tmp_path.glob("*.pickle")
+    assert hig.load_results(path)["method"] == method
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["-m", "experiments.nonlinear_oscillators.submit_hig"],
+        [str(SCRIPTS / "submit_adam.py")],
+    ],
+)
+def test_both_ways_to_call_a_script(call, tmp_path):
+    # As after an editable install, which puts the root of the project on the path.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, *call, *TINY, "--out", "results"]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stopped: epochs" in done.stderr
+    assert len(list((tmp_path / "results").glob("*.pickle"))) == 1

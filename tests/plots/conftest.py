@@ -1,0 +1,80 @@
+"""Small result files as the runner and the published scripts write them."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from plots._files import load
+
+
+def jacobian_results():
+    generator = np.random.default_rng(0)
+    values = np.sort(10.0 ** generator.uniform(-9, 2, (6, 40)), axis=1)[:, ::-1].copy()
+    return {
+        "step_time": np.linspace(0.1, 8.0, 60),
+        "rank": generator.integers(20, 40, 60),
+        "rows": 40,
+        "columns": 90,
+        "spectrum": {"epochs": np.arange(6.0), "singular_values": values, "rcond": 1e-6},
+    }
+
+
+def example_results():
+    time = np.linspace(0.0, 12.0, 13)
+    state = np.random.default_rng(0).normal(size=(2, 13, 4))
+    return {
+        "time": time,
+        "control_time": time[:-1],
+        "state": state,
+        "target": state[:, -1] + 0.1,
+        "control": np.arange(24.0).reshape(2, 12),
+        "state_names": ["x1", "x2", "v1", "v2"],
+    }
+
+
+def run_results(method="hig", label="HIG", seed=0, factor=1.0, points=9, **other):
+    time = np.linspace(0.0, points - 1.0, points)
+    loss = factor * 10.0 ** (-time / 3)
+    return {
+        "problem": "nonlinear_oscillators",
+        "method": method,
+        "label": label,
+        "seed": seed,
+        "epochs": 2 * time,
+        "time": time,
+        "test_loss": loss,
+        "train_loss": 0.5 * loss,
+        "epoch_time": np.diff(time),
+        "simulation_time": time[-1],
+        "sim_par": {"rcond": 1e-6, "lr": 1.0, "batch_size": 128},
+    } | other
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes result files; returns their paths as a command line has them."""
+
+    def writer(name, results):
+        path = tmp_path / f"{name}.pickle"
+        path.write_bytes(pickle.dumps(results))
+        return str(path)
+
+    return writer
+
+
+@pytest.fixture
+def run_file(write):
+    """Writes a run of the runner, with changes, and loads it as the figures do."""
+
+    def writer(name="run", **changes):
+        return load(write(name, run_results(**changes)))
+
+    return writer
+
+
+@pytest.fixture
+def full_run(write):
+    """The path of a run with everything that a figure can want."""
+    results = run_results(**jacobian_results(), example=example_results())
+    return write("full", results)

@@ -1,0 +1,104 @@
+"""The command line that all figures share: formats, help, and errors without a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from plots import loss, rank, spectrum, trajectory
+from plots._files import PlotError, ResultFile, load
+
+FIGURES = [loss, spectrum, rank, trajectory]
+MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+
+
+@pytest.mark.parametrize("suffix", MAGIC)
+@pytest.mark.parametrize("figure", FIGURES)
+def test_writes_the_format_of_the_suffix(figure, suffix, full_run, tmp_path, capsys):
+    out = tmp_path / "new" / f"figure{suffix}"
+    assert figure.main([full_run, "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(MAGIC[suffix])
+    assert capsys.readouterr().out == f"figure written to {out}\n"
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_help(figure, capsys):
+    with pytest.raises(SystemExit) as stop:
+        figure.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    name = figure.__name__.split(".")[-1]
+    assert f"usage: python -m plots.{name}" in text
+    assert f"  python -m plots.{name} " in text
+    assert figure.__doc__.strip() in " ".join(text.split())
+
+
+def test_figures_need_no_problem_and_no_window(full_run, tmp_path):
+    code = (
+        "import sys; from plots import loss, rank, spectrum, trajectory\n"
+        "for figure in (loss, rank, spectrum, trajectory):\n"
+        f"    assert figure.main({[full_run, '--out', str(tmp_path / 'a.png')]!r}) == 0\n"
+        "assert not {'problems', 'experiments', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    root = Path(loss.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+def test_module_entry_point(full_run, tmp_path):
+    out = tmp_path / "figure.png"
+    command = [sys.executable, "-m", "plots.loss", full_run, "--out", str(out)]
+    root = Path(loss.__file__).parents[1]
+    done = subprocess.run(command, check=True, cwd=root, capture_output=True, text=True)
+    assert done.stdout == f"figure written to {out}\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_missing_and_damaged_files(figure, write, tmp_path, capsys):
+    out = tmp_path / "figure.png"
+    assert figure.main([str(tmp_path / "no.pickle"), "--out", str(out)]) == 2
+    assert "no result file" in capsys.readouterr().err
+    damaged = tmp_path / "damaged.pickle"
+    damaged.write_bytes(b"\x80\x04not a pickle")
+    assert figure.main([str(damaged), "--out", str(out)]) == 2
+    assert "damaged.pickle" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_missing_keys(figure, write, tmp_path, capsys):
+    path = write("bare", {"seed": 1, "sim_par": {}})
+    assert figure.main([path, "--out", str(tmp_path / "figure.png")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path} has no '")
+    assert "it has seed, sim_par" in error
+
+
+def test_formats_are_checked_first(capsys):
+    with pytest.raises(SystemExit) as stop:
+        loss.main(["no.pickle", "--out", "figure.jpeg"])
+    assert stop.value.code == 2
+    assert "must end in one of .png, .pdf, .svg, got 'figure.jpeg'" in capsys.readouterr().err
+
+
+def test_names_of_a_file():
+    named = ResultFile(Path("a.pickle"), {"label": "GN (trust)", "method": "Gauss-Newton"})
+    assert (named.label, named.method, named.problem) == ("GN (trust)", "gn", "")
+    bare = ResultFile(Path("oscillators_Adam_512.pickle"), {})
+    assert (bare.label, bare.method) == ("oscillators_Adam_512", "adam")
+    assert ResultFile(Path("my run.pickle"), {}).method == "myrun"
+
+
+def test_arrays_of_a_file(tmp_path):
+    file = ResultFile(Path("a.pickle"), {"text": "abc", "empty": [], "deep": {"list": [1, 2]}})
+    np.testing.assert_array_equal(file.array("deep.list", 1, ""), [1.0, 2.0])
+    with pytest.raises(PlotError, match=r"'text' in a.pickle is no array of numbers"):
+        file.array("text", 1, "")
+    with pytest.raises(PlotError, match=r"found shape \(0,\)"):
+        file.array("empty", 1, "")
+    with pytest.raises(PlotError, match=r"no 'deep\.other'.* Try again"):
+        file.get("deep.other", "Try again")
+    with pytest.raises(PlotError, match=tmp_path.name):
+        load(tmp_path)

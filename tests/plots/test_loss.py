@@ -1,0 +1,101 @@
+"""What the loss figure shows."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgba
+
+from plots import loss
+from plots._files import PlotError
+
+
+def named_lines(axes):
+    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def legend_of(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_one_line_for_each_method(run_file):
+    files = [run_file("a"), run_file("b", method="adam", label="Adam", factor=10.0)]
+    figure = loss.draw(files)
+    (axes,) = figure.axes
+    lines = named_lines(axes)
+    assert set(lines) == {"HIG", "Adam"} and not axes.collections
+    np.testing.assert_allclose(lines["HIG"].get_ydata(), files[0].results["test_loss"])
+    np.testing.assert_allclose(lines["HIG"].get_xdata(), files[0].results["time"])
+    assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
+    assert axes.get_xlabel() == "training time (s)"
+    assert axes.get_ylabel() == "test loss per data point"
+    assert legend_of(figure) == ["Adam", "HIG"]  # from the highest end to the lowest
+
+
+def test_seeds_become_a_median_in_a_band(run_file):
+    figure = loss.draw([run_file(f"s{i}", seed=i, factor=10.0**i) for i in range(3)])
+    (axes,) = figure.axes
+    (line,) = axes.lines
+    (band,) = axes.collections
+    np.testing.assert_allclose(line.get_ydata(), 10 * run_file().results["test_loss"])
+    edges = band.get_paths()[0].vertices
+    assert edges[:, 1].max() == pytest.approx(100.0)
+    assert band.get_facecolor()[0][:3] == pytest.approx(to_rgba(line.get_color())[:3])
+    assert legend_of(figure) == ["HIG", "min–max of seeds"]
+
+
+def test_variants_share_a_colour_and_differ_in_dashes(run_file):
+    files = [run_file("a"), run_file("b", label="HIG (trust)"), run_file("c", method="adam")]
+    lines = loss.draw(files).axes[0].lines
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()
+
+
+def test_both_axes_both_quantities(run_file):
+    figure = loss.draw([run_file()], x="both", quantity="both")
+    time, epochs = figure.axes
+    assert (time.get_xlabel(), epochs.get_xlabel()) == ("training time (s)", "epochs")
+    test, train = epochs.lines
+    np.testing.assert_allclose(train.get_ydata(), 0.5 * test.get_ydata())
+    assert epochs.lines[0].get_xdata()[-1] == 16.0
+    assert legend_of(figure) == ["HIG", "test", "train"]
+    assert time.get_ylabel() == "loss per data point"
+
+
+def test_train_alone(run_file):
+    (axes,) = loss.draw([run_file()], quantity="train").axes
+    assert axes.get_ylabel() == "train loss per data point"
+    assert axes.lines[0].get_ydata()[0] == 0.5
+
+
+def test_problems_have_their_own_panels(run_file):
+    figure = loss.draw([run_file("a"), run_file("b", problem="poisson", factor=5.0)])
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "nonlinear oscillators",
+        "poisson",
+    ]
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1]
+
+
+def test_log_x_drops_the_start(run_file):
+    (axes,) = loss.draw([run_file()], log_x=True).axes
+    assert axes.get_xscale() == "log"
+    assert axes.lines[0].get_xdata()[0] == 1.0
+
+
+def test_seeds_without_a_common_range(run_file):
+    late = run_file("late", time=np.linspace(20.0, 30.0, 9))
+    with pytest.raises(PlotError, match="2 files labelled 'HIG' cover no common range"):
+        loss.draw([run_file(), late])
+
+
+def test_options_reach_the_figure(run_file, tmp_path, monkeypatch):
+    path = str(run_file().path)
+    seen = []
+    monkeypatch.setattr(loss, "draw", lambda files, *options: seen.append(options) or _Blank())
+    options = ["--x", "both", "--quantity", "train", "--log-x"]
+    assert loss.main([path, "--out", str(tmp_path / "a.png"), *options]) == 0
+    assert seen == [("both", "train", True)]
+
+
+class _Blank:
+    def savefig(self, path):
+        pass

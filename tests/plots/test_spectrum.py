@@ -1,0 +1,51 @@
+"""What the spectrum figure shows."""
+
+import numpy as np
+import pytest
+
+from plots import spectrum
+from plots._files import PlotError, load
+
+
+def test_normalised_values_and_the_cut_off(full_run):
+    file = load(full_run)
+    (axes,) = spectrum.draw([file], moments=3).axes
+    *curves, cut_off = axes.lines
+    values = file.results["spectrum"]["singular_values"]
+    assert [line.get_label() for line in curves] == ["epoch 0", "epoch 2", "epoch 5"]
+    for line, index in zip(curves, (0, 2, 5), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), values[index] / values[index, 0])
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 41))
+    assert set(cut_off.get_ydata()) == {1e-6}
+    assert cut_off.get_label() == "cut-off 1e-6" and cut_off.get_linestyle() == "--"
+    assert axes.get_yscale() == "log"
+    assert len({line.get_color() for line in curves}) == 3
+
+
+def test_files_side_by_side_and_all_moments(full_run):
+    first, second = spectrum.draw([load(full_run)] * 2, moments=50).axes
+    assert len(first.lines) == len(second.lines) == 7
+    assert first.get_title(loc="left") == "HIG"
+
+
+def test_zero_singular_values_and_no_cut_off(run_file, capsys):
+    values = np.array([[0.0, 0.0], [4.0, 0.0]])
+    file = run_file(spectrum={"epochs": [0, 1], "singular_values": values, "rcond": 0.0})
+    (axes,) = spectrum.draw([file]).axes
+    (line,) = axes.lines
+    np.testing.assert_array_equal(line.get_ydata(), [1.0, np.nan])
+    assert "every singular value at epoch 0 is zero" in capsys.readouterr().err
+
+
+def test_parts_that_do_not_fit(run_file):
+    file = run_file(spectrum={"epochs": [0], "singular_values": np.ones((2, 3)), "rcond": 0.1})
+    with pytest.raises(PlotError, match="1 epochs for 2 rows"):
+        spectrum.draw([file])
+    with pytest.raises(PlotError, match=r"no 'spectrum\.epochs'.*such as HIG"):
+        spectrum.draw([run_file()])
+
+
+def test_moments_must_be_positive(full_run, capsys):
+    with pytest.raises(SystemExit):
+        spectrum.main([full_run, "--out", "a.png", "--moments", "0"])
+    assert "must be a positive whole number, got '0'" in capsys.readouterr().err

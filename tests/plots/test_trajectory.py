@@ -1,0 +1,50 @@
+"""What the trajectory figure shows."""
+
+import numpy as np
+import pytest
+
+from plots import trajectory
+from plots._files import PlotError, load
+
+
+def test_positions_targets_and_force(full_run):
+    file = load(full_run)
+    example = file.results["example"]
+    above, below = trajectory.draw([file], example=1).axes
+    labelled = [line for line in above.lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in labelled] == ["x1", "x2"]
+    for index, line in enumerate(labelled):
+        np.testing.assert_array_equal(line.get_ydata(), example["state"][1, :, index])
+    dotted = [line for line in above.lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in dotted] == example["target"][1, :2].tolist()
+    (force,) = below.patches
+    np.testing.assert_array_equal(force.get_data().values, example["control"][1])
+    np.testing.assert_array_equal(force.get_data().edges, example["time"])
+    assert above.get_shared_x_axes().joined(above, below)
+    assert (above.get_ylabel(), below.get_ylabel()) == ("position", "control force")
+    assert below.get_xlabel() == "time"
+
+
+def test_files_are_columns(full_run):
+    axes = trajectory.draw([load(full_run)] * 3).axes
+    assert len(axes) == 6
+    assert [one.get_title(loc="left") for one in axes[:3]] == ["HIG"] * 3
+
+
+def test_other_names_show_every_state(full_run):
+    file = load(full_run)
+    file.results["example"]["state_names"] = list("abcd")
+    above, _ = trajectory.draw([file]).axes
+    labels = [line.get_label() for line in above.lines if not line.get_label().startswith("_")]
+    assert labels == list("abcd")
+
+
+def test_missing_and_unfit_parts(full_run, run_file):
+    with pytest.raises(PlotError, match=r"no 'example\.time'.*kept an example"):
+        trajectory.draw([run_file()])
+    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
+        trajectory.draw([load(full_run)], example=2)
+    file = load(full_run)
+    file.results["example"]["target"] = np.zeros((2, 3))
+    with pytest.raises(PlotError, match=r"'example\.target'.* shape \(2, 4\).*found \(2, 3\)"):
+        trajectory.draw([file])

@@ -41,9 +41,9 @@ def parse(
     settings = replace(defaults, **_chosen(given, _setting_names(method)))
     if settings != defaults:
         settings = replace(settings, published=False)
+    if "epochs" not in given:
+        given.setdefault("time_budget", problem.time_budget)
     options = Options(**_chosen(given, [field.name for field in fields(Options)]))
-    if options.epochs is None and options.time_budget is None:
-        options = replace(options, time_budget=problem.time_budget)
     return problem, settings, options
 
 

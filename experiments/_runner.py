@@ -229,9 +229,9 @@ def _summarise(progress: Progress, results: dict[str, object], path: Path) -> No
     train, test = results["train_loss"], results["test_loss"]
     best = int(np.argmin(np.nan_to_num(test, nan=np.inf)))
     progress.say(
-        f"{results['label']} stopped: {results['stopped']}, after epoch "
-        f"{results['epochs'][-1]:.4g} and {results['simulation_time']:.4g} s of training\n"
-        f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}\n"
+        f"{results['label']} stopped: {results['stopped']}\n"
+        f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "
+        f"(epoch {results['epochs'][-1]:.4g}, {results['simulation_time']:.4g} s of training)\n"
         f"  best   train {train[best]:.4e}   test {test[best]:.4e}   "
         f"(epoch {results['epochs'][best]:.4g})\n"
         f"  files  {path}, {path.with_suffix('.txt').name}"

@@ -89,7 +89,6 @@ def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]
             on a parameter in another way than through the prediction.
     """
     _check_tensors(loss, prediction)
-    _check_path(loss, prediction, parameters)
     (gradient,) = torch.autograd.grad(
         loss, prediction, retain_graph=True, create_graph=curvature, allow_unused=True
     )
@@ -98,6 +97,7 @@ def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]
             "the loss does not depend on the prediction; return the tensor that the loss was "
             "computed from, not a copy, a slice or a detached version of it"
         )
+    _check_path(loss, prediction, parameters)
     _check_finite("the gradient of the loss", gradient.detach())
     return gradient
 

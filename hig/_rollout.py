@@ -181,14 +181,14 @@ def _step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tenso
     _check_repeatable(after, states[:, 1:])
     batch, times = controls.shape[:2]
     size = states[0, 0].numel()
-    # (S, T, B, ...) -> (B, T, S, ...)
-    by_state = by_state.reshape(size, times, batch, -1).permute(2, 1, 0, 3)
-    by_control = by_control.reshape(size, times, batch, -1).permute(2, 1, 0, 3)
+    # (T, S, B, ...) -> (B, T, S, ...)
+    by_state = by_state.reshape(times, size, batch, -1).permute(2, 0, 1, 3)
+    by_control = by_control.reshape(times, size, batch, -1).permute(2, 0, 1, 3)
     return by_state, by_control
 
 
 def _vectorised(step: Step, before: Tensor, controls: Tensor):
-    """All steps at once: (T, B, ...) states after, and (S, T, B, ...) gradients of each entry."""
+    """All steps at once: (T, B, ...) states after, and (T, S, B, ...) gradients of each entry."""
     size = before[0, 0].numel()
     select = torch.eye(size, dtype=before.dtype, device=before.device)
     select = select.view(size, 1, *before.shape[2:]).expand(-1, *before[:, 0].shape)
@@ -199,10 +199,8 @@ def _vectorised(step: Step, before: Tensor, controls: Tensor):
 
     # Some twenty intermediates of a step are alive at once for each of the S cotangents.
     per_time = 20 * size * before[:, 0].numel() * before.element_size()
-    over_time = torch.func.vmap(
-        one_time, in_dims=(1, 1), out_dims=(0, 1, 1), chunk_size=max(1, STEP_BYTES // per_time)
-    )
-    return over_time(before, controls)
+    chunk = max(1, STEP_BYTES // per_time)
+    return torch.func.vmap(one_time, in_dims=(1, 1), chunk_size=chunk)(before, controls)
 
 
 def _one_by_one(step: Step, before: Tensor, controls: Tensor):
@@ -212,7 +210,7 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor):
         state, control = state.detach().requires_grad_(), control.detach().requires_grad_()
         with torch.enable_grad():
             after = step(state, control)
-            entries = after.flatten(1).sum(0)
+            entries = after.flatten(1).sum(0).unbind()
         rows = [
             torch.autograd.grad(
                 entry, (state, control), retain_graph=True, allow_unused=True, materialize_grads=True
@@ -221,7 +219,7 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor):
         ]
         results.append((after.detach(), *map(torch.stack, zip(*rows, strict=True))))
     after, by_state, by_control = zip(*results, strict=True)
-    return torch.stack(after), torch.stack(by_state, 1), torch.stack(by_control, 1)
+    return torch.stack(after), torch.stack(by_state), torch.stack(by_control)
 
 
 def _linear_jacobians(step: LinearStep, before: Tensor, controls: Tensor):

@@ -70,7 +70,7 @@ class NonlinearOscillators:
             # Our own choice, from short trials. The loss is a mean of squares: for batches of
             # 128, 64 is the step size at which Levenberg–Marquardt takes its full step.
             "lm": Settings(batch_size=128, lr=64.0, damping=1.0),
-            "sgd": Settings(batch_size=128, lr=0.03),
+            "sgd": Settings(batch_size=128, lr=0.05),
             "adagrad": Settings(batch_size=128, lr=0.03),
             "adadelta": Settings(batch_size=128, lr=1.0),
             "rmsprop": Settings(batch_size=128, lr=1e-3),

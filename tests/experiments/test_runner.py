@@ -251,8 +251,9 @@ def test_summary(options, capsys):
     run(TINY, "hig", settings("hig", lr=0.125), replace(options, quiet=False))
     text = capsys.readouterr().err
     assert "HIG (batch 8, " in text
-    assert "stopped: epochs, after epoch 3" in text
+    assert "stopped: epochs" in text
     assert "last   train" in text
+    assert "(epoch 3, " in text
     assert "best   train" in text
     assert str(options.out) in text
 

@@ -1,0 +1,86 @@
+"""Levenberg-Marquardt: the damped step, and a damping that follows the gain ratio."""
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from tests.hig.networks import build, least_squares
+from tests.textbook import relative_error, step_of, textbook_damped, textbook_jacobian
+
+
+@pytest.mark.parametrize("engine", ["layerwise", "rows"])
+@pytest.mark.parametrize("damping", [1e-4, 1e-1, 1e3])
+@pytest.mark.parametrize("name", ["mlp", "narrow"])
+def test_the_step_is_the_damped_one(engine, damping, name):
+    network, inputs = build(name)
+    closure = least_squares(network, inputs)
+    loss, prediction = closure()
+    (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
+    jacobian = textbook_jacobian(prediction, network.parameters())
+    expected = -0.1 * textbook_damped(jacobian, gradient.flatten(), damping)
+    optimizer = hig.LevenbergMarquardt(
+        network.parameters(), lr=0.1, damping=damping, engine=engine
+    )
+    assert relative_error(step_of(optimizer, closure), expected) < 1e-9
+
+
+def rosenbrock():
+    """The classical test of the method, as two residuals of a bare parameter."""
+    point = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+
+    def closure():
+        x, y = point
+        prediction = torch.stack([10 * (y - x**2), 1 - x])[None]
+        return 0.5 * prediction.square().sum(), prediction
+
+    return point, closure
+
+
+def test_rosenbrock_is_solved_and_the_loss_never_rises():
+    point, closure = rosenbrock()
+    optimizer = hig.LevenbergMarquardt([point], damping=1.0)
+    losses = [float(optimizer.step(closure)) for _ in range(60)]
+    assert losses == sorted(losses, reverse=True)
+    assert torch.allclose(point, torch.ones(2).double(), atol=1e-7)
+
+
+def test_damping_falls_where_the_model_is_right_and_rises_where_it_is_not():
+    network = nn.Linear(3, 2).double()
+    inputs = torch.randn(4, 3).double()
+
+    def closure():
+        prediction = network(inputs)
+        return 0.5 * (prediction - 1).square().sum(), prediction
+
+    optimizer = hig.LevenbergMarquardt(network.parameters(), damping=0.9)
+    optimizer.step(closure)
+    assert optimizer.report.gain_ratio == pytest.approx(1)
+    assert optimizer.filter.damping == pytest.approx(0.3)
+    assert optimizer.report.damping == optimizer.filter.damping
+
+    point, closure = rosenbrock()
+    optimizer = hig.LevenbergMarquardt([point], damping=1e-12)  # a full step, far too long
+    before = optimizer.step(closure)
+    assert optimizer.filter.damping > 1e-12 or float(closure()[0]) < before
+
+
+def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
+    point = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    calls = []
+
+    def closure():
+        calls.append(1)
+        prediction = torch.atan(point * 8)[None]  # Gauss-Newton overshoots here
+        return 0.5 * prediction.square().sum(), prediction
+
+    optimizer = hig.LevenbergMarquardt([point], damping=1e-6)
+    before = float(optimizer.step(closure))
+    assert len(calls) > 2
+    assert optimizer.filter.damping > 1e-6
+    assert float(closure()[0]) <= before
+
+
+def test_bad_damping():
+    with pytest.raises(ValueError, match="damping must be positive and finite, got 0"):
+        hig.LevenbergMarquardt(nn.Linear(1, 1).parameters(), damping=0.0)

@@ -1,0 +1,215 @@
+"""The rollout equals plain autograd through the loop, and says so where it cannot be fast."""
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from hig._rollout import _suffix_products, _suffix_products_by_doubling
+from tests.textbook import relative_error
+
+BATCH, TIMES = 3, 7
+
+
+def pendulum(state, control):
+    angle, speed = state.split(1, -1)
+    acceleration = -angle.sin() + control.reshape(len(control), -1).sum(-1, keepdim=True)
+    return torch.cat([angle + 0.1 * speed, speed + 0.1 * acceleration], -1)
+
+
+def crank_nicolson(control):
+    """Step matrices of i ψ' = (H + u X) ψ for any leading axes of the control."""
+    size = 4
+    hamiltonian = 2 * torch.eye(size) - torch.diag(torch.ones(size - 1), 1)
+    hamiltonian = (hamiltonian - torch.diag(torch.ones(size - 1), -1)).to(torch.complex128)
+    dipole = torch.diag(torch.linspace(-1, 1, size)).to(torch.complex128)
+    identity = torch.eye(size, dtype=torch.complex128)
+    generator = 0.05j * (hamiltonian + control[..., None, None] * dipole)
+    return torch.linalg.solve(identity + generator, identity - generator)
+
+
+def rotation(control):
+    """Real step matrices from two controls."""
+    a, b = control.unbind(-1)
+    rows = [torch.stack([1 - a, b], -1), torch.stack([-b * a, 1 + 0.1 * b], -1)]
+    return torch.stack(rows, -2)
+
+
+def inputs(name, requires_grad=True):
+    torch.manual_seed(0)
+    state = torch.randn(BATCH, 2, dtype=torch.float64)
+    controls = 0.3 * torch.randn(BATCH, TIMES, dtype=torch.float64)
+    if name == "vector control":
+        controls = 0.3 * torch.randn(BATCH, TIMES, 3, dtype=torch.float64)
+    if name == "rotation":
+        controls = 0.3 * torch.randn(BATCH, TIMES, 2, dtype=torch.float64)
+    if name == "quantum":
+        state = torch.randn(BATCH, 4, dtype=torch.complex128)
+    return state.requires_grad_(requires_grad), controls.requires_grad_(requires_grad)
+
+
+STEPS = {
+    "scalar control": pendulum,
+    "vector control": pendulum,
+    "rotation": hig.LinearStep(rotation),
+    "quantum": hig.LinearStep(crank_nicolson),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("outputs", ["final", "trajectory", "both"])
+def test_values_and_gradients_of_the_loop(name, outputs):
+    state, controls = inputs(name)
+    found, expected = [], []
+    for method, results in (("jacobians", found), ("loop", expected)):
+        final, states = hig.rollout(STEPS[name], state, controls, trajectory=True, method=method)
+        parts = {"final": [final], "trajectory": [states], "both": [final, states]}[outputs]
+        torch.manual_seed(1)
+        cotangents = [torch.randn_like(part) for part in parts]
+        results += [final, states, *torch.autograd.grad(parts, (state, controls), cotangents)]
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert relative_error(a.detach(), b.detach()) < 1e-12
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_batched_cotangents(name):
+    state, controls = inputs(name)
+    results = []
+    for method in ("jacobians", "loop"):
+        final = hig.rollout(STEPS[name], state, controls, method=method)
+        torch.manual_seed(1)
+        cotangents = torch.randn(5, *final.shape, dtype=final.dtype)
+        results.append(
+            torch.autograd.grad(final, (state, controls), cotangents, is_grads_batched=True)
+        )
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+def test_final_state_alone_is_what_is_returned_by_default():
+    state, controls = inputs("scalar control")
+    final = hig.rollout(pendulum, state, controls)
+    _, states = hig.rollout(pendulum, state, controls, trajectory=True)
+    assert final.shape == state.shape
+    assert states.shape == (BATCH, TIMES + 1, 2)
+    assert torch.equal(states[:, -1], final)
+    assert torch.equal(states[:, 0], state)
+
+
+def test_a_step_with_trained_parameters_goes_through_the_loop():
+    gain = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+    state, controls = inputs("scalar control", requires_grad=False)
+
+    def step(state, control):
+        return gain * pendulum(state, control)
+
+    final = hig.rollout(step, state, controls)
+    (gradient,) = torch.autograd.grad(final.sum(), gain)
+    loop = hig.rollout(step, state, controls, method="loop")
+    assert torch.equal(gradient, torch.autograd.grad(loop.sum(), gain)[0])
+    with pytest.raises(ValueError, match="another tensor that requires a gradient"):
+        hig.rollout(step, state, controls.requires_grad_(), method="jacobians")
+
+
+def test_a_step_that_refuses_vectorisation_is_exact_and_warns():
+    def step(state, control):
+        if float(state.detach().abs().max()) > 1e9:  # data-dependent control flow
+            return state
+        return pendulum(state, control)
+
+    state, controls = inputs("scalar control")
+    final = hig.rollout(step, state, controls)
+    with pytest.warns(RuntimeWarning, match="method='loop'"):
+        found = torch.autograd.grad(final.sum(), (state, controls))
+    loop = hig.rollout(step, state, controls, method="loop")
+    for a, b in zip(found, torch.autograd.grad(loop.sum(), (state, controls)), strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+def test_a_step_with_a_memory_of_its_own_is_refused():
+    calls = []
+
+    def step(state, control):
+        calls.append(1)
+        return pendulum(state, control) + 0.1 * len(calls)
+
+    state, controls = inputs("scalar control")
+    final = hig.rollout(step, state, controls)
+    with pytest.raises(RuntimeError, match="time counter"):
+        torch.autograd.grad(final.sum(), controls)
+
+
+def test_per_sample_constants_of_the_step():
+    stiffness = torch.linspace(0.5, 2, BATCH, dtype=torch.float64)[:, None]
+
+    def step(state, control):
+        return pendulum(state * stiffness, control)
+
+    state, controls = inputs("scalar control")
+    results = [
+        torch.autograd.grad(hig.rollout(step, state, controls, method=m).sum(), controls)[0]
+        for m in ("jacobians", "loop")
+    ]
+    assert relative_error(*results) < 1e-12
+
+
+def test_large_and_complex_states_choose_the_loop():
+    state = torch.randn(2, 6000)
+    controls = torch.randn(2, 4, 6000, requires_grad=True)
+    with pytest.raises(ValueError, match="too large"):
+        hig.rollout(lambda s, c: s + c, state, controls, method="jacobians")
+    assert hig.rollout(lambda s, c: s + c, state, controls).shape == (2, 6000)
+    state, controls = inputs("quantum")
+    with pytest.raises(ValueError, match="LinearStep"):
+        hig.rollout(lambda s, c: s * c[:, None], state, controls, method="jacobians")
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    state, controls = inputs("scalar control")
+    final = hig.rollout(pendulum, state, controls)
+    (gradient,) = torch.autograd.grad(final.square().sum(), controls, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_torch_func_differentiates_the_loop():
+    state, controls = inputs("scalar control", requires_grad=False)
+    jacobian = torch.func.jacrev(lambda c: hig.rollout(pendulum, state, c))(controls)
+    expected = torch.func.jacrev(lambda c: hig.rollout(pendulum, state, c, method="loop"))(controls)
+    assert torch.equal(jacobian, expected)
+
+
+def test_no_graph_is_kept_without_need():
+    state, controls = inputs("scalar control", requires_grad=False)
+    assert not hig.rollout(pendulum, state, controls).requires_grad
+    with torch.no_grad():
+        assert not hig.rollout(pendulum, *inputs("scalar control")).requires_grad
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 8, 13])
+def test_products_in_logarithmic_depth(times):
+    torch.manual_seed(0)
+    matrices = torch.randn(2, times, 3, 3, dtype=torch.float64)
+    expected = _suffix_products(matrices)
+    assert relative_error(_suffix_products_by_doubling(matrices), expected[:, :-1]) < 1e-13
+    assert torch.equal(expected[0, -1], torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("state", "controls", "match"),
+    [
+        (torch.zeros(2), torch.zeros(2, 3), r"state must be \(batch"),
+        (torch.zeros(2, 2), torch.zeros(3, 3), r"\(2, 2\) and \(3, 3\)"),
+        (torch.zeros(2, 2), torch.zeros(2, 0), "no time step"),
+    ],
+)
+def test_bad_shapes(state, controls, match):
+    with pytest.raises(ValueError, match=match):
+        hig.rollout(pendulum, state, controls)
+
+
+def test_unknown_method():
+    with pytest.raises(ValueError, match="method must be one of"):
+        hig.rollout(pendulum, *inputs("scalar control"), method="magic")

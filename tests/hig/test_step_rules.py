@@ -1,0 +1,201 @@
+"""Step-size rules: what they do along one direction, and through an optimiser."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from hig._step_rules import STEP_RULES, Fixed, LineSearch, Trust, make_step_rule
+from hig._trial import Trial
+from tests.hig.networks import build, least_squares
+from tests.textbook import flat
+
+
+def parabola(lr=1.0, minimum=3.0, curvature=2.0, wall=math.inf):
+    """A trial along one parameter: loss ½ c (x - minimum)², infinite beyond the wall."""
+    parameter = torch.zeros(1, dtype=torch.float64)
+
+    def loss():
+        x = float(parameter)
+        return 0.5 * curvature * (x - minimum) ** 2 if x < wall else math.inf
+
+    # The output is x; its gradient is -c * minimum, and the direction is taken along it.
+    gradient = -curvature * minimum
+    direction = torch.tensor([gradient], dtype=torch.float64)
+    trial = Trial(
+        [parameter], [direction], lr, loss(), gradient**2, curvature * gradient**2, loss
+    )
+    return parameter, trial
+
+
+def test_fixed_takes_the_learning_rate():
+    parameter, trial = parabola(lr=0.25)
+    Fixed().take(trial)
+    assert float(parameter) == pytest.approx(0.25 * 6)
+
+
+def test_trust_takes_half_the_cauchy_step_first_and_all_of_it_in_the_end():
+    rule = Trust()
+    fractions = []
+    for _ in range(6):
+        parameter, trial = parabola()
+        ratio = rule.take(trial)
+        fractions.append(float(parameter) / 3)
+        assert ratio == pytest.approx(1)  # the model is exact
+    assert fractions[0] == pytest.approx(0.5)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == pytest.approx(1)
+
+
+def test_trust_undoes_a_step_that_raises_the_loss_and_becomes_careful():
+    rule = Trust()
+    parameter, trial = parabola(wall=1.0)
+    assert rule.take(trial) < 0
+    assert float(parameter) == 0
+    assert rule.state["fraction"] == 0.25
+    parameter, trial = parabola(wall=1.0)
+    rule.take(trial)
+    assert float(parameter) == pytest.approx(0.75)
+
+
+def test_trust_measures_in_the_warm_up_and_then_at_times():
+    rule = Trust(warm_up=3, period=5)
+    measured = [rule.take(parabola()[1]) is not None for _ in range(12)]
+    assert measured == [True, True, True, False, False, True, *[False] * 4, True, False]
+
+
+def test_trust_without_curvature_takes_the_learning_rate():
+    parameter = torch.zeros(1, dtype=torch.float64)
+    trial = Trial(
+        [parameter], [torch.ones(1).double()], 0.2, 1.0, 1.0, 0.0, lambda: 1 + float(parameter)
+    )
+    Trust().take(trial)
+    assert float(parameter) == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(("minimum", "curvature"), [(3.0, 0.01), (3.0, 2.0), (1e-6, 500.0)])
+def test_line_search_is_within_a_factor_of_two_of_the_minimum(minimum, curvature):
+    rule = LineSearch()
+    parameter, trial = parabola(minimum=minimum, curvature=curvature)
+    rule.take(trial)
+    assert 0.6 * minimum < float(parameter) < 1.5 * minimum
+    assert trial.measure(trial.step_size) < trial.loss
+
+
+def test_line_search_remembers_where_it_was():
+    rule = LineSearch()
+    _, first = parabola(curvature=0.01)
+    rule.take(first)
+    _, second = parabola(curvature=0.01)
+    rule.take(second)
+    assert len(second._losses) < len(first._losses)
+    assert second.step_size == first.step_size
+
+
+def test_line_search_takes_no_step_where_none_helps():
+    rule = LineSearch()
+    parameter, trial = parabola(wall=-1.0)  # everything on the way is infinite
+    rule.take(trial)
+    assert float(parameter) == 0
+    assert trial.step_size == 0
+
+
+@pytest.mark.parametrize("name", STEP_RULES)
+def test_the_learning_rate_scales_the_step(name):
+    moves = []
+    for lr in (1.0, 0.5):
+        parameter, trial = parabola(lr=lr, curvature=1e-3)
+        make_step_rule(name).take(trial)
+        moves.append(float(parameter))
+    if name == "line_search":  # powers of two from another start: the same end
+        assert moves[0] == moves[1]
+    else:
+        assert moves[0] == pytest.approx(2 * moves[1])
+
+
+def test_rules_do_not_share_their_memory():
+    first, second = make_step_rule("trust"), make_step_rule("trust")
+    first.take(parabola()[1])
+    assert second.state == {"fraction": 0.5, "steps": 0}
+
+
+def test_going_back_is_exact():
+    torch.manual_seed(0)
+    parameter = torch.randn(100)
+    before = parameter.clone()
+    trial = Trial([parameter], [torch.randn(100).double()], 1.0, 1.0, 1.0, 1.0, lambda: 0.0)
+    trial.move(0.3)
+    trial.move(1e6)
+    trial.move(0)
+    assert torch.equal(parameter, before)
+
+
+def test_curvature_comes_from_the_hessian_of_any_loss():
+    """On a linear network the quadratic model along the step is exact for a quadratic loss."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).double()
+    inputs = torch.randn(6, 4).double()
+    metric = torch.randn(18, 18).double()
+    metric = metric @ metric.T
+
+    def closure():
+        prediction = network(inputs)
+        flat_prediction = prediction.flatten() - 1
+        return flat_prediction @ metric @ flat_prediction, prediction
+
+    optimizer = hig.HIG(network.parameters(), step_rule="trust", rcond=1e-3)
+    for _ in range(5):
+        optimizer.step(closure)
+        assert optimizer.report.gain_ratio == pytest.approx(1, abs=1e-6)
+
+
+def test_a_random_closure_is_evaluated_with_the_same_numbers():
+    """With dropout the same masks are drawn again: on a linear network the model is exact."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).double()
+    inputs = torch.randn(6, 4).double()
+
+    def closure():
+        prediction = nn.functional.dropout(network(inputs), 0.5)
+        return (prediction - 1).square().mean(), prediction
+
+    optimizer = hig.HIG(network.parameters(), step_rule="trust", rcond=1e-3)
+    ratios = []
+    for _ in range(4):
+        optimizer.step(closure)
+        ratios.append(optimizer.report.gain_ratio)
+    assert ratios == pytest.approx([1] * 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["trust", "line_search"])
+def test_no_rule_raises_the_loss_of_its_batch(name):
+    network, inputs = build("mlp")
+    closure = least_squares(network, inputs)
+    optimizer = hig.HIG(network.parameters(), lr=64.0, step_rule=name)  # far too bold
+    for _ in range(6):
+        before = float(optimizer.step(closure))
+        assert float(closure()[0]) <= before
+
+
+def test_a_step_into_nan_is_undone():
+    network = nn.Linear(2, 2).double()
+    inputs = torch.randn(4, 2).double()
+    before = flat(network.parameters()).clone()
+
+    def closure():
+        prediction = network(inputs)
+        scale = 1.0 if torch.equal(flat(network.parameters()), before) else float("nan")
+        return (scale * (prediction - 1).square()).mean(), prediction
+
+    for rule in ("trust", "line_search"):
+        hig.HIG(network.parameters(), step_rule=rule).step(closure)
+        assert torch.equal(flat(network.parameters()), before)
+    hig.LevenbergMarquardt(network.parameters()).step(closure)
+    assert torch.equal(flat(network.parameters()), before)
+
+
+def test_unknown_rule():
+    with pytest.raises(ValueError, match=r"one of \('fixed', 'trust', 'line_search'\), got 'x'"):
+        make_step_rule("x")

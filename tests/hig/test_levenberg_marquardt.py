@@ -62,7 +62,7 @@ def test_damping_falls_where_the_model_is_right_and_rises_where_it_is_not():
     point, closure = rosenbrock()
     optimizer = hig.LevenbergMarquardt([point], damping=1e-12)  # a full step, far too long
     before = optimizer.step(closure)
-    assert optimizer.filter.damping > 1e-12 or float(closure()[0]) < before
+    assert optimizer.filter.damping > 1e-12 or closure()[0].item() < before
 
 
 def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
@@ -78,7 +78,7 @@ def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
     before = float(optimizer.step(closure))
     assert len(calls) > 2
     assert optimizer.filter.damping > 1e-6
-    assert float(closure()[0]) <= before
+    assert closure()[0].item() <= before
 
 
 def test_bad_damping():

@@ -98,7 +98,7 @@ def test_rules_measure_the_step_that_the_groups_really_take(route):
     loss = float(optimizer.step(closure))
     # Along the true step the quadratic model is right to second order: a gain ratio near one.
     assert optimizer.report.gain_ratio == pytest.approx(1, abs=0.3)
-    assert float(closure()[0]) < loss
+    assert closure()[0].item() < loss
 
 
 def test_frozen_parameters_stay():

@@ -176,7 +176,7 @@ def test_no_rule_raises_the_loss_of_its_batch(name):
     optimizer = hig.HIG(network.parameters(), lr=64.0, step_rule=name)  # far too bold
     for _ in range(6):
         before = float(optimizer.step(closure))
-        assert float(closure()[0]) <= before
+        assert closure()[0].item() <= before
 
 
 def test_a_step_into_nan_is_undone():

@@ -66,17 +66,19 @@ class Backward:
             start = stop
 
     def _run(self, output, inputs, cotangents):
+        refusal = None
         if self.batched and len(cotangents) > 1:
             try:
                 return _grad(output, inputs, cotangents, is_grads_batched=True)
             except RuntimeError as error:
                 if _out_of_memory(error):
                     raise
-                refusal = str(error).strip().splitlines()[0]
-            # A graph that refuses batches raises here; one that is broken raises again below.
+                refusal = (str(error).strip() or type(error).__name__).splitlines()[0]
+        singles = [_grad(output, inputs, cotangent) for cotangent in cotangents]
+        if refusal is not None:
+            # Only now: a graph that is broken has raised again, and tells nothing about batches.
             self.batched = False
             self.notes.append(f"backward passes one by one, the graph refuses batches: {refusal}")
-        singles = [_grad(output, inputs, cotangent) for cotangent in cotangents]
         return tuple(
             None if per_input[0] is None else torch.stack(per_input)
             for per_input in zip(*singles, strict=True)

@@ -35,7 +35,7 @@ class Block(Protocol):
         ...
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples: (samples * D, columns), in the dtype of the factors."""
+        """The rows of the given samples: (samples * D, columns), exact for the factors held."""
         ...
 
 

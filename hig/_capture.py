@@ -51,7 +51,7 @@ class LayerUse:
 
     def patches(self, samples: int, chosen: slice) -> Tensor:
         """What each output position multiplies the weight with: (b, groups, positions, in)."""
-        inputs = self.input.reshape(samples, -1, *self.input.shape[1:])[chosen]
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
         if self.convolution is None:
             return inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
         windows = self.convolution.windows(inputs.flatten(0, 1))
@@ -117,8 +117,12 @@ class Capture(TorchFunctionMode):
 
     def _note(self, func, arguments: dict, output: Tensor) -> None:
         weight, bias = arguments["weight"], arguments.get("bias")
+        if func is F.linear and weight.ndim != 2:
+            return  # a single output without an axis of its own
         weight_watched = id(weight) in self._watched
-        bias_watched = bias is not None and id(bias) in self._watched
+        # ``linear`` also broadcasts a bias of another shape; only a vector has the usual columns.
+        plain_bias = bias is not None and bias.shape == weight.shape[:1]
+        bias_watched = plain_bias and id(bias) in self._watched
         inputs = arguments["input"]
         if not (weight_watched or bias_watched) or not output.requires_grad or _in_transform(output):
             return

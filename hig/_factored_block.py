@@ -143,11 +143,11 @@ class FactoredBlock:
         return torch.cat(parts)
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples, formed in the dtype of the factors."""
-        deltas = self.deltas[samples]
+        """The rows of the given samples in float64: rounded to float32 they would lose digits."""
+        deltas = self.deltas[samples].double()
         parts = []
         if self.patches:
-            parts.append(_rows_of(deltas, self.patches(samples)))
+            parts.append(_rows_of(deltas, self.patches(samples).double()))
         if self.bias:
             parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
@@ -160,6 +160,5 @@ class FactoredBlock:
 
 def _rows_of(deltas: Tensor, patches: Tensor) -> Tensor:
     """Σ_u δ_u ⊗ a_u: (b, D, g, U, o), (b, g, U, i) -> (b * D, g * o * i)."""
-    dtype = torch.promote_types(deltas.dtype, patches.dtype)  # they differ under autocast
-    rows = torch.einsum("bdguo,bgui->bdgoi", deltas.to(dtype), patches.to(dtype))
+    rows = torch.einsum("bdguo,bgui->bdgoi", deltas, patches)
     return rows.flatten(2).flatten(0, 1)

@@ -36,7 +36,8 @@ def half_inverse(
 
     Raises:
         NonFiniteError: if an entry of ``jacobian`` or ``loss_gradient`` is NaN or infinite.
-        TypeError: if ``jacobian`` is not a real floating-point tensor.
+        TypeError: if ``jacobian`` is not a real floating-point tensor, or ``loss_gradient`` is
+            complex.
         ValueError: if shapes do not match or an argument lies outside its range.
     """
     filter = HalfInverse(kappa=kappa, rcond=rcond)
@@ -57,6 +58,11 @@ def _check(jacobian: Tensor, loss_gradient: Tensor) -> None:
         raise TypeError(
             f"jacobian must be real floating point, got {jacobian.dtype}; for complex outputs let "
             "real and imaginary parts be separate rows (torch.view_as_real)"
+        )
+    if loss_gradient.is_complex():
+        raise TypeError(
+            f"loss_gradient must be real, got {loss_gradient.dtype}; differentiate the loss with "
+            "respect to real and imaginary parts (torch.view_as_real)"
         )
     if jacobian.ndim != 2 or loss_gradient.shape != jacobian.shape[:1]:
         raise ValueError(

@@ -1,0 +1,64 @@
+"""The same numbers on a GPU, with the Jacobian work staying there."""
+
+import pytest
+import torch
+
+import hig
+from problems.nonlinear_oscillators import NonlinearOscillators
+from tests.hig.networks import ALL, build, least_squares
+from tests.textbook import flat, relative_error
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
+def test_steps_equal_those_on_the_cpu(name, engine, step_rule):
+    results = []
+    for device in ("cpu", "cuda"):
+        network, inputs = build(name)
+        network, inputs = network.to(device), inputs.to(device)
+        optimizer = hig.HIG(
+            network.parameters(), lr=0.3, rcond=1e-4, engine=engine, step_rule=step_rule
+        )
+        for _ in range(3):
+            optimizer.step(least_squares(network, inputs))
+        assert optimizer.report.singular_values.device.type == device
+        results.append(flat(network.parameters()).cpu())
+    assert relative_error(*results) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [hig.GaussNewton, hig.LevenbergMarquardt])
+def test_siblings(kind):
+    network, inputs = build("mlp", torch.float32)
+    network, inputs = network.cuda(), inputs.cuda()
+    optimizer = kind(network.parameters(), lr=0.5)
+    losses = [optimizer.step(least_squares(network, inputs)).item() for _ in range(20)]
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_half_inverse():
+    jacobian, gradient = torch.randn(20, 30), torch.randn(20)
+    expected = hig.half_inverse(jacobian, gradient)
+    found = hig.half_inverse(jacobian.cuda(), gradient.cuda())
+    assert found.is_cuda
+    assert relative_error(found.cpu(), expected) < 1e-4
+
+
+def test_oscillators_and_their_rollout():
+    results = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        problem = NonlinearOscillators()
+        network = problem.network().double().to(device)
+        train, _ = problem.data(torch.Generator().manual_seed(0))
+        batch = {key: value[:32].to(device) for key, value in train.items()}
+
+        def closure(problem=problem, network=network, batch=batch):
+            prediction = problem.predict(network, batch)
+            return problem.loss(prediction, batch), prediction
+
+        hig.HIG(network.parameters(), rcond=1e-4).step(closure)
+        results.append(flat(network.parameters()).cpu())
+    assert relative_error(*results) < 1e-8

@@ -1,0 +1,66 @@
+"""Imports point down: plots -> result files; experiments -> problems -> hig -> torch, numpy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "hig": {"hig", "torch", "numpy"},
+    "problems": {"problems", "hig", "torch", "numpy", "phi"},
+    "experiments": {
+        "experiments", "problems", "hig", "torch", "numpy", "tqdm", "pytorch_optimizer",
+    },
+    "plots": {"plots", "hig", "numpy", "matplotlib"},
+}  # fmt: skip
+
+
+def imports_of(path):
+    """Top-level names of everything a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("floor", ALLOWED)
+def test_imports_point_down(floor):
+    files = sorted((ROOT / floor).rglob("*.py"))
+    assert files
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in files
+        for name in imports_of(path)
+        if name not in ALLOWED[floor] and name not in sys.stdlib_module_names
+    }
+    assert found == set()
+
+
+def test_plots_take_nothing_but_the_result_files_from_hig():
+    for path in (ROOT / "plots").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "hig":
+                assert {alias.name for alias in node.names} <= {
+                    "load_results", "CorruptResultError", "UnsafeResultError",
+                }  # fmt: skip
+
+
+def test_hig_brings_nothing_in_but_torch_and_numpy():
+    code = (
+        "import sys, torch, numpy; before = set(sys.modules); import hig; "
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
+        "print(sorted(new - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['hig']"
+
+
+def test_every_public_name_is_there_and_documented():
+    import hig
+
+    for name in hig.__all__:
+        assert (getattr(hig, name).__doc__ or "").strip(), name

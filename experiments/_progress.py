@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from shutil import get_terminal_size
 from typing import Self, TextIO
 
 from tqdm import tqdm
@@ -53,7 +54,7 @@ class Progress:
 
     def evaluated(self, train_loss: float, test_loss: float) -> None:
         """Take up new mean losses."""
-        self._losses = f"train {train_loss:.2e}, test {test_loss:.2e}"
+        self._losses = f"test {test_loss:.2e}, train {train_loss:.2e}"
 
     def stepped(self, epoch: float, seconds: float, loss: float) -> None:
         """Show that a step is done.
@@ -86,12 +87,14 @@ class Progress:
             return None
         number = "{n:.0f}/{total:.0f} s" if self._timed else "epoch {n:.2f}/{total}"
         layout = f"{{desc}} {{percentage:3.0f}}%|{{bar}}| {number}{{postfix}}"
+        size = get_terminal_size()  # 80 × 24 where the terminal does not know, as in containers
         return tqdm(
             total=self._total,
             desc=self._label,
             bar_format=layout,
             file=self._stream,
-            dynamic_ncols=True,
+            ncols=size.columns,
+            nrows=size.lines,
         )
 
     def _total_text(self, done: float) -> str:
@@ -102,7 +105,8 @@ class Progress:
     def _text(self, epoch: float, seconds: float, loss: float, done: float) -> str:
         left = (self._total - done) * seconds / done if done > 0 else float("inf")
         rate = self._steps / seconds if seconds > 0 else 0.0
-        parts = [f"{rate:.3g} steps/s", f"batch {loss:.2e}", self._losses, f"{left:.0f} s left"]
+        # The most wanted first: a narrow terminal cuts off the end.
+        parts = [f"{left:.0f} s left", f"{rate:.3g} steps/s", self._losses, f"batch {loss:.2e}"]
         if self._timed:
-            parts.insert(0, f"epoch {epoch:.2f}")
+            parts.append(f"epoch {epoch:.2f}")
         return ", ".join(part for part in parts if part)

@@ -4,6 +4,8 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.g
 ``hig.half_inverse`` for plain linear algebra and ``hig.rollout`` for fast simulator loops.
 """
 
+from importlib.metadata import version
+
 from hig._errors import DecompositionError, NonFiniteError, SampleDependenceError
 from hig._half_inverse import half_inverse
 from hig._levenberg_marquardt import LevenbergMarquardt
@@ -13,6 +15,8 @@ from hig._report import StepReport
 from hig._results import CorruptResultError, UnsafeResultError, load_results, save_results
 from hig._rollout import LinearStep, rollout
 from hig._spectral import Damped, HalfInverse
+
+__version__ = version("hig")
 
 __all__ = [
     "CorruptResultError",

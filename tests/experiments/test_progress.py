@@ -29,8 +29,8 @@ def drive(options, stream, seconds=20, wall=1.0):
 def test_lines_of_a_time_budget():
     lines = drive(BUDGET, io.StringIO()).splitlines()
     assert lines[0] == (
-        "HIG: 5 of 60 s, epoch 0.50, 1 steps/s, batch 1.00e-03, "
-        "train 5.00e-01, test 2.50e-01, 55 s left"
+        "HIG: 5 of 60 s, 55 s left, 1 steps/s, test 2.50e-01, train 5.00e-01, "
+        "batch 1.00e-03, epoch 0.50"
     )
     assert len(lines) == 4
 
@@ -38,7 +38,7 @@ def test_lines_of_a_time_budget():
 def test_lines_of_epochs():
     lines = drive(EPOCHS, io.StringIO()).splitlines()
     assert lines[0] == (
-        "HIG: epoch 0.50 of 4, 1 steps/s, batch 1.00e-03, train 5.00e-01, test 2.50e-01, 35 s left"
+        "HIG: epoch 0.50 of 4, 35 s left, 1 steps/s, test 2.50e-01, train 5.00e-01, batch 1.00e-03"
     )
 
 
@@ -54,6 +54,7 @@ def test_bar_on_a_terminal(options):
     assert "HIG" in text
     assert "%|" in text
     assert ("/60 s" if options is BUDGET else "/4") in text
+    assert "test 2.50e-01" in text
     assert text.endswith("\n")
 
 

@@ -1,0 +1,117 @@
+"""What the benchmark compares: one training step, taken in several ways."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+import hig
+from problems import NonlinearOscillators, Problem
+
+PROBLEMS: dict[str, Problem] = {"nonlinear_oscillators": NonlinearOscillators()}
+
+Step = Callable[[], object]
+
+
+class Cases:
+    """Steps of one problem on one fixed batch; each takes its own copy of the network.
+
+    Args:
+        problem: the problem.
+        batch_size: samples of the batch.
+        device: torch device.
+        seed: seed of weights and data.
+    """
+
+    def __init__(self, problem: Problem, batch_size: int, device: str, seed: int = 0):
+        self.problem, self.device, self.seed = problem, device, seed
+        train, _ = problem.data(torch.Generator().manual_seed(seed))
+        self.batch = {
+            key: value[:batch_size].to(device, torch.float32) for key, value in train.items()
+        }
+        self.settings = problem.settings["hig"]
+
+    def names(self) -> dict[str, Callable[[], Step]]:
+        """All cases: what to call them, and what makes the step."""
+        return {
+            "textbook (vmap jacrev + SVD)": self.textbook,
+            "HIG rows": lambda: self.half_inverse(engine="rows"),
+            "HIG layerwise": lambda: self.half_inverse(engine="layerwise"),
+            "HIG auto": self.half_inverse,
+            "HIG auto, trust": lambda: self.half_inverse(step_rule="trust"),
+            "Adam, plain loop": lambda: self.adam("loop"),
+            "Adam, rollout": lambda: self.adam("auto"),
+            "eigh alone": self.eigh,
+        }
+
+    def textbook(self) -> Step:
+        """The published algorithm, written down directly: every output's gradient, then an SVD."""
+        network, problem = self._network(), self.problem
+        parameters = dict(network.named_parameters())
+
+        def output(values: dict[str, Tensor], sample: dict[str, Tensor]) -> Tensor:
+            def run(inputs: Tensor) -> Tensor:
+                return functional_call(network, values, (inputs,))
+
+            single = {key: value[None] for key, value in sample.items()}
+            return problem.predict(run, single)[0]
+
+        def step() -> None:
+            blocks = vmap(jacrev(output), in_dims=(None, 0))(parameters, self.batch)
+            jacobian = torch.cat([block.flatten(0, 1).flatten(1) for block in blocks.values()], 1)
+            with torch.no_grad():
+                prediction = problem.predict(network, self.batch)
+            prediction.requires_grad_()
+            (gradient,) = torch.autograd.grad(problem.loss(prediction, self.batch), prediction)
+            with torch.no_grad():
+                left, values, right = torch.linalg.svd(jacobian, full_matrices=False)
+                keep = values > self.settings.rcond * values[0]
+                powers = torch.where(keep, values, 1).rsqrt() * keep
+                direction = right.T @ (powers * (left.T @ gradient.flatten()))
+                torch.nn.utils.vector_to_parameters(
+                    torch.nn.utils.parameters_to_vector(network.parameters())
+                    - self.settings.lr * direction,
+                    network.parameters(),
+                )
+
+        return step
+
+    def half_inverse(self, **options: str) -> Step:
+        """A step of ``hig.HIG`` at the published settings."""
+        network = self._network()
+        settings = self.settings
+        optimizer = hig.HIG(network.parameters(), settings.lr, settings.rcond, **options)
+
+        def closure() -> tuple[Tensor, Tensor]:
+            prediction = self.problem.predict(network, self.batch)
+            return self.problem.loss(prediction, self.batch), prediction
+
+        return lambda: optimizer.step(closure)
+
+    def adam(self, rollout: str) -> Step:
+        """A step of Adam on the same batch, through the plain loop or through ``hig.rollout``."""
+        network = self._network()
+        problem = replace(self.problem, rollout=rollout)
+        optimizer = torch.optim.Adam(network.parameters(), problem.settings["adam"].lr)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            problem.loss(problem.predict(network, self.batch), self.batch).backward()
+            optimizer.step()
+
+        return step
+
+    def eigh(self) -> Step:
+        """The decomposition of a Gram matrix of the same size, in float64, and nothing else."""
+        rows = self.problem.predict(self._network(), self.batch).numel()
+        generator = torch.Generator().manual_seed(self.seed)
+        factor = torch.randn(rows, 2 * rows, generator=generator, dtype=torch.float64)
+        scales = torch.logspace(0, -6, rows, dtype=torch.float64)[:, None]
+        gram = (scales * factor @ factor.T * scales.T).to(self.device)
+        return lambda: torch.linalg.eigh(gram)
+
+    def _network(self) -> nn.Module:
+        torch.manual_seed(self.seed)
+        return self.problem.network().to(self.device)

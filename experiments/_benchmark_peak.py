@@ -1,0 +1,11 @@
+"""Print the peak memory in bytes of one case of the benchmark, in a process of its own."""
+
+import sys
+
+from experiments._benchmark_cases import PROBLEMS, Cases
+from experiments._measure import peak_bytes
+
+if __name__ == "__main__":
+    name, case, batch_size, device = sys.argv[1:]
+    step = Cases(PROBLEMS[name], int(batch_size), device).names()[case]()
+    print(peak_bytes(step, device))

@@ -1,0 +1,122 @@
+"""Time and peak memory of one training step, taken in several ways, in one run.
+
+``python -m experiments.benchmark`` compares, per problem and at its published batch size: the
+textbook half-inverse step (vmap of jacrev over network and solver, then a float32 SVD), every
+engine, Adam on the same batch, and a bare ``eigh`` of the same size.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from experiments._arguments import device_argument
+from experiments._benchmark_cases import PROBLEMS, Cases
+from experiments._machine import machine
+from experiments._measure import interleaved_seconds, median_ratio, peak_bytes
+
+TEXTBOOK, ADAM = "textbook (vmap jacrev + SVD)", "Adam, plain loop"
+
+
+def benchmark(name: str, batch_size: int, rounds: int, device: str) -> list[dict[str, object]]:
+    """Measure all cases of one problem.
+
+    Args:
+        name: problem, a key of ``PROBLEMS``.
+        batch_size: samples per step.
+        rounds: counted steps of each case, taken in turn.
+        device: torch device.
+
+    Returns:
+        One row per case: ``case``, ``median_ms``, ``min_ms``, ``max_ms``, ``speedup`` over the
+        textbook step and ``of_adam``, the time relative to Adam through the plain loop (both
+        medians of the ratios within a round), and ``peak_mb`` above the idle process.
+    """
+    cases = Cases(PROBLEMS[name], batch_size, device)
+    steps = {case: make() for case, make in cases.names().items()}
+    seconds = interleaved_seconds(steps, rounds, warm_up=2, device=device)
+    return [
+        {
+            "case": case,
+            "median_ms": 1e3 * statistics.median(times),
+            "min_ms": 1e3 * min(times),
+            "max_ms": 1e3 * max(times),
+            "speedup": median_ratio(seconds[TEXTBOOK], times),
+            "of_adam": median_ratio(times, seconds[ADAM]),
+            "peak_mb": _peak_in_own_process(name, case, batch_size, device) / 2**20,
+        }
+        for case, times in seconds.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| step | median ms | min – max | faster than textbook | of Adam's time | peak MB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['case']} | {row['median_ms']:.1f} | {row['min_ms']:.1f} – "
+            f"{row['max_ms']:.1f} | {row['speedup']:.1f}× | {row['of_adam']:.2f} | "
+            f"{row['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark from the command line."""
+    options = _parser().parse_args(arguments)
+    facts = machine(options.device)
+    report: dict[str, object] = {"machine": facts, "rounds": options.rounds, "problems": {}}
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    for name in options.problem or PROBLEMS:
+        batch_size = options.batch_size or PROBLEMS[name].settings["hig"].batch_size
+        rows = benchmark(name, batch_size, options.rounds, options.device)
+        report["problems"][name] = {"batch_size": batch_size, "cases": rows}
+        print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{table(rows)}")
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"\nwritten to {options.json}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "problem", nargs="*", choices=[*PROBLEMS, []], help="problems to measure (default: all)"
+    )
+    parser.add_argument("--rounds", type=_positive, default=15, help="steps of each (default 15)")
+    parser.add_argument(
+        "--batch-size", type=_positive, help="samples per step (default: the published one)"
+    )
+    parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:
+    """Peak memory of a case in a fresh process: what others left behind would hide it."""
+    command = [sys.executable, "-m", "experiments._benchmark_peak", name, case, str(batch_size)]
+    done = subprocess.run([*command, device], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+if __name__ == "__main__":
+    main()

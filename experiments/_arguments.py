@@ -127,7 +127,9 @@ def _add_run(parser: argparse.ArgumentParser, problem: Problem) -> None:
         default=Options.seed,
         help="seed of the initial weights and of the data",
     )
-    group.add_argument("--device", type=_device, default=Options.device, help="cpu, cuda or cuda:K")
+    group.add_argument(
+        "--device", type=device_argument, default=Options.device, help="cpu, cuda or cuda:K"
+    )
     group.add_argument(
         "--dtype", choices=tuple(DTYPES), default=Options.dtype, help="floating point numbers"
     )
@@ -199,7 +201,8 @@ def _seed(text: str) -> int:
     return value
 
 
-def _device(text: str) -> str:
+def device_argument(text: str) -> str:
+    """Check that torch has the device; for argparse."""
     kind, _, index = text.partition(":")
     if kind not in ("cpu", "cuda") or (":" in text and not index.isdecimal()):
         raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:K, got {text!r}; try cpu")

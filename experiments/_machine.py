@@ -20,7 +20,7 @@ def machine(device: str) -> dict[str, str | int]:
     return {
         "hig": hig.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": np.__version__,
         "platform": platform.platform(terse=True),
         "processor": _processor(),

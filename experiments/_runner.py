@@ -1,7 +1,6 @@
 """The training loop that all problems and methods share."""
 
 import math
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import hig
 from experiments import _names
 from experiments._clock import TrainingClock
 from experiments._evaluation import mean_loss, slices
+from experiments._machine import machine
 from experiments._methods import METHODS, Method, Optimizer
 from experiments._options import DTYPES, Options
 from experiments._progress import Progress
@@ -69,7 +69,6 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         **_results(training),
     }
     hig.save_results(path, results)
-    _write_parameters(path.with_suffix(".txt"), results)
     _summarise(progress, results, path)
     return results
 
@@ -194,35 +193,9 @@ def _results(training: _Training) -> dict[str, object]:
         **training.recorder.results(),
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
         "sim_par": {**asdict(problem), **settings, **run_options, "out": str(options.out)},
-        "machine": _machine(options.device),
+        "machine": machine(options.device),
         "example": problem.example(training.network, samples),
     }
-
-
-def _machine(device: str) -> dict[str, object]:
-    cuda = torch.device(device).type == "cuda"
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _processor() -> str:
-    """Model of the processor where the system tells it, its architecture elsewhere."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _write_parameters(path: Path, results: dict[str, object]) -> None:
-    """The parameters as text, to be read without opening the result file."""
-    machine = {f"machine {key}": value for key, value in results["machine"].items()}
-    parameters = {**results["sim_par"], **machine, "stopped": results["stopped"]}
-    path.write_text("".join(f"{key}: {value}\n" for key, value in parameters.items()), "utf-8")
 
 
 def _summarise(progress: Progress, results: dict[str, object], path: Path) -> None:

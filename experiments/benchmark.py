@@ -13,12 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from experiments._arguments import device_argument
 from experiments._benchmark_cases import PROBLEMS, Cases
 from experiments._machine import machine
-from experiments._measure import interleaved_seconds, median_ratio, peak_bytes
+from experiments._measure import interleaved_seconds, median_ratio
 
 TEXTBOOK, ADAM = "textbook (vmap jacrev + SVD)", "Adam, plain loop"
 

@@ -19,11 +19,11 @@ from hig._spectral import Damped, HalfInverse
 __version__ = version("hig")
 
 __all__ = [
+    "HIG",
     "CorruptResultError",
     "Damped",
     "DecompositionError",
     "GaussNewton",
-    "HIG",
     "HalfInverse",
     "LevenbergMarquardt",
     "LinearStep",

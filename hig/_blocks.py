@@ -125,7 +125,7 @@ class JointJacobian:
         """J d: (P,) float64 -> (n,) float64."""
         parts = direction.split([block.columns for block in self.blocks])
         result = direction.new_zeros(self.shape[0])
-        for block, part in zip(self.blocks, parts):
+        for block, part in zip(self.blocks, parts, strict=True):
             result += block.jvp(part)
         return result
 

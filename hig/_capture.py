@@ -60,7 +60,7 @@ class LayerUse:
         return windows.flatten(2, 3)
 
     def output_gradients(self, gradients: Tensor, samples: int) -> Tensor:
-        """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out), a view if possible."""
+        """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out)."""
         repeats = self.output_shape[0] // samples
         gradients = gradients.unflatten(1, (samples, repeats))
         if self.convolution is None:
@@ -85,7 +85,8 @@ class Convolution:
         axes = len(self.kernel)
         flat_padding = [side for pair in reversed(self.padding) for side in pair]
         windows = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
-        for axis, (size, step, gap) in enumerate(zip(self.kernel, self.stride, self.dilation)):
+        geometry = zip(self.kernel, self.stride, self.dilation, strict=True)
+        for axis, (size, step, gap) in enumerate(geometry):
             windows = windows.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
         # (N, C, *output positions, *kernel)
         windows = windows.unflatten(1, (self.groups, -1)).movedim(2, 2 + axes)
@@ -112,7 +113,9 @@ class Capture(TorchFunctionMode):
         """Run ``func`` and note it if it is a layer with a watched parameter."""
         output = func(*args, **(kwargs or {}))
         if func is F.linear or func in _CONVOLUTIONS:
-            self._note(func, dict(zip(_LAYER_ARGUMENTS, args)) | (kwargs or {}), output)
+            self._note(
+                func, dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | (kwargs or {}), output
+            )
         return output
 
     def _note(self, func, arguments: dict, output: Tensor) -> None:
@@ -124,7 +127,11 @@ class Capture(TorchFunctionMode):
         plain_bias = bias is not None and bias.shape == weight.shape[:1]
         bias_watched = plain_bias and id(bias) in self._watched
         inputs = arguments["input"]
-        if not (weight_watched or bias_watched) or not output.requires_grad or _in_transform(output):
+        if (
+            not (weight_watched or bias_watched)
+            or not output.requires_grad
+            or _in_transform(output)
+        ):
             return
         self.uses.append(
             LayerUse(
@@ -152,7 +159,7 @@ def _geometry(func, arguments: dict) -> Convolution:
     if padding == "valid":
         padding = 0
     if padding == "same":
-        total = [gap * (size - 1) for gap, size in zip(dilation, kernel)]
+        total = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
         sides = tuple((extent // 2, extent - extent // 2) for extent in total)
     else:
         sides = tuple((side, side) for side in _per_axis(padding, axes))

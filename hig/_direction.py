@@ -244,4 +244,3 @@ def _non_finite_jacobian(
             f"{', '.join(named[:6])}{' and more' if len(named) > 6 else ''}"
         )
     return f"{text}; parameters are unchanged; check the simulator's derivative there"
-

@@ -43,7 +43,7 @@ class EngineResult:
 
     @property
     def engine(self) -> str:
-        """"layerwise", "rows", or both joined by "+"."""
+        """The engines in use: "layerwise", "rows", or both joined by "+"."""
         used = [name for name in ("layerwise", "rows") if name in self.routes]
         return "+".join(used) or "none"
 

@@ -126,9 +126,7 @@ class FactoredBlock:
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d in float64, from the factors."""
-        weight, bias = direction.split(
-            [self._weight_columns, self.columns - self._weight_columns]
-        )
+        weight, bias = direction.split([self._weight_columns, self.columns - self._weight_columns])
         weight = weight.view(self.groups, self.fan_out, self.fan_in)
         parts = []
         for chosen in self._chunks():

@@ -76,15 +76,11 @@ def layer_blocks(
         return []
     samples = len(prediction)
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
-    deltas = dict(
-        zip(map(id, uses), _output_gradients(uses, prediction, backward), strict=True)
-    )
+    deltas = dict(zip(map(id, uses), _output_gradients(uses, prediction, backward), strict=True))
     return [_block(layer, deltas, samples) for layer in layers]
 
 
-def _uses_by_parameter(
-    uses: Sequence[LayerUse], role: str
-) -> dict[int, tuple[Tensor, list[int]]]:
+def _uses_by_parameter(uses: Sequence[LayerUse], role: str) -> dict[int, tuple[Tensor, list[int]]]:
     found: dict[int, tuple[Tensor, list[int]]] = {}
     for index, use in enumerate(uses):
         parameter = getattr(use, role)

@@ -12,7 +12,10 @@ __all__ = ["LevenbergMarquardt"]
 
 
 class LevenbergMarquardt(JacobianOptimizer):
-    r"""Levenberg-Marquardt: :math:`\theta \leftarrow \theta - \mathrm{lr}\, V \frac{S}{S^2 + \lambda} U^T g`.
+    r"""Levenberg-Marquardt: a damped Gauss-Newton step.
+
+    .. math::
+        \theta \leftarrow \theta - \mathrm{lr}\, V \frac{S}{S^2 + \lambda} U^T g
 
     After each step the same batch is evaluated again. The damping falls to a third where the
     quadratic model predicted the decrease well (gain ratio above 0.75) and doubles where it did
@@ -93,10 +96,13 @@ class LevenbergMarquardt(JacobianOptimizer):
         return report
 
     def _adapt(self, ratio: float | None, rejected: bool) -> None:
+        damping = self.filter.damping
         if rejected:
-            factor = 4.0
-        else:
-            factor = 1 / 3 if ratio > 0.75 else 2.0 if ratio < 0.25 else 1.0
-        damping = min(max(self.filter.damping * factor, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
+            damping *= 4
+        elif ratio > 0.75:
+            damping /= 3
+        elif ratio < 0.25:
+            damping *= 2
+        damping = min(max(damping, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
         self.filter = Damped(damping, self.filter.rcond)
         self.state["damping"]["value"] = damping

@@ -14,7 +14,7 @@ from hig._spectral import SpectralFilter
 __all__ = ["record"]
 
 
-class record:  # noqa: N801 - reads as a verb: with hig.record(parameters) as record
+class record:
     """Record a forward computation, then put its spectral direction into ``.grad``.
 
     Any optimiser, scheduler, gradient clipping or trainer takes it from there::

@@ -4,7 +4,6 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 __all__ = ["PhaseClock", "StepReport"]

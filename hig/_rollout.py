@@ -213,7 +213,11 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor):
             entries = after.flatten(1).sum(0).unbind()
         rows = [
             torch.autograd.grad(
-                entry, (state, control), retain_graph=True, allow_unused=True, materialize_grads=True
+                entry,
+                (state, control),
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
             )
             for entry in entries
         ]

@@ -112,7 +112,7 @@ def test_parameters_are_also_text(options, tmp_path):
     run(TINY, "hig", settings("hig", rcond=1e-4), options)
     (path,) = tmp_path.glob("*.txt")
     lines = path.read_text("utf-8").splitlines()
-    assert "rcond: 0.0001" in lines
+    assert "rcond: 0.0001" in [line.strip() for line in lines]
     assert "stopped: epochs" in lines
 
 

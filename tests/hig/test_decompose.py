@@ -170,7 +170,9 @@ def test_a_decomposition_that_fails_once_is_repeated_and_noted(monkeypatch, rout
 def test_a_decomposition_that_never_converges_is_an_error_with_a_remedy(monkeypatch, route):
     jacobian, _ = sample()
     stand_in = fail(monkeypatch, route, failures=99)
-    with pytest.raises(DecompositionError, match="did not converge on cpu nor on the CPU") as caught:
+    with pytest.raises(
+        DecompositionError, match="did not converge on cpu nor on the CPU"
+    ) as caught:
         decomposed(jacobian, route)
     assert len(stand_in.seen) == 2
     assert str(tuple(stand_in.seen[0].shape)) in str(caught.value)

@@ -79,9 +79,10 @@ def test_coupled_samples_are_noticed_where_they_are_coupled():
     assert any("samples influence one another" in note for note in found.notes)
     network.eval()
     found, _ = jacobian_of(network, inputs, "auto")
-    assert dict(zip([n for n, _ in network.named_parameters()], found.routes, strict=True))[
-        "0.weight"
-    ] == "layerwise"
+    assert (
+        dict(zip([n for n, _ in network.named_parameters()], found.routes, strict=True))["0.weight"]
+        == "layerwise"
+    )
 
 
 def test_a_single_coupled_pair_is_noticed():

@@ -205,7 +205,9 @@ def test_the_half_inverse_applied_to_both_sides_is_the_pseudo_inverse(shape, met
     jacobian, gradient = sample(shape)
     once = half_inverse(jacobian, gradient, -0.5, 1e-3, method)
     # V S^(-1/2) Uᵀ · U S^0 Vᵀ · V S^(-1/2) Uᵀ = V S^(-1) Uᵀ, with U S^0 Vᵀ = (J^0)ᵀ
-    back = torch.stack([half_inverse(jacobian, e, 0.0, 1e-3, method) for e in torch.eye(shape[0]).double()])
+    back = torch.stack(
+        [half_inverse(jacobian, e, 0.0, 1e-3, method) for e in torch.eye(shape[0]).double()]
+    )
     twice = half_inverse(jacobian, back @ once, -0.5, 1e-3, method)
     assert relative_error(twice, half_inverse(jacobian, gradient, -1.0, 1e-3, method)) < 1e-10
 
@@ -245,7 +247,7 @@ def test_dtype_of_the_jacobian_is_dtype_of_the_direction(dtype, method):
     found = half_inverse(jacobian, gradient, -0.5, 1e-3, method)
     expected = textbook_power(jacobian.double(), gradient, -0.5, 1e-3)
     assert found.dtype == dtype
-    assert relative_error(found.double(), expected) < 4 * torch.finfo(dtype).eps
+    assert relative_error(found.double(), expected) < max(4 * torch.finfo(dtype).eps, 1e-12)
 
 
 @pytest.mark.cuda

@@ -19,9 +19,7 @@ def test_the_step_is_the_damped_one(engine, damping, name):
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     jacobian = textbook_jacobian(prediction, network.parameters())
     expected = -0.1 * textbook_damped(jacobian, gradient.flatten(), damping)
-    optimizer = hig.LevenbergMarquardt(
-        network.parameters(), lr=0.1, damping=damping, engine=engine
-    )
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.1, damping=damping, engine=engine)
     assert relative_error(step_of(optimizer, closure), expected) < 1e-9
 
 

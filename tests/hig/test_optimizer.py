@@ -60,7 +60,7 @@ def test_training_lowers_the_loss(kind, step_rule, dtype):
 def test_the_loss_returned_is_the_one_before_the_step():
     network, closure = problem()
     loss = hig.HIG(network.parameters()).step(closure)
-    network_again, closure_again = problem()
+    _, closure_again = problem()
     assert torch.equal(loss, closure_again()[0].detach())
     assert not loss.requires_grad
 

@@ -24,9 +24,7 @@ def parabola(lr=1.0, minimum=3.0, curvature=2.0, wall=math.inf):
     # The output is x; its gradient is -c * minimum, and the direction is taken along it.
     gradient = -curvature * minimum
     direction = torch.tensor([gradient], dtype=torch.float64)
-    trial = Trial(
-        [parameter], [direction], lr, loss(), gradient**2, curvature * gradient**2, loss
-    )
+    trial = Trial([parameter], [direction], lr, loss(), gradient**2, curvature * gradient**2, loss)
     return parameter, trial
 
 

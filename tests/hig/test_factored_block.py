@@ -136,7 +136,7 @@ def test_bias_and_weight_are_uncoupled_when_each_use_differs(branch):
     assert relative_error(grams[0], grams[1] + grams[2]) < 1e-13
 
 
-@pytest.mark.parametrize("route", ["rows", "columns", "svd"])
+@pytest.mark.parametrize("route", ["columns", "svd"])
 def test_float32_factors_keep_small_singular_values(route):
     """Of an ill-conditioned layer: forming its rows in float32 would cost three digits."""
     deltas = (randn(100, 2, 1, 1, 5) * torch.logspace(0, -2, 5)).float()
@@ -147,11 +147,10 @@ def test_float32_factors_keep_small_singular_values(route):
     values = torch.linalg.svdvals(exact)
     assert 1e-7 < float(values[-1] / values[0]) < 1e-5
     joint = JointJacobian([block], 100, 2, like=deltas)
-    matrix = {"rows": joint.gram, "columns": joint.normal, "svd": joint.dense}[route]()
+    matrix = joint.normal() if route == "columns" else joint.dense()
     gradient = randn(200, seed=2)
-    cut = 2e-6 if route == "rows" else 1e-7
-    found, _ = decompose(joint, matrix, route).step(HalfInverse(-0.5, cut), gradient)
-    assert relative_error(found, textbook_power(exact, gradient, -0.5, cut)) < 1e-10
+    found, _ = decompose(joint, matrix, route).step(HalfInverse(-0.5, 1e-7), gradient)
+    assert relative_error(found, textbook_power(exact, gradient, -0.5, 1e-7)) < 1e-10
 
 
 class LargestTensor(TorchDispatchMode):
@@ -170,7 +169,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("uses", "groups", "fan"), [(1, 1, 128), (30, 1, 64), (2, 1, 100), (30, 4, 32)]
+    ("uses", "groups", "fan"), [(1, 1, 128), (20, 1, 120), (2, 1, 100), (4, 4, 80)]
 )
 def test_the_columns_are_never_held(monkeypatch, kind, uses, groups, fan):
     samples, outputs, scratch = 6, 8, 2**18

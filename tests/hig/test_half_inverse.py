@@ -323,5 +323,5 @@ def test_arguments_outside_their_range(shape):
         half_inverse(jacobian, gradient, rcond=2.0)
     with pytest.raises(ValueError, match=r"kappa must be in \[-1, 1\], got -3"):
         half_inverse(jacobian, gradient, kappa=-3)
-    with pytest.raises(ValueError, match="method must be one of .* got 'qr'"):
+    with pytest.raises(ValueError, match=r"method must be one of .* got 'qr'"):
         half_inverse(jacobian, gradient, method="qr")

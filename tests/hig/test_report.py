@@ -1,0 +1,89 @@
+"""The report of a step: its numbers and its text."""
+
+import time
+
+import pytest
+import torch
+
+from hig._report import PhaseClock, StepReport
+
+
+def report(**changes):
+    settings = {
+        "loss": torch.tensor(0.125),
+        "engine": "layerwise",
+        "route": "rows",
+        "rows": 4,
+        "columns": 9,
+        "singular_values": torch.tensor([4.0, 1.0, 0.5, 0.0], dtype=torch.float64),
+        "rcond": 0.125,
+        "cutoff": torch.tensor(0.5, dtype=torch.float64),
+    }
+    return StepReport(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("cutoff", "rank"), [(0.5, 2), (0.4999, 3), (0.0, 3), (1.0, 1), (4.0, 0), (-1.0, 4)]
+)
+def test_rank_counts_strictly_above_the_cutoff(cutoff, rank):
+    found = report(cutoff=torch.tensor(cutoff, dtype=torch.float64))
+    assert found.rank == rank
+    assert isinstance(found.rank, int)
+
+
+def test_rank_of_a_zero_jacobian():
+    zeros = torch.zeros(3, dtype=torch.float64)
+    assert report(singular_values=zeros, cutoff=zeros[0]).rank == 0
+
+
+def test_text_of_a_plain_step():
+    text = str(report(seconds={"jacobian": 0.0125, "gram": 0.002}))
+    assert text == (
+        "loss 0.125; rank 2 of 4 (J 4 x 9, rcond 1.2e-01); engine layerwise, route rows; "
+        "ms: jacobian 12.5, gram 2.0"
+    )
+
+
+def test_text_of_a_step_with_everything():
+    text = str(
+        report(step_size=0.5, gain_ratio=0.876, damping=1e-3, notes=["first note", "second note"])
+    )
+    assert "step size 0.5; gain ratio 0.88; damping 1.00e-03; " in text
+    assert text.endswith("first note; second note")
+
+
+@pytest.mark.parametrize("name", ["step_size", "gain_ratio", "damping"])
+def test_what_was_not_measured_is_not_in_the_text(name):
+    word = name.replace("_", " ")
+    assert word not in str(report())
+    assert word in str(report(**{name: 0.0}))  # zero is a measurement
+
+
+def test_the_smaller_side_bounds_the_rank():
+    assert "rank 2 of 4 (J 9 x 4" in str(report(rows=9, columns=4))
+
+
+def test_reports_do_not_share_their_notes():
+    first, second = report(), report()
+    first.notes.append("mine")
+    first.seconds["gram"] = 1.0
+    assert second.notes == [] and second.seconds == {}
+
+
+def test_the_clock_adds_up_by_name():
+    clock = PhaseClock()
+    for _ in range(2):
+        with clock.phase("gram"):
+            time.sleep(0.01)
+    with clock.phase("direction"):
+        pass
+    assert list(clock.seconds) == ["gram", "direction"]
+    assert clock.seconds["gram"] >= 0.02
+    assert 0 <= clock.seconds["direction"] < clock.seconds["gram"]
+
+
+def test_the_clock_counts_a_phase_that_fails():
+    clock = PhaseClock()
+    with pytest.raises(KeyError), clock.phase("gram"):
+        raise KeyError
+    assert "gram" in clock.seconds

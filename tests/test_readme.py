@@ -1,0 +1,32 @@
+"""Every Python snippet of the README runs, in the order in which it is read."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_snippets_run_and_train(capsys):
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    assert len(snippets) == 3
+    torch.manual_seed(0)
+    names = {}
+    for snippet in snippets:
+        exec(compile(snippet, str(README), "exec"), names)
+        if len(names.get("trained", "")) == 0:
+            names["trained"] = capsys.readouterr().out
+    assert float(names["trained"].split()[0]) < 1e-6
+    assert "engine layerwise" in names["trained"]
+    assert names["direction"].shape == (200,)
+
+
+def test_commands_of_the_readme_exist():
+    text = README.read_text(encoding="utf-8")
+    root = README.parent
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert (root / (module.replace(".", "/") + ".py")).exists(), module
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", text, re.M):
+        assert f"\n{target}:" in makefile, target

@@ -6,13 +6,19 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.g
 
 from importlib.metadata import version
 
-from hig._errors import DecompositionError, NonFiniteError, SampleDependenceError
+from hig._errors import (
+    CorruptResultError,
+    DecompositionError,
+    NonFiniteError,
+    SampleDependenceError,
+    UnsafeResultError,
+)
 from hig._half_inverse import half_inverse
 from hig._levenberg_marquardt import LevenbergMarquardt
 from hig._optimizer import HIG, GaussNewton
 from hig._record import record
 from hig._report import StepReport
-from hig._results import CorruptResultError, UnsafeResultError, load_results, save_results
+from hig._results import load_results, save_results
 from hig._rollout import LinearStep, rollout
 from hig._spectral import Damped, HalfInverse
 

@@ -1,6 +1,12 @@
-"""Named errors of the steps. Each text says what was wrong, the value found and the remedy."""
+"""Named errors. Each text says what was wrong, the value found and the remedy."""
 
-__all__ = ["DecompositionError", "NonFiniteError", "SampleDependenceError"]
+__all__ = [
+    "CorruptResultError",
+    "DecompositionError",
+    "NonFiniteError",
+    "SampleDependenceError",
+    "UnsafeResultError",
+]
 
 
 class NonFiniteError(ArithmeticError):
@@ -18,3 +24,11 @@ class SampleDependenceError(ValueError):
 
 class DecompositionError(ArithmeticError):
     """No eigenvalue or singular value decomposition converged, on any fallback."""
+
+
+class UnsafeResultError(ValueError):
+    """A result file asks for something outside plain Python and numpy; nothing of it was run."""
+
+
+class CorruptResultError(ValueError):
+    """A result file is truncated, is not a pickle, or does not hold one dictionary."""

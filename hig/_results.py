@@ -4,26 +4,20 @@ import io
 import os
 import pickle
 import pickletools
-import re
 import uuid
 from pathlib import Path
 
 import numpy as np
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_KINDS = "biufcSU"  # numpy kinds whose elements are bytes alone: no objects, no records
+from hig._errors import CorruptResultError, UnsafeResultError
+from hig._unpickle import KINDS, PLAIN, Unpickler, is_numpy_scalar, resolve
+
+__all__ = ["load_results", "save_results"]
+
 # What unpickling raises on bytes that are no (whole) pickle or ask for impossible values. An
 # out-of-date escape in an old string opcode is a warning, hence an error where warnings are errors.
 _GARBAGE = (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OverflowError)
 _GARBAGE += (RecursionError, TypeError, ValueError, DeprecationWarning)
-
-
-class UnsafeResultError(ValueError):
-    """A result file asks for something outside plain Python and numpy; nothing of it was run."""
-
-
-class CorruptResultError(ValueError):
-    """A result file is truncated, is not a pickle, or does not hold one dictionary."""
 
 
 def save_results(path, results):
@@ -77,7 +71,7 @@ def load_results(path):
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name.endswith("PUT") and argument > len(data):
                 raise ValueError(f"memo index {argument} in a file of {len(data)} bytes")
-        results = _resolve(_Unpickler(io.BytesIO(data)).load(), {})
+        results = resolve(Unpickler(io.BytesIO(data)).load(), {})
         if type(results) is not dict:
             raise TypeError(f"it holds one {type(results).__qualname__}")
     except UnsafeResultError as error:
@@ -102,13 +96,13 @@ def _check(value, where):
     elif kind in (list, tuple, set, frozenset):
         for index, item in enumerate(value):
             _check(item, f"{where}[{index}]")
-    elif kind is np.ndarray or _is_numpy_scalar(value):
-        if value.dtype.kind not in _KINDS:
+    elif kind is np.ndarray or is_numpy_scalar(value):
+        if value.dtype.kind not in KINDS:
             raise TypeError(
                 f"{where} has numpy dtype {value.dtype}; results hold booleans, numbers and "
                 "strings: convert it, for example with .astype(float), or save it as a list"
             )
-    elif kind not in _PLAIN:
+    elif kind not in PLAIN:
         bases = {(base.__module__, base.__name__) for base in kind.__mro__}
         tensor = ("torch", "Tensor") in bases  # known by name: torch is not imported for this
         remedy = ".detach().cpu().numpy()" if tensor else "float(), str(), list() or numpy.array()"
@@ -116,10 +110,6 @@ def _check(value, where):
             f"{where} is a {kind.__module__}.{kind.__qualname__}; results hold plain Python and "
             f"numpy values only: convert it with {remedy}"
         )
-
-
-def _is_numpy_scalar(value):
-    return isinstance(value, np.generic) and type(value) is value.dtype.type
 
 
 def _replace(path, data):
@@ -136,100 +126,9 @@ def _replace(path, data):
 
 def _scalar_lines(values, indent=""):
     for key, value in values.items():
-        if type(value) in _PLAIN or _is_numpy_scalar(value):
+        if type(value) in PLAIN or is_numpy_scalar(value):
             yield f"{indent}{key}: {' '.join(str(value).split())}"
     for key, value in values.items():
         lines = list(_scalar_lines(value, indent + "  ")) if type(value) is dict else []
         if lines:
             yield from (f"{indent}{key}:", *lines)
-
-
-# Stand-ins for what a pickled array names. Numpy's own functions would take object arrays and
-# forged dtypes from the file; these take bytes of known length and kind. None is hashable, so
-# that none can hide in a set or among the keys of a dict.
-
-
-class _Dtype:
-    __hash__ = None
-
-    def __init__(self, name, *_):
-        if not re.fullmatch(rf"[{_KINDS}]\d+", name):
-            raise UnsafeResultError(f"an array of numpy dtype {name!r}")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(state[1])  # the only thing that the name leaves open
-
-
-class _Array:
-    __hash__ = None
-
-    def __init__(self, array=None):
-        self.array = array
-
-    def __setstate__(self, state):
-        _, shape, dtype, fortran, data = state
-        self.array = _array(data, dtype, shape, "F" if fortran else "C")
-
-
-class _Constructor:
-    """What the file may call; a slot and no state, so that the file cannot rewire it."""
-
-    __slots__ = ("construct",)
-    __hash__ = None
-
-    def __init__(self, construct):
-        self.construct = construct
-
-    def __call__(self, *arguments):
-        return self.construct(*arguments)
-
-    def __setstate__(self, state):
-        raise UnsafeResultError("a change to a function")
-
-
-def _array(data, dtype, shape, order="C"):
-    array = np.ndarray(shape, dtype.dtype, data, order=order)
-    if array.nbytes != len(data):
-        raise ValueError(f"array of shape {shape} and dtype {dtype.dtype} in {len(data)} bytes")
-    return array.copy(order="K")  # `data` is read-only
-
-
-_ALLOWED = {
-    ("numpy", "ndarray"): lambda *_: _Array(),
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes under protocol 2,
-    ("__builtin__", "bytes"): lambda: b"",  # which has another way for none
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
-    _ALLOWED[f"{_core}.multiarray", "scalar"] = lambda dtype, data: _array(data, dtype, ())[()]
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = lambda *given: _Array(_array(*given))
-for _builtins in ("builtins", "__builtin__"):
-    _ALLOWED.update({(_builtins, kind.__name__): kind for kind in (complex, set, frozenset)})
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in _ALLOWED:
-            raise UnsafeResultError(f"{module}.{name}")
-        return _Constructor(_ALLOWED[module, name])
-
-
-def _resolve(value, seen):
-    """Puts the arrays in the place of their stand-ins; `seen` guards against cycles."""
-    kind = type(value)
-    if kind in (*_PLAIN, set, frozenset) or _is_numpy_scalar(value):
-        return value
-    if kind is _Array:
-        return value.array
-    if kind not in (dict, list, tuple):
-        raise TypeError(f"it holds a {kind.__qualname__}")
-    if id(value) in seen:
-        return seen[id(value)][1]
-    seen[id(value)] = (value, value)  # the first keeps the id from being used again
-    if kind is tuple:
-        seen[id(value)] = (value, tuple(_resolve(item, seen) for item in value))
-    for key, item in value.items() if kind is dict else enumerate(value) if kind is list else ():
-        value[key] = _resolve(item, seen)
-    return seen[id(value)][1]

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+# The tests' matrices are tiny: a second thread gains nothing, and where the cores are shared its
+# waiting costs minutes.
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none."""

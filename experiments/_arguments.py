@@ -134,6 +134,13 @@ def _add_run(parser: argparse.ArgumentParser, problem: Problem) -> None:
         "--dtype", choices=tuple(DTYPES), default=Options.dtype, help="floating point numbers"
     )
     group.add_argument(
+        "--threads",
+        type=_positive_int,
+        metavar="N",
+        default=torch.get_num_threads(),
+        help="CPU threads; 1 where other processes keep the cores busy",
+    )
+    group.add_argument(
         "--out",
         type=Path,
         metavar="DIR",

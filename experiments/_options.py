@@ -18,6 +18,7 @@ class Options:
         seed: Seed of the initial weights and of the data.
         device: Torch device, such as ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"`` or ``"float64"``.
+        threads: CPU threads of torch, or None for torch's own choice.
         out: Directory of the result file; made where missing.
         quiet: No progress and no summary.
     """
@@ -28,6 +29,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    threads: int | None = None
     quiet: bool = False
 
     def __post_init__(self):

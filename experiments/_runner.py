@@ -92,6 +92,8 @@ class _Training:
 
 def _prepare(problem: Problem, method: Method, settings: Settings, options: Options) -> _Training:
     target = {"device": options.device, "dtype": DTYPES[options.dtype]}
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     network = problem.network().to(**target)
     # Another seed than that of the weights: equal ones would give equal random numbers.

@@ -139,6 +139,11 @@ def linearise(
         with clock.phase("decomposition"):
             decomposition = decompose(jacobian, matrix, route)
     notes = [*found.notes, *backward.notes, *decomposition.notes]
+    if filter.needs_small_values and filter.rcond < decomposition.floor:
+        notes.append(
+            f"rcond {filter.rcond:.1e} raised to {decomposition.floor:.1e}, what route "
+            f"'{decomposition.route}' resolves"
+        )
     flat = gradient.detach().double().flatten()
     return Linearisation(found, decomposition, loss, flat, parameters, clock, notes)
 

@@ -49,13 +49,14 @@ def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
     both_roles = weights.keys() & biases.keys()
     layers, joined = [], set()
     for key, (weight, of_weight) in weights.items():
+        if key in both_roles:
+            continue
         bias = uses[of_weight[0]].bias
         if bias is not None and biases[id(bias)][1] == of_weight and id(bias) not in both_roles:
             joined.add(id(bias))
         else:
             bias = None
-        if key not in both_roles:
-            layers.append(Layer(weight, bias, tuple(uses[index] for index in of_weight)))
+        layers.append(Layer(weight, bias, tuple(uses[index] for index in of_weight)))
     for key, (bias, of_bias) in biases.items():
         if key not in joined and key not in both_roles:
             layers.append(Layer(None, bias, tuple(uses[index] for index in of_bias)))

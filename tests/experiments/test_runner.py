@@ -276,3 +276,12 @@ def test_other_numbers_of_oscillators(options):
 def test_cuda(method, options):
     results = run(TINY, method, settings(method), replace(options, device="cuda"))
     assert results["train_loss"][-1] < results["train_loss"][0]
+
+
+def test_number_of_threads(options, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        results = run(TINY, "adam", settings("adam"), replace(options, threads=before + 1))
+        assert results["machine"]["threads"] == before + 1
+    finally:
+        torch.set_num_threads(before)

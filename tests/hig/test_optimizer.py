@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import hig
+from hig._decompose import gram_floor
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat, relative_error, step_of, textbook_jacobian, textbook_power
 
@@ -220,3 +221,15 @@ def test_deepcopy_is_independent():
     twin = copy.deepcopy(optimizer)
     twin.state["step_rule"]["fraction"] = 0.125
     assert optimizer.state["step_rule"]["fraction"] != 0.125
+
+
+def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():
+    network, closure = problem(dtype=torch.float32)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-12)
+    optimizer.step(closure)
+    assert optimizer.report.rcond == pytest.approx(gram_floor(15))
+    assert any("raised to" in note for note in optimizer.report.notes)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-12, method="svd")
+    optimizer.step(closure)
+    assert optimizer.report.rcond == 1e-12
+    assert not optimizer.report.notes

@@ -43,10 +43,13 @@ _METHODS = {
     "adagrad": "#56B4E9",
     "sgd": "#000000",
     "adadelta": "#8C8C8C",
+    "lbfgs": "#332288",
+    "soap": "#882255",
+    "muon": "#999933",
 }
 _ALIASES = {"gaussnewton": "gn", "levenbergmarquardt": "lm", "halfinverse": "hig"}
 # Tol's muted palette, for the methods without a colour of their own.
-_OTHERS = ("#332288", "#882255", "#999933", "#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100")
+_OTHERS = ("#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100", "#88CCEE", "#CC6677", "#DDDDDD")
 SEQUENCE = (*_METHODS.values(),)
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))

@@ -41,7 +41,7 @@ def draw(files, example=0):
         if len(files) > 1:
             above.set_title(file.label, loc="left")
     grid[0, 0].set_ylabel("position")
-    grid[1, 0].set_ylabel("control force")
+    grid[1, 0].set_ylabel("control")
     target = {"linestyle": ":", "marker": "o", "markerfacecolor": "white", "markersize": 4.5}
     handles, _ = grid[0, 0].get_legend_handles_labels()
     handles.append(Line2D([], [], color=_style.GREY, linewidth=1.0, label="target", **target))

@@ -21,7 +21,7 @@ def test_positions_targets_and_force(full_run):
     np.testing.assert_array_equal(force.get_data().values, example["control"][1])
     np.testing.assert_array_equal(force.get_data().edges, example["time"])
     assert above.get_shared_x_axes().joined(above, below)
-    assert (above.get_ylabel(), below.get_ylabel()) == ("position", "control force")
+    assert (above.get_ylabel(), below.get_ylabel()) == ("position", "control")
     assert below.get_xlabel() == "time"
 
 

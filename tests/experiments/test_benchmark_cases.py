@@ -1,0 +1,53 @@
+"""What the benchmark calls the same step is the same step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments._benchmark_cases import PROBLEMS, Cases
+from problems import NonlinearOscillators
+from tests.textbook import flat, relative_error
+
+TINY = NonlinearOscillators(time_steps=6, dt=0.5, hidden=(5,), train_size=8, test_size=4)
+
+
+class Watched(Cases):
+    """Keeps the networks that the cases make."""
+
+    def __init__(self, problem):
+        super().__init__(problem, batch_size=8, device="cpu")
+        self.settings = replace(self.settings, lr=0.1, rcond=1e-3)
+        self.made = []
+
+    def _network(self):
+        self.made.append(super()._network())
+        return self.made[-1]
+
+
+def after_one_step(make):
+    cases = Watched(TINY)
+    make(cases)()
+    start = flat(cases._network().parameters())
+    return flat(cases.made[0].parameters()) - start
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
+def test_the_textbook_takes_the_step_of_the_engines(engine):
+    expected = after_one_step(lambda cases: cases.half_inverse(engine=engine))
+    assert relative_error(after_one_step(Cases.textbook), expected) < 1e-3
+
+
+def test_adam_takes_the_same_step_through_both_loops():
+    loop, rollout = (after_one_step(lambda c, r=r: c.adam(r)) for r in ("loop", "auto"))
+    assert loop.any()
+    assert torch.allclose(loop, rollout, atol=1e-7)
+
+
+def test_every_case_of_every_problem_runs():
+    for name in PROBLEMS:
+        cases = Cases(PROBLEMS[name], batch_size=2, device="cpu")
+        steps = [make() for make in cases.names().values()]
+        assert len(steps) == 8
+        for step in steps:
+            step()

@@ -19,8 +19,9 @@ from hig._optimizer import HIG, GaussNewton
 from hig._record import record
 from hig._report import StepReport
 from hig._results import load_results, save_results
-from hig._rollout import LinearStep, rollout
+from hig._rollout import rollout
 from hig._spectral import Damped, HalfInverse
+from hig._step_jacobians import LinearStep
 
 __version__ = version("hig")
 

@@ -6,39 +6,20 @@ are computed in one vectorised call over batch and time,
 and the adjoint is a chain of small matrix products.
 """
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["LinearStep", "rollout"]
+from hig._step_jacobians import LinearStep, Step, step_jacobians, suffix_products
 
-Step = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["rollout"]
 
 ROLLOUT_METHODS = ("auto", "jacobians", "loop")
 # Step Jacobians up to this size are formed; larger states are differentiated through the loop.
 JACOBIAN_BYTES = 512 * 2**20
-# Scratch of the vectorised differentiation of the steps.
-STEP_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class LinearStep:
-    r"""A step that is a matrix: :math:`s_{t+1} = M(c_t)\, s_t`, such as Crank-Nicolson.
-
-    Args:
-        matrices: control (..., C) or (...) -> step matrices (..., S, S), for any leading axes;
-            real or complex. Called once for all samples and times.
-    """
-
-    matrices: Callable[[Tensor], Tensor]
-
-    def __call__(self, state: Tensor, control: Tensor) -> Tensor:
-        """One step: state (B, S), control of one time -> (B, S)."""
-        return (self.matrices(control) @ state.unsqueeze(-1)).squeeze(-1)
+# Up to this many entries of the state, the Jacobian of the whole rollout is formed once and every
+# backward pass is one product with it; above, each pass goes back through time on its own.
+TOTAL_SIZE = 16
 
 
 def rollout(
@@ -79,7 +60,10 @@ def rollout(
 
 
 class _Rollout(torch.autograd.Function):
-    """Loop forward, chain of step Jacobians backward; accepts batched cotangents."""
+    """Loop forward, chain of step Jacobians backward; accepts batched cotangents.
+
+    Inside, time is the first axis: every step then works on contiguous memory.
+    """
 
     @staticmethod
     def forward(ctx, step: Step, state: Tensor, controls: Tensor):
@@ -87,41 +71,35 @@ class _Rollout(torch.autograd.Function):
         # there is nothing for it to see: no parameter takes part.
         with torch._C.DisableTorchFunction():
             states = _states(step, state, controls)
-        ctx.step, ctx.total = step, None
+        ctx.step, ctx.jacobians, ctx.total = step, None, None
         ctx.save_for_backward(states, controls)
         ctx.set_materialize_grads(False)
-        return states[:, -1].clone(), states
+        return states[-1].clone(), states.transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, of_final, of_states):
         states, controls = ctx.saved_tensors
-        batch, times = controls.shape[:2]
-        if of_states is None:
+        if ctx.jacobians is None:  # kept for further passes through the same graph
+            ctx.jacobians = step_jacobians(ctx.step, states, controls.transpose(0, 1))
+        by_state, by_control = ctx.jacobians
+        size = by_state.shape[-1]
+        if of_states is None and size <= TOTAL_SIZE:
             if ctx.total is None:
-                # Kept for further passes through the same graph: they are then one product.
-                ctx.total = _total_jacobians(*_step_jacobians(ctx.step, states, controls))
-            by_state, by_control = ctx.total
-            adjoint = of_final.reshape(batch, 1, -1)
-            of_state = adjoint @ by_state.conj()
-            of_controls = adjoint.unsqueeze(1) @ by_control.conj()
+                products = suffix_products(by_state)
+                ctx.total = products[0], (products[1:] @ by_control).transpose(0, 1)
+            adjoint = of_final.reshape(-1, 1, size)
+            of_state = adjoint @ ctx.total[0].conj()
+            of_controls = adjoint.unsqueeze(1) @ ctx.total[1].conj()
         else:
-            by_state, by_control = _step_jacobians(ctx.step, states, controls)
-            direct = of_states.reshape(batch, times + 1, 1, -1)
-            adjoint = direct[:, -1]
-            if of_final is not None:
-                adjoint = adjoint + of_final.reshape(batch, 1, -1)
-            of_controls = []
-            for t in range(times - 1, -1, -1):
-                of_controls.append(adjoint @ by_control[:, t].conj())
-                adjoint = adjoint @ by_state[:, t].conj() + direct[:, t]
-            of_controls, of_state = torch.stack(of_controls[::-1], 1), adjoint
+            of_state, of_controls = _adjoint(by_state, by_control, of_final, of_states)
         if not controls.is_complex():
             of_controls = torch.real(of_controls)
-        return None, of_state.reshape(states[:, 0].shape), of_controls.reshape(controls.shape)
+        return None, of_state.reshape(states[0].shape), of_controls.reshape(controls.shape)
 
 
 def _states(step: Step, state: Tensor, controls: Tensor) -> Tensor:
+    """All states, (T + 1, B, ...)."""
     states = [state]
     if isinstance(step, LinearStep):
         for matrix in step.matrices(controls).unbind(1):
@@ -129,125 +107,35 @@ def _states(step: Step, state: Tensor, controls: Tensor) -> Tensor:
     else:
         for control in controls.unbind(1):
             states.append(step(states[-1], control))
-    return torch.stack(states, 1)
+    return torch.stack(states)
 
 
-def _total_jacobians(by_state: Tensor, by_control: Tensor) -> tuple[Tensor, Tensor]:
-    """Jacobians of the final state: by the initial state (B, S, S), by controls (B, T, S, C)."""
-    products = _suffix_products(by_state)
-    return products[:, 0], products[:, 1:] @ by_control
+def _adjoint(
+    by_state: Tensor, by_control: Tensor, of_final: Tensor | None, of_states: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Cotangents of the initial state (B, 1, S) and the controls (B, T, 1, C), backwards in time.
 
-
-def _suffix_products(matrices: Tensor) -> Tensor:
-    """(B, T, S, S) -> (B, T + 1, S, S): entry t is M_{T-1} ... M_t, the last the identity."""
-    batch, times, size = matrices.shape[:3]
-    identity = torch.eye(size, dtype=matrices.dtype, device=matrices.device)
-    identity = identity.expand(batch, 1, size, size)
-    if matrices.is_cuda:
-        return torch.cat([_suffix_products_by_doubling(matrices), identity], 1)
-    products = [identity[:, 0]]
+    Args:
+        by_state: (T, B, S, S).
+        by_control: (T, B, S, C).
+        of_final: cotangent of the final state, (B, ...), or None.
+        of_states: cotangents of all states, (B, T + 1, ...), or None.
+    """
+    times, batch, size = by_state.shape[:3]
+    adjoint = by_state.new_zeros((batch, 1, size))
+    if of_final is not None:
+        adjoint = adjoint + of_final.reshape(batch, 1, size)
+    direct = None
+    if of_states is not None:
+        direct = of_states.reshape(batch, times + 1, 1, size)
+        adjoint = adjoint + direct[:, -1]
+    of_controls = []
     for t in range(times - 1, -1, -1):
-        products.append(products[-1] @ matrices[:, t])
-    return torch.stack(products[::-1], 1)
-
-
-def _suffix_products_by_doubling(matrices: Tensor) -> Tensor:
-    """The same without the identity, in log2(T) rounds: where each launch costs, not the work."""
-    products, span = matrices, 1
-    while span < matrices.shape[1]:
-        products = torch.cat([products[:, span:] @ products[:, :-span], products[:, -span:]], 1)
-        span *= 2
-    return products
-
-
-def _step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
-    """Jacobians of all steps: by the state (B, T, S, S), by the control (B, T, S, C)."""
-    before = states[:, :-1]
-    if isinstance(step, LinearStep):
-        return _linear_jacobians(step, before, controls)
-    with torch._C.DisableTorchFunction():
-        try:
-            after, by_state, by_control = _vectorised(step, before, controls)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            warnings.warn(
-                f"the step cannot be vectorised over time ({str(error).splitlines()[0]}); its "
-                "Jacobians are computed step by step, method='loop' may be faster",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            after, by_state, by_control = _one_by_one(step, before, controls)
-    _check_repeatable(after, states[:, 1:])
-    batch, times = controls.shape[:2]
-    size = states[0, 0].numel()
-    # (T, S, B, ...) -> (B, T, S, ...)
-    by_state = by_state.reshape(times, size, batch, -1).permute(2, 0, 1, 3)
-    by_control = by_control.reshape(times, size, batch, -1).permute(2, 0, 1, 3)
-    return by_state, by_control
-
-
-def _vectorised(step: Step, before: Tensor, controls: Tensor):
-    """All steps at once: (T, B, ...) states after, and (T, S, B, ...) gradients of each entry."""
-    size = before[0, 0].numel()
-    select = torch.eye(size, dtype=before.dtype, device=before.device)
-    select = select.view(size, 1, *before.shape[2:]).expand(-1, *before[:, 0].shape)
-
-    def one_time(state, control):
-        after, pull = torch.func.vjp(step, state, control)
-        return after, *torch.func.vmap(pull)(select)
-
-    # Some twenty intermediates of a step are alive at once for each of the S cotangents.
-    per_time = 20 * size * before[:, 0].numel() * before.element_size()
-    chunk = max(1, STEP_BYTES // per_time)
-    return torch.func.vmap(one_time, in_dims=(1, 1), chunk_size=chunk)(before, controls)
-
-
-def _one_by_one(step: Step, before: Tensor, controls: Tensor):
-    """As :func:`_vectorised`, one step and one entry of the state at a time."""
-    results = []
-    for state, control in zip(before.unbind(1), controls.unbind(1), strict=True):
-        state, control = state.detach().requires_grad_(), control.detach().requires_grad_()
-        with torch.enable_grad():
-            after = step(state, control)
-            entries = after.flatten(1).sum(0).unbind()
-        rows = [
-            torch.autograd.grad(
-                entry,
-                (state, control),
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            for entry in entries
-        ]
-        results.append((after.detach(), *map(torch.stack, zip(*rows, strict=True))))
-    after, by_state, by_control = zip(*results, strict=True)
-    return torch.stack(after), torch.stack(by_state), torch.stack(by_control)
-
-
-def _linear_jacobians(step: LinearStep, before: Tensor, controls: Tensor):
-    matrices = step.matrices(controls)
-    flat = controls.reshape(*controls.shape[:2], -1)
-
-    def change(select):
-        tangent = select.expand_as(flat).reshape(controls.shape)
-        _, by_control = torch.func.jvp(step.matrices, (controls,), (tangent,))
-        return (by_control @ before.unsqueeze(-1)).squeeze(-1)
-
-    unit = torch.eye(flat.shape[2], dtype=controls.dtype, device=controls.device)
-    return matrices, torch.stack([change(select) for select in unit], -1)
-
-
-def _check_repeatable(again: Tensor, states: Tensor) -> None:
-    states = states.transpose(0, 1)
-    tolerance = torch.finfo(states.dtype).eps ** 0.5
-    if bool((again - states).abs().max() > tolerance * states.abs().max()):
-        raise RuntimeError(
-            "the step gave another result when it was run again for its Jacobian: it draws random "
-            "numbers or keeps a state of its own, such as a time counter; make these part of the "
-            "controls, or use rollout(..., method='loop')"
-        )
+        of_controls.append(adjoint @ by_control[t].conj())
+        adjoint = adjoint @ by_state[t].conj()
+        if direct is not None:
+            adjoint = adjoint + direct[:, t]
+    return adjoint, torch.stack(of_controls[::-1], 1)
 
 
 def _check(state: Tensor, controls: Tensor, method: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hig
-from hig._rollout import _suffix_products, _suffix_products_by_doubling
+from hig._rollout import TOTAL_SIZE
 from tests.textbook import relative_error
 
 BATCH, TIMES = 3, 7
@@ -65,7 +65,7 @@ def test_values_and_gradients_of_the_loop(name, outputs):
         final, states = hig.rollout(STEPS[name], state, controls, trajectory=True, method=method)
         parts = {"final": [final], "trajectory": [states], "both": [final, states]}[outputs]
         torch.manual_seed(1)
-        cotangents = [torch.randn_like(part) for part in parts]
+        cotangents = [torch.randn(part.shape, dtype=part.dtype) for part in parts]
         results += [final, states, *torch.autograd.grad(parts, (state, controls), cotangents)]
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
@@ -188,13 +188,28 @@ def test_no_graph_is_kept_without_need():
         assert not hig.rollout(pendulum, *inputs("scalar control")).requires_grad
 
 
-@pytest.mark.parametrize("times", [1, 2, 3, 8, 13])
-def test_products_in_logarithmic_depth(times):
+@pytest.mark.parametrize("outputs", ["final", "trajectory"])
+def test_states_too_large_for_the_whole_jacobian(outputs):
+    """Above a size every pass goes back through time; cotangents may still be batched."""
     torch.manual_seed(0)
-    matrices = torch.randn(2, times, 3, 3, dtype=torch.float64)
-    expected = _suffix_products(matrices)
-    assert relative_error(_suffix_products_by_doubling(matrices), expected[:, :-1]) < 1e-13
-    assert torch.equal(expected[0, -1], torch.eye(3, dtype=torch.float64))
+    state = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    controls = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    assert state[0].numel() > TOTAL_SIZE
+
+    def step(state, control):
+        return torch.tanh(state.roll(1, -1) + control.unsqueeze(-1) * state)
+
+    results = []
+    for method in ("jacobians", "loop"):
+        final, states = hig.rollout(step, state, controls, trajectory=True, method=method)
+        output = final if outputs == "final" else states
+        torch.manual_seed(1)
+        cotangents = torch.randn(3, *output.shape, dtype=output.dtype)
+        results.append(
+            torch.autograd.grad(output, (state, controls), cotangents, is_grads_batched=True)
+        )
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a, b) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         super().load_state_dict(state_dict)
         self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
 
-    def _evaluates(self) -> bool:
-        return True
-
-    def _needs_curvature(self) -> bool:
+    def _measures(self) -> bool:
         return True
 
     def _advance(

@@ -8,8 +8,9 @@ from torch import Tensor
 from hig._backward import Backward
 from hig._capture import Capture
 from hig._decompose import METHODS
-from hig._direction import Linearisation, linearise, loss_gradient
+from hig._direction import Computation, Linearisation, linearise
 from hig._engine import ENGINES
+from hig._loss_gradient import loss_gradient
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter
 from hig._step_rules import make_step_rule
@@ -107,32 +108,28 @@ class JacobianOptimizer(torch.optim.Optimizer):
         parameters, lrs, names = self._trainable()
         clock = PhaseClock()
         self._backward.notes.clear()
-        random_state = RandomState(parameters[0].device) if self._evaluates() else None
+        random_state = RandomState(parameters[0].device) if self._measures() else None
         with clock.phase("forward"), torch.enable_grad(), Capture(parameters) as capture:
             loss, prediction = _pair(closure())
-        needs_curvature = self._needs_curvature()
         with clock.phase("loss gradient"):
-            gradient = loss_gradient(loss, prediction, parameters, needs_curvature)
+            gradient = loss_gradient(loss, prediction, parameters, curvature=self._measures())
+        computation = Computation(capture.uses, loss, prediction, gradient, parameters, names)
         linearisation = linearise(
-            capture.uses, loss, prediction, gradient, parameters, names,
-            self.filter, self._engine, self._method, self._backward, clock,
-        )  # fmt: skip
+            computation, self.filter, self._engine, self._method, self._backward, clock
+        )
 
         def trial_of(filter: SpectralFilter) -> Trial:
             directions, change = linearisation.step(filter)
-            scales = [lr / max(lrs) if max(lrs) else 0.0 for lr in lrs]
-            if any(scale != 1 for scale in scales):
-                directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
-                change = linearisation.output_change(directions) if self._evaluates() else change
-            numbers = [loss.detach().double().reshape(()), linearisation.gradient @ change]
-            if needs_curvature:
-                numbers.append(curvature_along(gradient, prediction, change))
-            values = torch.stack(numbers).tolist() if self._evaluates() else [0.0, 0.0]
-            return Trial(
-                parameters, directions, max(lrs), values[0], values[1],
-                values[2] if needs_curvature else float("nan"),
-                lambda: self._evaluate(closure, random_state),
-            )  # fmt: skip
+            if any(lr != max(lrs) for lr in lrs):
+                directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
+                change = linearisation.output_change(directions) if self._measures() else change
+            model = _quadratic_model(computation, change) if self._measures() else _NO_MODEL
+            return Trial(parameters, directions, max(lrs), *model, evaluate)
+
+        def evaluate() -> float:
+            # With gradients enabled: a closure may differentiate its network inside.
+            with torch.enable_grad():
+                return float(random_state.replay(closure)[0].detach())
 
         with torch.no_grad():
             self.report = self._advance(trial_of, linearisation, clock)
@@ -154,11 +151,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         report.step_size, report.gain_ratio = trial.step_size, ratio
         return report
 
-    def _evaluates(self) -> bool:
-        return self._rule.needs_evaluation
-
-    def _needs_curvature(self) -> bool:
-        return self._rule.needs_curvature
+    def _measures(self) -> bool:
+        """Whether steps are measured: the quadratic model is made, the closure called again."""
+        return self._rule.measures
 
     # -- details ---------------------------------------------------------------------------------
 
@@ -178,12 +173,6 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return parameters, lrs, names
-
-    def _evaluate(self, closure: Closure, random_state: RandomState) -> float:
-        # With gradients enabled: a closure may differentiate its network inside.
-        with torch.enable_grad():
-            loss, _ = random_state.replay(closure)
-        return float(loss.detach())
 
 
 class HIG(JacobianOptimizer):
@@ -264,6 +253,20 @@ class GaussNewton(HIG):
             params, lr, rcond, kappa=-1.0,
             engine=engine, method=method, step_rule=step_rule, chunk=chunk,
         )  # fmt: skip
+
+
+# Loss, slope and curvature where nothing asks for them.
+_NO_MODEL = (float("nan"), float("nan"), float("nan"))
+
+
+def _quadratic_model(computation: Computation, change: Tensor) -> list[float]:
+    """Loss, slope and curvature along a change of the outputs (n,)."""
+    numbers = [
+        computation.loss.detach().double().reshape(()),
+        computation.flat_gradient @ change,
+        curvature_along(computation.gradient, computation.prediction, change),
+    ]
+    return torch.stack(numbers).tolist()
 
 
 def _check_lr(lr: float) -> None:

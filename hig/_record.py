@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._capture import Capture
-from hig._direction import linearise, loss_gradient
+from hig._direction import Computation, linearise
+from hig._loss_gradient import loss_gradient
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
 
@@ -79,10 +80,10 @@ class record:
         clock = PhaseClock()
         gradient = loss_gradient(loss, prediction, self._parameters, curvature=False)
         names = [f"parameter {i} {tuple(p.shape)}" for i, p in enumerate(self._parameters)]
-        linearisation = linearise(
-            self._capture.uses, loss, prediction, gradient, self._parameters, names,
-            filter, engine, method, Backward(chunk), clock,
-        )  # fmt: skip
+        computation = Computation(
+            self._capture.uses, loss, prediction, gradient, self._parameters, names
+        )
+        linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
         with torch.no_grad():
             directions, _ = linearisation.step(filter)
             for parameter, direction in zip(self._parameters, directions, strict=True):

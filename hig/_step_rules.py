@@ -17,13 +17,11 @@ class StepRule(Protocol):
     """A step-size rule.
 
     Attributes:
-        needs_curvature: whether the trial must know the curvature of the loss.
-        needs_evaluation: whether the rule may evaluate the closure again.
+        measures: whether the rule uses the quadratic model or evaluates the closure again.
         state: its memory, plain numbers.
     """
 
-    needs_curvature: bool
-    needs_evaluation: bool
+    measures: bool
     state: dict[str, Any]
 
     def take(self, trial: Trial) -> float | None:
@@ -35,8 +33,7 @@ class StepRule(Protocol):
 class Fixed:
     """The step size is the learning rate."""
 
-    needs_curvature = False
-    needs_evaluation = False
+    measures = False
     state: dict[str, Any] = field(default_factory=dict)
 
     def take(self, trial: Trial) -> None:
@@ -57,8 +54,7 @@ class Trust:
 
     warm_up: int = 8
     period: int = 6
-    needs_curvature = True
-    needs_evaluation = True
+    measures = True
     state: dict[str, Any] = field(default_factory=lambda: {"fraction": 0.5, "steps": 0})
 
     def take(self, trial: Trial) -> float | None:
@@ -96,8 +92,7 @@ class LineSearch:
     """
 
     most_evaluations: int = 24
-    needs_curvature = False
-    needs_evaluation = True
+    measures = True
     state: dict[str, Any] = field(default_factory=lambda: {"exponent": 0})
 
     def take(self, trial: Trial) -> None:

@@ -37,9 +37,9 @@ class Trial:
         parameters: the parameters, changed in place.
         directions: one per parameter, float64.
         lr: the learning rate that multiplies whatever a rule proposes.
-        loss: the loss before the step.
+        loss: the loss before the step; this and the next two are NaN where no rule measures.
         slope: g · v.
-        curvature: vᵀ H v, or NaN where no rule asked for it.
+        curvature: vᵀ H v.
         evaluate: gives the loss of the same batch at the present parameters.
     """
 
@@ -77,7 +77,12 @@ class Trial:
         if self.step_size != step_size or self._start is None:
             self.move(step_size)
         if step_size not in self._losses:
-            loss = self._evaluate()
+            loss = None
+            try:
+                loss = self._evaluate()
+            finally:
+                if loss is None:  # an error, or an interruption, inside the closure
+                    self.move(0)
             self._losses[step_size] = loss if math.isfinite(loss) else math.inf
         return self._losses[step_size]
 

@@ -1,0 +1,109 @@
+"""The gradient of the loss in the outputs, after checking what a closure returned."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig._errors import NonFiniteError
+
+__all__ = ["loss_gradient"]
+
+
+def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor], curvature: bool):
+    """Gradient of the loss with respect to the prediction, after checking both.
+
+    Args:
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        parameters: the parameters of the step.
+        curvature: keep the graph of the gradient, for products with the Hessian.
+
+    Raises:
+        NonFiniteError: loss, prediction or gradient hold NaN or Inf.
+        TypeError: loss or prediction is not a real floating-point tensor.
+        ValueError: shapes are wrong, the loss does not depend on the prediction, or it depends
+            on a parameter in another way than through the prediction.
+    """
+    _check_tensors(loss, prediction)
+    (gradient,) = torch.autograd.grad(
+        loss, prediction, retain_graph=True, create_graph=curvature, allow_unused=True
+    )
+    if gradient is None:
+        raise ValueError(
+            "the loss does not depend on the prediction; return the tensor that the loss was "
+            "computed from, not a copy, a slice or a detached version of it"
+        )
+    _check_path(loss, prediction, parameters)
+    _check_finite("the gradient of the loss", gradient.detach())
+    return gradient
+
+
+def _check_tensors(loss: Tensor, prediction: Tensor) -> None:
+    for name, tensor in (("loss", loss), ("prediction", prediction)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, got {type(tensor).__name__}; the closure returns "
+                "(loss, prediction)"
+            )
+        if not tensor.is_floating_point():
+            raise TypeError(
+                f"{name} must be real floating point, got {tensor.dtype}; for complex outputs "
+                "return torch.view_as_real(prediction) and compute the loss from it"
+            )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss must be a scalar, got shape {tuple(loss.shape)}; take the mean over samples"
+        )
+    if prediction.ndim < 1 or not prediction.numel():
+        raise ValueError(
+            f"prediction must be (batch, ...) with at least one entry, got shape "
+            f"{tuple(prediction.shape)}"
+        )
+    if not prediction.requires_grad:
+        raise ValueError(
+            "the prediction carries no gradient graph; run the closure with gradients enabled, "
+            "and do not detach between network and prediction"
+        )
+    _check_finite("the prediction", prediction.detach())
+    if not bool(torch.isfinite(loss.detach())):
+        raise NonFiniteError(
+            f"the loss is {float(loss.detach())} although the prediction is finite; parameters "
+            "are unchanged; check the loss function and the target"
+        )
+
+
+def _check_finite(what: str, tensor: Tensor) -> None:
+    finite = torch.isfinite(tensor)
+    if bool(finite.all()):
+        return
+    samples = (~finite).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+    shown = f"{samples[:8]}{'...' if len(samples) > 8 else ''}"
+    raise NonFiniteError(
+        f"{what} holds NaN or Inf for {len(samples)} of {len(tensor)} samples: {shown}; "
+        "parameters are unchanged; check the simulator at these samples, or take a smaller lr"
+    )
+
+
+def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raise if the graph reaches a parameter from the loss without passing the prediction."""
+    if not loss.requires_grad or prediction.grad_fn is None:
+        return  # refused later, with a better text; or the prediction is itself a parameter
+    known = {id(parameter) for parameter in parameters}
+    stop = (prediction.grad_fn, prediction.output_nr)
+    seen = {loss.grad_fn}
+    waiting = [] if (loss.grad_fn, loss.output_nr) == stop else [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if id(getattr(node, "variable", None)) in known:
+            shape = tuple(node.variable.shape)
+            raise ValueError(
+                f"the loss depends on a parameter of shape {shape} other than through the "
+                "prediction; keep penalties on parameters out of this loss (decay "
+                "the weights after the step instead)"
+            )
+        for following, output in node.next_functions:
+            if following is None or following in seen or (following, output) == stop:
+                continue
+            seen.add(following)
+            waiting.append(following)

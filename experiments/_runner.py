@@ -181,7 +181,7 @@ def _require_finite(loss: float, what: str, training: _Training) -> None:
     if not math.isfinite(loss):
         raise hig.NonFiniteError(
             f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
-            "try a smaller one with --lr"
+            "try a smaller one with --lr, or --step-rule trust where the method has it"
         )
 
 

@@ -106,6 +106,7 @@ def build_jacobian(
         order.extend(rest)
     unused = [names[index] for index, route in enumerate(routes) if route == "unused"]
     if unused:
+        _refuse_reentrant_checkpoints(prediction, unused)
         notes.append(f"the prediction does not depend on {_listed(unused)}")
     jacobian = JointJacobian(blocks, len(prediction), prediction[0].numel(), like=prediction)
     return EngineResult(jacobian, order, routes, notes)
@@ -141,10 +142,28 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return not bool(difference > tolerance * torch.maximum(found.norm(), expected.norm()))
 
 
+def _refuse_reentrant_checkpoints(prediction: Tensor, unused: list[str]) -> None:
+    """A reentrant checkpoint hides its parameters from every derivative but ``backward()``."""
+    waiting = [prediction.grad_fn] if prediction.grad_fn is not None else []
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                f"a reentrant checkpoint hides {_listed(unused)}; use "
+                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+
+
 def _disagreement(layer: Layer, names: list[str]) -> str:
     return (
-        f"samples influence one another before {_listed(names)}, or it is used where no linear or "
-        f"convolution call shows it ({len(layer.uses)} calls seen)"
+        f"{_listed(names)} cannot be taken layer by layer: samples influence one another "
+        f"(batch normalisation?), or it is used elsewhere than in the {len(layer.uses)} linear or "
+        "convolution calls seen"
     )
 
 

@@ -54,6 +54,11 @@ def half_inverse(
 
 
 def _check(jacobian: Tensor, loss_gradient: Tensor) -> None:
+    for name, tensor in (("jacobian", jacobian), ("loss_gradient", loss_gradient)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, got {type(tensor).__name__}; wrap it: torch.as_tensor"
+            )
     if not jacobian.is_floating_point():
         raise TypeError(
             f"jacobian must be real floating point, got {jacobian.dtype}; for complex outputs let "

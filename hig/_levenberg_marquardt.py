@@ -62,6 +62,11 @@ class LevenbergMarquardt(JacobianOptimizer):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load the adapted damping too; see ``torch.optim.Optimizer``."""
+        if "damping" not in state_dict["state"]:
+            raise ValueError(
+                "the state holds no damping: it is that of another optimizer; load what "
+                "LevenbergMarquardt.state_dict() gave"
+            )
         super().load_state_dict(state_dict)
         self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
 

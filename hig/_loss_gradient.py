@@ -65,6 +65,11 @@ def _check_tensors(loss: Tensor, prediction: Tensor) -> None:
             "the prediction carries no gradient graph; run the closure with gradients enabled, "
             "and do not detach between network and prediction"
         )
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss carries no gradient graph; compute it from the prediction without detach, "
+            "item or no_grad, and do not call backward in the closure"
+        )
     _check_finite("the prediction", prediction.detach())
     if not bool(torch.isfinite(loss.detach())):
         raise NonFiniteError(

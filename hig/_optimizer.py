@@ -52,8 +52,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         for name, value, allowed in (("engine", engine, ENGINES), ("method", method, METHODS)):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1, got {chunk}; None chooses by memory")
+        if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+            raise ValueError(f"chunk must be a whole number, at least 1, got {chunk}; or None")
         self._rule = make_step_rule(step_rule)
         _check_lr(lr)
         super().__init__(params, {"lr": lr})
@@ -78,6 +78,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
                     f"parameters must be real floating point, got {parameter.dtype}; keep real "
                     "and imaginary parts in one real parameter (torch.view_as_real)"
                 )
+
+    def __getstate__(self) -> dict:
+        """Everything, for copies and pickles; torch's own keeps its public part alone."""
+        private = ("filter", "report", "_rule", "_engine", "_method", "_backward")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load learning rates and the memory of the step rule; see ``torch.optim.Optimizer``."""
@@ -159,10 +164,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def _trainable(self) -> tuple[list[Tensor], list[float], list[str]]:
         parameters, lrs, names = [], [], []
+        seen: set[int] = set()  # a parameter given twice has one column all the same
         for group in self.param_groups:
+            _check_lr(group["lr"])  # schedulers write here
             given = group.get("param_names", [None] * len(group["params"]))
             for parameter, name in zip(group["params"], given, strict=True):
-                if parameter.requires_grad:
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
                     shape = tuple(parameter.shape)
                     names.append(name or f"parameter {len(names)} {shape}")
                     parameters.append(parameter)

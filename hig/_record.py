@@ -35,7 +35,16 @@ class record:
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
-        self._parameters = [p for p in parameters if p.requires_grad]
+        given = list(parameters)
+        for parameter in given:
+            if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
+                kind = getattr(parameter, "dtype", type(parameter).__name__)
+                raise TypeError(
+                    f"record takes real floating-point tensors, got {kind}; pass "
+                    "network.parameters()"
+                )
+        unique = {id(parameter): parameter for parameter in given}
+        self._parameters = [p for p in unique.values() if p.requires_grad]
         if not self._parameters:
             raise ValueError(
                 "no parameter that requires a gradient was given; pass network.parameters()"

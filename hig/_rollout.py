@@ -8,8 +8,8 @@ and the adjoint is a chain of small matrix products.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hig._step_check import refusal_of_step
 from hig._step_jacobians import LinearStep, Step, step_jacobians, suffix_products
 
 __all__ = ["rollout"]
@@ -35,8 +35,8 @@ def rollout(
         trajectory: return all states as well.
         method: "jacobians" (vectorised step Jacobians), "loop" (plain autograd through the
             loop), or "auto": the first, unless the step depends on something else that is
-            trained, the state is large or complex without being a LinearStep, or a ``torch.func``
-            transform is at work.
+            trained, lets the samples of the batch influence one another, the state is large or
+            complex without being a LinearStep, or a ``torch.func`` transform is at work.
 
     Returns:
         The final state, (batch, ...); with ``trajectory`` also all states,
@@ -45,17 +45,16 @@ def rollout(
     Raises:
         ValueError: if shapes or ``method`` are wrong, or "jacobians" cannot be used.
         RuntimeError: in the backward pass, if the step turns out not to be deterministic.
+        TypeError: if the step does not return a tensor.
     """
     _check(state, controls, method)
     refusal = _refusal(step, state, controls) if method != "loop" else ""
     if method == "jacobians" and refusal:
         raise ValueError(f"method='jacobians' cannot be used: {refusal}; use method='auto'")
     if method == "loop" or refusal:
-        states = [state]
-        for control in controls.unbind(1):
-            states.append(step(states[-1], control))
-        return (states[-1], torch.stack(states, 1)) if trajectory else states[-1]
-    final, states = _Rollout.apply(step, state, controls)
+        final, states = _loop(step, state, controls)
+    else:
+        final, states = _Rollout.apply(step, state, controls)
     return (final, states) if trajectory else final
 
 
@@ -72,14 +71,15 @@ class _Rollout(torch.autograd.Function):
         with torch._C.DisableTorchFunction():
             states = _states(step, state, controls)
         ctx.step, ctx.jacobians, ctx.total = step, None, None
-        ctx.save_for_backward(states, controls)
+        ctx.save_for_backward(states, state, controls)
         ctx.set_materialize_grads(False)
         return states[-1].clone(), states.transpose(0, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, of_final, of_states):
-        states, controls = ctx.saved_tensors
+        states, state, controls = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: these gradients are differentiated in turn
+            return None, *_through_the_loop(ctx.step, state, controls, of_final, of_states)
         if ctx.jacobians is None:  # kept for further passes through the same graph
             ctx.jacobians = step_jacobians(ctx.step, states, controls.transpose(0, 1))
         by_state, by_control = ctx.jacobians
@@ -108,6 +108,35 @@ def _states(step: Step, state: Tensor, controls: Tensor) -> Tensor:
         for control in controls.unbind(1):
             states.append(step(states[-1], control))
     return torch.stack(states)
+
+
+def _loop(step: Step, state: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
+    """Final state (B, ...) and all states (B, T + 1, ...) with a graph through every operation."""
+    states = [state]
+    for control in controls.unbind(1):
+        states.append(step(states[-1], control))
+    return states[-1], torch.stack(states, 1)
+
+
+def _through_the_loop(
+    step: Step, state: Tensor, controls: Tensor, of_final: Tensor | None, of_states: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Differentiable cotangents of state and controls."""
+    outputs = _loop(step, state, controls)
+    given = [
+        pair for pair in zip(outputs, (of_final, of_states), strict=True) if pair[1] is not None
+    ]
+    wanted = [tensor for tensor in (state, controls) if tensor.requires_grad]
+    gradients = iter(
+        torch.autograd.grad(
+            [output for output, _ in given],
+            wanted,
+            [cotangent for _, cotangent in given],
+            create_graph=True,
+            materialize_grads=True,
+        )
+    )
+    return tuple(next(gradients) if t.requires_grad else None for t in (state, controls))
 
 
 def _adjoint(
@@ -156,22 +185,14 @@ def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
     if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (state, controls)):
         return "a torch.func transform differentiates the loop itself"
     if not (torch.is_grad_enabled() and (state.requires_grad or controls.requires_grad)):
-        return _trained_parts(step, state, controls) or "nothing is to be differentiated"
-    if isinstance(step, LinearStep):
-        return _trained_parts(step, state, controls)
-    if state.is_complex() or controls.is_complex():
-        return "a complex step has no complex Jacobian unless it is a LinearStep"
-    if not controls.is_floating_point():
+        return "nothing is to be differentiated, or not with respect to state and controls"
+    if not (controls.is_floating_point() or controls.is_complex()):
         return f"controls of dtype {controls.dtype} cannot be differentiated"
+    if (state.is_complex() or controls.is_complex()) and not isinstance(step, LinearStep):
+        return "a complex step has no complex Jacobian unless it is a LinearStep"
     size, control_size = state[0].numel(), controls[0, 0].numel()
     formed = controls.shape[0] * controls.shape[1] * size * (size + control_size)
     if formed * state.element_size() > JACOBIAN_BYTES:
         return f"the step Jacobians of {size} x {size + control_size} entries are too large"
-    return _trained_parts(step, state, controls)
-
-
-def _trained_parts(step: Step, state: Tensor, controls: Tensor) -> str:
-    # What else the step depends on shows when its own arguments carry no gradient.
-    if torch.is_grad_enabled() and step(state.detach(), controls[:, 0].detach()).requires_grad:
-        return "the step depends on another tensor that requires a gradient"
-    return ""
+    with torch._C.DisableTorchFunction():
+        return refusal_of_step(step, state.detach(), controls[:, 0].detach())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import hig
 from hig._backward import Backward
@@ -165,3 +166,31 @@ def test_unknown_engine():
         jacobian_of(network, inputs, "magic")
     with pytest.raises(ValueError, match="got 'magic'"):
         hig.HIG(network.parameters(), engine="magic")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+def test_checkpoints(reentrant, engine):
+    network, inputs = build("mlp")
+    inputs.requires_grad_()
+
+    def run(x):
+        return network[4](checkpoint(network[:4], x, use_reentrant=reentrant))
+
+    parameters = list(network.parameters())
+    with Capture(parameters) as capture:
+        prediction = run(inputs)
+    arguments = (capture.uses, prediction, parameters, list("abcdef"), engine, Backward())
+    if reentrant:
+        with pytest.raises(ValueError, match=r"hides a, b, c, d; use .*use_reentrant=False"):
+            build_jacobian(*arguments)
+    else:
+        expected = textbook_jacobian(network(inputs), parameters)
+        found = build_jacobian(*arguments)
+        order = torch.cat(
+            [
+                torch.arange(expected.shape[1]).split([p.numel() for p in parameters])[index]
+                for index in found.order
+            ]
+        )
+        assert relative_error(found.jacobian.dense(), expected[:, order]) < 1e-12

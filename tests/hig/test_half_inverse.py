@@ -1,5 +1,6 @@
 """``half_inverse`` against the textbook formula, on matrices sampled by structure and scale."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -325,3 +326,8 @@ def test_arguments_outside_their_range(shape):
         half_inverse(jacobian, gradient, kappa=-3)
     with pytest.raises(ValueError, match=r"method must be one of .* got 'qr'"):
         half_inverse(jacobian, gradient, method="qr")
+
+
+def test_arrays_are_refused():
+    with pytest.raises(TypeError, match="jacobian must be a tensor, got ndarray; wrap it"):
+        half_inverse(np.zeros((2, 3)), torch.zeros(2))

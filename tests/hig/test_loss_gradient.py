@@ -33,6 +33,11 @@ def detached(network, inputs):
     return mean_square(prediction), prediction.detach()
 
 
+def detached_loss(network, inputs):
+    prediction = network(inputs)
+    return mean_square(prediction).detach(), prediction
+
+
 def copied(network, inputs):
     prediction = network(inputs)
     return mean_square(prediction), prediction.clone()
@@ -69,6 +74,7 @@ def scalar_prediction(network, inputs):
         (no_pair, ValueError, r"must return \(loss, prediction\), got Tensor"),
         (numpy_prediction, TypeError, "prediction must be a tensor, got ndarray"),
         (detached, ValueError, "no gradient graph"),
+        (detached_loss, ValueError, "the loss carries no gradient graph"),
         (copied, ValueError, "the loss does not depend on the prediction"),
         (vector_loss, ValueError, r"loss must be a scalar, got shape \(5, 2\)"),
         (penalty, ValueError, r"parameter of shape \(4, 3\) other than through"),

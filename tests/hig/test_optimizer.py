@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -201,7 +202,8 @@ def test_the_report_tells_what_was_done():
         ({"engine": "magic"}, "engine must be one of"),
         ({"method": "magic"}, "method must be one of"),
         ({"step_rule": "magic"}, "step_rule must be one of"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"chunk": 0}, "chunk must be a whole number, at least 1, got 0"),
+        ({"chunk": 2.5}, "got 2.5"),
     ],
 )
 def test_bad_arguments(options, match):
@@ -214,13 +216,49 @@ def test_complex_parameters_are_refused():
         hig.HIG([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 
 
-def test_deepcopy_is_independent():
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
+@pytest.mark.parametrize("step_rule", ["trust", "line_search"])
+def test_copies_and_pickles_go_on_by_themselves(kind, step_rule):
+    network, inputs = build("mlp")
+    optimizer = kind(network.parameters(), step_rule=step_rule)
+    optimizer.step(least_squares(network, inputs))
+    both = [copy.deepcopy((network, optimizer)), pickle.loads(pickle.dumps((network, optimizer)))]
+    optimizer.step(least_squares(network, inputs))
+    for other, again in both:
+        again.step(least_squares(other, inputs))
+        assert torch.equal(flat(other.parameters()), flat(network.parameters()))
+        assert again.state_dict()["state"] == optimizer.state_dict()["state"]
+        assert again.state is not optimizer.state
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_parameter_given_twice_counts_once():
     network, closure = problem()
-    optimizer = hig.HIG(network.parameters(), step_rule="trust")
+    expected = -direction_of(network, closure)
+    parameters = list(network.parameters())
+    optimizer = hig.HIG(parameters + parameters[:1], method="svd")
     optimizer.step(closure)
-    twin = copy.deepcopy(optimizer)
-    twin.state["step_rule"]["fraction"] = 0.125
-    assert optimizer.state["step_rule"]["fraction"] != 0.125
+    assert optimizer.report.columns == sum(p.numel() for p in parameters)
+    network_again, _ = problem()
+    change = flat(parameters) - flat(network_again.parameters())
+    assert relative_error(change, expected) < 1e-9
+
+
+def test_a_learning_rate_that_a_scheduler_spoils_is_refused():
+    network, closure = problem()
+    optimizer = hig.HIG(network.parameters())
+    optimizer.param_groups[0]["lr"] = float("nan")
+    before = flat(network.parameters()).clone()
+    with pytest.raises(ValueError, match="lr must be non-negative and finite, got nan"):
+        optimizer.step(closure)
+    assert torch.equal(flat(network.parameters()), before)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    network, _ = problem()
+    state = hig.HIG(network.parameters()).state_dict()
+    with pytest.raises(ValueError, match="holds no damping"):
+        hig.LevenbergMarquardt(network.parameters()).load_state_dict(state)
 
 
 def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():

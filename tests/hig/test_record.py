@@ -77,3 +77,29 @@ def test_frozen_parameters_get_no_gradient():
 def test_no_parameters():
     with pytest.raises(ValueError, match=r"pass network.parameters\(\)"):
         hig.record([])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [("weight", nn.Parameter(torch.zeros(2)))],
+        [{"params": []}],
+        [nn.Parameter(torch.zeros(2, dtype=torch.complex64))],
+    ],
+)
+def test_what_is_no_parameter(given):
+    with pytest.raises(TypeError, match=r"record takes real .*network.parameters\(\)"):
+        hig.record(given)
+
+
+def test_a_parameter_given_twice_counts_once():
+    network, inputs = build("mlp")
+    closure = least_squares(network, inputs)
+    recorded(network, closure, filter=hig.HalfInverse())
+    expected = flat(p.grad for p in network.parameters())
+    network.zero_grad()
+    parameters = list(network.parameters())
+    with hig.record(parameters + parameters[:1]) as record:
+        loss, prediction = closure()
+    record.backward(loss, prediction, filter=hig.HalfInverse())
+    assert torch.equal(flat(p.grad for p in network.parameters()), expected)

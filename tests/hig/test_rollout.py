@@ -166,12 +166,39 @@ def test_large_and_complex_states_choose_the_loop():
         hig.rollout(lambda s, c: s * c[:, None], state, controls, method="jacobians")
 
 
-def test_second_derivatives_are_refused_rather_than_wrong():
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("both", [True, False])
+def test_second_derivatives(name, both):
+    """With create_graph the gradients are differentiated in turn, through the loop."""
+    results = []
+    for method in ("jacobians", "loop"):
+        state, controls = inputs(name)
+        state.requires_grad_(both)
+        wanted = (state, controls) if both else (controls,)
+        final, states = hig.rollout(STEPS[name], state, controls, trajectory=True, method=method)
+        loss = final.abs().square().sum() + 0.1 * states.abs().pow(3).sum()
+        gradients = torch.autograd.grad(loss, wanted, create_graph=True)
+        size = sum(gradient.abs().square().sum() for gradient in gradients)
+        results.append((*gradients, *torch.autograd.grad(size + 0 * controls.sum(), wanted)))
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a.detach(), b.detach()) < 1e-11
+
+
+@pytest.mark.parametrize("start", ["random", "rest"])
+def test_a_step_that_couples_samples_goes_through_the_loop(start):
+    def step(state, control):
+        return state + 0.1 * state * state.mean(0, keepdim=True) + control.unsqueeze(1)
+
     state, controls = inputs("scalar control")
-    final = hig.rollout(pendulum, state, controls)
-    (gradient,) = torch.autograd.grad(final.square().sum(), controls, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    if start == "rest":  # where the coupling has no derivative
+        state = torch.zeros_like(state).requires_grad_()
+    found, expected = (
+        torch.autograd.grad(hig.rollout(step, state, controls, method=m).square().sum(), controls)
+        for m in ("auto", "loop")
+    )
+    assert torch.equal(found[0], expected[0])
+    with pytest.raises(ValueError, match="samples of the batch influence one another"):
+        hig.rollout(step, state, controls, method="jacobians")
 
 
 def test_torch_func_differentiates_the_loop():

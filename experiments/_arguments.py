@@ -72,10 +72,11 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_settings(parser, method, defaults)
     _add_run(parser, problem)
     parameters = parser.add_argument_group("parameters of the problem")
+    helps = {field.name: field.metadata.get("help", field.name) for field in fields(problem)}
     for name in _parameters(problem):
         value = getattr(problem, name)
         kind = _positive_int if isinstance(value, int) else _positive_float
-        words = name.replace("_", " ")
+        words = helps[name]
         parameters.add_argument(_flag(name), type=kind, metavar="X", default=value, help=words)
     return parser
 

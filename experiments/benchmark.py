@@ -91,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "problem", nargs="*", choices=[*PROBLEMS, []], help="problems to measure (default: all)"
+        "problem",
+        nargs="*",
+        type=_problem,
+        metavar="PROBLEM",
+        help=f"problems to measure, of {', '.join(PROBLEMS)} (default: all)",
     )
     parser.add_argument("--rounds", type=_positive, default=15, help="steps of each (default 15)")
     parser.add_argument(
@@ -100,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     return parser
+
+
+def _problem(text: str) -> str:
+    if text not in PROBLEMS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(PROBLEMS)}, got {text!r}")
+    return text
 
 
 def _positive(text: str) -> int:

@@ -92,6 +92,25 @@ class ResultFile:
         return array
 
 
+def having(files, key):
+    """The files that have a key, with a note on those that have not.
+
+    Args:
+        files: Sequence of ResultFile.
+        key: A key of the results.
+
+    Returns:
+        List of ResultFile; all files where none has the key, so that the error tells.
+    """
+    found = [file for file in files if key in file.results]
+    if not found:
+        return list(files)
+    for file in files:
+        if key not in file.results:
+            note(f"{file.path} has no '{key}' and is left out")
+    return found
+
+
 def load(path):
     """Reads one result file.
 

@@ -30,8 +30,9 @@ def draw(files, x="time"):
         matplotlib.figure.Figure with one panel.
 
     Raises:
-        PlotError: A file has no ranks, or as many times as it has not steps.
+        PlotError: No file has ranks, or as many times as it has not steps.
     """
+    files = _files.having(files, "rank")
     figure, grid = _style.panels(1, 1)
     axes = grid[0, 0]
     styles = _style.line_styles({(file.method, file.label) for file in files})

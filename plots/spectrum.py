@@ -31,8 +31,9 @@ def draw(files, moments=5):
         matplotlib.figure.Figure with a column for each file.
 
     Raises:
-        PlotError: A file has no spectrum, or its parts do not fit together.
+        PlotError: No file has a spectrum, or its parts do not fit together.
     """
+    files = _files.having(files, "spectrum")
     # Moments differ from file to file, so every panel has its legend beside it.
     figure, grid = _style.panels(1, len(files), width=4.4, beside=0, sharey=True)
     for axes, file in zip(grid[0], files, strict=True):

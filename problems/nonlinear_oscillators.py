@@ -9,7 +9,7 @@ ICLR 2022, for two oscillators.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -22,6 +22,11 @@ import hig
 from problems._integrators import rk4
 from problems._networks import dense_network
 from problems._problem import Batch, Settings
+
+
+def _described(default: float, text: str):
+    """A field with the text that a command line shows for it."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,13 @@ class NonlinearOscillators:
             plain autograd.
     """
 
-    oscillators: int = 2
-    time_steps: int = 96
-    dt: float = 0.125
-    force_gain: float = 3.0
+    oscillators: int = _described(2, "number of oscillators in the chain")
+    time_steps: int = _described(96, "time steps, and controls, of a simulation")
+    dt: float = _described(0.125, "length of a time step")
+    force_gain: float = _described(3.0, "force per unit of control")
     hidden: tuple[int, ...] = (20, 20, 20)
-    train_size: int = 4096
-    test_size: int = 4096
+    train_size: int = _described(4096, "training samples")
+    test_size: int = _described(4096, "test samples")
     time_budget: float = 3600.0
     rollout: str = "auto"
 
@@ -85,15 +90,15 @@ class NonlinearOscillators:
     )
 
     def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for parameter in fields(self):
+            value = getattr(self, parameter.name)
             if isinstance(value, str):
                 continue  # hig.rollout knows its methods
             numbers = value if isinstance(value, tuple) else (value,)
             if not all(number > 0 for number in numbers):
                 raise ValueError(
-                    f"{field.name} must be positive, got {value}; "
-                    f"the published value is {field.default}"
+                    f"{parameter.name} must be positive, got {value}; "
+                    f"the published value is {parameter.default}"
                 )
 
     @property

@@ -25,7 +25,7 @@ def test_table_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["unknown"], "invalid choice"),
+        (["unknown"], "must be one of nonlinear_oscillators, got 'unknown'"),
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--device", "tpu"], "must be cpu, cuda"),
     ],

@@ -49,3 +49,9 @@ def test_moments_must_be_positive(full_run, capsys):
     with pytest.raises(SystemExit):
         spectrum.main([full_run, "--out", "a.png", "--moments", "0"])
     assert "must be a positive whole number, got '0'" in capsys.readouterr().err
+
+
+def test_files_without_a_spectrum_are_left_out_with_a_note(full_run, run_file, capsys):
+    adam = run_file("adam", method="adam", label="Adam")
+    assert len(spectrum.draw([load(full_run), adam]).axes) == 1
+    assert "has no 'spectrum' and is left out" in capsys.readouterr().err

@@ -140,6 +140,17 @@ class FactoredBlock:
             parts.append(torch.einsum("bdguo,bguo->bd", deltas, change).flatten())
         return torch.cat(parts)
 
+    def norm_bound(self) -> float:
+        """An upper bound of the Frobenius norm, which no cancellation between uses lowers."""
+        total = 0.0
+        for chosen in self._chunks():
+            deltas = self.deltas[chosen].double().square().sum((1, 2, 3, 4))
+            patches = torch.full_like(deltas, float(self.bias * self.uses))
+            if self.patches:
+                patches += self.patches(chosen).double().square().sum((1, 2, 3))
+            total += float(deltas @ patches)
+        return total**0.5
+
     def rows(self, samples: slice) -> Tensor:
         """The rows of the given samples in float64: rounded to float32 they would lose digits."""
         deltas = self.deltas[samples].double()

@@ -52,9 +52,9 @@ def rollout(
     if method == "jacobians" and refusal:
         raise ValueError(f"method='jacobians' cannot be used: {refusal}; use method='auto'")
     if method == "loop" or refusal:
-        final, states = _loop(step, state, controls)
-    else:
-        final, states = _Rollout.apply(step, state, controls)
+        passed = _loop(step, state, controls)
+        return (passed[-1], torch.stack(passed, 1)) if trajectory else passed[-1]
+    final, states = _Rollout.apply(step, state, controls)
     return (final, states) if trajectory else final
 
 
@@ -100,29 +100,29 @@ class _Rollout(torch.autograd.Function):
 
 def _states(step: Step, state: Tensor, controls: Tensor) -> Tensor:
     """All states, (T + 1, B, ...)."""
-    states = [state]
     if isinstance(step, LinearStep):
+        states = [state]
         for matrix in step.matrices(controls).unbind(1):
             states.append((matrix @ states[-1].unsqueeze(-1)).squeeze(-1))
     else:
-        for control in controls.unbind(1):
-            states.append(step(states[-1], control))
+        states = _loop(step, state, controls)
     return torch.stack(states)
 
 
-def _loop(step: Step, state: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
-    """Final state (B, ...) and all states (B, T + 1, ...) with a graph through every operation."""
+def _loop(step: Step, state: Tensor, controls: Tensor) -> list[Tensor]:
+    """The states at all times, one after the other."""
     states = [state]
     for control in controls.unbind(1):
         states.append(step(states[-1], control))
-    return states[-1], torch.stack(states, 1)
+    return states
 
 
 def _through_the_loop(
     step: Step, state: Tensor, controls: Tensor, of_final: Tensor | None, of_states: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Differentiable cotangents of state and controls."""
-    outputs = _loop(step, state, controls)
+    states = _loop(step, state, controls)
+    outputs = states[-1], torch.stack(states, 1)
     given = [
         pair for pair in zip(outputs, (of_final, of_states), strict=True) if pair[1] is not None
     ]

@@ -194,3 +194,33 @@ def test_checkpoints(reentrant, engine):
             ]
         )
         assert relative_error(found.jacobian.dense(), expected[:, order]) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_that_cancels_to_rounding_is_no_disagreement(dtype):
+    """Attention does not change when all its keys are shifted: the gradient of their bias is 0."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            scores = self.query(x) @ self.key(x).mT
+            return (scores.softmax(-1) @ self.value(x)).sum(1)
+
+    torch.manual_seed(0)
+    network = Attention().to(dtype)
+    found, expected = jacobian_of(network, torch.randn(6, 5, 4, dtype=dtype), "layerwise")
+    assert found.engine == "layerwise"
+    assert relative_error(found.jacobian.gram(), (expected @ expected.T).double()) < 1e-5
+
+
+def test_the_bound_of_the_norm_is_one():
+    for name in LAYERED:
+        found, _ = jacobian_of(*build(name), "layerwise")
+        for block in found.jacobian.blocks:
+            norm = float(block.rows(slice(0, found.jacobian.samples)).norm())
+            assert norm <= block.norm_bound() * (1 + 1e-12)
+            if block.uses == 1:
+                assert norm == pytest.approx(block.norm_bound())

@@ -115,10 +115,13 @@ class FactoredBlock:
         weight_part = weights.new_zeros(shape)
         bias_part = weights.new_zeros(shape[:2])
         for chosen in self._chunks():
-            delta = torch.einsum("bd,bdguo->bguo", weights[chosen], self.deltas[chosen].double())
+            deltas = self.deltas[chosen].double()
+            delta = (deltas * weights[chosen].view(-1, self.outputs, 1, 1, 1)).sum(1)
             if self.patches:
                 patches = self.patches(chosen).double()
-                weight_part += torch.einsum("bguo,bgui->goi", delta, patches)
+                # (b, g, u, ·) -> (g, b * u, ·): one matrix product per group
+                left, right = (t.transpose(0, 1).flatten(1, 2) for t in (delta, patches))
+                weight_part += left.mT @ right
             if self.bias:
                 bias_part += delta.sum((0, 2))
         parts = [weight_part.flatten()] + ([bias_part.flatten()] if self.bias else [])

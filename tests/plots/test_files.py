@@ -43,7 +43,8 @@ def test_figures_need_no_problem_and_no_window(full_run, tmp_path):
         "assert not {'problems', 'experiments', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     root = Path(loss.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
 
 
 def test_module_entry_point(full_run, tmp_path):

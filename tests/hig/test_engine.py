@@ -224,3 +224,19 @@ def test_the_bound_of_the_norm_is_one():
             assert norm <= block.norm_bound() * (1 + 1e-12)
             if block.uses == 1:
                 assert norm == pytest.approx(block.norm_bound())
+
+
+@pytest.mark.parametrize("distinct", range(1, 6))
+@pytest.mark.parametrize("name", ["mlp", "narrow", "conv1d", "layer norm"])
+@pytest.mark.parametrize("method", ["gram", "svd"])
+def test_any_rank(distinct, name, method):
+    """Equal samples give equal rows: what the Jacobian lacks in rank must not be inverted."""
+    network, inputs = build(name)
+    closure = least_squares(network, inputs[torch.arange(len(inputs)) % distinct])
+    loss, prediction = closure()
+    (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
+    jacobian = textbook_jacobian(prediction, network.parameters())
+    expected = textbook_power(jacobian, gradient.flatten(), -0.5, 1e-3)
+    optimizer = hig.HIG(network.parameters(), lr=0.1, rcond=1e-3, method=method)
+    assert relative_error(step_of(optimizer, closure), -0.1 * expected) < 1e-9
+    assert optimizer.report.rank <= min(distinct * prediction[0].numel(), *jacobian.shape)

@@ -52,12 +52,17 @@ class Decomposition(Protocol):
 class _Eigenvectors:
     jacobian: JointJacobian
     vectors: Tensor
-    singular_values: Tensor
+    ascending: Tensor  # singular values in the order of the vectors: flipping those would copy
     floor: float
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def singular_values(self) -> Tensor:
+        """Descending."""
+        return self.ascending.flip(0)
+
     def _filter(self, filter: SpectralFilter, vector: Tensor) -> tuple[Tensor, Tensor]:
-        gains = filter_gains(filter, self.singular_values, self.floor)
+        gains = filter_gains(filter, self.ascending, self.floor)
         coefficients = gains * (self.vectors.T @ vector)
         return self.vectors @ coefficients, coefficients
 
@@ -69,7 +74,7 @@ class _Rows(_Eigenvectors):
         """See :class:`Decomposition`."""
         weights, coefficients = self._filter(filter, loss_gradient)
         # J d = J Jᵀ w, and the eigenvectors already know J Jᵀ: no product with J is needed.
-        output_change = self.vectors @ (self.singular_values.square() * coefficients)
+        output_change = self.vectors @ (self.ascending.square() * coefficients)
         return self.jacobian.vjp(weights), output_change
 
 
@@ -150,9 +155,9 @@ def decompose(jacobian: JointJacobian, matrix: Tensor, route: str) -> Decomposit
         left, singular_values, right = _converging(_thin_svd, matrix, notes)
         return _Singular(left, singular_values, right, floor, notes)
     eigenvalues, vectors = _converging(_eigh, matrix, notes)
-    singular_values = eigenvalues.clamp_min(0).sqrt().flip(0)
+    ascending = eigenvalues.clamp_min(0).sqrt()
     kind = _Rows if route == "rows" else _Columns
-    return kind(jacobian, vectors.flip(1), singular_values, gram_floor(len(matrix)), notes)
+    return kind(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)
 
 
 def _eigh(matrix: Tensor):

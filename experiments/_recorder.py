@@ -11,7 +11,7 @@ SPECTRUM_SPACING = 4
 
 @dataclass
 class Recorder:
-    """Losses at the evaluations and, for Jacobian methods, the report of every step."""
+    """Losses and training times at the evaluations."""
 
     epochs: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)

@@ -1,8 +1,9 @@
 """What a problem offers to whoever trains on it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -36,35 +37,86 @@ class Settings:
     published: bool = False
 
 
-class Problem(Protocol):
+def parameter(default: int | float | bool | str, text: str, choices: Sequence[str] = ()):
+    """A field of a problem that a command line offers.
+
+    Args:
+        default: The published value; its type is the type of the argument.
+        text: What the help says.
+        choices: The values that a text may take.
+
+    Returns:
+        A dataclass field.
+    """
+    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+class Problem(ABC):
     """A differentiable simulator with a network in front of it, data, and a loss.
 
-    Problems are frozen dataclasses; their fields are the physical and numerical parameters.
+    Problems are frozen dataclasses; their fields are the physical and numerical parameters, those
+    made by `parameter` are arguments of the submit scripts.
+
+    Attributes:
+        name: Identifier used in file names, such as ``"nonlinear_oscillators"``.
+        time_budget: Published training time in seconds.
+        settings: Settings per method name.
+        loss_reduction: Whether the loss is the ``"mean"`` or the ``"sum"`` over the samples.
+            What is recorded is per sample either way.
+        evaluate_by: ``"epoch"`` evaluates after each epoch; ``"time"`` at training times about 5 %
+            apart, where an epoch has no meaning or takes milliseconds with one method and minutes
+            with another.
     """
 
-    @property
-    def name(self) -> str:
-        """Identifier used in file names, such as ``"nonlinear_oscillators"``."""
+    name: ClassVar[str]
+    settings: ClassVar[Mapping[str, Settings]]
+    loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
+    evaluate_by: ClassVar[Literal["epoch", "time"]] = "epoch"
+    time_budget: float
 
-    @property
-    def time_budget(self) -> float:
-        """Published training time in seconds."""
-
-    @property
-    def settings(self) -> Mapping[str, Settings]:
-        """Settings per method name."""
-
+    @abstractmethod
     def network(self) -> nn.Module:
         """A freshly initialised network, drawn from torch's global generator."""
 
+    @abstractmethod
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Training and test data, float64 on the CPU, equal leading dimension per dict."""
 
+    @abstractmethod
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
         """Simulated outcome (B, ...) of what the network decides for each of the B samples."""
 
+    @abstractmethod
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Mean loss over the samples, a scalar."""
+        """Loss of B samples, a scalar; mean or sum as ``loss_reduction`` says."""
+
+    def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Batches without end: consecutive slices of the training data, the last one shorter.
+
+        A problem that draws fresh samples for every step overrides this.
+
+        Args:
+            train: Training data of `data`, on the device and in the dtype of the training.
+            size: Samples per batch.
+            generator: CPU generator for fresh samples.
+
+        Yields:
+            Dicts of tensors with the dtype and on the device of ``train``.
+        """
+        total = len(next(iter(train.values())))
+        while True:
+            for start in range(0, total, size):
+                yield {key: value[start : start + size] for key, value in train.items()}
+
+    def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What is recorded beside the loss at every evaluation, on the test data.
+
+        Returns:
+            Tensors of any fixed shape by name, each a mean over the samples or a statistic of
+            them; none by default.
+        """
+        return {}
 
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
         """What figures show of a trained network, in numpy arrays and plain Python."""
+        return {}

@@ -9,7 +9,7 @@ ICLR 2022, for two oscillators.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -21,16 +21,11 @@ from torch.nn.functional import pad
 import hig
 from problems._integrators import rk4
 from problems._networks import dense_network
-from problems._problem import Batch, Settings
-
-
-def _described(default: float, text: str):
-    """A field with the text that a command line shows for it."""
-    return field(default=default, metadata={"help": text})
+from problems._problem import Batch, Problem, Settings, parameter
 
 
 @dataclass(frozen=True)
-class NonlinearOscillators:
+class NonlinearOscillators(Problem):
     r"""Chain of N oscillators, steered by a force on the last one.
 
     The state is ``[x_1 … x_N, v_1 … v_N]`` with
@@ -59,13 +54,13 @@ class NonlinearOscillators:
             plain autograd.
     """
 
-    oscillators: int = _described(2, "number of oscillators in the chain")
-    time_steps: int = _described(96, "time steps, and controls, of a simulation")
-    dt: float = _described(0.125, "length of a time step")
-    force_gain: float = _described(3.0, "force per unit of control")
+    oscillators: int = parameter(2, "number of oscillators in the chain")
+    time_steps: int = parameter(96, "time steps, and controls, of a simulation")
+    dt: float = parameter(0.125, "length of a time step")
+    force_gain: float = parameter(3.0, "force per unit of control")
     hidden: tuple[int, ...] = (20, 20, 20)
-    train_size: int = _described(4096, "training samples")
-    test_size: int = _described(4096, "test samples")
+    train_size: int = parameter(4096, "training samples")
+    test_size: int = parameter(4096, "test samples")
     time_budget: float = 3600.0
     rollout: str = "auto"
 

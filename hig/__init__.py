@@ -15,13 +15,13 @@ from hig._errors import (
 )
 from hig._half_inverse import half_inverse
 from hig._levenberg_marquardt import LevenbergMarquardt
+from hig._linear_step import LinearStep
 from hig._optimizer import HIG, GaussNewton
 from hig._record import record
 from hig._report import StepReport
 from hig._results import load_results, save_results
 from hig._rollout import rollout
 from hig._spectral import Damped, HalfInverse
-from hig._step_jacobians import LinearStep
 
 __version__ = version("hig")
 

@@ -75,20 +75,19 @@ def build_jacobian(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
-    probe = _Probe(prediction, parameters)
-    routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
     positions = {id(parameter): index for index, parameter in enumerate(parameters)}
     blocks: list[Block] = []
     order: list[int] = []
     notes: list[str] = []
     layers = [] if engine == "rows" else find_layers(uses, len(prediction))
-    layers = [
-        layer
-        for layer in layers
-        if all(routes[positions[id(parameter)]] == "rows" for parameter in layer.parameters)
-    ]
-    for layer, block in zip(layers, layer_blocks(layers, prediction, backward), strict=True):
+    # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
+    found = layer_blocks(layers, prediction, backward)
+    probe = _Probe(prediction, parameters)
+    routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
+    for layer, block in zip(layers, found, strict=True):
         own = [positions[id(parameter)] for parameter in layer.parameters]
+        if any(routes[index] == "unused" for index in own):
+            continue
         if not probe.agrees(block, own):
             notes.append(_disagreement(layer, [names[index] for index in own]))
             continue

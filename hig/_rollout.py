@@ -6,19 +6,23 @@ are computed in one vectorised call over batch and time,
 and the adjoint is a chain of small matrix products.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from hig._adjoint import Piece, adjoint, whole_jacobian
+from hig._linear_step import LinearStep, linear_pieces, linear_states
 from hig._step_check import refusal_of_step
-from hig._step_jacobians import LinearStep, Step, step_jacobians, suffix_products
+from hig._step_jacobians import Step, step_jacobians
 
 __all__ = ["rollout"]
 
 ROLLOUT_METHODS = ("auto", "jacobians", "loop")
 # Step Jacobians up to this size are formed; larger states are differentiated through the loop.
 JACOBIAN_BYTES = 512 * 2**20
-# Up to this many entries of the state, the Jacobian of the whole rollout is formed once and every
-# backward pass is one product with it; above, each pass goes back through time on its own.
+# Up to this many entries of the state, many cotangents at once are multiplied with the Jacobian of
+# the whole rollout, formed once; above, and for single cotangents, the adjoint goes back in time.
 TOTAL_SIZE = 16
 
 
@@ -52,8 +56,8 @@ def rollout(
     if method == "jacobians" and refusal:
         raise ValueError(f"method='jacobians' cannot be used: {refusal}; use method='auto'")
     if method == "loop" or refusal:
-        passed = _loop(step, state, controls)
-        return (passed[-1], torch.stack(passed, 1)) if trajectory else passed[-1]
+        states = _plain_states(step, state, controls, method)
+        return (states[-1], torch.stack(states, 1)) if trajectory else states[-1]
     final, states = _Rollout.apply(step, state, controls)
     return (final, states) if trajectory else final
 
@@ -66,47 +70,73 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, step: Step, state: Tensor, controls: Tensor):
+        matrices = None
         # The mode that watches for layers would look at every operation of the loop, in which
         # there is nothing for it to see: no parameter takes part.
         with torch._C.DisableTorchFunction():
-            states = _states(step, state, controls)
-        ctx.step, ctx.jacobians, ctx.total = step, None, None
-        ctx.save_for_backward(states, state, controls)
+            if isinstance(step, LinearStep):
+                states, matrices = linear_states(step, state, controls.transpose(0, 1))
+            else:
+                states = _loop(step, state, controls)
+            states = torch.stack(states)
+        ctx.step, ctx.pieces, ctx.whole = step, None, None
+        ctx.save_for_backward(states, state, controls, matrices)
         ctx.set_materialize_grads(False)
         return states[-1].clone(), states.transpose(0, 1)
 
     @staticmethod
     def backward(ctx, of_final, of_states):
-        states, state, controls = ctx.saved_tensors
+        states, state, controls, _ = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: these gradients are differentiated in turn
             return None, *_through_the_loop(ctx.step, state, controls, of_final, of_states)
-        if ctx.jacobians is None:  # kept for further passes through the same graph
-            ctx.jacobians = step_jacobians(ctx.step, states, controls.transpose(0, 1))
-        by_state, by_control = ctx.jacobians
-        size = by_state.shape[-1]
-        if of_states is None and size <= TOTAL_SIZE:
-            if ctx.total is None:
-                products = suffix_products(by_state)
-                ctx.total = products[0], (products[1:] @ by_control).transpose(0, 1)
-            adjoint = of_final.reshape(-1, 1, size)
-            of_state = adjoint @ ctx.total[0].conj()
-            of_controls = adjoint.unsqueeze(1) @ ctx.total[1].conj()
+        batch, size = len(state), states[0, 0].numel()
+        if of_final is not None:
+            of_final = of_final.reshape(batch, 1, size)
+        if of_states is None and size <= TOTAL_SIZE and (ctx.whole or _is_batched(of_final)):
+            if ctx.whole is None:
+                ctx.whole = whole_jacobian(_pieces(ctx))
+            by_state, by_controls = ctx.whole
+            of_state = of_final @ by_state.conj()
+            of_controls = of_final.unsqueeze(1) @ by_controls.conj()
         else:
-            of_state, of_controls = _adjoint(by_state, by_control, of_final, of_states)
+            if of_final is None:
+                of_final = states.new_zeros((batch, 1, size))
+            if of_states is not None:
+                of_states = of_states.reshape(batch, -1, 1, size)
+            of_state, of_controls = adjoint(_pieces(ctx), of_final, of_states)
         if not controls.is_complex():
             of_controls = torch.real(of_controls)
-        return None, of_state.reshape(states[0].shape), of_controls.reshape(controls.shape)
+        return None, of_state.reshape(state.shape), of_controls.reshape(controls.shape)
 
 
-def _states(step: Step, state: Tensor, controls: Tensor) -> Tensor:
-    """All states, (T + 1, B, ...)."""
-    if isinstance(step, LinearStep):
-        states = [state]
-        for matrix in step.matrices(controls).unbind(1):
-            states.append((matrix @ states[-1].unsqueeze(-1)).squeeze(-1))
+def _pieces(ctx) -> Iterable[Piece]:
+    """Step Jacobians, backwards in time; kept for further passes through the graph if small."""
+    if ctx.pieces is not None:
+        return ctx.pieces
+    states, _, controls, matrices = ctx.saved_tensors
+    controls = controls.transpose(0, 1)
+    if not isinstance(ctx.step, LinearStep):
+        ctx.pieces = [step_jacobians(ctx.step, states, controls)]
+    elif matrices is not None:
+        ctx.pieces = [(matrices, ctx.step.control_jacobians(matrices, states, controls))]
     else:
-        states = _loop(step, state, controls)
-    return torch.stack(states)
+        return linear_pieces(ctx.step, states, controls)
+    return ctx.pieces
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether many backward passes are taken at once, by ``is_grads_batched`` or by vmap.
+
+    The two have batched tensors of their own; only the dispatch keys tell of both.
+    """
+    return "Batched" in str(torch._C._dispatch_keys(tensor))
+
+
+def _plain_states(step: Step, state: Tensor, controls: Tensor, method: str) -> list[Tensor]:
+    """The states at all times (B, ...), by operations that autograd and torch.func can follow."""
+    if isinstance(step, LinearStep) and method != "loop":
+        return linear_states(step, state, controls.transpose(0, 1))[0]
+    return _loop(step, state, controls)
 
 
 def _loop(step: Step, state: Tensor, controls: Tensor) -> list[Tensor]:
@@ -121,7 +151,7 @@ def _through_the_loop(
     step: Step, state: Tensor, controls: Tensor, of_final: Tensor | None, of_states: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Differentiable cotangents of state and controls."""
-    states = _loop(step, state, controls)
+    states = _plain_states(step, state, controls, "auto")
     outputs = states[-1], torch.stack(states, 1)
     given = [
         pair for pair in zip(outputs, (of_final, of_states), strict=True) if pair[1] is not None
@@ -137,34 +167,6 @@ def _through_the_loop(
         )
     )
     return tuple(next(gradients) if t.requires_grad else None for t in (state, controls))
-
-
-def _adjoint(
-    by_state: Tensor, by_control: Tensor, of_final: Tensor | None, of_states: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Cotangents of the initial state (B, 1, S) and the controls (B, T, 1, C), backwards in time.
-
-    Args:
-        by_state: (T, B, S, S).
-        by_control: (T, B, S, C).
-        of_final: cotangent of the final state, (B, ...), or None.
-        of_states: cotangents of all states, (B, T + 1, ...), or None.
-    """
-    times, batch, size = by_state.shape[:3]
-    adjoint = by_state.new_zeros((batch, 1, size))
-    if of_final is not None:
-        adjoint = adjoint + of_final.reshape(batch, 1, size)
-    direct = None
-    if of_states is not None:
-        direct = of_states.reshape(batch, times + 1, 1, size)
-        adjoint = adjoint + direct[:, -1]
-    of_controls = []
-    for t in range(times - 1, -1, -1):
-        of_controls.append(adjoint @ by_control[t].conj())
-        adjoint = adjoint @ by_state[t].conj()
-        if direct is not None:
-            adjoint = adjoint + direct[:, t]
-    return adjoint, torch.stack(of_controls[::-1], 1)
 
 
 def _check(state: Tensor, controls: Tensor, method: str) -> None:
@@ -192,7 +194,7 @@ def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
         return "a complex step has no complex Jacobian unless it is a LinearStep"
     size, control_size = state[0].numel(), controls[0, 0].numel()
     formed = controls.shape[0] * controls.shape[1] * size * (size + control_size)
-    if formed * state.element_size() > JACOBIAN_BYTES:
+    if not isinstance(step, LinearStep) and formed * state.element_size() > JACOBIAN_BYTES:
         return f"the step Jacobians of {size} x {size + control_size} entries are too large"
     with torch._C.DisableTorchFunction():
         return refusal_of_step(step, state.detach(), controls[:, 0].detach())

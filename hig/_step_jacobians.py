@@ -1,4 +1,4 @@
-r"""Jacobians of all steps of a rollout in one vectorised call, and products of them.
+r"""Jacobians of all steps of a rollout in one vectorised call.
 
 :math:`A_t = \partial s_{t+1} / \partial s_t` and :math:`B_t = \partial s_{t+1} / \partial c_t`.
 Time is the first axis of everything here.
@@ -6,33 +6,16 @@ Time is the first axis of everything here.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["LinearStep", "Step", "step_jacobians", "suffix_products"]
+__all__ = ["Step", "step_jacobians"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
 # Scratch of the vectorised differentiation of the steps.
 STEP_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class LinearStep:
-    r"""A step that is a matrix: :math:`s_{t+1} = M(c_t)\, s_t`, such as Crank-Nicolson.
-
-    Args:
-        matrices: control (..., C) or (...) -> step matrices (..., S, S), for any leading axes;
-            real or complex. Called once for all samples and times.
-    """
-
-    matrices: Callable[[Tensor], Tensor]
-
-    def __call__(self, state: Tensor, control: Tensor) -> Tensor:
-        """One step: state (B, S), control of one time -> (B, S)."""
-        return (self.matrices(control) @ state.unsqueeze(-1)).squeeze(-1)
 
 
 def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,8 +29,6 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
     Raises:
         RuntimeError: if the step gives other states than those in ``states``.
     """
-    if isinstance(step, LinearStep):
-        return _linear(step, states[:-1], controls)
     with torch._C.DisableTorchFunction():
         try:
             after, by_state, by_control = _vectorised(step, states[:-1], controls)
@@ -69,27 +50,6 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
         jacobian.reshape(shape).transpose(1, 2).contiguous() for jacobian in (by_state, by_control)
     )
     return by_state, by_control
-
-
-def suffix_products(matrices: Tensor) -> Tensor:
-    """(T, B, S, S) -> (T + 1, B, S, S): entry t is M_{T-1} ... M_t, the last the identity."""
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    identity = identity.expand(matrices.shape[1:])
-    if matrices.is_cuda:
-        return torch.cat([_products_by_doubling(matrices), identity.unsqueeze(0)])
-    products = [identity]
-    for matrix in reversed(matrices.unbind()):
-        products.append(products[-1] @ matrix)
-    return torch.stack(products[::-1])
-
-
-def _products_by_doubling(matrices: Tensor) -> Tensor:
-    """The same without the identity, in log2(T) rounds: where each launch costs, not the work."""
-    products, span = matrices, 1
-    while span < len(matrices):
-        products = torch.cat([products[span:] @ products[:-span], products[-span:]])
-        span *= 2
-    return products
 
 
 def _vectorised(step: Step, before: Tensor, controls: Tensor):
@@ -120,18 +80,6 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor):
         rows = [torch.autograd.grad(entry, (state, control), **options) for entry in entries]
         results.append((after.detach(), *map(torch.stack, zip(*rows, strict=True))))
     return tuple(map(torch.stack, zip(*results, strict=True)))
-
-
-def _linear(step: LinearStep, before: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
-    flat = controls.reshape(*controls.shape[:2], -1)
-
-    def change(select: Tensor) -> Tensor:
-        tangent = select.expand_as(flat).reshape(controls.shape)
-        _, of_matrices = torch.func.jvp(step.matrices, (controls,), (tangent,))
-        return (of_matrices @ before.unsqueeze(-1)).squeeze(-1)
-
-    unit = torch.eye(flat.shape[2], dtype=controls.dtype, device=controls.device)
-    return step.matrices(controls), torch.stack([change(select) for select in unit], -1)
 
 
 def _check_repeatable(again: Tensor, states: Tensor) -> None:

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import hig
+from hig import _rollout
+from hig._adjoint import whole_jacobian
 from hig._rollout import TOTAL_SIZE
 from tests.textbook import relative_error
 
@@ -86,6 +88,26 @@ def test_batched_cotangents(name):
         )
     for a, b in zip(*results, strict=True):
         assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_whole_jacobian_is_formed_for_many_passes_only(name, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        _rollout, "whole_jacobian", lambda pieces: calls.append(1) or whole_jacobian(pieces)
+    )
+    state, controls = inputs(name)
+    final = hig.rollout(STEPS[name], state, controls)
+    options = {"retain_graph": True}
+    (alone,) = torch.autograd.grad(final, controls, torch.ones_like(final), **options)
+    assert not calls
+    many = torch.ones_like(final).expand(2, *final.shape)
+    together = torch.autograd.grad(final, controls, many, is_grads_batched=True, **options)[0]
+    vmapped = torch.func.vmap(lambda c: torch.autograd.grad(final, controls, c, **options)[0])(many)
+    (again,) = torch.autograd.grad(final, controls, torch.ones_like(final), **options)
+    assert len(calls) == 1
+    for found in (*together, *vmapped, again):
+        assert relative_error(found, alone) < 1e-13
 
 
 def test_final_state_alone_is_what_is_returned_by_default():

@@ -1,11 +1,10 @@
-"""Jacobians of all steps at once, against autograd one by one; products of them."""
+"""Jacobians of all steps at once, against autograd one by one."""
 
 import pytest
 import torch
 
-import hig
 from hig import _step_jacobians
-from hig._step_jacobians import _products_by_doubling, step_jacobians, suffix_products
+from hig._step_jacobians import step_jacobians
 from tests.textbook import relative_error
 
 
@@ -62,34 +61,3 @@ def test_states_of_another_step_are_refused():
     states, controls = states_and_controls()
     with pytest.raises(RuntimeError, match="random numbers or keeps a state"):
         step_jacobians(step, states + 0.1, controls)
-
-
-def test_linear_steps_hand_over_their_matrices():
-    def matrices(control):
-        a = control[..., 0]
-        return torch.stack([torch.stack([a, -a], -1), torch.stack([a**2, a], -1)], -2)
-
-    linear = hig.LinearStep(matrices)
-    states, controls = states_and_controls()
-    again = [states[0]]
-    for control in controls:
-        again.append(linear(again[-1], control))
-    states = torch.stack(again)
-    by_state, by_control = step_jacobians(linear, states, controls)
-    nonlinear = step_jacobians(lambda s, c: linear(s, c), states, controls)
-    assert relative_error(by_state, nonlinear[0]) < 1e-14
-    assert relative_error(by_control, nonlinear[1]) < 1e-14
-
-
-@pytest.mark.parametrize("times", [1, 2, 3, 8, 13])
-def test_products_one_after_the_other_and_in_logarithmic_depth(times):
-    torch.manual_seed(0)
-    matrices = torch.randn(times, 2, 3, 3, dtype=torch.float64)
-    products = suffix_products(matrices)
-    assert products.shape == (times + 1, 2, 3, 3)
-    expected = torch.eye(3, dtype=torch.float64)
-    for t in range(times - 1, -1, -1):
-        expected = expected @ matrices[t]
-        assert relative_error(products[t], expected) < 1e-13
-    assert torch.equal(products[-1, 0], torch.eye(3, dtype=torch.float64))
-    assert relative_error(_products_by_doubling(matrices), products[:-1]) < 1e-13

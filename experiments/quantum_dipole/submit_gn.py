@@ -1,0 +1,7 @@
+"""Train the controller of a quantum dipole with Gauss–Newton steps."""
+
+from experiments import submit
+from problems import QuantumDipole
+
+if __name__ == "__main__":
+    submit(QuantumDipole(), "gn")

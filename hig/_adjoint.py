@@ -1,0 +1,86 @@
+r"""Products of the step Jacobians of a rollout: linear algebra, backwards in time.
+
+A piece is a run of consecutive steps, :math:`A_t = \partial s_{t+1} / \partial s_t` of shape
+(T, B, S, S) and :math:`B_t = \partial s_{t+1} / \partial c_t` of shape (T, B, S, C); time is the
+first axis. Pieces come from the last to the first, so that they need not exist all at once.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["Piece", "adjoint", "suffix_products", "whole_jacobian"]
+
+Piece = tuple[Tensor, Tensor]
+
+
+def whole_jacobian(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
+    """The Jacobians of the final state by the initial one (B, S, S) and by the controls.
+
+    Returns:
+        Both; that by the controls is (B, T, S, C).
+    """
+    product, by_controls = None, []
+    for by_state, by_control in pieces:
+        products = suffix_products(by_state, product)
+        by_controls.append((products[1:] @ by_control).transpose(0, 1))
+        product = products[0]
+    return product, torch.cat(by_controls[::-1], 1)
+
+
+def adjoint(
+    pieces: Iterable[Piece], of_final: Tensor, of_states: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Cotangents of the initial state (B, 1, S) and of the controls (B, T, 1, C).
+
+    Args:
+        pieces: the steps.
+        of_final: cotangent of the final state, (B, 1, S).
+        of_states: cotangents of all T + 1 states, (B, T + 1, 1, S), or None.
+    """
+    current, of_controls = of_final, []
+    time = 0
+    if of_states is not None:
+        time = of_states.shape[1] - 1
+        current = current + of_states[:, time]
+    for by_state, by_control in pieces:
+        after = []  # cotangents of the states after the steps, backwards
+        for matrix in reversed(by_state.conj().unbind()):
+            after.append(current)
+            current = current @ matrix
+            if of_states is not None:
+                time -= 1
+                current = current + of_states[:, time]
+        of_piece = torch.stack(after[::-1]) @ by_control.conj()
+        of_controls.append(of_piece.transpose(0, 1))
+    return current, torch.cat(of_controls[::-1], 1)
+
+
+def suffix_products(matrices: Tensor, last: Tensor | None = None) -> Tensor:
+    """(T, B, S, S) -> (T + 1, B, S, S): entry t is last M_{T-1} ... M_t.
+
+    Args:
+        matrices: M.
+        last: (B, S, S), the last entry of the result; the identity if None.
+    """
+    products = matrices.new_empty((len(matrices) + 1, *matrices.shape[1:]))
+    if last is None:
+        last = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    products[-1] = last
+    if matrices.is_cuda:
+        torch.matmul(last, _products_by_doubling(matrices), out=products[:-1])
+        return products
+    parts = products.unbind()
+    for t in range(len(matrices) - 1, -1, -1):
+        torch.matmul(parts[t + 1], matrices[t], out=parts[t])
+    return products
+
+
+def _products_by_doubling(matrices: Tensor) -> Tensor:
+    """M_{T-1} ... M_t for all t in log2(T) rounds: where each launch costs, not the work."""
+    products, span = matrices, 1
+    while span < len(matrices):
+        products = torch.cat([products[span:] @ products[:-span], products[-span:]])
+        span *= 2
+    return products

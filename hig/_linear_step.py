@@ -1,0 +1,99 @@
+"""Steps that are a matrix: what they hand over to a rollout, a run of time steps at once."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hig._adjoint import Piece
+
+__all__ = ["LinearStep", "linear_pieces", "linear_states", "runs"]
+
+# Step matrices up to this size exist at one time; those of more steps are made run by run, and
+# once more on the way back.
+MATRIX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class LinearStep:
+    r"""A step that is a matrix: :math:`s_{t+1} = M(c_t)\, s_t`, such as Crank-Nicolson.
+
+    Args:
+        matrices: control (..., C) or (...) -> step matrices (..., S, S), for any leading axes;
+            real or complex. Called once for all samples and times.
+        change: the derivative of the step by the control, where it is cheaper to write down than
+            to differentiate ``matrices``: (control (..., C) or (...), matrices (..., S, S), state
+            before (..., S), state after (..., S)) -> (..., S, C).
+    """
+
+    matrices: Callable[[Tensor], Tensor]
+    change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def __call__(self, state: Tensor, control: Tensor) -> Tensor:
+        """One step: state (B, S), control of one time -> (B, S)."""
+        return apply(self.matrices(control), state)
+
+    def control_jacobians(self, matrices: Tensor, states: Tensor, controls: Tensor) -> Tensor:
+        """Derivatives of all steps by their controls, (T, B, S, C).
+
+        Args:
+            matrices: of all steps, (T, B, S, S).
+            states: all states, (T + 1, B, S).
+            controls: (T, B, ...).
+        """
+        if self.change is not None:
+            return self.change(controls, matrices, states[:-1], states[1:])
+        flat = controls.reshape(*controls.shape[:2], -1)
+
+        def along(select: Tensor) -> Tensor:
+            tangent = select.expand_as(flat).reshape(controls.shape)
+            _, of_matrices = torch.func.jvp(self.matrices, (controls,), (tangent,))
+            return apply(of_matrices, states[:-1])
+
+        unit = torch.eye(flat.shape[2], dtype=controls.dtype, device=controls.device)
+        return torch.stack([along(select) for select in unit], -1)
+
+
+def apply(matrices: Tensor, states: Tensor) -> Tensor:
+    """M s: (..., S, S), (..., S) -> (..., S)."""
+    return (matrices @ states.unsqueeze(-1)).squeeze(-1)
+
+
+def linear_states(
+    step: LinearStep, state: Tensor, controls: Tensor
+) -> tuple[list[Tensor], Tensor | None]:
+    """The T + 1 states (B, S), and the matrices (T, B, S, S) if there is only one run of them.
+
+    Args:
+        step: the step.
+        state: (B, S).
+        controls: (T, B, ...).
+    """
+    states, matrices = [state], None
+    for chosen in runs(state, len(controls)):
+        matrices = step.matrices(controls[chosen])
+        for matrix in matrices.unbind():
+            states.append(apply(matrix, states[-1]))
+    return states, matrices if len(matrices) == len(controls) else None
+
+
+def linear_pieces(step: LinearStep, states: Tensor, controls: Tensor) -> Iterator[Piece]:
+    """Yield the step Jacobians by state and control, run by run, backwards in time.
+
+    Args:
+        step: the step.
+        states: all states, (T + 1, B, S).
+        controls: (T, B, ...).
+    """
+    for chosen in reversed(list(runs(states[0], len(controls)))):
+        matrices = step.matrices(controls[chosen])
+        own = states[chosen.start : chosen.stop + 1]
+        yield matrices, step.control_jacobians(matrices, own, controls[chosen])
+
+
+def runs(state: Tensor, times: int) -> Iterator[slice]:
+    """Slices over time whose step matrices may exist at once, for states (B, S)."""
+    length = max(1, MATRIX_BYTES // (state.numel() * state.shape[-1] * state.element_size()))
+    for start in range(0, times, length):
+        yield slice(start, min(start + length, times))

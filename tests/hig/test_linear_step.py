@@ -1,0 +1,88 @@
+"""Steps that are a matrix, against the same steps taken for any function."""
+
+import pytest
+import torch
+
+import hig
+from hig import _linear_step
+from hig._linear_step import linear_pieces, linear_states, runs
+from hig._step_jacobians import step_jacobians
+from tests.textbook import relative_error
+
+BATCH, TIMES = 3, 7
+
+
+def matrices(control):
+    a = control[..., 0]
+    return torch.stack([torch.stack([a, -a], -1), torch.stack([a**2, a], -1)], -2)
+
+
+def change(control, matrix, before, after):
+    a = control[..., 0]
+    upper = before[..., 0] - before[..., 1]
+    return torch.stack([upper, 2 * a * before[..., 0] + before[..., 1]], -1).unsqueeze(-1)
+
+
+def inputs():
+    torch.manual_seed(0)
+    state = torch.randn(BATCH, 2, dtype=torch.float64)
+    return state, torch.randn(BATCH, TIMES, 1, dtype=torch.float64)
+
+
+STEPS = {
+    "differentiated": hig.LinearStep(matrices),
+    "written down": hig.LinearStep(matrices, change),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("scratch", [_linear_step.MATRIX_BYTES, 1, 250])
+def test_states_and_jacobians(monkeypatch, name, scratch):
+    monkeypatch.setattr(_linear_step, "MATRIX_BYTES", scratch)
+    step = STEPS[name]
+    state, controls = inputs()
+    controls = controls.transpose(0, 1)
+    states, kept = linear_states(step, state, controls)
+    assert (kept is None) == (scratch < 1000)
+    for before, control, after in zip(states, controls, states[1:], strict=False):
+        assert relative_error(step(before, control), after) < 1e-15
+    states = torch.stack(states)
+    pieces = list(linear_pieces(step, states, controls))
+    assert len(pieces) == len(list(runs(state, TIMES)))
+    expected = step_jacobians(lambda s, c: step(s, c), states, controls)
+    for index in (0, 1):
+        found = torch.cat([piece[index] for piece in reversed(pieces)])
+        assert relative_error(found, expected[index]) < 1e-14
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("scratch", [1, 250])
+@pytest.mark.parametrize("batched", [True, False])
+def test_matrices_made_run_by_run(monkeypatch, name, scratch, batched):
+    """A rollout too long for all its matrices at once."""
+    monkeypatch.setattr(_linear_step, "MATRIX_BYTES", scratch)
+    results = []
+    for method in ("jacobians", "loop"):
+        state, controls = (tensor.requires_grad_() for tensor in inputs())
+        final = hig.rollout(STEPS[name], state, controls, method=method)
+        torch.manual_seed(1)
+        cotangent = torch.randn(*([5] if batched else []), *final.shape, dtype=final.dtype)
+        results.append(
+            torch.autograd.grad(final, (state, controls), cotangent, is_grads_batched=batched)
+        )
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a, b) < 1e-13
+
+
+def test_without_gradients_the_matrices_are_still_made_at_once():
+    calls = []
+
+    def counted(control):
+        calls.append(control.shape)
+        return matrices(control)
+
+    state, controls = inputs()
+    final = hig.rollout(hig.LinearStep(counted), state, controls)
+    assert calls == [(TIMES, BATCH, 1)]
+    loop = hig.rollout(hig.LinearStep(matrices), state, controls, method="loop")
+    assert relative_error(final, loop) < 1e-14

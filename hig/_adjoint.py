@@ -10,23 +10,35 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["Piece", "adjoint", "suffix_products", "whole_jacobian"]
+__all__ = ["Piece", "adjoint", "real_cotangents", "suffix_products", "whole_jacobian"]
 
 Piece = tuple[Tensor, Tensor]
 
 
 def whole_jacobian(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
-    """The Jacobians of the final state by the initial one (B, S, S) and by the controls.
+    """The Jacobians of the final state by the initial one (B, S, S) and the controls (B, S, T * C).
 
-    Returns:
-        Both; that by the controls is (B, T, S, C).
+    Args:
+        pieces: the steps.
     """
     product, by_controls = None, []
     for by_state, by_control in pieces:
         products = suffix_products(by_state, product)
-        by_controls.append((products[1:] @ by_control).transpose(0, 1))
+        by_controls.append((products[1:] @ by_control).permute(1, 2, 0, 3).flatten(2))
         product = products[0]
-    return product, torch.cat(by_controls[::-1], 1)
+    return product, torch.cat(by_controls[::-1], 2)
+
+
+def real_cotangents(of_final: Tensor, by_controls: Tensor) -> Tensor:
+    """Cotangents of real controls, Re(w* J): (B, 1, S), (B, S, N) -> (B, 1, N).
+
+    In real numbers: for many cotangents at once several times as fast as in complex ones.
+    """
+    if not by_controls.is_complex():
+        return of_final @ by_controls
+    parts = torch.view_as_real(of_final)
+    parts = torch.cat([parts[..., 0], parts[..., 1]], -1)
+    return parts @ torch.cat([by_controls.real, by_controls.imag], 1)
 
 
 def adjoint(

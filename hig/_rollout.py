@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hig._adjoint import Piece, adjoint, whole_jacobian
+from hig._adjoint import Piece, adjoint, real_cotangents, whole_jacobian
 from hig._linear_step import LinearStep, linear_pieces, linear_states
 from hig._step_check import refusal_of_step
 from hig._step_jacobians import Step, step_jacobians
@@ -97,7 +97,10 @@ class _Rollout(torch.autograd.Function):
                 ctx.whole = whole_jacobian(_pieces(ctx))
             by_state, by_controls = ctx.whole
             of_state = of_final @ by_state.conj()
-            of_controls = of_final.unsqueeze(1) @ by_controls.conj()
+            if controls.is_complex():
+                of_controls = of_final @ by_controls.conj()
+            else:
+                of_controls = real_cotangents(of_final, by_controls)
         else:
             if of_final is None:
                 of_final = states.new_zeros((batch, 1, size))

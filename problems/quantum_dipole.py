@@ -8,7 +8,7 @@ ICLR 2022.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import hig
 from problems._crank_nicolson import crank_nicolson_matrices
 from problems._networks import dense_network
-from problems._problem import Batch, Problem, Settings, parameter
+from problems._problem import Batch, Problem, Settings, parameter, require_positive_numbers
 
 # Which eigenstates the target consists of; 1 is the ground state.
 TARGETS = MappingProxyType({"superposition": (2, 3), "state2": (2,), "state3": (3,)})
@@ -81,14 +81,7 @@ class QuantumDipole(Problem):
     )
 
     def __post_init__(self):
-        for described in fields(self):
-            value = getattr(self, described.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not isinstance(value, str | bool) and not all(number > 0 for number in numbers):
-                raise ValueError(
-                    f"{described.name} must be positive, got {value}; "
-                    f"the published value is {described.default}"
-                )
+        require_positive_numbers(self)
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.rollout not in ("auto", "loop"):

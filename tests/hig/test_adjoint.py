@@ -5,7 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hig._adjoint import _products_by_doubling, adjoint, suffix_products, whole_jacobian
+from hig._adjoint import (
+    _products_by_doubling,
+    adjoint,
+    real_cotangents,
+    suffix_products,
+    whole_jacobian,
+)
 from tests.textbook import relative_error
 
 DTYPES = [torch.float64, torch.complex128]
@@ -42,9 +48,11 @@ def pieces(by_state, by_control, cuts):
 def test_whole_jacobian(dtype, cuts):
     by_state, by_control = chain(dtype)
     found_state, found_controls = whole_jacobian(pieces(by_state, by_control, cuts))
+    assert found_controls.shape == (2, 3, 7 * 2)
+    found_controls = found_controls.unflatten(2, (7, 2))
     product = torch.eye(3, dtype=dtype)
     for t in range(6, -1, -1):
-        assert relative_error(found_controls[:, t], product @ by_control[t]) < 1e-13
+        assert relative_error(found_controls[..., t, :], product @ by_control[t]) < 1e-13
         product = product @ by_state[t]
     assert relative_error(found_state, product) < 1e-13
 
@@ -68,3 +76,13 @@ def test_adjoint_is_the_transposed_derivative(dtype, cuts, with_states):
     found = (of_start.conj() @ start).sum()
     found = found + (of_controls.conj() @ change.transpose(0, 1)).sum()
     assert abs(found - expected) < 1e-10 * abs(expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_real_cotangents(dtype):
+    torch.manual_seed(0)
+    of_final = torch.randn(2, 1, 3, dtype=dtype)
+    by_controls = torch.randn(2, 3, 5, dtype=dtype)
+    found = real_cotangents(of_final, by_controls)
+    assert found.dtype == torch.float64
+    assert relative_error(found, torch.real(of_final @ by_controls.conj())) < 1e-14

@@ -57,6 +57,21 @@ def test_unitary_symmetric_and_in_the_precision_of_the_input():
 def test_derivatives():
     diagonal, off_diagonal = schroedinger((2,), 5, torch.complex128)
     diagonal.requires_grad_()
-    assert torch.autograd.gradcheck(lambda d: crank_nicolson_matrices(d, off_diagonal), diagonal)
-    each = torch.func.vmap(lambda d: crank_nicolson_matrices(d, off_diagonal))(diagonal)
-    torch.testing.assert_close(each, crank_nicolson_matrices(diagonal, off_diagonal))
+
+    def matrices(diagonal):
+        return crank_nicolson_matrices(diagonal, off_diagonal)
+
+    assert torch.autograd.gradcheck(matrices, diagonal, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(matrices, diagonal)
+
+
+def test_transforms_of_torch_func():
+    diagonal, off_diagonal = schroedinger((3, 2), 5, torch.complex128)
+    tangent = torch.randn_like(diagonal)
+    found = torch.func.vmap(lambda d: crank_nicolson_matrices(d, off_diagonal), 1, 1)(diagonal)
+    torch.testing.assert_close(found, crank_nicolson_matrices(diagonal, off_diagonal))
+    _, along = torch.func.jvp(
+        lambda d: crank_nicolson_matrices(d, off_diagonal), (diagonal,), (tangent,)
+    )
+    _, expected = torch.func.jvp(lambda d: dense(d, off_diagonal), (diagonal,), (tangent,))
+    torch.testing.assert_close(along, expected)

@@ -14,7 +14,7 @@ SECONDS_EACH ?= 60
 $(STAMP): pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed, found ' + sys.version)"
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --editable ".[experiments,plots,test,lint]"
+	$(PY) -m pip install --quiet --editable ".[problems,experiments,plots,test,lint]"
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -56,8 +56,8 @@ def _setting_names(method: str) -> list[str]:
 
 
 def _parameters(problem: Problem) -> list[str]:
-    """Numbers among the fields of the problem; the budget has its own argument."""
-    return [f.name for f in fields(problem) if f.type in (int, float) and f.name != "time_budget"]
+    """Fields of the problem that have a help text, as `problems.parameter` gives them."""
+    return [field.name for field in fields(problem) if "help" in field.metadata]
 
 
 def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.ArgumentParser:
@@ -70,28 +70,23 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     )
     _add_length(parser, problem)
     _add_settings(parser, method, defaults)
-    _add_run(parser, problem)
-    parameters = parser.add_argument_group("parameters of the problem")
-    helps = {field.name: field.metadata.get("help", field.name) for field in fields(problem)}
-    for name in _parameters(problem):
-        value = getattr(problem, name)
-        kind = _positive_int if isinstance(value, int) else _positive_float
-        words = helps[name]
-        parameters.add_argument(_flag(name), type=kind, metavar="X", default=value, help=words)
+    add_run(parser, Path("results") / problem.name)
+    _add_weights(parser)
+    _add_parameters(parser, problem)
     return parser
 
 
 def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
     group = parser.add_argument_group(
-        "length", f"one of the two; by default the published budget of {problem.time_budget:g} s"
+        "length", f"one of the two; by default a budget of {problem.time_budget:g} s"
     )
     either = group.add_mutually_exclusive_group()
     either.add_argument(
-        "--epochs", type=_positive_int, metavar="N", help="passes through the training data"
+        "--epochs", type=positive_int, metavar="N", help="passes through the training data"
     )
     either.add_argument(
         "--time-budget",
-        type=_positive_float,
+        type=positive_float,
         metavar="S",
         help="seconds of training, evaluation excluded",
     )
@@ -99,15 +94,15 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settings) -> None:
     kinds: dict[str, dict[str, object]] = {
-        "batch_size": {"type": _positive_int, "metavar": "N", "help": "samples per step"},
-        "lr": {"type": _positive_float, "metavar": "η", "help": "step size"},
+        "batch_size": {"type": positive_int, "metavar": "N", "help": "samples per step"},
+        "lr": {"type": positive_float, "metavar": "η", "help": "step size"},
         "rcond": {
             "type": _rcond,
             "metavar": "C",
             "help": "drop singular values up to C times the largest",
         },
         "kappa": {"type": _kappa, "metavar": "κ", "help": "exponent of the singular values"},
-        "damping": {"type": _positive_float, "metavar": "λ", "help": "initial damping"},
+        "damping": {"type": positive_float, "metavar": "λ", "help": "initial damping"},
         "engine": {
             "choices": ("auto", "layerwise", "rows"),
             "help": "how the Jacobian is obtained",
@@ -119,14 +114,20 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         group.add_argument(_flag(name), default=getattr(defaults, name), **kinds[name])
 
 
-def _add_run(parser: argparse.ArgumentParser, problem: Problem) -> None:
+def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Add seed, device, dtype, threads, output directory and quiet.
+
+    Args:
+        parser: Where to add them.
+        out: Default directory of the result files.
+    """
     group = parser.add_argument_group("run")
     group.add_argument(
         "--seed",
         type=_seed,
         metavar="K",
         default=Options.seed,
-        help="seed of the initial weights and of the data",
+        help="seed of the initial weights, of the data and of the batches",
     )
     group.add_argument(
         "--device", type=device_argument, default=Options.device, help="cpu, cuda or cuda:K"
@@ -136,7 +137,7 @@ def _add_run(parser: argparse.ArgumentParser, problem: Problem) -> None:
     )
     group.add_argument(
         "--threads",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         default=torch.get_num_threads(),
         help="CPU threads; 1 where other processes keep the cores busy",
@@ -145,12 +146,41 @@ def _add_run(parser: argparse.ArgumentParser, problem: Problem) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        default=Path("results") / problem.name,
-        help="directory of the result file",
+        default=out,
+        help="directory of the result files",
     )
     group.add_argument(
         "--quiet", action="store_true", default=Options.quiet, help="no progress, no summary"
     )
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("weights")
+    group.add_argument(
+        "--save-weights",
+        action="store_true",
+        default=Options.save_weights,
+        help="write the weights of the last evaluation beside the result file",
+    )
+    group.add_argument(
+        "--init-from", type=Path, metavar="FILE", help="go on from the weights of an earlier run"
+    )
+
+
+def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
+    group = parser.add_argument_group("parameters of the problem")
+    metadata = {field.name: field.metadata for field in fields(problem)}
+    for name in _parameters(problem):
+        value, choices = getattr(problem, name), metadata[name]["choices"]
+        kind: dict[str, object]
+        if isinstance(value, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif isinstance(value, str):
+            kind = {"choices": choices} if choices else {"metavar": "X"}
+        else:
+            number = positive_int if isinstance(value, int) else positive_float
+            kind = {"type": number, "metavar": "X"}
+        group.add_argument(_flag(name), default=value, help=metadata[name]["help"], **kind)
 
 
 def _flag(name: str) -> str:
@@ -165,7 +195,8 @@ def _number(text: str, kind: Callable[[str], float], remedy: str) -> float:
         raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}; {remedy}") from None
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
+    """Read a whole number above zero; for argparse."""
     value = _number(text, int, "give a number such as 10")
     if value < 1:
         raise argparse.ArgumentTypeError(
@@ -174,7 +205,8 @@ def _positive_int(text: str) -> int:
     return value
 
 
-def _positive_float(text: str) -> float:
+def positive_float(text: str) -> float:
+    """Read a finite number above zero; for argparse."""
     value = _number(text, float, "give a number such as 0.5 or 3e-4")
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import hig
-from problems import NonlinearOscillators, Problem
+from problems import Problem
 
-PROBLEMS: dict[str, Problem] = {"nonlinear_oscillators": NonlinearOscillators()}
+TEXTBOOK, ADAM = "textbook (vmap jacrev + SVD)", "Adam, plain loop"
 
 Step = Callable[[], object]
 
@@ -32,23 +32,28 @@ class Cases:
             key: value[:batch_size].to(device, torch.float32) for key, value in train.items()
         }
         self.settings = problem.settings["hig"]
+        # A time loop in its plain form, for the steps that are to be as they would be written down.
+        has_loop = hasattr(problem, "rollout")
+        self._plain = replace(problem, rollout="loop") if has_loop else problem
 
     def names(self) -> dict[str, Callable[[], Step]]:
         """All cases: what to call them, and what makes the step."""
-        return {
-            "textbook (vmap jacrev + SVD)": self.textbook,
+        steps = {
+            TEXTBOOK: self.textbook,
             "HIG rows": lambda: self.half_inverse(engine="rows"),
             "HIG layerwise": lambda: self.half_inverse(engine="layerwise"),
             "HIG auto": self.half_inverse,
             "HIG auto, trust": lambda: self.half_inverse(step_rule="trust"),
-            "Adam, plain loop": lambda: self.adam("loop"),
-            "Adam, rollout": lambda: self.adam("auto"),
+            ADAM: lambda: self.adam(self._plain),
             "eigh alone": self.eigh,
         }
+        if self._plain != self.problem:
+            steps["Adam, rollout"] = lambda: self.adam(self.problem)
+        return steps
 
     def textbook(self) -> Step:
         """The published algorithm, written down directly: every output's gradient, then an SVD."""
-        network, problem = self._network(), self.problem
+        network, problem = self._network(), self._plain
         parameters = dict(network.named_parameters())
 
         def output(values: dict[str, Tensor], sample: dict[str, Tensor]) -> Tensor:
@@ -90,10 +95,9 @@ class Cases:
 
         return lambda: optimizer.step(closure)
 
-    def adam(self, rollout: str) -> Step:
+    def adam(self, problem: Problem) -> Step:
         """A step of Adam on the same batch, through the plain loop or through ``hig.rollout``."""
         network = self._network()
-        problem = replace(self.problem, rollout=rollout)
         optimizer = torch.optim.Adam(network.parameters(), problem.settings["adam"].lr)
 
         def step() -> None:

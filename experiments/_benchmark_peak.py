@@ -2,10 +2,11 @@
 
 import sys
 
-from experiments._benchmark_cases import PROBLEMS, Cases
+from experiments._benchmark_cases import Cases
 from experiments._measure import peak_bytes
+from experiments._problems import PROBLEMS
 
 if __name__ == "__main__":
     name, case, batch_size, device = sys.argv[1:]
-    step = Cases(PROBLEMS[name], int(batch_size), device).names()[case]()
+    step = Cases(PROBLEMS[name](), int(batch_size), device).names()[case]()
     print(peak_bytes(step, device))

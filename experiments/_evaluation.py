@@ -1,7 +1,9 @@
-"""Loss over a whole data set."""
+"""Loss and metrics over a whole data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,15 @@ from problems import Problem
 
 CHUNK = 4096
 
+Batch = Mapping[str, Tensor]
 
-def slices(data: dict[str, Tensor], size: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+
+def samples(batch: Batch) -> int:
+    """Number of samples, the leading dimension of every tensor."""
+    return len(next(iter(batch.values())))
+
+
+def slices(data: Batch, size: int) -> Iterator[Batch]:
     """Consecutive slices of a data set; the last one is shorter where ``size`` does not divide.
 
     Args:
@@ -18,22 +27,34 @@ def slices(data: dict[str, Tensor], size: int) -> Iterator[tuple[dict[str, Tenso
         size: Samples per slice.
 
     Yields:
-        A slice of every tensor, and the number of samples in it.
+        A slice of every tensor.
     """
-    total = len(next(iter(data.values())))
-    for start in range(0, total, size):
-        part = {key: value[start : start + size] for key, value in data.items()}
-        yield part, min(size, total - start)
+    for start in range(0, samples(data), size):
+        yield {key: value[start : start + size] for key, value in data.items()}
 
 
-@torch.no_grad()
-def mean_loss(
-    problem: Problem, network: nn.Module, data: dict[str, Tensor], chunk: int = CHUNK
-) -> float:
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode of the network is restored."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
+
+
+def loss_per_sample(problem: Problem, loss: float, batch: Batch) -> float:
+    """The loss of a batch per sample, whether the problem takes the mean or the sum of them."""
+    return loss / samples(batch) if problem.loss_reduction == "sum" else loss
+
+
+def mean_loss(problem: Problem, network: nn.Module, data: Batch, chunk: int = CHUNK) -> float:
     """Mean loss per sample with the network in evaluation mode.
 
     Args:
-        problem: Problem whose loss is a mean over samples.
+        problem: Problem whose loss is the mean or the sum over samples.
         network: The network to evaluate; its mode is restored.
         data: Tensors of equal leading dimension.
         chunk: Samples evaluated at a time, which bounds the memory.
@@ -41,11 +62,25 @@ def mean_loss(
     Returns:
         Mean loss, added up in float64.
     """
-    training = network.training
-    network.eval()
-    total, samples = 0.0, 0
-    for batch, size in slices(data, chunk):
-        total += problem.loss(problem.predict(network, batch), batch).double().item() * size
-        samples += size
-    network.train(training)
-    return total / samples
+    total = 0.0
+    with evaluating(network):
+        for batch in slices(data, chunk):
+            loss = problem.loss(problem.predict(network, batch), batch).double().item()
+            total += loss_per_sample(problem, loss, batch) * samples(batch)
+    return total / samples(data)
+
+
+def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.ndarray]:
+    """The metrics of the problem with the network in evaluation mode.
+
+    Args:
+        problem: Problem with any metrics, or none.
+        network: The network to evaluate; its mode is restored.
+        data: Tensors of equal leading dimension, all evaluated at once.
+
+    Returns:
+        float64 arrays by name, of the shapes that the problem gives them.
+    """
+    with evaluating(network):
+        values = problem.metrics(network, data)
+    return {name: value.detach().double().cpu().numpy() for name, value in values.items()}

@@ -1,5 +1,6 @@
 """Timing and peak memory of functions, side by side in one run."""
 
+import math
 import resource
 import statistics
 import sys
@@ -13,7 +14,11 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def interleaved_seconds(
-    functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, device: str
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int,
+    device: str,
+    patience: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of each function in each round, A B C A B C …, so that drift hits all alike.
 
@@ -22,21 +27,26 @@ def interleaved_seconds(
         rounds: counted calls of each.
         warm_up: calls of each that are not counted.
         device: torch device; CUDA kernels are waited for.
+        patience: seconds after which a function has no further turn, once it was counted.
     """
+    spent = dict.fromkeys(functions, 0.0)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warm_up + rounds):
         for name, function in functions.items():
+            if spent[name] > patience and (seconds[name] or turn < warm_up):
+                continue
             start = _now(device)
             function()
             elapsed = _now(device) - start
+            spent[name] += elapsed
             if turn >= warm_up:
                 seconds[name].append(elapsed)
     return seconds
 
 
 def median_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """Median over the rounds of the ratio within a round."""
-    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+    """Median of the ratio within a round, over the rounds in which both had a turn."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=False))
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:

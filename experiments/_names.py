@@ -1,5 +1,6 @@
 """Names of runs, for result files and legends."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def deviations(problem: Problem, method: str, settings: Settings, options: Optio
         options: Options of the run; seed and length do not count.
 
     Returns:
-        Short texts such as ``"trust"``, ``"lr 8"`` or ``"float64"``.
+        Short texts such as ``"trust"``, ``"lr 8"``, ``"float64"`` or ``"no correction"``.
     """
     method_default = METHODS[method].complete(problem.settings[method])
     chosen = METHODS[method].complete(settings)
@@ -42,12 +43,14 @@ def label(method: str, differences: list[str]) -> str:
 
 def path(problem: Problem, method: str, differences: list[str], options: Options) -> Path:
     """Path of the result file, ``<out>/<problem>_<method>[_<variant>]_seed<k>.pickle``."""
-    variant = [text.replace(" ", "").replace(":", "") for text in differences]
+    variant = [re.sub(r"[^\w.+-]", "", text).lower() for text in differences]
     return options.out / f"{'_'.join([problem.name, method, *variant])}_seed{options.seed}.pickle"
 
 
 def _text(name: str, value: object) -> str:
     name = name.removesuffix("_size").replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
     if isinstance(value, str):
         return value
     if isinstance(value, tuple):

@@ -15,12 +15,14 @@ class Options:
     Attributes:
         epochs: Passes through the training data, or None for a time budget.
         time_budget: Seconds of training, evaluation excluded, or None for a number of epochs.
-        seed: Seed of the initial weights and of the data.
+        seed: Seed of the initial weights, of the data and of the batches.
         device: Torch device, such as ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"`` or ``"float64"``.
         threads: CPU threads of torch, or None for torch's own choice.
         out: Directory of the result file; made where missing.
         quiet: No progress and no summary.
+        save_weights: Write the weights of the last evaluation beside the result file.
+        init_from: Weights file of an earlier run to go on from, or None for fresh weights.
     """
 
     out: Path
@@ -31,6 +33,8 @@ class Options:
     dtype: str = "float32"
     threads: int | None = None
     quiet: bool = False
+    save_weights: bool = False
+    init_from: Path | None = None
 
     def __post_init__(self):
         if (self.epochs is None) == (self.time_budget is None):

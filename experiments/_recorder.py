@@ -1,5 +1,6 @@
 """What a run writes down."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,22 +12,40 @@ SPECTRUM_SPACING = 4
 
 @dataclass
 class Recorder:
-    """Losses and training times at the evaluations."""
+    """Losses, metrics and training times at the evaluations."""
 
     epochs: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
+    metrics: list[Mapping[str, np.ndarray]] = field(default_factory=list)
 
-    def evaluation(self, epoch: float, seconds: float, train_loss: float, test_loss: float):
-        """Note the mean losses after ``epoch`` passes and ``seconds`` of training."""
+    def evaluation(
+        self,
+        epoch: float,
+        seconds: float,
+        train_loss: float,
+        test_loss: float,
+        metrics: Mapping[str, np.ndarray],
+    ) -> None:
+        """Note the mean losses and the metrics after ``epoch`` passes and ``seconds`` of training.
+
+        Raises:
+            ValueError: If a metric has the name ``"loss"``, whose place is taken.
+        """
+        if "loss" in metrics:
+            raise ValueError("a metric is named 'loss', as the loss itself is; rename it")
         self.epochs.append(epoch)
         self.seconds.append(seconds)
         self.train_loss.append(train_loss)
         self.test_loss.append(test_loss)
+        self.metrics.append(metrics)
 
     def results(self) -> dict[str, object]:
-        """The published keys, arrays float64; ``time`` is cumulative, in seconds."""
+        """The published keys, and ``test_<name>`` (E, ...) per metric for E evaluations.
+
+        Arrays are float64; ``time`` is cumulative, in seconds.
+        """
         time = np.asarray(self.seconds, dtype=np.float64)
         return {
             "epochs": np.asarray(self.epochs, dtype=np.float64),
@@ -35,6 +54,10 @@ class Recorder:
             "time": time,
             "epoch_time": np.diff(time),
             "simulation_time": float(time[-1]),
+            **{
+                f"test_{name}": np.stack([m[name] for m in self.metrics])
+                for name in self.metrics[0]
+            },
         }
 
 

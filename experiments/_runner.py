@@ -10,24 +10,36 @@ import torch
 from torch import Tensor, nn
 
 import hig
-from experiments import _names
+from experiments import _names, _weights
 from experiments._clock import TrainingClock
-from experiments._evaluation import mean_loss, slices
+from experiments._evaluation import Batch, loss_per_sample, mean_loss, metrics, samples
 from experiments._machine import machine
 from experiments._methods import METHODS, Method, Optimizer
 from experiments._options import DTYPES, Options
 from experiments._progress import Progress
 from experiments._recorder import JacobianRecorder, Recorder
+from experiments._schedule import schedule
+from experiments._step import take_step
+from experiments._weights import Pretraining, Snapshot
 from problems import Problem, Settings
 
-EXAMPLES = 3
+# Streams of random numbers beside that of the initial weights, at every seed.
+DATA_STREAM, BATCH_STREAM = 1, 2
 
 
 def run(problem: Problem, method: str, settings: Settings, options: Options) -> dict[str, object]:
     """Train a network on a problem and save the results.
 
-    Initial weights and data depend on the problem and the seed alone: at equal seed every method
-    starts from the same point and sees the same batches, which are fixed consecutive slices.
+    Initial weights, data and batches depend on the problem and the seed alone: at equal seed every
+    method starts from the same point, and at equal batch size it sees the same batches. They are
+    fixed consecutive slices of the training data unless the problem draws fresh samples.
+
+    Losses are recorded per sample, when the problem says: after every epoch or by training time.
+    Drawing batches and evaluating count as no training time.
+
+    A run that goes on from weights starts with a new optimiser, and with the clock at zero; the
+    results tell by ``pretraining`` and ``pretraining_time`` what came before. Where fresh samples
+    are drawn it does not see those of the earlier run again.
 
     A run that is interrupted from the keyboard or meets a non-finite loss ends early; what it
     has recorded is saved all the same and ``stopped`` tells the reason.
@@ -43,15 +55,20 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
 
     Raises:
         ValueError: If the method is unknown or refuses its settings.
+        WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
         OSError: If the output directory cannot be made or written.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    earlier = _weights.load(options.init_from, problem.name) if options.init_from else None
     differences = _names.deviations(problem, method, settings, options)
+    if earlier:
+        differences.append(f"after {earlier.label}")
+    label = _names.label(method, differences)
     path = _names.path(problem, method, differences, options)
     path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
-    training = _prepare(problem, METHODS[method], settings, options)
-    with Progress(_names.label(method, differences), options) as progress:
+    training = _prepare(problem, METHODS[method], settings, options, earlier)
+    with Progress(label, options) as progress:
         try:
             stopped = _train(training, progress)
         except KeyboardInterrupt:
@@ -60,13 +77,12 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             stopped = "interrupted"
         except hig.NonFiniteError as error:
             stopped = f"non-finite: {error}"
+    run_names = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
     results = {
-        "problem": problem.name,
-        "method": method,
-        "label": _names.label(method, differences),
-        "seed": options.seed,
+        **run_names,
         "stopped": stopped,
         **_results(training),
+        **_save_weights(training, path, run_names),
     }
     hig.save_results(path, results)
     _summarise(progress, results, path)
@@ -85,20 +101,31 @@ class _Training:
     optimizer: Optimizer
     train: dict[str, Tensor]
     test: dict[str, Tensor]
+    batches: Iterator[Batch]
     clock: TrainingClock
+    earlier: Pretraining | None
+    latest: Snapshot | None = None
     recorder: Recorder = field(default_factory=Recorder)
     jacobian_recorder: JacobianRecorder = field(default_factory=JacobianRecorder)
 
 
-def _prepare(problem: Problem, method: Method, settings: Settings, options: Options) -> _Training:
+def _prepare(
+    problem: Problem,
+    method: Method,
+    settings: Settings,
+    options: Options,
+    earlier: Pretraining | None,
+) -> _Training:
     target = {"device": options.device, "dtype": DTYPES[options.dtype]}
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     network = problem.network().to(**target)
-    # Another seed than that of the weights: equal ones would give equal random numbers.
-    data_seed = int(np.random.SeedSequence((options.seed, 1)).generate_state(1)[0])
-    train, test = problem.data(torch.Generator().manual_seed(data_seed))
+    if earlier:
+        earlier.put_into(network)
+    train, test = problem.data(_generator(options.seed, DATA_STREAM))
+    train = {key: value.to(**target) for key, value in train.items()}
+    batches = _generator(options.seed, BATCH_STREAM + (earlier.runs if earlier else 0))
     return _Training(
         problem,
         method,
@@ -106,39 +133,44 @@ def _prepare(problem: Problem, method: Method, settings: Settings, options: Opti
         options,
         network,
         method.optimizer(list(network.parameters()), settings),
-        {key: value.to(**target) for key, value in train.items()},
+        train,
         {key: value.to(**target) for key, value in test.items()},
+        problem.batches(train, settings.batch_size, batches),
         TrainingClock(options.device),
+        earlier,
     )
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    """A generator of its own: equal seeds would give equal numbers in weights, data, batches."""
+    state = np.random.SeedSequence((seed, stream)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
 
 
 def _train(training: _Training, progress: Progress) -> str:
     """Step until the budget is used up; returns which budget it was."""
     _evaluate(training, progress, epoch=0.0)
-    clock, size = training.clock, training.settings.batch_size
-    steps_per_epoch = math.ceil(len(next(iter(training.train.values()))) / size)
-    for step, batch in enumerate(_endless(training.train, size), start=1):
+    problem, clock = training.problem, training.clock
+    steps_per_epoch = math.ceil(samples(training.train) / training.settings.batch_size)
+    evaluations = schedule(problem, steps_per_epoch)
+    for step, batch in enumerate(training.batches, start=1):
         epoch = step / steps_per_epoch
         with clock.running():
-            loss = _take_step(training, batch)
+            loss = take_step(
+                problem, training.method, training.network, training.optimizer, batch
+            ).item()
         _require_finite(loss, f"batch loss at epoch {epoch:.4g}", training)
         if training.method.jacobian:
             training.jacobian_recorder.step(
                 (step - 1) / steps_per_epoch, clock.seconds, training.optimizer.report
             )
-        progress.stepped(epoch, clock.seconds, loss)
+        progress.stepped(epoch, clock.seconds, loss_per_sample(problem, loss, batch))
         stop = _budget_used_up(training.options, epoch, clock.seconds)
-        if stop or step % steps_per_epoch == 0:
+        if evaluations.due(step, clock.seconds) or stop:
             _evaluate(training, progress, epoch)
         if stop:
             return stop
     raise AssertionError("batches never end")
-
-
-def _endless(data: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-    while True:
-        for batch, _ in slices(data, size):
-            yield batch
 
 
 def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | None:
@@ -149,30 +181,14 @@ def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | Non
     return None
 
 
-def _take_step(training: _Training, batch: dict[str, Tensor]) -> float:
-    """One step of the optimiser; returns the loss of the batch before it."""
-    problem, optimizer = training.problem, training.optimizer
-
-    def evaluate() -> tuple[Tensor, Tensor]:
-        prediction = problem.predict(training.network, batch)
-        return problem.loss(prediction, batch), prediction
-
-    def evaluate_backward() -> Tensor:
-        optimizer.zero_grad()
-        loss, _ = evaluate()
-        loss.backward()
-        return loss
-
-    loss = optimizer.step(evaluate if training.method.jacobian else evaluate_backward)
-    return loss.detach().item()
-
-
 def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
-    losses = [
-        mean_loss(training.problem, training.network, data)
-        for data in (training.train, training.test)
-    ]
-    training.recorder.evaluation(epoch, training.clock.seconds, *losses)
+    problem, network, seconds = training.problem, training.network, training.clock.seconds
+    losses = [mean_loss(problem, network, data) for data in (training.train, training.test)]
+    measured = metrics(problem, network, training.test)
+    if training.options.save_weights:
+        # Those of an evaluation, whenever the run ends: within a step they may be half changed.
+        training.latest = _weights.snapshot(network, seconds, losses[1])
+    training.recorder.evaluation(epoch, seconds, *losses, measured)
     progress.evaluated(*losses)
     _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
 
@@ -185,29 +201,52 @@ def _require_finite(loss: float, what: str, training: _Training) -> None:
         )
 
 
+def _save_weights(training: _Training, path: Path, names: dict[str, object]) -> dict[str, str]:
+    """Write the weights of the last evaluation, if asked for and finite; tells in which file."""
+    if training.latest is None or not training.latest.usable:
+        return {}
+    return {"weights_file": _weights.save(path, training.latest, names, training.earlier).name}
+
+
 def _results(training: _Training) -> dict[str, object]:
-    problem, options = training.problem, training.options
-    samples = {key: value[:EXAMPLES] for key, value in training.test.items()}
-    training.network.eval()
+    problem, options, earlier = training.problem, training.options, training.earlier
     settings = {key: value for key, value in asdict(training.settings).items() if value is not None}
     run_options = {key: value for key, value in asdict(options).items() if key != "quiet"}
+    paths = {"out": str(options.out), "init_from": earlier and str(options.init_from)}
     return {
         **training.recorder.results(),
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
-        "sim_par": {**asdict(problem), **settings, **run_options, "out": str(options.out)},
+        **_pretraining(earlier),
+        "sim_par": {**asdict(problem), **settings, **run_options, **paths},
         "machine": machine(options.device),
-        "example": problem.example(training.network, samples),
+        **_example(training),
     }
+
+
+def _pretraining(earlier: Pretraining | None) -> dict[str, object]:
+    return {"pretraining": earlier.label, "pretraining_time": earlier.seconds} if earlier else {}
+
+
+def _example(training: _Training) -> dict[str, object]:
+    """What the problem shows of the first test samples; left out where it shows nothing."""
+    count = training.problem.examples
+    batch = {key: value[:count] for key, value in training.test.items()}
+    training.network.eval()
+    example = training.problem.example(training.network, batch)
+    return {"example": example} if example else {}
 
 
 def _summarise(progress: Progress, results: dict[str, object], path: Path) -> None:
     train, test = results["train_loss"], results["test_loss"]
     best = int(np.argmin(np.nan_to_num(test, nan=np.inf)))
+    weights = ""
+    if results["sim_par"]["save_weights"]:
+        weights = f", {results.get('weights_file', 'no weights: they are not finite')}"
     progress.say(
         f"{results['label']} stopped: {results['stopped']}\n"
         f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "
         f"(epoch {results['epochs'][-1]:.4g}, {results['simulation_time']:.4g} s of training)\n"
         f"  best   train {train[best]:.4e}   test {test[best]:.4e}   "
         f"(epoch {results['epochs'][best]:.4g})\n"
-        f"  files  {path}, {path.with_suffix('.txt').name}"
+        f"  files  {path}, {path.with_suffix('.txt').name}{weights}"
     )

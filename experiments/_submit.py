@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from experiments._arguments import parse
 from experiments._runner import run
+from experiments._weights import WeightsError
 from problems import Problem
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
@@ -25,11 +26,14 @@ def submit(
 
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
-            interruption, 1 for a non-finite loss; also for ``--help`` and for arguments that
-            are not valid.
+            interruption, 1 for a non-finite loss; also for ``--help``, for arguments that are
+            not valid and for weights to go on from that do not fit.
     """
     problem, settings, options = parse(problem, method, arguments)
-    results = run(problem, method, settings, options)
+    try:
+        results = run(problem, method, settings, options)
+    except WeightsError as error:
+        sys.exit(f"error: {error}")
     stopped = results["stopped"]
     if stopped == "interrupted":
         sys.exit(INTERRUPTED)

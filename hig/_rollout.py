@@ -128,11 +128,9 @@ def _pieces(ctx) -> Iterable[Piece]:
 
 
 def _is_batched(tensor: Tensor) -> bool:
-    """Whether many backward passes are taken at once, by ``is_grads_batched`` or by vmap.
-
-    The two have batched tensors of their own; only the dispatch keys tell of both.
-    """
-    return "Batched" in str(torch._C._dispatch_keys(tensor))
+    """Whether many backward passes are taken at once, by ``is_grads_batched`` or by vmap."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(tensor) or functorch.is_batchedtensor(tensor)
 
 
 def _plain_states(step: Step, state: Tensor, controls: Tensor, method: str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Loss curves of result files, and the curve that stands for several seeds."""
+"""Curves of recorded quantities, and the curve that stands for several seeds."""
 
 import numpy as np
 
@@ -6,58 +6,111 @@ from plots._files import PlotError, note
 
 _REMEDY = "Give a result file that the runner or a published training script has written"
 
+UNITS = {"time": "training time (s)", "epochs": "epochs"}
+
+
+def quantity_key(quantity):
+    """The key of a recorded quantity.
+
+    Args:
+        quantity: "test" or "train" for the losses; the name of any other quantity, measured on
+            the test data unless it starts with "test_" or "train_".
+
+    Returns:
+        The key, e.g. "test_loss" for "test" and "test_l1_distance" for "l1_distance".
+    """
+    if quantity in ("test", "train"):
+        return f"{quantity}_loss"
+    return quantity if quantity.startswith(("test_", "train_")) else f"test_{quantity}"
+
 
 def curve(file, quantity, axis, log_x=False):
-    """One loss curve, without the points that a logarithmic axis cannot show.
+    """A quantity in the course of a run, without the points that logarithmic axes cannot show.
 
     Args:
         file: ResultFile.
-        quantity: "train" or "test".
+        quantity: As for `quantity_key`.
         axis: "time" or "epochs".
         log_x: Whether the horizontal axis is logarithmic too.
 
     Returns:
-        Positions (N,) in seconds or epochs and losses (N,), float64; at least one point.
+        Positions (N,) in seconds or epochs and values (N,), float64; at least one point.
 
     Raises:
         PlotError: The file lacks the keys for it, their lengths disagree or no point is left.
     """
-    loss = file.array(f"{quantity}_loss", 1, _REMEDY)
-    position = (_times if axis == "time" else _epochs)(file, len(loss))
-    shown = np.isfinite(loss) & (loss > 0) & np.isfinite(position)
+    key = quantity_key(quantity)
+    values = file.array(key, 1, _quantities_remedy(file))
+    position = positions(file, axis, len(values))
+    shown = np.isfinite(values) & (values > 0) & np.isfinite(position)
     if not shown.all():
         note(
-            f"{file.path}: {np.sum(~shown)} of {len(loss)} {quantity} losses are not finite or "
+            f"{file.path}: {np.sum(~shown)} of {len(values)} values of '{key}' are not finite or "
             "not positive and are left out"
         )
     if log_x:
         shown &= position > 0  # the evaluation before training has no place on a log axis
     if not shown.any():
         raise PlotError(
-            f"{file.path} has no {quantity} loss that a logarithmic axis can show: the "
-            f"{len(loss)} losses start with {loss[:3]}"
+            f"{file.path} has no value of '{key}' that a logarithmic axis can show: the "
+            f"{len(values)} values start with {values[:3]}"
         )
-    return position[shown], loss[shown]
+    return position[shown], values[shown]
+
+
+def positions(file, axis, count):
+    """Where on the horizontal axis the evaluations of a run stand.
+
+    Args:
+        file: ResultFile.
+        axis: "time" or "epochs".
+        count: Number of evaluations.
+
+    Returns:
+        Seconds or epochs (count,), float64. The seconds of a run that started from saved weights
+        follow on those of the run that made them.
+
+    Raises:
+        PlotError: The file does not say, or for another number of evaluations.
+    """
+    if axis == "epochs":
+        return _epochs(file, count)
+    time = _times(file, count)
+    if file.results.get("pretraining_time") is not None:
+        time = time + float(file.array("pretraining_time", 0, _REMEDY))
+    return time
 
 
 def median_and_band(curves):
     """Several seeds as one curve, over the range that all of them cover.
 
-    The losses are interpolated between evaluations as straight lines on a logarithmic axis.
+    The values are interpolated between evaluations as straight lines on a logarithmic axis.
 
     Args:
-        curves: Sequence of pairs of positions (N_i,), ascending, and positive losses (N_i,).
+        curves: Sequence of pairs of positions (N_i,), ascending, and positive values (N_i,).
 
     Returns:
-        Positions (N,) and the median, smallest and largest loss there, (N,) float64 each; N is
+        Positions (N,) and the median, smallest and largest value there, (N,) float64 each; N is
         zero where the curves have no common range.
     """
     first = max(position[0] for position, _ in curves)
     last = min(position[-1] for position, _ in curves)
     grid = np.unique(np.concatenate([position for position, _ in curves]))
     grid = grid[(grid >= first) & (grid <= last)]
-    logs = np.array([np.interp(grid, position, np.log(loss)) for position, loss in curves])
+    logs = np.array([np.interp(grid, position, np.log(values)) for position, values in curves])
     return grid, *np.exp([np.median(logs, axis=0), logs.min(axis=0), logs.max(axis=0)])
+
+
+def _quantities_remedy(file):
+    keys = [key for key, value in file.results.items() if _is_recorded(str(key), value)]
+    names = {"test_loss": "test", "train_loss": "train"}
+    there = ", ".join(names.get(key, key.removeprefix("test_")) for key in keys)
+    return f"--quantity can be {there} here" if there else _REMEDY
+
+
+def _is_recorded(key, value):
+    dimensions = 1 if isinstance(value, list) else np.ndim(value)
+    return key.startswith(("test_", "train_")) and dimensions == 1
 
 
 def _epochs(file, count):
@@ -94,6 +147,6 @@ def _of_length(file, key, count):
     array = file.array(key, 1, _REMEDY)
     if len(array) != count:
         raise PlotError(
-            f"'{key}' in {file.path} has {len(array)} entries for {count} losses; {_REMEDY}"
+            f"'{key}' in {file.path} has {len(array)} entries for {count} evaluations; {_REMEDY}"
         )
     return array

@@ -1,4 +1,4 @@
-"""Loss against training time or epochs, for any set of result files."""
+"""Loss, or another recorded quantity, against training time or epochs."""
 
 import sys
 
@@ -6,18 +6,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from plots import _files, _style
-from plots._curves import curve, median_and_band
-
-_UNITS = {"time": "training time (s)", "epochs": "epochs"}
+from plots._curves import UNITS, curve, median_and_band, quantity_key
 
 _EPILOG = """\
 Files of one problem and one method label are the seeds of one experiment: their median is drawn
 over the range that all of them cover, in a band from the lowest to the highest. Each problem has
-its own row of panels. Files of the published training scripts go by their file names.
+its own row of panels. Files of the published training scripts go by their file names. The training
+time of a run that started from saved weights goes on from that of the run that made them.
 
 examples:
   python -m plots.loss results/*.pickle --out loss.png
   python -m plots.loss hig.pickle adam.pickle --x both --quantity both --out loss.pdf
+  python -m plots.loss results/poisson/*.pickle --quantity l1_distance --out l1_distance.png
 """
 
 
@@ -27,7 +27,8 @@ def draw(files, x="time", quantity="test", log_x=False):
     Args:
         files: Sequence of ResultFile.
         x: "time", "epochs" or "both" (side by side).
-        quantity: "test", "train" or "both" (train as thin, pale lines).
+        quantity: "test" or "train" loss, "both" (train as thin, pale lines), or another recorded
+            quantity by its name, such as "l1_distance" for the key `test_l1_distance`.
         log_x: Whether the horizontal axis is logarithmic too.
 
     Returns:
@@ -49,11 +50,18 @@ def draw(files, x="time", quantity="test", log_x=False):
                     curves = [curve(file, kind, name, log_x) for file in group]
                     _draw_group(axes, curves, group[0].label, styles[key], pale=index > 0)
             _finish(axes, name, log_x)
-        row[0].set_ylabel(f"{'' if quantity == 'both' else quantity + ' '}loss per data point")
+        row[0].set_ylabel(_name(quantity))
         if len(problems) > 1:
             row[0].set_title(problem.replace("_", " ") or "problem not named", loc="left")
     _legend(figure, quantity)
     return figure
+
+
+def _name(quantity):
+    if quantity == "both":
+        return "loss per data point"
+    name = quantity_key(quantity).replace("_", " ")
+    return f"{name} per data point" if quantity in ("test", "train") else name
 
 
 def _groups(files):
@@ -82,7 +90,7 @@ def _draw_group(axes, curves, label, style, pale):
 
 def _finish(axes, name, log_x):
     axes.set_yscale("log")
-    axes.set_xlabel(_UNITS[name])
+    axes.set_xlabel(UNITS[name])
     if log_x:
         axes.set_xscale("log")
     else:
@@ -118,7 +126,10 @@ def main(arguments=None):
         "--x", choices=("time", "epochs", "both"), default="time", help="horizontal axis (time)"
     )
     parser.add_argument(
-        "--quantity", choices=("test", "train", "both"), default="test", help="which loss (test)"
+        "--quantity",
+        default="test",
+        metavar="NAME",
+        help="test or train loss, both, or another recorded quantity, e.g. l1_distance (test)",
     )
     parser.add_argument("--log-x", action="store_true", help="logarithmic horizontal axis")
     options = parser.parse_args(arguments)

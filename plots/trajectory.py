@@ -2,12 +2,17 @@
 
 import sys
 
-import numpy as np
-from matplotlib.lines import Line2D
-
-from plots import _files, _style
+from plots import _example, _files, _style
 
 _REMEDY = "Give a result file of a control problem whose run kept an example"
+
+_LAYOUT = {
+    "state": ("examples", "times", "states"),
+    "time": ("times",),
+    "target": ("examples", "states"),
+    "control": ("examples", "steps"),
+    "control_time": ("steps",),
+}
 
 _EPILOG = """\
 Above the positions over time with the targets, which count at the final time, below the control
@@ -31,70 +36,33 @@ def draw(files, example=0):
     Raises:
         PlotError: A file has no (such) example, or its parts do not fit together.
     """
+    files = _files.having(files, "example")
     figure, grid = _style.panels(
         2, len(files), height=1.8, sharex="col", sharey="row", height_ratios=(3, 2)
     )
     for (above, below), file in zip(grid.T, files, strict=True):
-        parts = _parts(file, example)
-        _draw_positions(above, parts)
-        _draw_control(below, parts)
+        parts = _example.read(file, _LAYOUT, example, _REMEDY)
+        names = _example.names(file, "state_names", parts["state"].shape[-1], _REMEDY)
+        _draw_positions(above, parts, names)
+        _example.draw_control(below, parts)
         if len(files) > 1:
             above.set_title(file.label, loc="left")
     grid[0, 0].set_ylabel("position")
     grid[1, 0].set_ylabel("control")
-    target = {"linestyle": ":", "marker": "o", "markerfacecolor": "white", "markersize": 4.5}
     handles, _ = grid[0, 0].get_legend_handles_labels()
-    handles.append(Line2D([], [], color=_style.GREY, linewidth=1.0, label="target", **target))
-    figure.legend(handles=handles, loc="outside right upper")
+    figure.legend(handles=[*handles, _example.target_handle()], loc="outside right upper")
     return figure
 
 
-def _parts(file, example):
-    """The arrays of one example: time (T+1,), state (T+1, S), target (S,), control (T,), names."""
-    sizes = {"time": 1, "control_time": 1, "state": 3, "target": 2, "control": 2}
-    parts = {key: file.array(f"example.{key}", ndim, _REMEDY) for key, ndim in sizes.items()}
-    parts["names"] = [str(name) for name in file.get("example.state_names", _REMEDY)]
-    count, times, states = parts["state"].shape
-    expected = {
-        "time": (times,),
-        "control_time": (parts["control"].shape[1],),
-        "target": (count, states),
-        "control": (count, parts["control"].shape[1]),
-        "names": (states,),
-    }
-    for key, shape in expected.items():
-        if np.shape(parts[key]) != shape:
-            raise _files.PlotError(
-                f"'example.{key}' in {file.path} must have shape {shape} beside states of shape "
-                f"{parts['state'].shape}, found {np.shape(parts[key])}; run the experiment again"
-            )
-    if not 0 <= example < count:
-        raise _files.PlotError(
-            f"{file.path} has no example {example}, only 0 to {count - 1}; change --example"
-        )
-    return parts | {key: parts[key][example] for key in ("state", "target", "control")}
-
-
-def _draw_positions(axes, parts):
-    time, names = parts["time"], parts["names"]
+def _draw_positions(axes, parts, names):
+    time = parts["time"]
     # Velocities stand beside the positions in the state; without names to tell, all are shown.
     positions = [i for i, name in enumerate(names) if name.startswith("x")] or range(len(names))
     for order, index in enumerate(positions):
         colour = _style.SEQUENCE[order % len(_style.SEQUENCE)]
         axes.plot(time, parts["state"][:, index], color=colour, label=names[index])
-        target = parts["target"][index]
-        axes.axhline(target, color=colour, linestyle=":", linewidth=1.0)
-        marker = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5, "clip_on": False}
-        axes.plot(time[-1], target, color=colour, zorder=3, **marker)
+        _example.draw_target(axes, time[-1], parts["target"][index], colour)
     axes.set_xlim(time[0], time[-1])
-
-
-def _draw_control(axes, parts):
-    axes.axhline(0.0, color="#bbbbbb", linewidth=0.6)
-    # The force is constant from one control time to the next, and to the end after the last.
-    edges = np.append(parts["control_time"], parts["time"][-1])
-    axes.stairs(parts["control"], edges, baseline=None, color="black", linewidth=1.1)
-    axes.set_xlabel("time")
 
 
 def main(arguments=None):
@@ -107,9 +75,7 @@ def main(arguments=None):
         Exit status, 0 or 2.
     """
     parser = _files.parser("trajectory", __doc__, _EPILOG)
-    parser.add_argument(
-        "--example", type=int, default=0, metavar="I", help="which example, from 0 (0)"
-    )
+    _example.add_option(parser)
     options = parser.parse_args(arguments)
     return _files.write(options, lambda files: draw(files, options.example))
 

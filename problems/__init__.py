@@ -2,9 +2,38 @@
 
 A problem satisfies `problems.Problem`; nothing else is asked of it, so that a training loop,
 a benchmark or a notebook can take any of them.
+
+The problems that PhiFlow simulates are imported when they are first asked for: that takes a second
+or two, and the others do without.
 """
 
-from problems._problem import Problem, Settings
-from problems.nonlinear_oscillators import NonlinearOscillators
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["NonlinearOscillators", "Problem", "Settings"]
+from problems._problem import Problem, Settings, parameter
+from problems.conditioning_toy import ConditioningToy
+from problems.nonlinear_oscillators import NonlinearOscillators
+from problems.quantum_dipole import QuantumDipole
+
+if TYPE_CHECKING:
+    from problems.poisson import Poisson
+    from problems.poisson_source import PoissonSource
+
+__all__ = [
+    "ConditioningToy",
+    "NonlinearOscillators",
+    "Poisson",
+    "PoissonSource",
+    "Problem",
+    "QuantumDipole",
+    "Settings",
+    "parameter",
+]
+
+_ON_FIRST_USE = {"Poisson": "problems.poisson", "PoissonSource": "problems.poisson_source"}
+
+
+def __getattr__(name: str) -> type[Problem]:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ON_FIRST_USE[name]), name)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -51,6 +51,22 @@ def parameter(default: int | float | bool | str, text: str, choices: Sequence[st
     return field(default=default, metadata={"help": text, "choices": tuple(choices)})
 
 
+def require_positive_numbers(problem: "Problem") -> None:
+    """Check the numbers among the fields of a problem, those in tuples included.
+
+    Raises:
+        ValueError: If one is not positive.
+    """
+    for described in fields(problem):
+        value = getattr(problem, described.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not isinstance(value, str | bool) and not all(number > 0 for number in numbers):
+            raise ValueError(
+                f"{described.name} must be positive, got {value}; "
+                f"the default is {described.default}"
+            )
+
+
 class Problem(ABC):
     """A differentiable simulator with a network in front of it, data, and a loss.
 
@@ -66,12 +82,14 @@ class Problem(ABC):
         evaluate_by: ``"epoch"`` evaluates after each epoch; ``"time"`` at training times about 5 %
             apart, where an epoch has no meaning or takes milliseconds with one method and minutes
             with another.
+        examples: How many test samples `example` is given.
     """
 
     name: ClassVar[str]
     settings: ClassVar[Mapping[str, Settings]]
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "epoch"
+    examples: ClassVar[int] = 3
     time_budget: float
 
     @abstractmethod

@@ -9,7 +9,7 @@ ICLR 2022, for two oscillators.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 import hig
 from problems._integrators import rk4
 from problems._networks import dense_network
-from problems._problem import Batch, Problem, Settings, parameter
+from problems._problem import Batch, Problem, Settings, parameter, require_positive_numbers
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,7 @@ class NonlinearOscillators(Problem):
     )
 
     def __post_init__(self):
-        for parameter in fields(self):
-            value = getattr(self, parameter.name)
-            if isinstance(value, str):
-                continue  # hig.rollout knows its methods
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(number > 0 for number in numbers):
-                raise ValueError(
-                    f"{parameter.name} must be positive, got {value}; "
-                    f"the published value is {parameter.default}"
-                )
+        require_positive_numbers(self)
 
     @property
     def state_names(self) -> list[str]:

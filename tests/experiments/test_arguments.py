@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,22 @@ import torch
 from experiments._arguments import parse
 from experiments._methods import METHODS
 from problems import NonlinearOscillators
+from problems._problem import parameter
 
 PROBLEM = NonlinearOscillators()
+
+
+@dataclass(frozen=True)
+class Described(NonlinearOscillators):
+    """A parameter of every kind, and a field that is none."""
+
+    correction: bool = parameter(False, "correct the gradient")
+    fast: bool = parameter(True, "hurry")
+    target: str = parameter("superposition", "where to go", ["superposition", "state2"])
+    secret: int = 7
+
+    def __post_init__(self):
+        """Switches are no positive numbers."""
 
 
 def test_defaults_are_the_published_run():
@@ -20,6 +35,7 @@ def test_defaults_are_the_published_run():
     assert (options.seed, options.device, options.dtype) == (0, "cpu", "float32")
     assert options.out == Path("results/nonlinear_oscillators")
     assert not options.quiet
+    assert (options.save_weights, options.init_from) == (False, None)
 
 
 def test_everything_can_be_set():
@@ -35,6 +51,41 @@ def test_everything_can_be_set():
     assert not settings.published
     assert (options.epochs, options.time_budget, options.seed) == (3, None, 5)
     assert (options.dtype, options.out, options.quiet) == ("float64", Path("there"), True)
+
+
+def test_weights():
+    _, _, options = parse(PROBLEM, "adam", ["--save-weights", "--init-from", "there/a.weights"])
+    assert options.save_weights
+    assert options.init_from == Path("there/a.weights")
+
+
+def test_switches_and_texts_of_a_problem():
+    problem, _, _ = parse(Described(), "hig", ["--epochs=1"])
+    assert problem == Described()
+    line = ["--correction", "--no-fast", "--target", "state2", "--oscillators", "3"]
+    problem, _, _ = parse(Described(), "hig", line)
+    assert problem == Described(oscillators=3, correction=True, fast=False, target="state2")
+
+
+def test_help_of_switches_and_texts(capsys):
+    with pytest.raises(SystemExit):
+        parse(Described(), "hig", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--correction, --no-correction correct the gradient (default: False)" in text
+    assert "--target {superposition,state2} where to go (default: superposition)" in text
+
+
+@pytest.mark.parametrize("line", ["--secret 8", "--hidden 3", "--rollout loop"])
+def test_only_described_fields_are_arguments(line, capsys):
+    with pytest.raises(SystemExit):
+        parse(Described(), "hig", line.split())
+    assert f"unrecognized arguments: {line}" in capsys.readouterr().err
+
+
+def test_values_of_a_text_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        parse(Described(), "hig", ["--target", "state9"])
+    assert "invalid choice: 'state9'" in capsys.readouterr().err
 
 
 def test_damping_is_an_option_of_levenberg_marquardt():
@@ -89,6 +140,6 @@ def test_help_shows_the_defaults(method, capsys):
     assert stop.value.code == 0
     assert f"samples per step (default: {settings.batch_size})" in text
     assert f"step size (default: {settings.lr})" in text
-    assert "published budget of 3600 s" in text
+    assert "by default a budget of 3600 s" in text
     assert ("published settings" in text) == settings.published
     assert "(default: None)" not in text

@@ -7,7 +7,9 @@ from experiments import benchmark
 
 def test_table_and_json(tmp_path, capsys):
     file = tmp_path / "new folder" / "benchmark.json"
-    benchmark.main(["--rounds", "1", "--batch-size", "2", "--json", str(file)])
+    benchmark.main(
+        ["nonlinear_oscillators", "--rounds", "1", "--batch-size", "2", "--json", str(file)]
+    )
     printed = capsys.readouterr().out
     report = json.loads(file.read_text())
     (problem,) = report["problems"].values()
@@ -25,7 +27,7 @@ def test_table_and_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["unknown"], "must be one of nonlinear_oscillators, got 'unknown'"),
+        (["unknown"], "must be one of nonlinear_oscillators, quantum_dipole"),
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--device", "tpu"], "must be cpu, cuda"),
     ],

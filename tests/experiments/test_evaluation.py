@@ -1,8 +1,12 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from experiments._evaluation import mean_loss, slices
+from experiments._evaluation import evaluating, loss_per_sample, mean_loss, metrics, slices
 from problems import NonlinearOscillators
 
 
@@ -10,16 +14,31 @@ from problems import NonlinearOscillators
 def test_slices_cover_every_sample_once(size, lengths):
     data = {"start": torch.arange(10), "target": torch.arange(10) * 2}
     batches = list(slices(data, size))
-    assert [length for _, length in batches] == lengths
-    assert [len(batch["start"]) for batch, _ in batches] == lengths
-    assert torch.equal(torch.cat([batch["target"] for batch, _ in batches]), data["target"])
+    assert [len(batch["start"]) for batch in batches] == lengths
+    assert torch.equal(torch.cat([batch["target"] for batch in batches]), data["target"])
 
 
-def test_mean_loss_does_not_depend_on_the_chunk():
-    problem = NonlinearOscillators(time_steps=8, train_size=10, test_size=1)
+@dataclass(frozen=True)
+class Summed(NonlinearOscillators):
+    loss_reduction: ClassVar[str] = "sum"
+
+    def loss(self, prediction, batch):
+        return len(prediction) * super().loss(prediction, batch)
+
+
+@dataclass(frozen=True)
+class Measured(NonlinearOscillators):
+    def metrics(self, network, batch):
+        assert not network.training
+        return {"controls": network(batch["target"]).mean(0)}
+
+
+@pytest.mark.parametrize("kind", [NonlinearOscillators, Summed])
+def test_mean_loss_does_not_depend_on_chunk_and_reduction(kind):
+    problem = kind(time_steps=8, train_size=10, test_size=1)
     data, _ = problem.data(torch.Generator().manual_seed(0))
     network = problem.network().double()
-    whole = problem.loss(problem.predict(network, data), data).item()
+    whole = NonlinearOscillators.loss(problem, problem.predict(network, data), data).item()
     for chunk in (1, 3, 10, 64):
         assert mean_loss(problem, network, data, chunk) == pytest.approx(whole, rel=1e-13)
 
@@ -30,3 +49,29 @@ def test_mean_loss_evaluates_and_restores_the_mode():
     network = nn.Sequential(problem.network(), nn.Dropout(0.5)).double()
     assert mean_loss(problem, network, data) == mean_loss(problem, network, data)
     assert network.training
+
+
+def test_loss_per_sample():
+    batch = {"start": torch.zeros(4, 2)}
+    assert loss_per_sample(NonlinearOscillators(), 6.0, batch) == 6.0
+    assert loss_per_sample(Summed(), 6.0, batch) == 1.5
+
+
+def test_metrics_are_evaluated_in_numpy_without_a_graph():
+    problem = Measured(time_steps=8, train_size=4, test_size=1)
+    data, _ = problem.data(torch.Generator().manual_seed(0))
+    single = {key: value.float() for key, value in data.items()}
+    network = problem.network()
+    controls = metrics(problem, network, single)["controls"]
+    assert (controls.shape, controls.dtype) == ((8,), np.float64)
+    np.testing.assert_allclose(controls, network(single["target"]).mean(0).detach(), rtol=1e-6)
+    assert network.training
+    assert metrics(NonlinearOscillators(), network, single) == {}
+
+
+def test_the_mode_is_restored_after_an_error():
+    network = nn.Dropout()
+    with pytest.raises(KeyboardInterrupt), evaluating(network):
+        raise KeyboardInterrupt
+    assert network.training
+    assert torch.is_grad_enabled()

@@ -20,6 +20,13 @@ def test_functions_are_called_in_turn_and_timed():
     assert min(seconds["slow"]) >= 0.02 > max(seconds["fast"])
 
 
+def test_slow_functions_have_fewer_turns():
+    functions = {"slow": lambda: time.sleep(0.02), "fast": lambda: None}
+    seconds = interleaved_seconds(functions, rounds=3, warm_up=2, device="cpu", patience=0.01)
+    assert {name: len(times) for name, times in seconds.items()} == {"slow": 1, "fast": 3}
+    assert median_ratio(seconds["slow"], seconds["fast"]) > 1
+
+
 def test_ratios_are_taken_round_by_round():
     # A machine that slows down threefold in the last rounds changes nothing.
     assert median_ratio([2.0, 2.0, 6.0, 6.0], [1.0, 1.0, 3.0, 3.0]) == pytest.approx(2)

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -6,8 +6,21 @@ import pytest
 from experiments import Options
 from experiments._names import deviations, label, path
 from problems import NonlinearOscillators
+from problems._problem import parameter
 
 PROBLEM = NonlinearOscillators()
+
+
+@dataclass(frozen=True)
+class Switched(NonlinearOscillators):
+    projection_correction: bool = parameter(False, "correct")
+    fast_steps: bool = parameter(True, "hurry")
+    target: str = parameter("superposition", "where to", ["superposition", "state2"])
+
+    def __post_init__(self):
+        """Switches are no positive numbers."""
+
+
 OPTIONS = Options(out=Path("out"), epochs=1, seed=4)
 HIG = PROBLEM.settings["hig"]
 
@@ -44,3 +57,23 @@ def test_changed_problem_and_numbers():
     assert differences == ["oscillators 5", "hidden 8-8", "float64", "cuda:1"]
     file = path(problem, "hig", differences, options).name
     assert file == "nonlinear_oscillators_hig_oscillators5_hidden8-8_float64_cuda1_seed4.pickle"
+
+
+def test_switches_and_texts_of_a_problem():
+    assert deviations(Switched(), "hig", HIG, OPTIONS) == []
+    problem = Switched(projection_correction=True, fast_steps=False, target="state2")
+    differences = deviations(problem, "hig", HIG, OPTIONS)
+    assert differences == ["projection correction", "no fast steps", "state2"]
+    file = path(problem, "hig", differences, OPTIONS).name
+    assert file == "nonlinear_oscillators_hig_projectioncorrection_nofaststeps_state2_seed4.pickle"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "part"),
+    [("Adam", "afteradam"), ("Gauss–Newton (lr 0.5, trust)", "aftergaussnewtonlr0.5trust")],
+)
+def test_earlier_run_in_label_and_file_name(earlier, part):
+    differences = ["lr 2", f"after {earlier}"]
+    assert label("hig", differences) == f"HIG (lr 2, after {earlier})"
+    file = path(PROBLEM, "hig", differences, OPTIONS).name
+    assert file == f"nonlinear_oscillators_hig_lr2_{part}_seed4.pickle"

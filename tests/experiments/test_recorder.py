@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from experiments._recorder import JacobianRecorder, Recorder
@@ -22,7 +23,7 @@ def report(rows=4, rank=3, notes=(), scale=1.0):
 def test_published_keys():
     recorder = Recorder()
     for epoch, seconds in [(0.0, 0.0), (1.0, 2.0), (1.5, 3.5)]:
-        recorder.evaluation(epoch, seconds, train_loss=1.0 / (1 + epoch), test_loss=2.0)
+        recorder.evaluation(epoch, seconds, 1.0 / (1 + epoch), test_loss=2.0, metrics={})
     results = recorder.results()
     assert results["epochs"].tolist() == [0, 1, 1.5]
     assert results["time"].tolist() == [0, 2, 3.5]
@@ -30,6 +31,21 @@ def test_published_keys():
     assert results["simulation_time"] == 3.5
     assert results["train_loss"].tolist() == [1, 0.5, 0.4]
     assert all(results[key].dtype == np.float64 for key in ("epochs", "time", "test_loss"))
+
+
+def test_metrics_are_stacked_over_the_evaluations():
+    recorder = Recorder()
+    for value in (1.0, 2.0, 4.0):
+        metrics = {"distance": np.array(value), "spread": np.array([value, -value])}
+        recorder.evaluation(value, value, 0.0, 0.0, metrics)
+    results = recorder.results()
+    assert results["test_distance"].tolist() == [1, 2, 4]
+    assert results["test_spread"].tolist() == [[1, -1], [2, -2], [4, -4]]
+
+
+def test_no_metric_takes_the_place_of_the_loss():
+    with pytest.raises(ValueError, match=r"a metric is named 'loss', .* rename it"):
+        Recorder().evaluation(0.0, 0.0, 0.0, 0.0, {"loss": np.array(1.0)})
 
 
 def test_steps_and_spectra():

@@ -9,10 +9,58 @@ import torch
 import hig
 from experiments import Options, _runner, run
 from experiments._methods import METHODS
-from problems import NonlinearOscillators
+from experiments._weights import WeightsError
+from problems import NonlinearOscillators, Problem, Settings
 
 TINY = NonlinearOscillators(time_steps=8, dt=0.5, train_size=16, test_size=6)
 JACOBIAN = [name for name, method in METHODS.items() if method.jacobian]
+
+
+@dataclass(frozen=True)
+class Fresh(Problem):
+    """A line through fresh samples: what a problem may do differently, and nothing else."""
+
+    time_budget: float = 1.0
+
+    name: ClassVar[str] = "fresh"
+    settings: ClassVar[dict] = {
+        "sgd": Settings(batch_size=4, lr=0.01),
+        "hig": Settings(batch_size=4, lr=0.1),
+    }
+    loss_reduction: ClassVar[str] = "sum"
+    evaluate_by: ClassVar[str] = "time"
+    drawn: ClassVar[list[torch.Tensor]] = []
+
+    def network(self):
+        return torch.nn.Linear(1, 1)
+
+    def data(self, generator):
+        return tuple(self._draw(samples, generator) for samples in (12, 6))
+
+    def _draw(self, samples, generator):
+        return {"x": torch.rand(samples, 1, generator=generator, dtype=torch.float64)}
+
+    def batches(self, train, size, generator):
+        while True:
+            self.drawn.append(self._draw(size, generator)["x"])
+            yield {"x": self.drawn[-1].to(train["x"])}
+
+    def predict(self, network, batch):
+        return network(batch["x"])
+
+    def loss(self, prediction, batch):
+        return (prediction - 2 * batch["x"] - 1).square().sum()
+
+    def metrics(self, network, batch):
+        assert not network.training
+        distance = (self.predict(network, batch) - 2 * batch["x"] - 1).abs().mean()
+        return {"distance": distance, "weights": network.weight[0]}
+
+
+@pytest.fixture
+def fresh():
+    Fresh.drawn.clear()
+    return Fresh()
 
 
 def settings(method, **changes):
@@ -173,6 +221,75 @@ def test_time_budget_ends_within_an_epoch(options, monkeypatch):
     assert results["time"].tolist() == [0, 4, 6]
 
 
+def test_evaluation_by_time(fresh, options, monkeypatch):
+    monkeypatch.setattr(_runner, "TrainingClock", SteppingClock)
+    results = run(fresh, "sgd", fresh.settings["sgd"], replace(options, epochs=10))
+    # Each step takes a second: until 5 % of the time are more than that, all are evaluated.
+    times = results["time"]
+    assert times[:22].tolist() == list(range(22))
+    assert 1 < np.diff(times[22:-1]).min() <= np.diff(times).max() <= 2
+    assert times[-1] == 30  # three steps are an epoch
+    np.testing.assert_allclose(results["epochs"], times / 3)
+
+
+def test_sums_are_recorded_per_sample(fresh, options):
+    results = run(fresh, "sgd", fresh.settings["sgd"], options)
+    torch.manual_seed(0)
+    network = fresh.network()
+    _, test = fresh.data(_runner._generator(0, _runner.DATA_STREAM))
+    error = network(test["x"].float()) - 2 * test["x"] - 1
+    assert results["test_loss"][0] == pytest.approx(error.square().mean().item(), rel=1e-5)
+    assert results["test_distance"][0] == pytest.approx(error.abs().mean().item(), rel=1e-5)
+
+
+def test_metrics_stand_beside_the_losses(fresh, options):
+    results = run(fresh, "sgd", fresh.settings["sgd"], options)
+    evaluations = len(results["epochs"])
+    assert results["test_distance"].shape == (evaluations,)
+    assert results["test_weights"].shape == (evaluations, 1)
+    assert results["test_weights"].dtype == np.float64
+    assert results["test_distance"][-1] < results["test_distance"][0]
+
+
+def test_a_problem_without_example_leaves_it_out(fresh, options, saved):
+    run(fresh, "hig", fresh.settings["hig"], options)
+    assert "example" not in saved()
+
+
+def test_fresh_batches_depend_on_the_seed_alone(fresh, options):
+    def drawn(method, seed):
+        fresh.drawn.clear()
+        run(fresh, method, fresh.settings[method], replace(options, seed=seed))
+        return torch.cat(fresh.drawn[:9])
+
+    first = drawn("sgd", 0)
+    assert torch.equal(first, drawn("hig", 0))
+    assert not torch.equal(first, drawn("sgd", 1))
+    train, _ = fresh.data(_runner._generator(0, _runner.DATA_STREAM))
+    assert not np.intersect1d(first, train["x"]).size
+
+
+def test_drawing_batches_takes_no_training_time(fresh, options, monkeypatch):
+    running = []
+
+    class Watched(SteppingClock):
+        def __enter__(self):
+            running.append(None)
+
+        def __exit__(self, *error):
+            running.pop()
+            super().__exit__(*error)
+
+    def draw(self, samples, generator, draw=Fresh._draw):
+        assert not running
+        return draw(self, samples, generator)
+
+    monkeypatch.setattr(_runner, "TrainingClock", Watched)
+    monkeypatch.setattr(Fresh, "_draw", draw)
+    run(fresh, "sgd", fresh.settings["sgd"], options)
+    assert len(fresh.drawn) == 9
+
+
 class SteppingClock:
     """One second per step."""
 
@@ -285,3 +402,74 @@ def test_number_of_threads(options, tmp_path):
         assert results["machine"]["threads"] == before + 1
     finally:
         torch.set_num_threads(before)
+
+
+def train_in_two_parts(problem, methods, settings, options):
+    """The results of a run and of one that goes on from it."""
+    first = run(problem, methods[0], settings[0], replace(options, save_weights=True))
+    weights = options.out / first["weights_file"]
+    return first, run(problem, methods[1], settings[1], replace(options, init_from=weights))
+
+
+def test_going_on_from_weights(options, tmp_path):
+    both = [settings("adam", lr=0.01), settings("sgd")]
+    first, second = train_in_two_parts(TINY, ["adam", "sgd"], both, options)
+    for key in ("train_loss", "test_loss"):
+        assert second[key][0] == first[key][-1]
+    assert second["label"].startswith("SGD (batch 8, ")
+    assert second["label"].endswith(f", after {first['label']})")
+    assert (second["pretraining"], second["pretraining_time"]) == (
+        first["label"],
+        first["simulation_time"],
+    )
+    assert second["time"][0] == 0
+    assert second["sim_par"]["init_from"] == str(tmp_path / first["weights_file"])
+    assert "pretraining" not in first
+    assert len(list(tmp_path.glob("*.pickle"))) == 2
+    assert len(list(tmp_path.glob("*_sgd_batch8_*_afteradambatch8lr0.01*_seed0.pickle"))) == 1
+
+
+def test_plain_descent_in_two_parts_is_descent_in_one(options):
+    whole = run(TINY, "sgd", settings("sgd"), replace(options, epochs=6))
+    _, second = train_in_two_parts(TINY, ["sgd", "sgd"], 2 * [settings("sgd")], options)
+    assert second["train_loss"].tolist() == whole["train_loss"][3:].tolist()
+
+
+def test_fresh_samples_go_on_being_fresh(fresh, options):
+    train_in_two_parts(fresh, ["sgd", "hig"], list(fresh.settings.values()), options)
+    drawn = torch.cat(fresh.drawn)
+    assert len(drawn.unique()) == len(drawn) == 2 * 9 * 4
+
+
+def test_weights_of_other_shape(options):
+    first = run(TINY, "sgd", settings("sgd"), replace(options, save_weights=True))
+    wider = replace(TINY, hidden=(30, 20, 20))
+    with pytest.raises(WeightsError, match=r"'0.weight' .* shape \(20, 4\), in the network \(30"):
+        goes_on = replace(options, init_from=options.out / first["weights_file"])
+        run(wider, "sgd", settings("sgd"), goes_on)
+
+
+def test_without_being_asked_no_weights_are_written(options, tmp_path):
+    assert "weights_file" not in run(TINY, "sgd", settings("sgd"), options)
+    assert not list(tmp_path.glob("*.weights"))
+
+
+def test_an_interrupted_run_saves_the_weights_of_an_evaluation(failing, options, monkeypatch):
+    monkeypatch.setattr(Failing, "error", KeyboardInterrupt)  # in the second step of epoch 2
+    first = run(failing, "adam", settings("adam"), replace(options, save_weights=True))
+    weights = hig.load_results(options.out / first["weights_file"])
+    assert weights["test_loss"] == first["test_loss"][-1]
+    assert weights["training_time"] == first["time"][-1]
+    goes_on = replace(options, init_from=options.out / first["weights_file"])
+    second = run(TINY, "adam", settings("adam"), goes_on)
+    assert second["test_loss"][0] == first["test_loss"][-1]
+
+
+def test_weights_that_are_not_finite_are_not_written(options, tmp_path, capsys):
+    diverging = replace(options, epochs=50, save_weights=True, quiet=False)
+    # One batch is an epoch, so that the first weights that overflow are evaluated at once.
+    results = run(TINY, "sgd", settings("sgd", lr=1e30, batch_size=16), diverging)
+    assert results["stopped"].startswith("non-finite: the training loss")
+    assert "weights_file" not in results
+    assert not list(tmp_path.glob("*.weights"))
+    assert "no weights: they are not finite" in capsys.readouterr().err

@@ -14,6 +14,11 @@ from problems import NonlinearOscillators
 
 ROOT = Path(experiments.__file__).parents[1]
 SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
+FOLDERS = {  # what there is a script for, and a small run
+    "poisson": (set(METHODS), ["--batch-size=2"]),
+    "poisson_source": ({"hig", "gn", "adam"}, ["--batch-size=2"]),
+    "conditioning_toy": ({"hig", "gn", "lm", "adam"}, ["--batch-size=4", "--train-size=8"]),
+}
 PROBLEM = ["--time-steps=8", "--dt=0.5", "--train-size=16", "--test-size=6"]
 TINY = ["--epochs=1", "--batch-size=16", "--lr=0.01", *PROBLEM]
 
@@ -35,10 +40,34 @@ def test_exit_status(stopped, code, tmp_path, monkeypatch):
     assert str(stop.value.code).startswith(str(code))
 
 
+def test_weights_that_do_not_fit_are_an_error_message(tmp_path):
+    missing = ["--init-from", str(tmp_path / "none.weights")]
+    with pytest.raises(SystemExit) as stop:
+        submit(NonlinearOscillators(), "adam", [*TINY, *missing, "--out", str(tmp_path)])
+    assert str(stop.value.code).startswith("error: no weights file")
+
+
+def scripts_in(folder):
+    return {path.stem.removeprefix("submit_") for path in folder.glob("submit_*.py")}
+
+
 def test_there_is_a_script_for_every_method():
-    assert {path.stem.removeprefix("submit_") for path in SCRIPTS.glob("submit_*.py")} == set(
-        METHODS
-    )
+    assert scripts_in(SCRIPTS) == set(METHODS)
+
+
+@pytest.mark.parametrize("problem", FOLDERS)
+def test_scripts_of_the_other_problems(problem, tmp_path, monkeypatch):
+    methods, small = FOLDERS[problem]
+    folder = ROOT / "experiments" / problem
+    assert scripts_in(folder) == methods
+    for method in methods:
+        out = tmp_path / method
+        line = ["--time-budget=1e-9", "--quiet", "--out", str(out), *small]
+        monkeypatch.setattr(sys, "argv", [method, *line])
+        runpy.run_path(str(folder / f"submit_{method}.py"), run_name="__main__")
+        (path,) = out.glob("*.pickle")
+        results = hig.load_results(path)
+        assert (results["problem"], results["method"]) == (problem, method)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -22,7 +22,10 @@ def jacobian_results():
 
 def example_results():
     time = np.linspace(0.0, 12.0, 13)
-    state = np.random.default_rng(0).normal(size=(2, 13, 4))
+    generator = np.random.default_rng(0)
+    state = generator.normal(size=(2, 13, 4))
+    populations = generator.dirichlet(np.ones(4), (2, 13))[..., :3]  # the fourth is not shown
+    truth = generator.normal(size=(2, 5, 6))
     return {
         "time": time,
         "control_time": time[:-1],
@@ -30,6 +33,31 @@ def example_results():
         "target": state[:, -1] + 0.1,
         "control": np.arange(24.0).reshape(2, 12),
         "state_names": ["x1", "x2", "v1", "v2"],
+        "position": np.linspace(0.1, 1.9, 7),
+        "density": generator.random((2, 13, 7)),
+        "target_density": generator.random((2, 7)),
+        "populations": populations,
+        "population_names": ["n = 1", "n = 2", "n = 3"],
+        "target_populations": np.array([[0.0, 0.3, 0.7], [0.1, 0.9, 0.0]]),
+        "truth": truth,
+        "prediction": truth + 0.1 * generator.normal(size=truth.shape),
+        "quantity": "solution",
+    }
+
+
+def activation_results(points=9, neurons=7):
+    generator = np.random.default_rng(0)
+    mean = generator.uniform(-1, 1, (points, neurons))
+    return {"test_activation_mean": mean, "test_activation_spread": np.sqrt(1 - mean**2)}
+
+
+def step_time_results():
+    seconds = np.array([0.4, 0.1, 0.2])
+    return {
+        "batch_size": np.array([256, 64, 128]),
+        "seconds_per_step": seconds,
+        "seconds_per_step_min": 0.5 * seconds,
+        "seconds_per_step_max": 2 * seconds,
     }
 
 
@@ -76,5 +104,10 @@ def run_file(write):
 @pytest.fixture
 def full_run(write):
     """The path of a run with everything that a figure can want."""
-    results = run_results(**jacobian_results(), example=example_results())
+    results = run_results(
+        **jacobian_results(),
+        **activation_results(),
+        **step_time_results(),
+        example=example_results(),
+    )
     return write("full", results)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plots._curves import curve, median_and_band
+from plots._curves import curve, median_and_band, positions, quantity_key
 from plots._files import PlotError, ResultFile
 
 LOSS = [1.0, 0.1, 0.01, 0.001]
@@ -44,7 +44,7 @@ def test_what_is_missing_is_named():
         curve(published(epochs=3), "test", "time")
     with pytest.raises(PlotError, match=r"no 'epochs'.*--x time"):
         curve(published(time=[0, 1, 2, 3]), "test", "epochs")
-    with pytest.raises(PlotError, match=r"'time' in adam\.pickle has 2 entries for 4 losses"):
+    with pytest.raises(PlotError, match=r"'time' in adam\.pickle has 2 entries for 4 evaluations"):
         curve(published(time=[0, 1]), "test", "time")
 
 
@@ -52,10 +52,39 @@ def test_points_without_a_logarithm_are_left_out_and_told(capsys):
     file = published(time=[0, 1, 2, 3], test_loss=[1.0, np.nan, 0.0, 0.5])
     position, loss = curve(file, "test", "time")
     assert position.tolist() == [0, 3] and loss.tolist() == [1.0, 0.5]
-    assert "2 of 4 test losses" in capsys.readouterr().err
+    assert "2 of 4 values of 'test_loss'" in capsys.readouterr().err
     assert curve(file, "test", "time", log_x=True)[0].tolist() == [3]
-    with pytest.raises(PlotError, match="no test loss that a logarithmic axis can show"):
+    with pytest.raises(PlotError, match="no value of 'test_loss' that a logarithmic axis can show"):
         curve(published(time=[0, 1], test_loss=[np.inf, -1.0]), "test", "time")
+
+
+def test_names_of_quantities():
+    names = ["test", "train", "l1_distance", "test_l1_distance", "train_l1_distance"]
+    assert [quantity_key(name) for name in names] == [
+        "test_loss", "train_loss", "test_l1_distance", "test_l1_distance", "train_l1_distance",
+    ]  # fmt: skip
+
+
+def test_any_recorded_quantity():
+    file = published(time=[0, 1, 2, 3], test_error=[4.0, 3.0, 2.0, 1.0], test_mean=np.ones((4, 2)))
+    assert curve(file, "error", "time")[1].tolist() == [4.0, 3.0, 2.0, 1.0]
+    with pytest.raises(PlotError, match=r"no 'test_eror'.*quantity can be train, test, error here"):
+        curve(file, "eror", "time")
+    with pytest.raises(PlotError, match=r"1 dimension.*\(4, 2\).*can be train, test, error here"):
+        curve(file, "mean", "time")
+
+
+def test_a_run_from_saved_weights_goes_on_where_they_were_made():
+    file = published(time=[0, 1, 2, 3], epochs=[0, 2, 4, 6], pretraining_time=10.0)
+    assert positions(file, "time", 4).tolist() == [10, 11, 12, 13]
+    assert positions(file, "epochs", 4).tolist() == [0, 2, 4, 6]
+    # Its start is a point like any other there, on a logarithmic axis too.
+    assert curve(file, "test", "time", log_x=True)[0].tolist() == [10, 11, 12, 13]
+    assert curve(file, "test", "epochs", log_x=True)[0].tolist() == [2, 4, 6]
+    totals = published(epochs=3, epoch_time=2.0, pretraining_time=1.0)
+    assert positions(totals, "time", 4).tolist() == [1, 3, 5, 7]
+    fresh = published(time=[0, 1, 2, 3], pretraining_time=None)
+    assert positions(fresh, "time", 4).tolist() == [0, 1, 2, 3]
 
 
 def test_median_and_band_on_the_common_range():

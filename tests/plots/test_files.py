@@ -7,10 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plots import loss, rank, spectrum, trajectory
+from plots import (
+    density,
+    fields,
+    loss,
+    populations,
+    rank,
+    saturation,
+    spectrum,
+    step_time,
+    trajectory,
+)
 from plots._files import PlotError, ResultFile, load
 
-FIGURES = [loss, spectrum, rank, trajectory]
+FIGURES = [density, fields, loss, populations, rank, saturation, spectrum, step_time, trajectory]
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 
@@ -36,9 +46,10 @@ def test_help(figure, capsys):
 
 
 def test_figures_need_no_problem_and_no_window(full_run, tmp_path):
+    names = ", ".join(figure.__name__.split(".")[-1] for figure in FIGURES)
     code = (
-        "import sys; from plots import loss, rank, spectrum, trajectory\n"
-        "for figure in (loss, rank, spectrum, trajectory):\n"
+        f"import sys; from plots import {names}\n"
+        f"for figure in ({names}):\n"
         f"    assert figure.main({[full_run, '--out', str(tmp_path / 'a.png')]!r}) == 0\n"
         "assert not {'problems', 'experiments', 'matplotlib.pyplot'} & set(sys.modules)"
     )

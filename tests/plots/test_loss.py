@@ -66,6 +66,33 @@ def test_train_alone(run_file):
     assert axes.lines[0].get_ydata()[0] == 0.5
 
 
+def test_another_quantity(run_file):
+    distance = np.linspace(2.0, 1.0, 9)
+    file = run_file(test_l1_distance=distance)
+    (axes,) = loss.draw([file], quantity="l1_distance").axes
+    assert axes.get_ylabel() == "test l1 distance"
+    assert axes.lines[0].get_ydata().tolist() == distance.tolist()
+
+
+def test_an_unknown_quantity_names_those_that_are_there(run_file, tmp_path, capsys):
+    path = str(run_file(test_l1_distance=np.ones(9)).path)
+    assert loss.main([path, "--quantity", "l2", "--out", str(tmp_path / "a.png")]) == 2
+    error = capsys.readouterr().err
+    assert f"{path} has no 'test_l2'" in error
+    assert "--quantity can be test, train, l1_distance here" in error
+
+
+def test_pretraining_comes_before_in_time_but_not_in_epochs(run_file):
+    files = [run_file("a", method="adam", label="Adam"), run_file("b", pretraining_time=8.0)]
+    time, epochs = loss.draw(files, x="both").axes
+    first, after = time.lines
+    assert after.get_xdata()[0] == first.get_xdata()[-1] == 8.0
+    assert time.get_xlim()[0] == 0.0
+    assert [line.get_xdata()[0] for line in epochs.lines] == [0.0, 0.0]
+    (axes,) = loss.draw(files, log_x=True).axes
+    assert [len(line.get_xdata()) for line in axes.lines] == [8, 9]
+
+
 def test_problems_have_their_own_panels(run_file):
     figure = loss.draw([run_file("a"), run_file("b", problem="poisson", factor=5.0)])
     assert [axes.get_title(loc="left") for axes in figure.axes] == [
@@ -91,9 +118,9 @@ def test_options_reach_the_figure(run_file, tmp_path, monkeypatch):
     path = str(run_file().path)
     seen = []
     monkeypatch.setattr(loss, "draw", lambda files, *options: seen.append(options) or _Blank())
-    options = ["--x", "both", "--quantity", "train", "--log-x"]
+    options = ["--x", "both", "--quantity", "l1_distance", "--log-x"]
     assert loss.main([path, "--out", str(tmp_path / "a.png"), *options]) == 0
-    assert seen == [("both", "train", True)]
+    assert seen == [("both", "l1_distance", True)]
 
 
 class _Blank:

@@ -40,7 +40,7 @@ def test_other_names_show_every_state(full_run):
 
 
 def test_missing_and_unfit_parts(full_run, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.time'.*kept an example"):
+    with pytest.raises(PlotError, match=r"no 'example\.state'.*kept an example"):
         trajectory.draw([run_file()])
     with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
         trajectory.draw([load(full_run)], example=2)

@@ -207,7 +207,7 @@ def test_training_without_the_graph_of_the_loop():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"dt": -0.1}, "dt must be positive, got -0.1; the published value is 0.05"),
+        ({"dt": -0.1}, "dt must be positive, got -0.1; the default is 0.05"),
         ({"hidden": (20, 0)}, "hidden must be positive"),
         ({"target": "state4"}, "target must be one of superposition, state2, state3"),
         ({"rollout": "fast"}, "rollout must be 'auto' or 'loop', got 'fast'"),

@@ -1,0 +1,54 @@
+"""When a run is evaluated."""
+
+from typing import Protocol
+
+from problems import Problem
+
+# Evaluations by time are 5 % of the training time apart, and never closer than this many seconds.
+GROWTH, SHORTEST = 1.05, 0.05
+
+
+class Schedule(Protocol):
+    """Decides after each step; the start and the end of a run are evaluated in any case."""
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Whether to evaluate now, to be asked once after each step.
+
+        Args:
+            step: Steps so far.
+            seconds: Training time so far.
+        """
+
+
+class EpochSchedule:
+    """After each pass through the training data.
+
+    Args:
+        steps_per_epoch: Steps of one pass.
+    """
+
+    def __init__(self, steps_per_epoch: int):
+        self._steps_per_epoch = steps_per_epoch
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Whether a pass ends with this step."""
+        return step % self._steps_per_epoch == 0
+
+
+class TimeSchedule:
+    """At training times that grow by a constant factor, evenly spaced on a logarithmic axis."""
+
+    def __init__(self):
+        self._next = SHORTEST
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Whether the next time is reached; a slow step may pass several, which count as one."""
+        if seconds < self._next:
+            return False
+        self._next = max(GROWTH * seconds, seconds + SHORTEST)
+        return True
+
+
+def schedule(problem: Problem, steps_per_epoch: int) -> Schedule:
+    """The schedule that the problem asks for by ``evaluate_by``."""
+    return TimeSchedule() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)

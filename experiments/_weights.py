@@ -1,0 +1,155 @@
+"""Weights files: where one run ends and another goes on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import hig
+
+# Not .pickle, so that `*.pickle` finds the result files alone; and another stem than the result
+# file's, whose parameters stand as text in <stem>.txt.
+ENDING = "_network.weights"
+
+_KEYS = ("weights", "problem", "label", "training_time", "runs")
+
+
+class WeightsError(ValueError):
+    """Weights cannot be read or do not fit; the text says why and what would help."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights at an evaluation.
+
+    Attributes:
+        weights: Arrays by name, parameters and buffers of the network.
+        seconds: Training time of this run until then.
+        test_loss: Mean test loss per sample.
+    """
+
+    weights: dict[str, np.ndarray]
+    seconds: float
+    test_loss: float
+
+    @property
+    def usable(self) -> bool:
+        """Whether weights and loss are finite."""
+        numbers = (*self.weights.values(), self.test_loss)
+        return all(bool(np.isfinite(value).all()) for value in numbers)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a run goes on from.
+
+    Attributes:
+        path: The weights file.
+        weights: Arrays by name.
+        label: Label of the run that ended with these weights.
+        seconds: Training time of that run and of all runs before it.
+        runs: Their number.
+    """
+
+    path: Path
+    weights: dict[str, np.ndarray]
+    label: str
+    seconds: float
+    runs: int
+
+    def put_into(self, network: nn.Module) -> None:
+        """Overwrite parameters and buffers of a network, in its own dtype and on its device.
+
+        Args:
+            network: Network with the names and shapes of the weights.
+
+        Raises:
+            WeightsError: Names or shapes differ; the network is unchanged then.
+        """
+        remedy = "set the parameters of the problem as in the run that wrote them"
+        expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        if self.weights.keys() != expected.keys():
+            raise WeightsError(
+                f"the weights in {self.path} are named {', '.join(self.weights)}; those of the "
+                f"network are {', '.join(expected)}: {remedy}"
+            )
+        for name, shape in expected.items():
+            if (found := np.shape(self.weights[name])) != shape:
+                raise WeightsError(
+                    f"'{name}' in {self.path} has shape {found}, in the network {shape}: {remedy}"
+                )
+        network.load_state_dict({n: torch.tensor(value) for n, value in self.weights.items()})
+
+
+def snapshot(network: nn.Module, seconds: float, test_loss: float) -> Snapshot:
+    """Copy the weights of a network."""
+    state = network.state_dict().items()
+    weights = {name: value.cpu().numpy().copy() for name, value in state}
+    return Snapshot(weights, seconds, test_loss)
+
+
+def save(
+    result: Path, latest: Snapshot, run: dict[str, object], earlier: Pretraining | None
+) -> Path:
+    """Write weights beside a result file.
+
+    Args:
+        result: Path of the result file.
+        latest: Finite weights.
+        run: ``problem``, ``method``, ``label`` and ``seed`` of the run.
+        earlier: What the run went on from, if anything.
+
+    Returns:
+        Path of the weights file.
+    """
+    path = result.with_name(result.stem + ENDING)
+    contents = {
+        **run,
+        "training_time": latest.seconds + (earlier.seconds if earlier else 0.0),
+        "test_loss": latest.test_loss,
+        "runs": 1 + (earlier.runs if earlier else 0),
+        "weights": latest.weights,
+    }
+    hig.save_results(path, contents)
+    return path
+
+
+def load(path: Path, problem: str) -> Pretraining:
+    """Read a weights file.
+
+    Args:
+        path: A file that `save` wrote.
+        problem: Name of the problem to train on.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        WeightsError: There is no such file, it holds something else, or it belongs to another
+            problem.
+    """
+    if not path.is_file():
+        there = ", ".join(sorted(file.name for file in path.parent.glob(f"*{ENDING}"))[:10])
+        raise WeightsError(
+            f"no weights file {path}; in its folder: {there or 'none'}; "
+            "a run with --save-weights writes one"
+        )
+    try:
+        contents = hig.load_results(path)
+    except (OSError, hig.CorruptResultError, hig.UnsafeResultError) as error:
+        raise WeightsError(str(error)) from error
+    missing = [key for key in _KEYS if key not in contents]
+    if missing:
+        raise WeightsError(
+            f"{path} is no weights file, it has no '{missing[0]}'; "
+            f"give the *{ENDING} that a run with --save-weights wrote"
+        )
+    if contents["problem"] != problem:
+        raise WeightsError(
+            f"{path} holds weights for problem {contents['problem']}, the run is on {problem}; "
+            "give weights of the same problem"
+        )
+    label, seconds, runs = (contents[key] for key in ("label", "training_time", "runs"))
+    return Pretraining(path, contents["weights"], label, seconds, runs)

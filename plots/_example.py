@@ -1,0 +1,105 @@
+"""One example out of a result file, and what the figures of controlled examples share."""
+
+import numpy as np
+from matplotlib.lines import Line2D
+
+from plots import _files, _style
+
+_MARKER = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
+
+
+def add_option(parser):
+    """Adds `--example` to the options of a figure."""
+    parser.add_argument(
+        "--example", type=int, default=0, metavar="I", help="which example, from 0 (0)"
+    )
+
+
+def read(file, layout, example, remedy):
+    """The arrays of one example.
+
+    Args:
+        file: ResultFile.
+        layout: dict from the keys below `example` to the names of their axes. Axes of one name
+            must have one length; the axis "examples", which comes first, is taken away.
+        example: Which of the examples.
+        remedy: What to do when a key is missing, for the error text.
+
+    Returns:
+        dict from the keys to float64 arrays; those without an axis "examples" are as in the file.
+
+    Raises:
+        PlotError: The file has no (such) example, or its parts do not fit together.
+    """
+    lengths, owners, parts = {}, {}, {}
+    for key, axes in layout.items():
+        array = file.array(f"example.{key}", len(axes), remedy)
+        expected = tuple(lengths.get(axis, n) for axis, n in zip(axes, array.shape, strict=True))
+        if array.shape != expected:
+            others = ", ".join(dict.fromkeys(owners[axis] for axis in axes if axis in owners))
+            raise _files.PlotError(
+                f"'example.{key}' in {file.path} must have shape {expected} beside {others}, "
+                f"found {array.shape}; run the experiment again"
+            )
+        for axis, length in zip(axes, expected, strict=True):
+            lengths.setdefault(axis, length)
+            owners.setdefault(axis, f"'{key}' of shape {array.shape}")
+        parts[key] = array
+    count = lengths["examples"]
+    if not 0 <= example < count:
+        raise _files.PlotError(
+            f"{file.path} has no example {example}, only 0 to {count - 1}; change --example"
+        )
+    return {key: parts[key][example] if "examples" in layout[key] else parts[key] for key in parts}
+
+
+def names(file, key, count, remedy):
+    """A list of names below `example`.
+
+    Args:
+        file: ResultFile.
+        key: Its key below `example`.
+        count: The number of names that there must be.
+        remedy: As for `read`.
+
+    Returns:
+        List of str.
+
+    Raises:
+        PlotError: The key is missing, or the names are more or fewer.
+    """
+    found = [str(name) for name in file.get(f"example.{key}", remedy)]
+    if len(found) != count:
+        raise _files.PlotError(
+            f"'example.{key}' in {file.path} must have {count} names, found {len(found)}; run the "
+            "experiment again"
+        )
+    return found
+
+
+def draw_control(axes, parts):
+    """Draws the control below what it steers, above the axis of the time.
+
+    Args:
+        axes: Where.
+        parts: `control` (T,), the start of each step `control_time` (T,), and `time`, whose last
+            entry is the end.
+    """
+    axes.axhline(0.0, color="#bbbbbb", linewidth=0.6)
+    # The control is constant from one control time to the next, and to the end after the last.
+    edges = np.append(parts["control_time"], parts["time"][-1])
+    axes.stairs(parts["control"], edges, baseline=None, color="black", linewidth=1.1)
+    axes.set_xlabel("time")
+
+
+def draw_target(axes, time, value, colour):
+    """Draws a value to be reached at a final time."""
+    axes.axhline(value, color=colour, linestyle=":", linewidth=1.0)
+    axes.plot(time, value, color=colour, zorder=3, clip_on=False, **_MARKER)
+
+
+def target_handle():
+    """The entry for all targets in a legend."""
+    return Line2D(
+        [], [], color=_style.GREY, linewidth=1.0, linestyle=":", label="target", **_MARKER
+    )

@@ -1,0 +1,186 @@
+r"""A network that solves Poisson's equation, trained through its residual.
+
+The network sees the right-hand side y of :math:`\Delta x = y` and returns x; the Laplacian of its
+answer is compared with y. The Laplacian scales smooth fields by a small factor and rough ones by a
+large one, which makes the problem badly conditioned.
+
+Published in Schnell, Holl, Thuerey, *Half-Inverse Gradients for Physical Deep Learning*,
+ICLR 2022.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from problems._fields import field, noise, on_grid
+from problems._networks import dense_network
+from problems._problem import Batch, Problem, Settings, parameter, require_positive_numbers
+
+# Fresh samples are drawn so many at a time: a batch of 64 for itself would cost more than what an
+# Adam step computes, most of it for calling PhiFlow.
+POOL = 1024
+
+
+@dataclass(frozen=True)
+class Poisson(Problem):
+    r"""Poisson's equation :math:`\Delta x = y` on a square grid of unit cells.
+
+    The five-point Laplacian of PhiFlow's `CenteredGrid`, with zeros outside the grid. Solutions x
+    are smooth noise, PhiFlow's ``Noise()``, and :math:`y = \Delta x`. Every training step draws
+    fresh ones; the training data below serve the evaluation.
+
+    The network sees y as a vector, the second axis of the grid running fastest, and returns x in
+    the same order.
+
+    Attributes:
+        size: Cells per side of the grid.
+        hidden: Widths of the hidden layers.
+        train_size: Number of samples on which the training loss is evaluated.
+        test_size: Number of test samples.
+        time_budget: Training time in seconds; ours, the publication gives none.
+    """
+
+    size: int = parameter(8, "cells per side of the grid")
+    hidden: tuple[int, ...] = (64, 128, 64)
+    train_size: int = parameter(1024, "samples on which the training loss is evaluated")
+    test_size: int = parameter(1024, "test samples")
+    time_budget: float = 600.0
+
+    name: ClassVar[str] = "poisson"
+    quantity: ClassVar[str] = "solution"  # what the network returns
+    loss_reduction: ClassVar[Literal["mean", "sum"]] = "sum"
+    evaluate_by: ClassVar[Literal["epoch", "time"]] = "time"
+    settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
+        {
+            "hig": Settings(batch_size=64, lr=0.01, rcond=1e-5, published=True),
+            "adam": Settings(batch_size=64, lr=3e-4, published=True),
+            # Our own choice, from short trials; those of Jacobian methods had batches of 8. The
+            # loss is half a sum of squares: 1 is the full step of Gauss–Newton, at any batch size.
+            "gn": Settings(batch_size=64, lr=0.1, rcond=1e-5),
+            "lm": Settings(batch_size=64, lr=1.0, damping=1.0),
+            "sgd": Settings(batch_size=64, lr=1e-4),
+            "adagrad": Settings(batch_size=64, lr=0.03),
+            "adadelta": Settings(batch_size=64, lr=1.0),
+            "rmsprop": Settings(batch_size=64, lr=2e-3),
+            # A large batch: from one small batch to the next L-BFGS diverges.
+            "lbfgs": Settings(batch_size=1024, lr=1.0),
+            "soap": Settings(batch_size=64, lr=3e-3),
+            "muon": Settings(batch_size=64, lr=1e-2),
+        }
+    )
+
+    def __post_init__(self):
+        require_positive_numbers(self)
+        if self.size < 2:
+            raise ValueError(
+                f"size must be at least 2, got {self.size}; noise on a single cell has no scale"
+            )
+
+    def network(self) -> nn.Sequential:
+        """Freshly initialised tanh network from y (…, size²) to x (…, size²)."""
+        cells = self.size**2
+        return dense_network([cells, *self.hidden, cells], nn.Tanh)
+
+    def physics(self, fields: Tensor) -> Tensor:
+        """Laplacian (B, size, size) of fields (B, size, size)."""
+        return on_grid(field.laplace, fields)
+
+    def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draw training and test samples.
+
+        Args:
+            generator: CPU generator; its state alone decides the samples.
+
+        Returns:
+            Training and test set, each with ``truth``, what the network shall find, and
+            ``target``, what it sees and what the physics shall make of its answer; float64
+            (samples, size, size).
+        """
+        return self._draw(self.train_size, generator), self._draw(self.test_size, generator)
+
+    def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Batches without end, each of samples not seen before.
+
+        Args:
+            train: Training data of `data`; only dtype and device count.
+            size: Samples per batch.
+            generator: CPU generator; its state alone decides the samples.
+
+        Yields:
+            ``truth`` and ``target``, both (size, self.size, self.size).
+        """
+        samples = max(POOL // size, 1) * size
+        while True:
+            pool = self._draw(samples, generator)
+            pool = {name: values.to(train[name]) for name, values in pool.items()}
+            for start in range(0, samples, size):
+                yield {name: values[start : start + size] for name, values in pool.items()}
+
+    def predict(self, network: nn.Module, batch: Batch) -> Tensor:
+        """What the physics makes of the network's answer.
+
+        Args:
+            network: Maps (B, size²) to (B, size²).
+            batch: ``target`` (B, size, size), of the network's dtype and device.
+
+        Returns:
+            Fields (B, size, size) to compare with the target.
+        """
+        return self.physics(_answer(network, batch))
+
+    def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
+        """Half the squared distance to the target, *summed* over cells and samples.
+
+        Args:
+            prediction: Fields (B, size, size).
+            batch: ``target`` (B, size, size); other entries are not used.
+
+        Returns:
+            Scalar loss.
+        """
+        return 0.5 * (prediction - batch["target"]).square().sum()
+
+    @torch.no_grad()
+    def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Distance of the network's answer to the truth.
+
+        Args:
+            network: Maps (B, size²) to (B, size²).
+            batch: ``truth`` and ``target``, both (B, size, size).
+
+        Returns:
+            ``l1_distance``, the absolute difference, mean over cells and samples; a scalar.
+        """
+        return {"l1_distance": (_answer(network, batch) - batch["truth"]).abs().mean()}
+
+    @torch.no_grad()
+    def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str] | str]:
+        """Answers of the network beside the truth, for figures.
+
+        Args:
+            network: Maps (k, size²) to (k, size²).
+            batch: ``truth`` and ``target``, both (k, size, size).
+
+        Returns:
+            ``truth`` and ``prediction`` (k, size, size), float64, and their ``quantity``.
+        """
+        return {
+            "truth": batch["truth"].double().cpu().numpy(),
+            "prediction": _answer(network, batch).double().cpu().numpy(),
+            "quantity": self.quantity,
+        }
+
+    def _draw(self, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        truth = noise(samples, self.size, generator)
+        with torch.no_grad():
+            return {"truth": truth, "target": self.physics(truth)}
+
+
+def _answer(network: nn.Module, batch: Batch) -> Tensor:
+    """Fields (B, size, size) that the network returns for the target."""
+    return network(batch["target"].flatten(1)).view_as(batch["target"])

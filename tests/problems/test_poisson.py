@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import pad
+
+from problems import Poisson
+from problems._fields import math
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "poisson.npz"
+DTYPES = [torch.float32, torch.float64]
+
+
+def laplacian(x):
+    p = pad(x, (1, 1, 1, 1))
+    return p[:, 2:, 1:-1] + p[:, :-2, 1:-1] + p[:, 1:-1, 2:] + p[:, 1:-1, :-2] - 4 * x
+
+
+def case(samples=3, dtype=torch.float64, **parameters):
+    torch.manual_seed(1)
+    problem = Poisson(train_size=samples, test_size=1, **parameters)
+    train, _ = problem.data(torch.Generator().manual_seed(2))
+    batch = {name: values.to(dtype) for name, values in train.items()}
+    return problem, problem.network().to(dtype), batch
+
+
+def test_network_is_the_published_one():
+    network = Poisson().network()
+    assert [tuple(p.shape) for p in network.parameters() if p.ndim == 2] == [
+        (64, 64), (128, 64), (64, 128), (64, 64),
+    ]  # fmt: skip
+    assert sum(p.numel() for p in network.parameters()) == 24896
+    assert isinstance(network[1], torch.nn.Tanh)
+
+
+@pytest.mark.parametrize("size", [2, 5, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prediction_is_the_laplacian_of_the_answer(size, dtype):
+    problem, network, batch = case(dtype=dtype, size=size)
+    prediction = problem.predict(network, batch)
+    answers = [network(target.flatten()).view(size, size) for target in batch["target"]]
+    assert prediction.dtype == dtype
+    torch.testing.assert_close(prediction, laplacian(torch.stack(answers)))
+
+
+def test_data():
+    problem = Poisson(train_size=10, test_size=7, size=6)
+    train, test = problem.data(torch.Generator().manual_seed(4))
+    torch.manual_seed(99)
+    again, _ = problem.data(torch.Generator().manual_seed(4))
+    other, _ = problem.data(torch.Generator().manual_seed(5))
+    assert train["truth"].shape == train["target"].shape == (10, 6, 6)
+    assert test["truth"].shape == (7, 6, 6)
+    assert train["truth"].dtype == train["target"].dtype == torch.float64
+    assert not train["target"].requires_grad
+    torch.testing.assert_close(train["target"], laplacian(train["truth"]), rtol=0, atol=1e-13)
+    assert torch.equal(train["truth"], again["truth"])
+    assert not torch.equal(train["truth"], other["truth"])
+    assert not torch.equal(train["truth"][:7], test["truth"])
+
+
+def test_data_are_of_the_scale_of_the_reference():
+    with np.load(GOLDEN) as data:
+        golden = dict(data)
+    train, _ = Poisson().data(torch.Generator().manual_seed(4))
+    np.testing.assert_allclose(golden["x_gt"].std((1, 2)), 1, rtol=1e-6)
+    np.testing.assert_allclose(train["truth"].std((1, 2), correction=0), 1, rtol=1e-6)
+    ours = train["target"].std((1, 2))
+    assert ours.min() < golden["y_target"].std((1, 2)).min()
+    assert ours.max() > golden["y_target"].std((1, 2)).max()
+
+
+@pytest.mark.parametrize("size", [64, 700, 2000])
+def test_batches_are_fresh_and_repeatable(size):
+    problem = Poisson(train_size=3, size=4)
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    train = {name: values.float() for name, values in train.items()}
+
+    def first(count, seed):
+        batches = problem.batches(train, size, torch.Generator().manual_seed(seed))
+        return [next(batches) for _ in range(count)]
+
+    count = 1024 // size + 2  # beyond the first pool
+    drawn = first(count, 1)
+    for batch in drawn:
+        assert batch["truth"].shape == batch["target"].shape == (size, 4, 4)
+        assert batch["truth"].dtype == torch.float32
+        torch.testing.assert_close(batch["target"], laplacian(batch["truth"]), rtol=0, atol=1e-5)
+    corners = torch.cat([batch["truth"][:, 0, :2] for batch in drawn])
+    assert len(corners.unique(dim=0)) == count * size
+    for batch, again in zip(drawn, first(count, 1), strict=True):
+        assert torch.equal(batch["target"], again["target"])
+    assert not torch.equal(drawn[0]["truth"], first(1, 2)[0]["truth"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_loss_is_the_sum_of_what_phiflow_calls_l2_loss(dtype):
+    problem, network, batch = case(dtype=dtype)
+    prediction = problem.predict(network, batch)
+    loss = problem.loss(prediction, batch)
+    difference = (prediction - batch["target"]).detach()
+    with math.precision(64):
+        wrapped = math.wrap(difference.double(), math.batch("samples"), math.spatial("x,y"))
+        expected = float(math.sum(math.l2_loss(wrapped), "samples"))
+    assert loss.dtype == dtype
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    torch.testing.assert_close(gradient, difference)
+    assert Poisson.loss_reduction == "sum"
+
+
+def test_metrics():
+    problem, network, batch = case()
+    metrics = problem.metrics(network, batch)
+    answers = network(batch["target"].view(3, 64)).view(3, 8, 8)
+    expected = np.mean(np.abs((answers - batch["truth"]).detach().numpy()))
+    assert {name: value.shape for name, value in metrics.items()} == {"l1_distance": ()}
+    assert metrics["l1_distance"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_example(dtype):
+    problem, network, batch = case(dtype=dtype)
+    example = problem.example(network, batch)
+    assert set(example) == {"truth", "prediction", "quantity"}
+    assert example["quantity"] == "solution"
+    assert example["truth"].dtype == example["prediction"].dtype == np.float64
+    np.testing.assert_array_equal(example["truth"], batch["truth"].double())
+    expected = torch.as_tensor(example["prediction"]).to(dtype)
+    torch.testing.assert_close(laplacian(expected), problem.predict(network, batch).detach())
+
+
+def test_published_settings():
+    published = {name: s for name, s in Poisson.settings.items() if s.published}
+    assert set(published) == {"hig", "adam"}
+    assert (published["hig"].batch_size, published["hig"].lr) == (64, 0.01)
+    assert published["hig"].rcond == 1e-5
+    assert (published["adam"].batch_size, published["adam"].lr) == (64, 3e-4)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("size", 1, "size must be at least 2, got 1"),
+        ("size", 0, "size must be positive, got 0"),
+        ("train_size", 0, "train_size must be positive, got 0"),
+        ("hidden", (64, 0), "hidden must be positive"),
+    ],
+)
+def test_parameters(field, value, text):
+    with pytest.raises(ValueError, match=text):
+        Poisson(**{field: value})

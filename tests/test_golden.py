@@ -52,8 +52,7 @@ def load(name, dtype):
         for index, parameter in enumerate(network.parameters()):
             parameter.copy_(torch.from_numpy(golden[f"w{index}"].T))
     batch = {
-        key: torch.from_numpy(golden[stored]).to(dtype)
-        for key, stored in CASES[name].keys.items()
+        key: torch.from_numpy(golden[stored]).to(dtype) for key, stored in CASES[name].keys.items()
     }
 
     def closure():

@@ -9,6 +9,8 @@ from experiments._benchmark_cases import Cases
 from problems import NonlinearOscillators, Poisson, QuantumDipole
 from tests.textbook import flat, relative_error
 
+QUANTUM = QuantumDipole(time_steps=5, grid_points=6, hidden=(4,), train_size=8, test_size=2)
+POISSON = Poisson(size=4, hidden=(5,), train_size=8, test_size=2)
 TINY = NonlinearOscillators(time_steps=6, dt=0.5, hidden=(5,), train_size=8, test_size=4)
 
 
@@ -25,17 +27,18 @@ class Watched(Cases):
         return self.made[-1]
 
 
-def after_one_step(make):
-    cases = Watched(TINY)
+def after_one_step(make, problem=TINY):
+    cases = Watched(problem)
     make(cases)()
     start = flat(cases._network().parameters())
     return flat(cases.made[0].parameters()) - start
 
 
+@pytest.mark.parametrize("problem", [TINY, QUANTUM, POISSON])
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
-def test_the_textbook_takes_the_step_of_the_engines(engine):
-    expected = after_one_step(lambda cases: cases.half_inverse(engine=engine))
-    assert relative_error(after_one_step(Cases.textbook), expected) < 1e-3
+def test_the_textbook_takes_the_step_of_the_engines(problem, engine):
+    expected = after_one_step(lambda cases: cases.half_inverse(engine=engine), problem)
+    assert relative_error(after_one_step(Cases.textbook, problem), expected) < 1e-3
 
 
 def test_adam_takes_the_same_step_through_both_loops():
@@ -46,14 +49,7 @@ def test_adam_takes_the_same_step_through_both_loops():
     assert torch.allclose(loop, rollout, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    ("problem", "cases"),
-    [
-        (TINY, 8),
-        (QuantumDipole(time_steps=5, grid_points=6, hidden=(4,), train_size=4, test_size=2), 8),
-        (Poisson(size=4, hidden=(5,), train_size=4, test_size=2), 7),
-    ],
-)
+@pytest.mark.parametrize(("problem", "cases"), [(TINY, 8), (QUANTUM, 8), (POISSON, 7)])
 def test_every_case_of_every_problem_runs(problem, cases):
     steps = Cases(problem, batch_size=2, device="cpu").names()
     assert len(steps) == cases

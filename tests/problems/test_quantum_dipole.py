@@ -156,10 +156,18 @@ def test_loss_is_the_missing_fidelity():
     assert problem.loss(torch.view_as_real(psi).float(), batch).dtype == torch.float32
 
 
+def test_a_perfect_prediction_loses_nothing_to_float32():
+    problem = QuantumDipole()
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    batch = {"target": train["target"].float()}
+    assert abs(problem.loss(batch["target"], batch).item()) < 3e-8
+
+
 def test_projection_correction_scales_gradients_and_leaves_the_loss():
     torch.manual_seed(0)
     prediction, target = torch.randn(2, 5, 14, 2, dtype=torch.float64)
     prediction.requires_grad_()
+    target = target / target.square().sum((1, 2), keepdim=True).sqrt()
     batch = {"target": target}
     losses, gradients = [], []
     for correction in (False, True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hig
-from problems.nonlinear_oscillators import NonlinearOscillators
+from problems import NonlinearOscillators, QuantumDipole
 from tests.hig.networks import ALL, build, least_squares
 from tests.textbook import flat, relative_error
 
@@ -46,16 +46,16 @@ def test_half_inverse():
     assert relative_error(found.cpu(), expected) < 1e-4
 
 
-def test_oscillators_and_their_rollout():
+@pytest.mark.parametrize("problem", [NonlinearOscillators(), QuantumDipole()])
+def test_problems_and_their_rollouts(problem):
     results = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        problem = NonlinearOscillators()
         network = problem.network().double().to(device)
         train, _ = problem.data(torch.Generator().manual_seed(0))
-        batch = {key: value[:32].to(device) for key, value in train.items()}
+        batch = {key: value[:16].to(device) for key, value in train.items()}
 
-        def closure(problem=problem, network=network, batch=batch):
+        def closure(network=network, batch=batch):
             prediction = problem.predict(network, batch)
             return problem.loss(prediction, batch), prediction
 

@@ -16,7 +16,8 @@ ROOT = Path(experiments.__file__).parents[1]
 SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
 FOLDERS = {  # what there is a script for, and a small run
     "poisson": (set(METHODS), ["--batch-size=2"]),
-    "poisson_source": ({"hig", "gn", "adam"}, ["--batch-size=2"]),
+    "poisson_source": (set(METHODS), ["--batch-size=2"]),
+    "quantum_dipole": (set(METHODS), ["--batch-size=4", "--train-size=8", "--time-steps=4"]),
     "conditioning_toy": ({"hig", "gn", "lm", "adam"}, ["--batch-size=4", "--train-size=8"]),
 }
 PROBLEM = ["--time-steps=8", "--dt=0.5", "--train-size=16", "--test-size=6"]

@@ -36,8 +36,7 @@ def real_cotangents(of_final: Tensor, by_controls: Tensor) -> Tensor:
     """
     if not by_controls.is_complex():
         return of_final @ by_controls
-    parts = torch.view_as_real(of_final)
-    parts = torch.cat([parts[..., 0], parts[..., 1]], -1)
+    parts = torch.cat([of_final.real, of_final.imag], -1)
     return parts @ torch.cat([by_controls.real, by_controls.imag], 1)
 
 

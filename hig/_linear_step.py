@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hig._adjoint import Piece
+from hig._step_jacobians import check_repeatable
 
-__all__ = ["LinearStep", "linear_pieces", "linear_states", "runs"]
+__all__ = ["LinearStep", "check_change", "linear_pieces", "linear_states", "runs"]
 
 # Step matrices up to this size exist at one time; those of more steps are made run by run, and
 # once more on the way back.
@@ -21,10 +22,10 @@ class LinearStep:
 
     Args:
         matrices: control (..., C) or (...) -> step matrices (..., S, S), for any leading axes;
-            real or complex. Called once for all samples and times.
+            real or complex. Called for all samples and many times at once.
         change: the derivative of the step by the control, where it is cheaper to write down than
             to differentiate ``matrices``: (control (..., C) or (...), matrices (..., S, S), state
-            before (..., S), state after (..., S)) -> (..., S, C).
+            before (..., S), state after (..., S)) -> (..., S, C); C is 1 for a control (...).
     """
 
     matrices: Callable[[Tensor], Tensor]
@@ -42,9 +43,16 @@ class LinearStep:
             states: all states, (T + 1, B, S).
             controls: (T, B, ...).
         """
-        if self.change is not None:
-            return self.change(controls, matrices, states[:-1], states[1:])
         flat = controls.reshape(*controls.shape[:2], -1)
+        if self.change is not None:
+            found = self.change(controls, matrices, states[:-1], states[1:])
+            expected = (*states[:-1].shape, flat.shape[2])
+            if found.shape != expected:
+                raise ValueError(
+                    f"change must return {expected}, states and controls last, got "
+                    f"{tuple(found.shape)}; a single control needs an axis of 1"
+                )
+            return found
 
         def along(select: Tensor) -> Tensor:
             tangent = select.expand_as(flat).reshape(controls.shape)
@@ -89,7 +97,44 @@ def linear_pieces(step: LinearStep, states: Tensor, controls: Tensor) -> Iterato
     for chosen in reversed(list(runs(states[0], len(controls)))):
         matrices = step.matrices(controls[chosen])
         own = states[chosen.start : chosen.stop + 1]
+        check_repeatable(apply(matrices[0], own[0]), own[1])
         yield matrices, step.control_jacobians(matrices, own, controls[chosen])
+
+
+def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
+    """Hold a derivative that was written down against the one of the matrices.
+
+    Args:
+        step: the step.
+        state: (B, S), without a graph.
+        control: of one time, (B, ...), without a graph.
+
+    Raises:
+        ValueError: if ``change`` is not the derivative of ``matrices``, or has another shape.
+    """
+    if step.change is None:
+        return
+    controls = control.unsqueeze(0).requires_grad_()
+    with torch.enable_grad():
+        matrices = step.matrices(controls)
+        after = apply(matrices, state)
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(after.shape, generator=generator, dtype=torch.float64)
+    cotangent = real.to(after)
+    if not after.requires_grad:
+        return
+    (expected,) = torch.autograd.grad(after, controls, cotangent)
+    states = torch.stack([state, after[0].detach()])
+    change = step.control_jacobians(matrices.detach(), states, controls.detach())
+    found = torch.real((cotangent.conj().unsqueeze(-1) * change).sum(2)).reshape(expected.shape)
+    tolerance = 10 * torch.finfo(expected.dtype).eps ** 0.5
+    scale = torch.real(change.abs()).max() * cotangent.abs().max()
+    if bool((found - expected).abs().max() > tolerance * scale):
+        raise ValueError(
+            "change is not the derivative of matrices by the control: they differ by "
+            f"{float((found - expected).abs().max()):.2g} where the derivative is up to "
+            f"{float(expected.abs().max()):.2g}; leave change out to have it computed"
+        )
 
 
 def runs(state: Tensor, times: int) -> Iterator[slice]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hig._adjoint import Piece, adjoint, real_cotangents, whole_jacobian
-from hig._linear_step import LinearStep, linear_pieces, linear_states
+from hig._linear_step import LinearStep, check_change, linear_pieces, linear_states
 from hig._step_check import refusal_of_step
 from hig._step_jacobians import Step, step_jacobians
 
@@ -48,14 +48,15 @@ def rollout(
 
     Raises:
         ValueError: if shapes or ``method`` are wrong, or "jacobians" cannot be used.
-        RuntimeError: in the backward pass, if the step turns out not to be deterministic.
+        RuntimeError: in the backward pass, if the step is seen not to be deterministic.
         TypeError: if the step does not return a tensor.
     """
     _check(state, controls, method)
-    refusal = _refusal(step, state, controls) if method != "loop" else ""
+    differentiated = torch.is_grad_enabled() and (state.requires_grad or controls.requires_grad)
+    refusal = _refusal(step, state, controls) if differentiated and method != "loop" else ""
     if method == "jacobians" and refusal:
         raise ValueError(f"method='jacobians' cannot be used: {refusal}; use method='auto'")
-    if method == "loop" or refusal:
+    if method == "loop" or refusal or not differentiated:
         states = _plain_states(step, state, controls, method)
         return (states[-1], torch.stack(states, 1)) if trajectory else states[-1]
     final, states = _Rollout.apply(step, state, controls)
@@ -97,17 +98,13 @@ class _Rollout(torch.autograd.Function):
                 ctx.whole = whole_jacobian(_pieces(ctx))
             by_state, by_controls = ctx.whole
             of_state = of_final @ by_state.conj()
-            if controls.is_complex():
-                of_controls = of_final @ by_controls.conj()
-            else:
-                of_controls = real_cotangents(of_final, by_controls)
+            of_controls = real_cotangents(of_final, by_controls)
         else:
             if of_final is None:
                 of_final = states.new_zeros((batch, 1, size))
             if of_states is not None:
                 of_states = of_states.reshape(batch, -1, 1, size)
             of_state, of_controls = adjoint(_pieces(ctx), of_final, of_states)
-        if not controls.is_complex():
             of_controls = torch.real(of_controls)
         return None, of_state.reshape(state.shape), of_controls.reshape(controls.shape)
 
@@ -187,15 +184,22 @@ def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
     """Why plain autograd must be used, or an empty string."""
     if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (state, controls)):
         return "a torch.func transform differentiates the loop itself"
-    if not (torch.is_grad_enabled() and (state.requires_grad or controls.requires_grad)):
-        return "nothing is to be differentiated, or not with respect to state and controls"
-    if not (controls.is_floating_point() or controls.is_complex()):
+    if controls.is_complex():
+        return (
+            "complex controls may enter with their conjugates; pass real and imaginary parts as "
+            "two real controls"
+        )
+    if not controls.is_floating_point():
         return f"controls of dtype {controls.dtype} cannot be differentiated"
-    if (state.is_complex() or controls.is_complex()) and not isinstance(step, LinearStep):
+    if state.is_complex() and not isinstance(step, LinearStep):
         return "a complex step has no complex Jacobian unless it is a LinearStep"
     size, control_size = state[0].numel(), controls[0, 0].numel()
     formed = controls.shape[0] * controls.shape[1] * size * (size + control_size)
     if not isinstance(step, LinearStep) and formed * state.element_size() > JACOBIAN_BYTES:
         return f"the step Jacobians of {size} x {size + control_size} entries are too large"
     with torch._C.DisableTorchFunction():
-        return refusal_of_step(step, state.detach(), controls[:, 0].detach())
+        near = state.detach(), controls[:, 0].detach()
+        refusal = refusal_of_step(step, *near)
+        if not refusal and isinstance(step, LinearStep):
+            check_change(step, *near)
+    return refusal

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "step_jacobians"]
+__all__ = ["Step", "check_repeatable", "step_jacobians"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,7 +42,7 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
                 stacklevel=2,
             )
             after, by_state, by_control = _one_by_one(step, states[:-1], controls)
-    _check_repeatable(after, states[1:])
+    check_repeatable(after, states[1:])
     times, batch = controls.shape[:2]
     shape = (times, states[0, 0].numel(), batch, -1)
     # (T, S, B, ...) -> (T, B, S, ...)
@@ -82,7 +82,8 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor):
     return tuple(map(torch.stack, zip(*results, strict=True)))
 
 
-def _check_repeatable(again: Tensor, states: Tensor) -> None:
+def check_repeatable(again: Tensor, states: Tensor) -> None:
+    """Raise RuntimeError if a step gave other states when it was run again."""
     tolerance = torch.finfo(states.dtype).eps ** 0.5
     if bool((again - states).abs().max() > tolerance * states.abs().max()):
         raise RuntimeError(

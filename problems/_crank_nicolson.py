@@ -14,7 +14,8 @@ def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
     elimination on dense matrices. With the pivots :math:`d_i = a_i - b^2 / d_{i-1}` from above and
     :math:`e_i = a_i - b^2 / e_{i+1}` from below it is :math:`G_{ii} = 1 / (d_i + e_i - a_i)` and,
     going up a column, :math:`G_{ij} = -(b / d_i)\, G_{i+1, j}` for i < j (Meurant, SIAM J. Matrix
-    Anal. Appl. 13, 1992). For the Z of a Hamiltonian, :math:`|b / d_i| < 1`: nothing grows.
+    Anal. Appl. 13, 1992). For the Z of a Hamiltonian, i times a real symmetric matrix, no pivot is below 1 and what
+    is multiplied up are entries of a matrix of norm at most 1: nothing grows.
 
     Args:
         diagonal: Diagonals of the Z, (..., S), real or complex; S at least 1.
@@ -23,7 +24,15 @@ def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
     Returns:
         Step matrices (..., S, S), symmetric, of the dtype and on the device of ``diagonal``;
         differentiable any number of times, in reverse and forward mode.
+
+    Raises:
+        TypeError: If the diagonals are real and the entry beside them is complex.
     """
+    if isinstance(off_diagonal, complex) and not diagonal.is_complex():
+        raise TypeError(
+            f"diagonal must be complex beside the off-diagonal entry {off_diagonal}, got "
+            f"{diagonal.dtype}; convert it"
+        )
     return _Matrices.apply(diagonal, off_diagonal)
 
 

@@ -86,3 +86,32 @@ def test_without_gradients_the_matrices_are_still_made_at_once():
     assert calls == [(TIMES, BATCH, 1)]
     loop = hig.rollout(hig.LinearStep(matrices), state, controls, method="loop")
     assert relative_error(final, loop) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        (lambda *args: 2 * change(*args), "change is not the derivative of matrices"),
+        (lambda *args: change(*args).squeeze(-1), r"change must return \(1, 3, 2, 1\)"),
+    ],
+)
+def test_a_wrong_derivative_is_refused(wrong, match):
+    state, controls = inputs()
+    step = hig.LinearStep(matrices, wrong)
+    assert hig.rollout(step, state, controls).shape == (BATCH, 2)
+    with pytest.raises(ValueError, match=match):
+        hig.rollout(step, state, controls.requires_grad_())
+
+
+def test_matrices_that_change_from_call_to_call_are_noticed(monkeypatch):
+    monkeypatch.setattr(_linear_step, "MATRIX_BYTES", 250)
+    calls = []
+
+    def drifting(control):
+        calls.append(1)
+        return matrices(control) + 0.1 * len(calls)
+
+    state, controls = inputs()
+    final = hig.rollout(hig.LinearStep(drifting), state, controls.requires_grad_())
+    with pytest.raises(RuntimeError, match="time counter"):
+        torch.autograd.grad(final.sum(), controls)

@@ -277,3 +277,48 @@ def test_bad_shapes(state, controls, match):
 def test_unknown_method():
     with pytest.raises(ValueError, match="method must be one of"):
         hig.rollout(pendulum, *inputs("scalar control"), method="magic")
+
+
+def test_complex_controls_go_through_the_loop():
+    """They may enter with their conjugates, and then have no complex derivative."""
+
+    def matrices(control):
+        zero = torch.zeros_like(control)
+        rows = [torch.stack([zero, control], -1), torch.stack([control.conj(), zero], -1)]
+        generator = 0.1j * torch.stack(rows, -2)
+        identity = torch.eye(2, dtype=control.dtype)
+        return torch.linalg.solve(identity + generator, identity - generator)
+
+    step = hig.LinearStep(matrices)
+    torch.manual_seed(0)
+    state = torch.randn(BATCH, 2, dtype=torch.complex128)
+    controls = torch.randn(BATCH, TIMES, dtype=torch.complex128, requires_grad=True)
+    gradients = []
+    for method in ("auto", "loop"):
+        final = hig.rollout(step, state, controls, method=method)
+        gradients.append(torch.autograd.grad(final[:, 0].abs().square().sum(), controls)[0])
+    assert relative_error(*gradients) < 1e-13
+    with pytest.raises(ValueError, match="two real controls"):
+        hig.rollout(step, state, controls, method="jacobians")
+
+
+@pytest.mark.parametrize("conjugated", [True, False])
+def test_batched_cotangents_of_a_conjugated_state(conjugated):
+    state, controls = inputs("quantum")
+    results = []
+    for method in ("jacobians", "loop"):
+        final = hig.rollout(STEPS["quantum"], state, controls, method=method)
+        overlap = (final.conj() if conjugated else final) * torch.arange(4)
+        output = torch.view_as_real(overlap.resolve_conj())
+        torch.manual_seed(1)
+        cotangents = torch.randn(5, *output.shape, dtype=output.dtype)
+        results.append(torch.autograd.grad(output, controls, cotangents, is_grads_batched=True)[0])
+    assert relative_error(*results) < 1e-12
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_any_method_without_gradients(name):
+    state, controls = inputs(name, requires_grad=False)
+    loop = hig.rollout(STEPS[name], state, controls, method="loop")
+    found = hig.rollout(STEPS[name], state, controls, method="jacobians")
+    assert relative_error(found, loop) < 1e-13

@@ -75,3 +75,15 @@ def test_transforms_of_torch_func():
     )
     _, expected = torch.func.jvp(lambda d: dense(d, off_diagonal), (diagonal,), (tangent,))
     torch.testing.assert_close(along, expected)
+
+
+def test_a_potential_that_cancels_the_kinetic_energy():
+    """Zeros on the diagonal: the multiples of the recurrence are far above 1."""
+    diagonal = torch.zeros(14, dtype=torch.complex128)
+    found = crank_nicolson_matrices(diagonal, 1e3j)
+    torch.testing.assert_close(found, dense(diagonal, 1e3j), rtol=0, atol=1e-12)
+
+
+def test_real_diagonals_beside_a_complex_entry():
+    with pytest.raises(TypeError, match="diagonal must be complex beside"):
+        crank_nicolson_matrices(torch.zeros(3), 1j)

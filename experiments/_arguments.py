@@ -39,8 +39,6 @@ def parse(
     except ValueError as error:
         parser.error(str(error))
     settings = replace(defaults, **_chosen(given, _setting_names(method)))
-    if settings != defaults:
-        settings = replace(settings, published=False)
     if "epochs" not in given:
         given.setdefault("time_budget", problem.time_budget)
     options = Options(**_chosen(given, [field.name for field in fields(Options)]))

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-import hig
-from problems import Problem
+from experiments._methods import METHODS
+from experiments._step import repeatable_step
+from problems import Problem, Settings, samples
 
-TEXTBOOK, ADAM = "textbook (all rows, SVD)", "Adam, plain loop"
-
-# PhiFlow looks at values, which torch.func does not have.
-UNTRACEABLE = frozenset({"poisson", "poisson_source"})
+TEXTBOOK, ADAM = "textbook (all rows, SVD)", "Adam, as written down"
 
 Step = Callable[[], object]
 
@@ -35,9 +33,11 @@ class Cases:
             key: value[:batch_size].to(device, torch.float32) for key, value in train.items()
         }
         self.settings = problem.settings["hig"]
-        # A time loop in its plain form, for the steps that are to be as they would be written down.
-        has_loop = hasattr(problem, "rollout")
-        self._plain = replace(problem, rollout="loop") if has_loop else problem
+        if samples(self.batch) < batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, the training data has {samples(self.batch)} samples"
+            )
+        self._plain = problem.plain()
 
     def names(self) -> dict[str, Callable[[], Step]]:
         """All cases: what to call them, and what makes the step."""
@@ -51,7 +51,7 @@ class Cases:
             "eigh alone": self.eigh,
         }
         if self._plain != self.problem:
-            steps["Adam, rollout"] = lambda: self.adam(self.problem)
+            steps["Adam, fast simulation"] = lambda: self.adam(self.problem)
         return steps
 
     def textbook(self) -> Step:
@@ -79,7 +79,7 @@ class Cases:
             prediction = self._plain.predict(network, self.batch)
         prediction.requires_grad_()
         (gradient,) = torch.autograd.grad(self._plain.loss(prediction, self.batch), prediction)
-        rows = self._sample_rows if self.problem.name in UNTRACEABLE else self._vectorised_rows
+        rows = self._vectorised_rows if self.problem.traceable else self._sample_rows
         blocks = rows(network)
         return torch.cat([block.reshape(prediction.numel(), -1) for block in blocks], 1), gradient
 
@@ -99,7 +99,7 @@ class Cases:
     def _sample_rows(self, network: nn.Module) -> list[Tensor]:
         """The same, one sample after the other, for simulators that torch.func cannot trace."""
         rows = []
-        for index in range(len(next(iter(self.batch.values())))):
+        for index in range(samples(self.batch)):
             single = {key: value[index : index + 1] for key, value in self.batch.items()}
             prediction = self._plain.predict(network, single)
             select = torch.eye(prediction.numel(), device=self.device)
@@ -114,28 +114,15 @@ class Cases:
         return [torch.stack(parts) for parts in zip(*rows, strict=True)]
 
     def half_inverse(self, **options: str) -> Step:
-        """A step of ``hig.HIG`` at the published settings."""
-        network = self._network()
-        settings = self.settings
-        optimizer = hig.HIG(network.parameters(), settings.lr, settings.rcond, **options)
-
-        def closure() -> tuple[Tensor, Tensor]:
-            prediction = self.problem.predict(network, self.batch)
-            return self.problem.loss(prediction, self.batch), prediction
-
-        return lambda: optimizer.step(closure)
+        """A step of HIG at the published settings."""
+        return self._step(self.problem, "hig", replace(self.settings, **options))
 
     def adam(self, problem: Problem) -> Step:
         """A step of Adam on the same batch, through the plain loop or through ``hig.rollout``."""
-        network = self._network()
-        optimizer = torch.optim.Adam(network.parameters(), problem.settings["adam"].lr)
+        return self._step(problem, "adam", problem.settings["adam"])
 
-        def step() -> None:
-            optimizer.zero_grad()
-            problem.loss(problem.predict(network, self.batch), self.batch).backward()
-            optimizer.step()
-
-        return step
+    def _step(self, problem: Problem, method: str, settings: Settings) -> Step:
+        return repeatable_step(problem, METHODS[method], self._network(), settings, self.batch)
 
     def eigh(self) -> Step:
         """The decomposition of a Gram matrix of the same size, in float64, and nothing else."""

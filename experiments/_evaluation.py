@@ -1,36 +1,15 @@
 """Loss and metrics over a whole data set."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from problems import Problem
+from problems import Batch, Problem, samples, slices
 
 CHUNK = 4096
-
-Batch = Mapping[str, Tensor]
-
-
-def samples(batch: Batch) -> int:
-    """Number of samples, the leading dimension of every tensor."""
-    return len(next(iter(batch.values())))
-
-
-def slices(data: Batch, size: int) -> Iterator[Batch]:
-    """Consecutive slices of a data set; the last one is shorter where ``size`` does not divide.
-
-    Args:
-        data: Tensors of equal leading dimension.
-        size: Samples per slice.
-
-    Yields:
-        A slice of every tensor.
-    """
-    for start in range(0, samples(data), size):
-        yield {key: value[start : start + size] for key, value in data.items()}
 
 
 @contextmanager

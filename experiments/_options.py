@@ -37,6 +37,8 @@ class Options:
     init_from: Path | None = None
 
     def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if (self.epochs is None) == (self.time_budget is None):
             raise ValueError(
                 f"a run needs either epochs or a time budget, got epochs={self.epochs} and "

@@ -44,7 +44,8 @@ class Recorder:
     def results(self) -> dict[str, object]:
         """The published keys, and ``test_<name>`` (E, ...) per metric for E evaluations.
 
-        Arrays are float64; ``time`` is cumulative, in seconds.
+        Arrays are float64; ``time`` is cumulative, in seconds, and ``epoch_time`` the time from
+        one evaluation to the next.
         """
         time = np.asarray(self.seconds, dtype=np.float64)
         return {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import hig
 from experiments import _names, _weights
 from experiments._clock import TrainingClock
-from experiments._evaluation import Batch, loss_per_sample, mean_loss, metrics, samples
+from experiments._evaluation import loss_per_sample, mean_loss, metrics
 from experiments._machine import machine
 from experiments._methods import METHODS, Method, Optimizer
 from experiments._options import DTYPES, Options
@@ -21,7 +21,7 @@ from experiments._recorder import JacobianRecorder, Recorder
 from experiments._schedule import schedule
 from experiments._step import take_step
 from experiments._weights import Pretraining, Snapshot
-from problems import Problem, Settings
+from problems import Batch, Problem, Settings, samples
 
 # Streams of random numbers beside that of the initial weights, at every seed.
 DATA_STREAM, BATCH_STREAM = 1, 2
@@ -42,7 +42,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     are drawn it does not see those of the earlier run again.
 
     A run that is interrupted from the keyboard or meets a non-finite loss ends early; what it
-    has recorded is saved all the same and ``stopped`` tells the reason.
+    has recorded is saved all the same and ``stopped`` tells the reason. So it is before an error
+    is passed on that comes from the simulator, from the decomposition or for want of memory.
 
     Args:
         problem: What to train on.
@@ -54,20 +55,32 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         The saved dict, in numpy arrays and plain Python.
 
     Raises:
-        ValueError: If the method is unknown or refuses its settings.
+        ValueError: If the method is unknown, the problem has no settings for it, or it refuses
+            those given.
         WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
         OSError: If the output directory cannot be made or written.
+        RuntimeError: If the simulator fails.
+        DecompositionError: If no decomposition of a Jacobian converges.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    if method not in problem.settings:
+        raise ValueError(
+            f"{problem.name} has no settings for {method!r}; "
+            f"it has them for {', '.join(problem.settings)}"
+        )
+    settings = _as_published(problem, method, settings)
     earlier = _weights.load(options.init_from, problem.name) if options.init_from else None
     differences = _names.deviations(problem, method, settings, options)
     if earlier:
         differences.append(f"after {earlier.label}")
     label = _names.label(method, differences)
+    if earlier and earlier.seed != options.seed:
+        differences.append(f"of seed {earlier.seed}")  # files apart, one name in legends
     path = _names.path(problem, method, differences, options)
     path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
     training = _prepare(problem, METHODS[method], settings, options, earlier)
+    failure = None
     with Progress(label, options) as progress:
         try:
             stopped = _train(training, progress)
@@ -77,6 +90,10 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             stopped = "interrupted"
         except hig.NonFiniteError as error:
             stopped = f"non-finite: {error}"
+        except (RuntimeError, hig.DecompositionError) as error:
+            if not training.recorder.epochs:
+                raise
+            stopped, failure = f"failed: {error}", error
     run_names = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
     results = {
         **run_names,
@@ -86,7 +103,16 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     }
     hig.save_results(path, results)
     _summarise(progress, results, path)
+    if failure:
+        raise failure
     return results
+
+
+def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:
+    """Complete settings that are called published only if they are."""
+    settings = METHODS[method].complete(settings)
+    published = METHODS[method].complete(problem.settings[method])
+    return settings if settings == published else replace(settings, published=False)
 
 
 @dataclass
@@ -129,7 +155,7 @@ def _prepare(
     return _Training(
         problem,
         method,
-        method.complete(settings),
+        settings,
         options,
         network,
         method.optimizer(list(network.parameters()), settings),
@@ -185,9 +211,8 @@ def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
     problem, network, seconds = training.problem, training.network, training.clock.seconds
     losses = [mean_loss(problem, network, data) for data in (training.train, training.test)]
     measured = metrics(problem, network, training.test)
-    if training.options.save_weights:
-        # Those of an evaluation, whenever the run ends: within a step they may be half changed.
-        training.latest = _weights.snapshot(network, seconds, losses[1])
+    # Those of an evaluation, whenever the run ends: within a step they may be half changed.
+    training.latest = _weights.snapshot(network, seconds, losses[1])
     training.recorder.evaluation(epoch, seconds, *losses, measured)
     progress.evaluated(*losses)
     _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
@@ -203,7 +228,7 @@ def _require_finite(loss: float, what: str, training: _Training) -> None:
 
 def _save_weights(training: _Training, path: Path, names: dict[str, object]) -> dict[str, str]:
     """Write the weights of the last evaluation, if asked for and finite; tells in which file."""
-    if training.latest is None or not training.latest.usable:
+    if not training.options.save_weights or not training.latest.usable:
         return {}
     return {"weights_file": _weights.save(path, training.latest, names, training.earlier).name}
 
@@ -231,6 +256,7 @@ def _example(training: _Training) -> dict[str, object]:
     """What the problem shows of the first test samples; left out where it shows nothing."""
     count = training.problem.examples
     batch = {key: value[:count] for key, value in training.test.items()}
+    training.latest.put_into(training.network)
     training.network.eval()
     example = training.problem.example(training.network, batch)
     return {"example": example} if example else {}

@@ -1,10 +1,12 @@
 """One training step of any method on any problem."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
-from experiments._evaluation import Batch
 from experiments._methods import Method, Optimizer
-from problems import Problem
+from problems import Batch, Problem, Settings
 
 
 def take_step(
@@ -35,3 +37,33 @@ def take_step(
         return loss
 
     return optimizer.step(evaluate if method.jacobian else evaluate_backward).detach()
+
+
+def repeatable_step(
+    problem: Problem, method: Method, network: nn.Module, settings: Settings, batch: Batch
+) -> Callable[[], Tensor]:
+    """The same training step as often as wanted, each from the present weights, for timing.
+
+    Step sizes that are meant for one batch size may diverge at another, or on one batch for long.
+
+    Args:
+        problem: What to train on.
+        method: The method that steps.
+        network: The network; its weights now are those that every step starts from.
+        settings: Settings of the method.
+        batch: As for `take_step`.
+
+    Returns:
+        Takes a step and returns the loss before it.
+    """
+    parameters = list(network.parameters())
+    start = [parameter.detach().clone() for parameter in parameters]
+    optimizer = method.optimizer(parameters, settings)
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, start, strict=True):
+                parameter.copy_(value)
+        return take_step(problem, method, network, optimizer, batch)
+
+    return step

@@ -13,7 +13,7 @@ import hig
 # file's, whose parameters stand as text in <stem>.txt.
 ENDING = "_network.weights"
 
-_KEYS = ("weights", "problem", "label", "training_time", "runs")
+_KEYS = ("problem", "weights", "label", "seed", "training_time", "runs")
 
 
 class WeightsError(ValueError):
@@ -34,6 +34,10 @@ class Snapshot:
     seconds: float
     test_loss: float
 
+    def put_into(self, network: nn.Module) -> None:
+        """Go back to these weights, in the network that they are of."""
+        network.load_state_dict({n: torch.tensor(value) for n, value in self.weights.items()})
+
     @property
     def usable(self) -> bool:
         """Whether weights and loss are finite."""
@@ -49,6 +53,7 @@ class Pretraining:
         path: The weights file.
         weights: Arrays by name.
         label: Label of the run that ended with these weights.
+        seed: Seed of that run.
         seconds: Training time of that run and of all runs before it.
         runs: Their number.
     """
@@ -56,6 +61,7 @@ class Pretraining:
     path: Path
     weights: dict[str, np.ndarray]
     label: str
+    seed: int
     seconds: float
     runs: int
 
@@ -151,5 +157,4 @@ def load(path: Path, problem: str) -> Pretraining:
             f"{path} holds weights for problem {contents['problem']}, the run is on {problem}; "
             "give weights of the same problem"
         )
-    label, seconds, runs = (contents[key] for key in ("label", "training_time", "runs"))
-    return Pretraining(path, contents["weights"], label, seconds, runs)
+    return Pretraining(path, *(contents[key] for key in _KEYS[1:]))

@@ -1,8 +1,9 @@
 """Time and peak memory of one training step, taken in several ways, in one run.
 
 ``python -m experiments.benchmark`` compares, per problem and at its published batch size: the
-textbook half-inverse step (vmap of jacrev over network and solver, then a float32 SVD), every
-engine, Adam on the same batch, and a bare ``eigh`` of the same size.
+textbook half-inverse step (all rows of the Jacobian of network and solver, then a float32 SVD),
+every engine, Adam on the same batch, and a bare ``eigh`` of the same size. The textbook and one of
+the Adams take the simulation as one would write it down, without the fast rollout.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments._arguments import device_argument
+from experiments._arguments import device_argument, positive_int
 from experiments._benchmark_cases import ADAM, TEXTBOOK, Cases
 from experiments._machine import machine
 from experiments._measure import interleaved_seconds, median_ratio
@@ -36,7 +37,7 @@ def benchmark(name: str, batch_size: int, rounds: int, device: str) -> list[dict
     Returns:
         One row per case: ``case``, ``rounds`` counted, ``median_ms``, ``min_ms``, ``max_ms``,
         ``speedup`` over the
-        textbook step and ``of_adam``, the time relative to Adam through the plain loop (both
+        textbook step and ``of_adam``, the time relative to Adam as written down (both
         medians of the ratios within a round), and ``peak_mb`` above the idle process.
     """
     cases = Cases(PROBLEMS[name](), batch_size, device)
@@ -102,9 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PROBLEM",
         help=f"problems to measure, of {', '.join(PROBLEMS)} (default: {', '.join(DEFAULT)})",
     )
-    parser.add_argument("--rounds", type=_positive, default=15, help="steps of each (default 15)")
     parser.add_argument(
-        "--batch-size", type=_positive, help="samples per step (default: the published one)"
+        "--rounds", type=positive_int, default=15, help="steps of each (default 15)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive_int, help="samples per step (default: the published one)"
     )
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
@@ -115,13 +118,6 @@ def _problem(text: str) -> str:
     if text not in PROBLEMS:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(PROBLEMS)}, got {text!r}")
     return text
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:

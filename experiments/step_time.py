@@ -7,7 +7,6 @@
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +15,15 @@ from torch import Tensor
 
 import hig
 from experiments._arguments import device_argument, positive_float, positive_int
-from experiments._evaluation import samples
 from experiments._machine import machine
 from experiments._measure import interleaved_seconds
 from experiments._methods import METHODS
 from experiments._problems import PROBLEMS
-from experiments._step import take_step
-from problems import Problem
+from experiments._step import repeatable_step
+from problems import Problem, samples
 
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
 WARM_UP = 2
-
-# Jacobian methods refuse to go on where the published step size, meant for one batch size,
-# diverges at another. The time of a step does not depend on it.
-STAYING = 1e-12
 
 Say = Callable[[str], None]
 
@@ -97,13 +91,9 @@ def _rows(problem: Problem, batch: dict[str, Tensor], device: str) -> int:
 def _step(
     problem: Problem, name: str, batch: dict[str, Tensor], device: str
 ) -> Callable[[], object]:
-    method, settings = METHODS[name], problem.settings[name]
-    if method.jacobian:
-        settings = replace(settings, lr=STAYING)
     torch.manual_seed(0)
     network = problem.network().to(device)
-    optimizer = method.optimizer(list(network.parameters()), settings)
-    return lambda: take_step(problem, method, network, optimizer, batch)
+    return repeatable_step(problem, METHODS[name], network, problem.settings[name], batch)
 
 
 def _results(

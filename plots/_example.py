@@ -103,3 +103,9 @@ def target_handle():
     return Line2D(
         [], [], color=_style.GREY, linewidth=1.0, linestyle=":", label="target", **_MARKER
     )
+
+
+def largest(arrays):
+    """The largest magnitude that is finite, or 1 where all is zero, which no scale can show."""
+    values = np.abs(np.concatenate([array.ravel() for array in arrays]))
+    return np.max(values, initial=0.0, where=np.isfinite(values)) or 1.0

@@ -41,7 +41,7 @@ def draw(files, example=0):
     """
     files = _files.having(files, "example")
     examples = [_example.read(file, _LAYOUT, example, _REMEDY) for file in files]
-    highest = max(max(one["density"].max(), one["target_density"].max()) for one in examples)
+    highest = _example.largest(one[k] for one in examples for k in ("density", "target_density"))
     figure, grid = _style.panels(
         2,
         2 * len(files),

@@ -40,8 +40,8 @@ def draw(files, example=0):
     fields = [
         (one["truth"], one["prediction"], one["prediction"] - one["truth"]) for one in examples
     ]
-    levels = _largest(field for row in fields for field in row[:2])
-    errors = _largest(row[2] for row in fields)
+    levels = _example.largest(field for row in fields for field in row[:2])
+    errors = _example.largest(row[2] for row in fields)
     looks = [("RdBu_r", levels), ("RdBu_r", levels), ("PuOr_r", errors)]
     figure, grid = _style.panels(len(files), 3, width=1.8, height=1.8, beside=1.4)
     figure.set_layout_engine("compressed")  # no gaps beside the square panels
@@ -65,12 +65,6 @@ def _quantity(files):
             "no common scale; draw a figure of each"
         )
     return quantities.pop()
-
-
-def _largest(fields):
-    """The largest magnitude that is finite, or 1 where all is zero, which no scale can show."""
-    values = np.abs(np.concatenate([field.ravel() for field in fields]))
-    return np.max(values, initial=0.0, where=np.isfinite(values)) or 1.0
 
 
 def _draw_field(axes, field, look):

@@ -10,7 +10,7 @@ or two, and the others do without.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from problems._problem import Problem, Settings, parameter
+from problems._problem import Batch, Problem, Settings, parameter, samples, slices
 from problems.conditioning_toy import ConditioningToy
 from problems.nonlinear_oscillators import NonlinearOscillators
 from problems.quantum_dipole import QuantumDipole
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from problems.poisson_source import PoissonSource
 
 __all__ = [
+    "Batch",
     "ConditioningToy",
     "NonlinearOscillators",
     "Poisson",
@@ -28,6 +29,8 @@ __all__ = [
     "QuantumDipole",
     "Settings",
     "parameter",
+    "samples",
+    "slices",
 ]
 
 _ON_FIRST_USE = {"Poisson": "problems.poisson", "PoissonSource": "problems.poisson_source"}

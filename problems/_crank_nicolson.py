@@ -14,8 +14,9 @@ def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
     elimination on dense matrices. With the pivots :math:`d_i = a_i - b^2 / d_{i-1}` from above and
     :math:`e_i = a_i - b^2 / e_{i+1}` from below it is :math:`G_{ii} = 1 / (d_i + e_i - a_i)` and,
     going up a column, :math:`G_{ij} = -(b / d_i)\, G_{i+1, j}` for i < j (Meurant, SIAM J. Matrix
-    Anal. Appl. 13, 1992). For the Z of a Hamiltonian, i times a real symmetric matrix, no pivot is below 1 and what
-    is multiplied up are entries of a matrix of norm at most 1: nothing grows.
+    Anal. Appl. 13, 1992). For the Z of a
+    Hamiltonian, i times a real symmetric matrix, no pivot is below 1 and what is multiplied up
+    are entries of a matrix of norm at most 1: nothing grows.
 
     Args:
         diagonal: Diagonals of the Z, (..., S), real or complex; S at least 1.

@@ -66,8 +66,11 @@ class _Simulation:
         self._simulate, self._scope, self._together = simulate, scope, together
         self._graph: tuple[Tensor, Tensor] | None = None
 
-    def run(self, values: Tensor) -> Tensor:
-        """Simulate (B, ...) and keep the graph."""
+    def run(self, values: Tensor, traced: bool) -> Tensor:
+        """Simulate (B, ...) and keep the graph, if it is traced."""
+        if not traced:
+            with self._scope(values):
+                return self._simulate(values)
         self._graph = self._trace(values)
         return self._graph[1].detach()
 
@@ -109,7 +112,7 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, simulation: _Simulation, values: Tensor):
         ctx.simulation = simulation
-        return simulation.run(values)
+        return simulation.run(values, traced=ctx.needs_input_grad[1])
 
     @staticmethod
     def backward(ctx, cotangent):

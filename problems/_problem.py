@@ -12,6 +12,25 @@ from torch import Tensor, nn
 Batch = Mapping[str, Tensor]
 
 
+def samples(batch: Batch) -> int:
+    """Number of samples, the leading dimension of every tensor."""
+    return len(next(iter(batch.values())))
+
+
+def slices(data: Batch, size: int) -> Iterator[Batch]:
+    """Consecutive slices of a data set; the last one is shorter where ``size`` does not divide.
+
+    Args:
+        data: Tensors of equal leading dimension.
+        size: Samples per slice.
+
+    Yields:
+        A slice of every tensor.
+    """
+    for start in range(0, samples(data), size):
+        yield {key: value[start : start + size] for key, value in data.items()}
+
+
 @dataclass(frozen=True)
 class Settings:
     """How one method steps on one problem; None stands for the default of the method.
@@ -75,7 +94,7 @@ class Problem(ABC):
 
     Attributes:
         name: Identifier used in file names, such as ``"nonlinear_oscillators"``.
-        time_budget: Published training time in seconds.
+        time_budget: Training time in seconds, the published one where there is one.
         settings: Settings per method name.
         loss_reduction: Whether the loss is the ``"mean"`` or the ``"sum"`` over the samples.
             What is recorded is per sample either way.
@@ -83,6 +102,7 @@ class Problem(ABC):
             apart, where an epoch has no meaning or takes milliseconds with one method and minutes
             with another.
         examples: How many test samples `example` is given.
+        traceable: Whether `torch.func` can differentiate `predict`.
     """
 
     name: ClassVar[str]
@@ -90,6 +110,7 @@ class Problem(ABC):
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "epoch"
     examples: ClassVar[int] = 3
+    traceable: ClassVar[bool] = True
     time_budget: float
 
     @abstractmethod
@@ -121,10 +142,12 @@ class Problem(ABC):
         Yields:
             Dicts of tensors with the dtype and on the device of ``train``.
         """
-        total = len(next(iter(train.values())))
         while True:
-            for start in range(0, total, size):
-                yield {key: value[start : start + size] for key, value in train.items()}
+            yield from slices(train, size)
+
+    def plain(self) -> "Problem":
+        """The same problem, simulated as one would write it down, to compare with."""
+        return self
 
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What is recorded beside the loss at every evaluation, on the test data.

@@ -9,9 +9,9 @@ ICLR 2022, for two oscillators.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ class NonlinearOscillators(Problem):
 
     def __post_init__(self):
         require_positive_numbers(self)
+        if self.rollout not in ("auto", "jacobians", "loop"):
+            raise ValueError(f"rollout must be 'auto', 'jacobians' or 'loop', got {self.rollout!r}")
 
     @property
     def state_names(self) -> list[str]:
@@ -150,6 +152,10 @@ class NonlinearOscillators(Problem):
             Scalar loss.
         """
         return (prediction - batch["target"]).square().sum(-1).mean()
+
+    def plain(self) -> Self:
+        """The same problem with plain autograd through the time loop."""
+        return replace(self, rollout="loop")
 
     @torch.no_grad()
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:

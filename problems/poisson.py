@@ -55,6 +55,7 @@ class Poisson(Problem):
     quantity: ClassVar[str] = "solution"  # what the network returns
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "sum"
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "time"
+    traceable: ClassVar[bool] = False  # PhiFlow looks at values
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             "hig": Settings(batch_size=64, lr=0.01, rcond=1e-5, published=True),

@@ -6,10 +6,10 @@ that of `problems.poisson`: it scales smooth fields by a large factor and rough 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -78,6 +78,10 @@ class PoissonSource(Poisson):
         super().__post_init__()
         if self.passes not in PASSES:
             raise ValueError(f"passes must be one of {PASSES}, got {self.passes!r}")
+
+    def plain(self) -> Self:
+        """The same problem with one backward pass through the solver at a time."""
+        return replace(self, passes="single")
 
     def physics(self, fields: Tensor) -> Tensor:
         """Solutions (B, size, size) of Poisson's equation for sources (B, size, size).

@@ -8,9 +8,9 @@ ICLR 2022.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -215,6 +215,10 @@ class QuantumDipole(Problem):
             # The value stays as it is, the gradient is scaled.
             missing = missing.detach() + scale * (missing - missing.detach())
         return missing.mean().to(prediction.dtype)
+
+    def plain(self) -> Self:
+        """The same problem with plain autograd through the time loop."""
+        return replace(self, rollout="loop")
 
     @torch.no_grad()
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:

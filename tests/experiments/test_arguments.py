@@ -48,7 +48,6 @@ def test_everything_can_be_set():
     assert problem == NonlinearOscillators(oscillators=5, dt=0.1)
     assert (settings.batch_size, settings.lr, settings.rcond) == (64, 2.0, 1e-4)
     assert (settings.kappa, settings.engine, settings.step_rule) == (-0.75, "rows", "trust")
-    assert not settings.published
     assert (options.epochs, options.time_budget, options.seed) == (3, None, 5)
     assert (options.dtype, options.out, options.quiet) == ("float64", Path("there"), True)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments._evaluation import evaluating, loss_per_sample, mean_loss, metrics, slices
-from problems import NonlinearOscillators
+from experiments._evaluation import evaluating, loss_per_sample, mean_loss, metrics
+from problems import NonlinearOscillators, slices
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(4, [4, 4, 2]), (5, [5, 5]), (20, [10])])

@@ -40,7 +40,7 @@ def test_each_goes_on_from_each(options, tmp_path):
     ]
     assert len(list(tmp_path.glob("*.pickle"))) == 6
     for first, *others in (results[:3], results[3:]):
-        assert 0.01 <= first["simulation_time"] < 0.02
+        assert first["simulation_time"] >= 0.01
         for run in others:
             assert run["simulation_time"] >= 0.02
             assert run["pretraining_time"] == first["simulation_time"]

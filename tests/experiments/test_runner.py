@@ -473,3 +473,48 @@ def test_weights_that_are_not_finite_are_not_written(options, tmp_path, capsys):
     assert "weights_file" not in results
     assert not list(tmp_path.glob("*.weights"))
     assert "no weights: they are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["adam", "hig"])
+def test_a_failing_simulator_is_an_error_after_saving(method, failing, options, saved, monkeypatch):
+    monkeypatch.setattr(Failing, "error", RuntimeError("the solver did not converge"))
+    with pytest.raises(RuntimeError, match="did not converge"):
+        run(failing, method, settings(method), options)
+    assert saved()["stopped"] == "failed: the solver did not converge"
+    assert saved()["epochs"].tolist() == [0, 1]
+
+
+def test_a_method_that_the_problem_has_no_settings_for(fresh, options):
+    with pytest.raises(ValueError, match="fresh has no settings for 'adam'; it has them for sgd"):
+        run(fresh, "adam", Settings(batch_size=4, lr=0.1), options)
+
+
+def test_only_the_published_settings_are_called_published(options):
+    published = TINY.settings["adam"]
+    for given, expected in ((published, True), (replace(published, batch_size=8), False)):
+        results = run(TINY, "adam", given, replace(options, epochs=1))
+        assert results["sim_par"]["published"] is expected
+
+
+def test_going_on_from_other_seeds_makes_files_of_their_own(options):
+    labels = set()
+    for seed in (0, 1):
+        begun = replace(options, seed=seed, save_weights=True, epochs=1)
+        weights = run(TINY, "sgd", settings("sgd"), begun)["weights_file"]
+        second = replace(options, epochs=1, init_from=options.out / weights)
+        labels.add(run(TINY, "adam", settings("adam"), second)["label"])
+    assert len(labels) == 1
+    assert len(list(options.out.glob("*_adam_*.pickle"))) == 2
+
+
+def test_the_example_is_of_the_weights_of_the_last_evaluation(failing, options, monkeypatch):
+    monkeypatch.setattr(Failing, "error", KeyboardInterrupt)
+    example = Failing.example
+    shown = []
+    monkeypatch.setattr(
+        Failing, "example", lambda self, net, batch: shown.append(net) or example(self, net, batch)
+    )
+    results = run(failing, "adam", settings("adam"), replace(options, save_weights=True))
+    kept = hig.load_results(options.out / results["weights_file"])["weights"]
+    for name, value in shown[0].state_dict().items():
+        assert np.array_equal(value, kept[name])

@@ -60,21 +60,6 @@ def test_methods_without_any_size_have_no_result():
     assert set(results) == {"adam"}
 
 
-def test_the_weights_of_jacobian_methods_stay(monkeypatch):
-    # At a single sample the published step size, one for a batch of 128, is far too large.
-    networks = []
-    monkeypatch.setattr(
-        NonlinearOscillators,
-        "network",
-        lambda self, make=NonlinearOscillators.network: networks.append(make(self)) or networks[-1],
-    )
-    step_time.step_times(TINY, ["gn"], [1], 5, "cpu", 1.0, lambda text: None)
-    *_, trained = networks
-    step_time.torch.manual_seed(0)
-    for moved, fresh in zip(trained.parameters(), TINY.network().parameters(), strict=True):
-        np.testing.assert_allclose(moved.detach(), fresh.detach(), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

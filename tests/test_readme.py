@@ -30,3 +30,21 @@ def test_commands_of_the_readme_exist():
     makefile = (root / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", text, re.M):
         assert f"\n{target}:" in makefile, target
+
+
+def test_links_lead_to_pages_with_something_on_them():
+    root = README.parent
+    pages = [README, *sorted((root / "docs").glob("*.md"))]
+    assert len(pages) > 3
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert len(text.split()) > 50, page
+        for link in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / link).exists(), f"{link} in {page.name}"
+
+
+def test_commands_of_the_pages_exist():
+    root = README.parent
+    for page in (root / "docs").glob("*.md"):
+        for module in re.findall(r"python -m ([\w.]+)", page.read_text(encoding="utf-8")):
+            assert (root / (module.replace(".", "/") + ".py")).exists(), f"{module} in {page.name}"

@@ -82,9 +82,14 @@ def suffix_products(matrices: Tensor, last: Tensor | None = None) -> Tensor:
     if matrices.is_cuda:
         torch.matmul(last, _products_by_doubling(matrices), out=products[:-1])
         return products
-    parts = products.unbind()
-    for t in range(len(matrices) - 1, -1, -1):
-        torch.matmul(parts[t + 1], matrices[t], out=parts[t])
+    # Hundreds of small products: what counts is the way to each of them.
+    for after, matrix, product in zip(
+        reversed(products[1:].unbind()),
+        reversed(matrices.unbind()),
+        reversed(products[:-1].unbind()),
+        strict=True,
+    ):
+        torch.bmm(after, matrix, out=product)
     return products
 
 

@@ -78,11 +78,12 @@ def linear_states(
         state: (B, S).
         controls: (T, B, ...).
     """
-    states, matrices = [state], None
+    states, matrices = [state.unsqueeze(-1)], None
     for chosen in runs(state, len(controls)):
         matrices = step.matrices(controls[chosen])
         for matrix in matrices.unbind():
-            states.append(apply(matrix, states[-1]))
+            states.append(torch.bmm(matrix, states[-1]))
+    states = [column.squeeze(-1) for column in states]
     return states, matrices if len(matrices) == len(controls) else None
 
 

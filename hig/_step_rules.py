@@ -48,20 +48,25 @@ class Trust:
     :math:`\eta = \mathrm{lr} \cdot a \, (g \cdot v) / |v^T H v|`, the minimiser of the quadratic
     model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
     and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
-    where the model predicts well and shrinks where it does not. A loss without curvature along
+    where the model predicts well and shrinks where it does not. The Cauchy step is that of the
+    batch or, if that is shorter, a running harmonic mean over some ``memory`` batches: what is
+    right for one batch may be far too long for all others. A loss without curvature along
     the step (linear in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
     """
 
     warm_up: int = 8
     period: int = 6
+    memory: int = 32
     measures = True
-    state: dict[str, Any] = field(default_factory=lambda: {"fraction": 0.5, "steps": 0})
+    state: dict[str, Any] = field(
+        default_factory=lambda: {"fraction": 0.5, "steps": 0, "batches": 0, "inverse": 0.0}
+    )
 
     def take(self, trial: Trial) -> float | None:
         """See :class:`StepRule`."""
         fraction, steps = self.state["fraction"], self.state["steps"]
         self.state["steps"] = steps + 1
-        cauchy = trial.slope / trial.curvature if trial.curvature > 0 else 1.0
+        cauchy = self._cauchy_step(trial)
         step_size = trial.lr * fraction * cauchy
         if not math.isfinite(step_size):
             step_size = 0.0
@@ -73,6 +78,17 @@ class Trust:
         if ratio < 0:
             trial.move(0)
         return ratio
+
+    def _cauchy_step(self, trial: Trial) -> float:
+        """The Cauchy step of this batch, or the typical one of late if that is shorter."""
+        if not trial.curvature > 0:
+            return 1.0
+        own = trial.slope / trial.curvature
+        if not (math.isfinite(own) and own > 0):
+            return own
+        self.state["batches"] = count = min(self.state["batches"] + 1, self.memory)
+        self.state["inverse"] += (1 / own - self.state["inverse"]) / count
+        return min(own, 1 / self.state["inverse"])
 
 
 def _adapted(fraction: float, ratio: float) -> float:

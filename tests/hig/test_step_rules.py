@@ -64,6 +64,32 @@ def test_trust_measures_in_the_warm_up_and_then_at_times():
     assert measured == [True, True, True, False, False, True, *[False] * 4, True, False]
 
 
+def test_trust_takes_no_longer_steps_than_are_typical_of_late():
+    """A flat batch after curved ones is no reason to go far; a curved one after flat ones is."""
+    rule = Trust()
+    for _ in range(8):
+        rule.take(parabola()[1])
+    fraction = rule.state["fraction"]
+    _, flat_trial = parabola(curvature=0.2, minimum=3)
+    rule.take(flat_trial)
+    typical = 9 / (8 * 2 + 0.2)  # harmonic mean of eight Cauchy steps of 1/2 and one of 5
+    assert flat_trial.step_size == pytest.approx(fraction * typical)
+    _, curved = parabola(curvature=20.0)
+    fraction = rule.state["fraction"]
+    rule.take(curved)
+    assert curved.step_size == pytest.approx(fraction / 20)
+
+
+def test_trust_forgets():
+    rule = Trust(memory=4)
+    for _ in range(60):
+        rule.take(parabola(curvature=200.0)[1])
+    for _ in range(60):
+        trial = parabola(curvature=2.0)[1]
+        rule.take(trial)
+    assert trial.step_size == pytest.approx(rule.state["fraction"] / 2, rel=1e-3)
+
+
 def test_trust_without_curvature_takes_the_learning_rate():
     parameter = torch.zeros(1, dtype=torch.float64)
     trial = Trial(
@@ -116,7 +142,7 @@ def test_the_learning_rate_scales_the_step(name):
 def test_rules_do_not_share_their_memory():
     first, second = make_step_rule("trust"), make_step_rule("trust")
     first.take(parabola()[1])
-    assert second.state == {"fraction": 0.5, "steps": 0}
+    assert second.state == make_step_rule("trust").state != first.state
 
 
 @pytest.mark.parametrize("name", ["trust", "line_search"])

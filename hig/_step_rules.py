@@ -49,8 +49,8 @@ class Trust:
     model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
     and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
     where the model predicts well and shrinks where it does not. The Cauchy step is that of the
-    batch or, if that is shorter, a running harmonic mean over some ``memory`` batches: what is
-    right for one batch may be far too long for all others. A loss without curvature along
+    batch, at most twice a running harmonic mean over some ``memory`` batches: what is right for one
+    batch may be far too long for all others. A loss without curvature along
     the step (linear in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
     """
 
@@ -80,7 +80,7 @@ class Trust:
         return ratio
 
     def _cauchy_step(self, trial: Trial) -> float:
-        """The Cauchy step of this batch, or the typical one of late if that is shorter."""
+        """The Cauchy step of this batch, but not beyond twice what is typical of late."""
         if not trial.curvature > 0:
             return 1.0
         own = trial.slope / trial.curvature
@@ -88,7 +88,7 @@ class Trust:
             return own
         self.state["batches"] = count = min(self.state["batches"] + 1, self.memory)
         self.state["inverse"] += (1 / own - self.state["inverse"]) / count
-        return min(own, 1 / self.state["inverse"])
+        return min(own, 2 / self.state["inverse"])
 
 
 def _adapted(fraction: float, ratio: float) -> float:

@@ -39,9 +39,9 @@ class Cases:
             )
         self._plain = problem.plain()
 
-    def names(self) -> dict[str, Callable[[], Step]]:
-        """All cases: what to call them, and what makes the step."""
-        steps = {
+    def makers(self) -> dict[str, Callable[[], Step]]:
+        """What makes the step of each case, by the name of the case."""
+        makers = {
             TEXTBOOK: self.textbook,
             "HIG rows": lambda: self.half_inverse(engine="rows"),
             "HIG layerwise": lambda: self.half_inverse(engine="layerwise"),
@@ -51,8 +51,8 @@ class Cases:
             "eigh alone": self.eigh,
         }
         if self._plain != self.problem:
-            steps["Adam, fast simulation"] = lambda: self.adam(self.problem)
-        return steps
+            makers["Adam, fast simulation"] = lambda: self.adam(self.problem)
+        return makers
 
     def textbook(self) -> Step:
         """The published algorithm, written down directly: every output's gradient, then an SVD."""
@@ -118,7 +118,7 @@ class Cases:
         return self._step(self.problem, "hig", replace(self.settings, **options))
 
     def adam(self, problem: Problem) -> Step:
-        """A step of Adam on the same batch, through the plain loop or through ``hig.rollout``."""
+        """A step of Adam on the same batch, as written down or through ``hig.rollout``."""
         return self._step(problem, "adam", problem.settings["adam"])
 
     def _step(self, problem: Problem, method: str, settings: Settings) -> Step:

@@ -8,5 +8,5 @@ from experiments._problems import PROBLEMS
 
 if __name__ == "__main__":
     name, case, batch_size, device = sys.argv[1:]
-    step = Cases(PROBLEMS[name](), int(batch_size), device).names()[case]()
+    step = Cases(PROBLEMS[name](), int(batch_size), device).makers()[case]()
     print(peak_bytes(step, device))

@@ -80,20 +80,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     path = _names.path(problem, method, differences, options)
     path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
     training = _prepare(problem, METHODS[method], settings, options, earlier)
-    failure = None
     with Progress(label, options) as progress:
-        try:
-            stopped = _train(training, progress)
-        except KeyboardInterrupt:
-            if not training.recorder.epochs:  # nothing to save yet
-                raise
-            stopped = "interrupted"
-        except hig.NonFiniteError as error:
-            stopped = f"non-finite: {error}"
-        except (RuntimeError, hig.DecompositionError) as error:
-            if not training.recorder.epochs:
-                raise
-            stopped, failure = f"failed: {error}", error
+        stopped, failure = _train_to_the_end(training, progress)
     run_names = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
     results = {
         **run_names,
@@ -171,6 +159,20 @@ def _generator(seed: int, stream: int) -> torch.Generator:
     """A generator of its own: equal seeds would give equal numbers in weights, data, batches."""
     state = np.random.SeedSequence((seed, stream)).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+def _train_to_the_end(training: _Training, progress: Progress) -> tuple[str, Exception | None]:
+    """Train; returns why it ended, and the error to pass on once what is there is saved."""
+    try:
+        return _train(training, progress), None
+    except hig.NonFiniteError as error:
+        return f"non-finite: {error}", None
+    except (KeyboardInterrupt, RuntimeError, hig.DecompositionError) as error:
+        if not training.recorder.epochs:  # nothing to save yet
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted", None
+        return f"failed: {error}", error
 
 
 def _train(training: _Training, progress: Progress) -> str:

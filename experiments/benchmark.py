@@ -41,7 +41,7 @@ def benchmark(name: str, batch_size: int, rounds: int, device: str) -> list[dict
         medians of the ratios within a round), and ``peak_mb`` above the idle process.
     """
     cases = Cases(PROBLEMS[name](), batch_size, device)
-    steps = {case: make() for case, make in cases.names().items()}
+    steps = {case: make() for case, make in cases.makers().items()}
     seconds = interleaved_seconds(steps, rounds, 2, device, PATIENCE)
     return [
         {

@@ -1,7 +1,7 @@
 """Train the toy problem on conditioning with HIG."""
 
 from experiments import submit
-from problems.conditioning_toy import ConditioningToy
+from problems import ConditioningToy
 
 if __name__ == "__main__":
     submit(ConditioningToy(), "hig")

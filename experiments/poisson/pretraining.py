@@ -13,8 +13,7 @@ from pathlib import Path
 from experiments import Options, run
 from experiments._arguments import add_run, positive_float, positive_int
 from experiments._submit import INTERRUPTED
-from problems import Problem
-from problems.poisson import Poisson
+from problems import Poisson, Problem
 
 METHODS = ("adam", "hig")
 

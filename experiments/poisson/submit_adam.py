@@ -1,7 +1,7 @@
 """Train the inverse of the Laplacian with Adam (published settings)."""
 
 from experiments import submit
-from problems.poisson import Poisson
+from problems import Poisson
 
 if __name__ == "__main__":
     submit(Poisson(), "adam")

@@ -51,7 +51,7 @@ def test_adam_takes_the_same_step_through_both_loops():
 
 @pytest.mark.parametrize(("problem", "cases"), [(TINY, 8), (QUANTUM, 8), (POISSON, 7)])
 def test_every_case_of_every_problem_runs(problem, cases):
-    steps = Cases(problem, batch_size=2, device="cpu").names()
+    steps = Cases(problem, batch_size=2, device="cpu").makers()
     assert len(steps) == cases
     for make in steps.values():
         make()()

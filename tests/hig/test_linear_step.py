@@ -115,3 +115,13 @@ def test_matrices_that_change_from_call_to_call_are_noticed(monkeypatch):
     final = hig.rollout(hig.LinearStep(drifting), state, controls.requires_grad_())
     with pytest.raises(RuntimeError, match="time counter"):
         torch.autograd.grad(final.sum(), controls)
+
+
+def test_a_derivative_of_matrices_that_do_not_depend_on_the_control():
+    def constant(control):
+        return torch.eye(2, dtype=torch.float64).expand(*control.shape[:-1], 2, 2)
+
+    state, controls = inputs()
+    controls.requires_grad_()
+    with pytest.raises(ValueError, match="change is not the derivative of matrices"):
+        hig.rollout(hig.LinearStep(constant, change), state.requires_grad_(), controls)

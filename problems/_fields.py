@@ -78,19 +78,14 @@ def phiflow_like(values: Tensor) -> Iterator[None]:
         TORCH.set_default_device(before)
 
 
-def on_grid(
-    operator: Callable[[Field], Field],
-    values: Tensor,
-    boundary: math.Extrapolation = extrapolation.ZERO,
-) -> Tensor:
+def on_grid(operator: Callable[[Field], Field], values: Tensor) -> Tensor:
     """Apply an operator of PhiFlow to every sample of a batch.
 
     Args:
         operator: Maps a centred scalar grid with batch dimension ``samples`` and spatial
-            dimensions ``x`` and ``y`` to another; cells have length 1. Differentiable if the
-            operator is.
+            dimensions ``x`` and ``y`` to another; cells have length 1 and values outside the grid
+            are zero. Differentiable if the operator is.
         values: Cell values (B, X, Y), float32 or float64.
-        boundary: What PhiFlow takes outside the grid; zero by default.
 
     Returns:
         Cell values (B, X', Y') of the result, dtype and device of ``values``.
@@ -106,7 +101,9 @@ def on_grid(
             "1 for a single sample"
         )
     with phiflow_like(values):
-        grid = CenteredGrid(math.wrap(values, batch(AXES[0]), spatial(*AXES[1:])), boundary)
+        grid = CenteredGrid(
+            math.wrap(values, batch(AXES[0]), spatial(*AXES[1:])), extrapolation.ZERO
+        )
         after = operator(grid).values
         if set(after.shape.names) != set(AXES):
             raise ValueError(

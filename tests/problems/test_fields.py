@@ -7,7 +7,6 @@ from torch.nn.functional import pad
 
 from problems._fields import (
     CenteredGrid,
-    extrapolation,
     field,
     math,
     noise,
@@ -57,13 +56,6 @@ def test_cells_have_length_one_on_any_grid():
     values = random_values(2, 5, 8)
     assert torch.equal(on_grid(look, values), values)
     assert sizes == {"x": 1.0, "y": 1.0, "shape": (5, 8)}
-
-
-def test_another_boundary():
-    values = random_values(2, 3, 4)
-    found = on_grid(field.laplace, values, extrapolation.BOUNDARY)
-    p = pad(values[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    torch.testing.assert_close(found, five_points(p)[:, 1:-1, 1:-1])
 
 
 def test_the_result_may_have_another_size():

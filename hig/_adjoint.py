@@ -5,7 +5,7 @@ A piece is a run of consecutive steps, :math:`A_t = \partial s_{t+1} / \partial 
 first axis. Pieces come from the last to the first, so that they need not exist all at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -22,11 +22,42 @@ def whole_jacobian(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
         pieces: the steps.
     """
     product, by_controls = None, []
-    for by_state, by_control in pieces:
-        products = suffix_products(by_state, product)
-        by_controls.append((products[1:] @ by_control).permute(1, 2, 0, 3).flatten(2))
-        product = products[0]
+    for piece in pieces:
+        for runs in _runs(*piece):
+            by_run, products = _within_runs(*runs)
+            products = suffix_products(products, product)
+            by_controls.append((products[1:] @ by_run).permute(1, 2, 0, 3).flatten(2))
+            product = products[0]
     return product, torch.cat(by_controls[::-1], 2)
+
+
+def _runs(by_state: Tensor, by_control: Tensor) -> Iterator[Piece]:
+    """Cut a piece into about as many runs as each has steps, (K, L, B, S, ...); the last first.
+
+    On CUDA every step is a run.
+    """
+    times = len(by_state)
+    length = 1 if by_state.is_cuda else round(times**0.5)
+    rest = times % length
+    yield tuple(steps[rest:].unflatten(0, (-1, length)) for steps in (by_state, by_control))
+    if rest:
+        yield by_state[None, :rest], by_control[None, :rest]
+
+
+def _within_runs(by_state: Tensor, by_control: Tensor) -> Piece:
+    """The ends of all runs by their controls (K, B, S, L * C) and by their starts (K, B, S, S).
+
+    No product but the latest is kept: memory, not arithmetic, would take most of the time.
+
+    Args:
+        by_state: (K, L, B, S, S).
+        by_control: (K, L, B, S, C).
+    """
+    product, by_controls = by_state[:, -1], [by_control[:, -1]]
+    for time in range(by_state.shape[1] - 2, -1, -1):
+        by_controls.append(product @ by_control[:, time])
+        product = product @ by_state[:, time]
+    return torch.cat(by_controls[::-1], -1), product
 
 
 def real_cotangents(of_final: Tensor, by_controls: Tensor) -> Tensor:

@@ -42,23 +42,22 @@ class _Matrices(torch.autograd.Function):
 
     @staticmethod
     def forward(diagonal: Tensor, off_diagonal: complex) -> Tensor:
-        # One contiguous vector over all matrices per entry of the diagonal.
-        main = (1 + diagonal).movedim(-1, 0).contiguous().unbind()
-        squared = off_diagonal**2
-        above, below = [main[0]], [main[-1]]
-        for entry in main[1:]:
-            above.append(entry - squared / above[-1])
-        for entry in main[-2::-1]:
-            below.append(entry - squared / below[-1])
-        size = len(main)
-        matrices = diagonal.new_empty((*diagonal.shape, size))
-        for i, (d, e, a) in reversed(list(enumerate(zip(above, below[::-1], main, strict=True)))):
-            matrices[..., i, i] = 2 / (d + e - a)
-            if i < size - 1:  # each row of the upper triangle is a multiple of the one below it
-                factor = (-off_diagonal / d).unsqueeze(-1)
-                beside = matrices[..., i, i + 1 :]
-                torch.mul(factor, matrices[..., i + 1, i + 1 :], out=beside)
-                matrices[..., i + 1 :, i] = beside
+        # One contiguous vector over all matrices per entry of the diagonal; from both ends at once.
+        main = (1 + diagonal).movedim(-1, 0)
+        first, *others = torch.stack([main, main.flip(0)], 1).unbind()
+        pivots, squared = [first], first.new_tensor(-(off_diagonal**2))
+        for entry in others:
+            pivots.append(torch.addcdiv(entry, squared, pivots[-1]))
+        above, below = torch.stack(pivots, 1).unbind()
+        matrices = diagonal.new_empty((*diagonal.shape, len(main)))
+        matrices.diagonal(dim1=-2, dim2=-1).copy_(
+            (2 / (above + below.flip(0) - main)).movedim(0, -1)
+        )
+        factors = (-off_diagonal / above).unsqueeze(-1)
+        # Each row of the upper triangle is a multiple of the one below it.
+        for i in range(len(main) - 2, -1, -1):
+            torch.mul(factors[i], matrices[..., i + 1, i + 1 :], out=matrices[..., i, i + 1 :])
+            matrices[..., i + 1 :, i] = matrices[..., i, i + 1 :]
         matrices.diagonal(dim1=-2, dim2=-1).sub_(1)
         return matrices
 

@@ -81,22 +81,23 @@ def adjoint(
         of_final: cotangent of the final state, (B, 1, S).
         of_states: cotangents of all T + 1 states, (B, T + 1, 1, S), or None.
     """
-    current, of_controls = of_final, []
+    current, of_controls = of_final.mT, []  # columns, as the products of small matrices want them
     time = 0
     if of_states is not None:
+        of_states = of_states.mT
         time = of_states.shape[1] - 1
         current = current + of_states[:, time]
     for by_state, by_control in pieces:
         after = []  # cotangents of the states after the steps, backwards
-        for matrix in reversed(by_state.conj().unbind()):
+        for matrix in reversed(by_state.mH.unbind()):
             after.append(current)
-            current = current @ matrix
+            current = matrix @ current
             if of_states is not None:
                 time -= 1
                 current = current + of_states[:, time]
-        of_piece = torch.stack(after[::-1]) @ by_control.conj()
-        of_controls.append(of_piece.transpose(0, 1))
-    return current, torch.cat(of_controls[::-1], 1)
+        of_piece = by_control.mH @ torch.stack(after[::-1])
+        of_controls.append(of_piece.mT.transpose(0, 1))
+    return current.mT, torch.cat(of_controls[::-1], 1)
 
 
 def suffix_products(matrices: Tensor, last: Tensor | None = None) -> Tensor:

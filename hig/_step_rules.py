@@ -49,9 +49,9 @@ class Trust:
     model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
     and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
     where the model predicts well and shrinks where it does not. The Cauchy step is that of the
-    batch, at most twice a running harmonic mean over some ``memory`` batches: what is right for one
-    batch may be far too long for all others. A loss without curvature along
-    the step (linear in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
+    batch, at most twice a running geometric mean over some ``memory`` batches: what is right for
+    one batch may be far too long for all others. A loss without curvature along the step (linear
+    in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
     """
 
     warm_up: int = 8
@@ -59,7 +59,7 @@ class Trust:
     memory: int = 32
     measures = True
     state: dict[str, Any] = field(
-        default_factory=lambda: {"fraction": 0.5, "steps": 0, "batches": 0, "inverse": 0.0}
+        default_factory=lambda: {"fraction": 0.5, "steps": 0, "batches": 0, "log_mean": 0.0}
     )
 
     def take(self, trial: Trial) -> float | None:
@@ -87,8 +87,8 @@ class Trust:
         if not (math.isfinite(own) and own > 0):
             return own
         self.state["batches"] = count = min(self.state["batches"] + 1, self.memory)
-        self.state["inverse"] += (1 / own - self.state["inverse"]) / count
-        return min(own, 2 / self.state["inverse"])
+        self.state["log_mean"] += (math.log(own) - self.state["log_mean"]) / count
+        return min(own, 2 * math.exp(self.state["log_mean"]))
 
 
 def _adapted(fraction: float, ratio: float) -> float:

@@ -72,7 +72,7 @@ def test_trust_takes_at_most_twice_the_step_that_is_typical_of_late():
     fraction = rule.state["fraction"]
     _, flat_trial = parabola(curvature=0.2, minimum=3)
     rule.take(flat_trial)
-    typical = 9 / (8 * 2 + 0.2)  # harmonic mean of eight Cauchy steps of 1/2 and one of 5
+    typical = (0.5**8 * 5) ** (1 / 9)  # geometric mean of eight Cauchy steps of 1/2 and one of 5
     assert flat_trial.step_size == pytest.approx(fraction * 2 * typical)
     _, curved = parabola(curvature=20.0)
     fraction = rule.state["fraction"]

@@ -87,7 +87,7 @@ class LevenbergMarquardt(JacobianOptimizer):
                 ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
                 if trial.slope == 0:  # nothing to gain: the loss is stationary in the outputs
                     break
-                rejected = ratio is None or ratio <= 1e-3
+                rejected = ratio is None or not ratio > 1e-3  # NaN is no gain to be seen
                 self._adapt(ratio, rejected)
                 if not rejected:
                     break

@@ -129,7 +129,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
                 change = linearisation.output_change(directions) if self._measures() else change
             model = _quadratic_model(computation, change) if self._measures() else _NO_MODEL
-            return Trial(parameters, directions, max(lrs), *model, evaluate)
+            resolution = torch.finfo(loss.dtype).eps
+            return Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
 
         def evaluate() -> float:
             # With gradients enabled: a closure may differentiate its network inside.

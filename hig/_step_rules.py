@@ -48,7 +48,8 @@ class Trust:
     :math:`\eta = \mathrm{lr} \cdot a \, (g \cdot v) / |v^T H v|`, the minimiser of the quadratic
     model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
     and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
-    where the model predicts well and shrinks where it does not. The Cauchy step is that of the
+    where the model predicts well and shrinks where it does not; gains too small to be seen in the
+    rounded loss, as on a plateau, say nothing. The Cauchy step is that of the
     batch, at most twice a running geometric mean over some ``memory`` batches: what is right for
     one batch may be far too long for all others. A loss without curvature along the step (linear
     in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
@@ -74,6 +75,8 @@ class Trust:
         if step_size == 0 or (steps >= self.warm_up and steps % self.period):
             return None
         ratio = trial.gain_ratio()
+        if math.isnan(ratio):
+            return None
         self.state["fraction"] = _adapted(fraction, ratio)
         if ratio < 0:
             trial.move(0)

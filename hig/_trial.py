@@ -41,6 +41,7 @@ class Trial:
         slope: g · v.
         curvature: vᵀ H v.
         evaluate: gives the loss of the same batch at the present parameters.
+        resolution: rounding of the loss, relative to it.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Trial:
         slope: float,
         curvature: float,
         evaluate: Callable[[], float],
+        resolution: float = 0.0,
     ):
+        self._unseen = 4 * resolution * abs(loss)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
         self._start: list[Tensor] | None = None
@@ -87,12 +90,18 @@ class Trial:
         return self._losses[step_size]
 
     def gain_ratio(self) -> float:
-        """Achieved over predicted decrease of the loss at the present step size."""
+        """Achieved over predicted decrease of the loss at the present step size.
+
+        NaN where both are lost in the rounding of the loss, as on a plateau far above zero.
+        """
         eta = self.step_size
         predicted = eta * self.slope - 0.5 * eta**2 * self.curvature
         if not predicted > 0:
             return -math.inf
-        return (self.loss - self.measure(eta)) / predicted
+        achieved = self.loss - self.measure(eta)
+        if predicted <= self._unseen and abs(achieved) <= self._unseen:
+            return math.nan
+        return achieved / predicted
 
 
 def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Tensor:

@@ -80,6 +80,20 @@ def test_trust_takes_at_most_twice_the_step_that_is_typical_of_late():
     assert curved.step_size == pytest.approx(fraction / 20)
 
 
+def test_trust_walks_on_across_a_plateau():
+    """A saddle at a loss of 1: growth is exponential, but unseen in float32 for many steps."""
+    position = torch.full((1,), 1e-6, requires_grad=True)
+
+    def closure():
+        prediction = position.view(1, 1) * 1.0
+        return (1 - prediction.square() + prediction**4).mean(), prediction
+
+    optimizer = hig.HIG([position], step_rule="trust")
+    for _ in range(60):
+        optimizer.step(closure)
+    assert float(position.detach()) == pytest.approx(0.5**0.5, rel=1e-2)
+
+
 def test_trust_forgets():
     rule = Trust(memory=4)
     for _ in range(60):

@@ -1,5 +1,7 @@
 """A step that is tried and measured can be taken back, and its quadratic model is the true one."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,18 @@ def test_a_model_that_predicts_no_decrease_trusts_nothing():
     trial = Trial([torch.zeros(1)], [torch.ones(1)], 1.0, 5.0, 1.0, 2.0, lambda: 0.0)
     trial.move(1.5)
     assert trial.gain_ratio() == -float("inf")
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(5.0, math.nan), (5 - 1e-6, math.nan), (5 + 1e-6, math.nan), (4.9, 1e7), (5.1, -1e7)],
+)
+def test_what_is_lost_in_the_rounding_of_the_loss_says_nothing(after, expected):
+    """Predicted is a gain of 1e-8, which a loss of 5 in float32 cannot show."""
+    eps = torch.finfo(torch.float32).eps
+    trial = Trial([torch.zeros(1)], [torch.ones(1)], 1.0, 5.0, 1e-8, 0.0, lambda: after, eps)
+    trial.move(1.0)
+    assert trial.gain_ratio() == pytest.approx(expected, nan_ok=True)
 
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])

@@ -14,6 +14,7 @@ from hig._engine import EngineResult, build_jacobian
 from hig._errors import NonFiniteError
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter, cutoff
+from hig._trial import curvature_along
 
 __all__ = ["Computation", "Linearisation", "linearise"]
 
@@ -78,12 +79,27 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
+    def model(self, output_change: Tensor) -> list[float]:
+        """Loss, slope and curvature along a change of the outputs (n,)."""
+        found = self.computation
+        numbers = [
+            found.loss.detach().double().reshape(()),
+            found.flat_gradient @ output_change,
+            curvature_along(found.gradient, found.prediction, output_change),
+        ]
+        return torch.stack(numbers).tolist()
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss, without a graph."""
+        return self.computation.loss.detach()
+
     def report(self, filter: SpectralFilter) -> StepReport:
         """The report of a step with this filter, as far as it is known now."""
         found = self.decomposition
         rows, columns = self.engine.jacobian.shape
         return StepReport(
-            loss=self.computation.loss.detach(),
+            loss=self.loss,
             engine=self.engine.engine,
             route=found.route,
             rows=rows,

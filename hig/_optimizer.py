@@ -1,12 +1,12 @@
 """Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from hig._backward import Backward
-from hig._capture import Capture
+from hig._capture import Capture, LayerUse
 from hig._decompose import METHODS
 from hig._direction import Computation, Linearisation, linearise
 from hig._engine import ENGINES
@@ -14,7 +14,7 @@ from hig._loss_gradient import loss_gradient
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter
 from hig._step_rules import make_step_rule
-from hig._trial import RandomState, Trial, curvature_along
+from hig._trial import RandomState, Trial
 
 __all__ = ["HIG", "GaussNewton", "JacobianOptimizer"]
 
@@ -115,33 +115,49 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._backward.notes.clear()
         random_state = RandomState(parameters[0].device) if self._measures() else None
         with clock.phase("forward"), torch.enable_grad(), Capture(parameters) as capture:
-            loss, prediction = _pair(closure())
-        with clock.phase("loss gradient"):
-            gradient = loss_gradient(loss, prediction, parameters, curvature=self._measures())
-        computation = Computation(capture.uses, loss, prediction, gradient, parameters, names)
-        linearisation = linearise(
-            computation, self.filter, self._engine, self._method, self._backward, clock
-        )
+            outcome = closure()
+        linearisation = self._linearise(outcome, capture.uses, parameters, names, clock)
 
         def trial_of(filter: SpectralFilter) -> Trial:
             directions, change = linearisation.step(filter)
             if any(lr != max(lrs) for lr in lrs):
                 directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
                 change = linearisation.output_change(directions) if self._measures() else change
-            model = _quadratic_model(computation, change) if self._measures() else _NO_MODEL
-            resolution = torch.finfo(loss.dtype).eps
+            model = linearisation.model(change) if self._measures() else _NO_MODEL
+            resolution = torch.finfo(linearisation.loss.dtype).eps
             return Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
 
         def evaluate() -> float:
             # With gradients enabled: a closure may differentiate its network inside.
             with torch.enable_grad():
-                return float(random_state.replay(closure)[0].detach())
+                return float(self._loss(random_state.replay(closure)).detach())
 
         with torch.no_grad():
             self.report = self._advance(trial_of, linearisation, clock)
-        return loss.detach()
+        return linearisation.loss
 
     # -- what the siblings change --------------------------------------------------------------
+
+    def _linearise(
+        self,
+        outcome: tuple[Tensor, Tensor],
+        uses: Sequence[LayerUse],
+        parameters: Sequence[Tensor],
+        names: Sequence[str],
+        clock: PhaseClock,
+    ) -> Linearisation:
+        """What the closure returned, as a decomposed Jacobian."""
+        loss, prediction = _pair(outcome)
+        with clock.phase("loss gradient"):
+            gradient = loss_gradient(loss, prediction, parameters, curvature=self._measures())
+        computation = Computation(uses, loss, prediction, gradient, parameters, names)
+        return linearise(
+            computation, self.filter, self._engine, self._method, self._backward, clock
+        )
+
+    def _loss(self, outcome: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss in what the closure returned."""
+        return outcome[0]
 
     def _advance(
         self,
@@ -266,16 +282,6 @@ class GaussNewton(HIG):
 
 # Loss, slope and curvature where nothing asks for them.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
-
-
-def _quadratic_model(computation: Computation, change: Tensor) -> list[float]:
-    """Loss, slope and curvature along a change of the outputs (n,)."""
-    numbers = [
-        computation.loss.detach().double().reshape(()),
-        computation.flat_gradient @ change,
-        curvature_along(computation.gradient, computation.prediction, change),
-    ]
-    return torch.stack(numbers).tolist()
 
 
 def _check_lr(lr: float) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from problems import Batch, Problem, samples, slices
+from problems import Batch, Problem, samples
 
 CHUNK = 4096
 
@@ -30,23 +30,19 @@ def loss_per_sample(problem: Problem, loss: float, batch: Batch) -> float:
 
 
 def mean_loss(problem: Problem, network: nn.Module, data: Batch, chunk: int = CHUNK) -> float:
-    """Mean loss per sample with the network in evaluation mode.
+    """The loss that is recorded, with the network in evaluation mode.
 
     Args:
-        problem: Problem whose loss is the mean or the sum over samples.
+        problem: Says what is recorded; the mean loss per sample unless it has something else.
         network: The network to evaluate; its mode is restored.
-        data: Tensors of equal leading dimension.
+        data: Training or test data of the problem.
         chunk: Samples evaluated at a time, which bounds the memory.
 
     Returns:
-        Mean loss, added up in float64.
+        Loss per sample, added up in float64.
     """
-    total = 0.0
     with evaluating(network):
-        for batch in slices(data, chunk):
-            loss = problem.loss(problem.predict(network, batch), batch).double().item()
-            total += loss_per_sample(problem, loss, batch) * samples(batch)
-    return total / samples(data)
+        return problem.data_loss(network, data, chunk)
 
 
 def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.ndarray]:

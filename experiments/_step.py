@@ -25,6 +25,7 @@ def take_step(
         Scalar loss of the batch before the step, mean or sum over its samples as the problem has
         it, without a graph.
     """
+    batch = problem.focus(network, batch)
 
     def evaluate() -> tuple[Tensor, Tensor]:
         prediction = problem.predict(network, batch)

@@ -1,20 +1,26 @@
-"""Fully connected networks with the initialisation of Keras."""
+"""Fully connected networks with published initialisations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
-def dense_network(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+def dense_network(
+    widths: Sequence[int],
+    activation: type[nn.Module],
+    initialise: Callable[[Tensor], object] = nn.init.xavier_uniform_,
+) -> nn.Sequential:
     """Fully connected network with a linear output layer.
 
-    Weights are Glorot-uniform and biases zero. These are the defaults of Keras, with which the
-    published runs were made; those of torch start from a smaller output and non-zero biases.
+    By default weights are Glorot-uniform and biases zero. These are the defaults of Keras, with
+    which the published runs of half-inverse gradients were made; those of torch start from a
+    smaller output and non-zero biases.
 
     Args:
         widths: Input width, hidden widths, output width; at least two positive numbers.
         activation: Module class put between the layers, such as ``nn.ReLU``.
+        initialise: Draws a weight matrix, in place; biases are zero with any.
 
     Returns:
         Alternating linear layers and activations, mapping (..., widths[0]) to (..., widths[-1]).
@@ -30,7 +36,7 @@ def dense_network(widths: Sequence[int], activation: type[nn.Module]) -> nn.Sequ
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         linear = nn.Linear(inputs, outputs)
-        nn.init.xavier_uniform_(linear.weight)
+        initialise(linear.weight)
         nn.init.zeros_(linear.bias)
         layers += [linear, activation()]
     return nn.Sequential(*layers[:-1])

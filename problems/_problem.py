@@ -13,7 +13,7 @@ Batch = Mapping[str, Tensor]
 
 
 def samples(batch: Batch) -> int:
-    """Number of samples, the leading dimension of every tensor."""
+    """Number of samples, the leading dimension of the first tensor, and mostly of all."""
     return len(next(iter(batch.values())))
 
 
@@ -144,6 +144,33 @@ class Problem(ABC):
         """
         while True:
             yield from slices(train, size)
+
+    def focus(self, network: nn.Module, batch: Batch) -> Batch:
+        """What of a batch to step on, chosen with the network as it is; by default all of it.
+
+        This is part of the step, and of its time; the batch is drawn outside.
+        """
+        return batch
+
+    def data_loss(self, network: nn.Module, data: Batch, chunk: int) -> float:
+        """The loss per sample that is recorded, for training or test data.
+
+        By default `loss` over the whole of them. A problem that is tested by something else than
+        it is trained by overrides this.
+
+        Args:
+            network: The network, in evaluation mode; gradients are off.
+            data: Training or test data of `data`.
+            chunk: Samples evaluated at a time, which bounds the memory.
+
+        Returns:
+            Mean loss per sample, added up in float64.
+        """
+        total = 0.0
+        for batch in slices(data, chunk):
+            loss = self.loss(self.predict(network, batch), batch).double().item()
+            total += loss if self.loss_reduction == "sum" else loss * samples(batch)
+        return total / samples(data)
 
     def plain(self) -> "Problem":
         """The same problem, simulated as one would write it down, to compare with."""

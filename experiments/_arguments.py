@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from experiments._learning_rate import SCHEDULES
 from experiments._methods import METHODS
 from experiments._options import DTYPES, Options
 from problems import Problem, Settings
@@ -106,6 +107,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "help": "how the Jacobian is obtained",
         },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
+        "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }
     group = parser.add_argument_group("method")
     for name in _setting_names(method):

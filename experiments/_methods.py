@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, optim
 
 import hig
+from experiments._loss_weighting import LearningRateAnnealing, MinMax, ReLoBRaLo
+from experiments._several_losses import alternating, combined
+from hig.conflictfree import ConFIGOperator, GradientOperator, IMTLGOperator, PCGradOperator
 from problems import Settings
 
 Parameters = Sequence[torch.nn.Parameter]
@@ -16,6 +19,8 @@ Parameters = Sequence[torch.nn.Parameter]
 
 class Optimizer(Protocol):
     """The part of `torch.optim.Optimizer` that a run needs."""
+
+    param_groups: list[dict]
 
     def zero_grad(self) -> None:
         """Clear the gradients."""
@@ -31,16 +36,27 @@ class Method:
     Attributes:
         label: Name in legends.
         build: Makes the optimiser from parameters, step size and the options below.
-        options: Fields of `Settings`, beside batch and step size, that the optimiser takes,
-            with their defaults.
-        jacobian: True where the closure returns ``(loss, prediction)`` and the optimiser
-            reports on the Jacobian; False where it returns the loss after a backward pass.
+        options: Fields of `Settings`, beside batch and step size, that the method has, with
+            their defaults. All but the schedule are arguments of the optimiser.
+        closure: What the closure that the optimiser is given does: ``"backward"`` returns the
+            loss after a backward pass, ``"outputs"`` returns ``(loss, prediction)``, ``"pairs"``
+            a list of these, ``"losses"`` a list of losses, and ``"turns"`` the loss of a number.
     """
 
     label: str
     build: Callable[..., Optimizer]
     options: Mapping[str, float | str] = field(default_factory=dict)
-    jacobian: bool = False
+    closure: Literal["backward", "outputs", "pairs", "losses", "turns"] = "backward"
+
+    @property
+    def jacobian(self) -> bool:
+        """Whether the optimiser reports on one joint Jacobian."""
+        return self.closure == "outputs"
+
+    @property
+    def several_losses(self) -> bool:
+        """Whether the method needs a problem with several losses."""
+        return self.closure in ("pairs", "losses", "turns")
 
     def complete(self, settings: Settings) -> Settings:
         """Put the defaults of this method where its settings are None."""
@@ -50,7 +66,7 @@ class Method:
     def optimizer(self, parameters: Parameters, settings: Settings) -> Optimizer:
         """Make the optimiser for the parameters with the settings."""
         settings = self.complete(settings)
-        options = {name: getattr(settings, name) for name in self.options}
+        options = {name: getattr(settings, name) for name in self.options if name != "schedule"}
         return self.build(parameters, lr=settings.lr, **options)
 
 
@@ -74,6 +90,11 @@ class MuonAdamW:
             self.parts.append(muon)
         if others:
             self.parts.append(optim.AdamW(others, lr=lr, weight_decay=0))
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """Those of both halves."""
+        return [group for part in self.parts for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters."""
@@ -104,25 +125,46 @@ def _soap(parameters: Parameters, lr: float) -> Optimizer:
     return SOAP(parameters, lr=lr, weight_decay=0)
 
 
+def _combined(label: str, operator: Callable[[], GradientOperator]) -> Method:
+    return Method(label, combined(operator), _FIRST_ORDER, closure="losses")
+
+
+def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method:
+    return Method(label, alternating(operator), _FIRST_ORDER, closure="turns")
+
+
 _ROUTE = {"engine": "auto", "step_rule": "fixed"}
+_FIRST_ORDER = {"schedule": "constant"}
 
 METHODS = MappingProxyType(
     {
-        "hig": Method("HIG", hig.HIG, {"rcond": 1e-6, "kappa": -0.5, **_ROUTE}, jacobian=True),
-        "gn": Method("Gauss–Newton", hig.GaussNewton, {"rcond": 1e-6, **_ROUTE}, jacobian=True),
+        "hig": Method("HIG", hig.HIG, {"rcond": 1e-6, "kappa": -0.5, **_ROUTE}, closure="outputs"),
+        "gn": Method("Gauss–Newton", hig.GaussNewton, {"rcond": 1e-6, **_ROUTE}, closure="outputs"),
         "lm": Method(
             "Levenberg–Marquardt",
             hig.LevenbergMarquardt,
             {"damping": 1e-3, **_ROUTE},
-            jacobian=True,
+            closure="outputs",
         ),
-        "adam": Method("Adam", optim.Adam),
-        "sgd": Method("SGD", optim.SGD),
-        "adagrad": Method("Adagrad", optim.Adagrad),
-        "adadelta": Method("Adadelta", optim.Adadelta),
-        "rmsprop": Method("RMSprop", optim.RMSprop),
-        "lbfgs": Method("L-BFGS", _lbfgs),
-        "soap": Method("SOAP", _soap),
-        "muon": Method("Muon", MuonAdamW),
+        "multihig": Method(
+            "MultiHIG", hig.MultiHIG, {"rcond": 1e-6, "kappa": -0.5, **_ROUTE}, closure="pairs"
+        ),
+        "adam": Method("Adam", optim.Adam, _FIRST_ORDER),
+        "sgd": Method("SGD", optim.SGD, _FIRST_ORDER),
+        "adagrad": Method("Adagrad", optim.Adagrad, _FIRST_ORDER),
+        "adadelta": Method("Adadelta", optim.Adadelta, _FIRST_ORDER),
+        "rmsprop": Method("RMSprop", optim.RMSprop, _FIRST_ORDER),
+        "lbfgs": Method("L-BFGS", _lbfgs, _FIRST_ORDER),
+        "soap": Method("SOAP", _soap, _FIRST_ORDER),
+        "muon": Method("Muon", MuonAdamW, _FIRST_ORDER),
+        "pcgrad": _combined("PCGrad", PCGradOperator),
+        "imtlg": _combined("IMTL-G", IMTLGOperator),
+        "minmax": _combined("MinMax", MinMax),
+        "relobralo": _combined("ReLoBRaLo", ReLoBRaLo),
+        "lra": _combined("LRA", LearningRateAnnealing),
+        "config": _combined("ConFIG", ConFIGOperator),
+        "mpcgrad": _alternating("M-PCGrad", PCGradOperator),
+        "mimtlg": _alternating("M-IMTL-G", IMTLGOperator),
+        "mconfig": _alternating("M-ConFIG", ConFIGOperator),
     }
 )

@@ -1,5 +1,6 @@
 """What a run writes down."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ class Recorder:
     train_loss: list[float] = field(default_factory=list)
     test_loss: list[float] = field(default_factory=list)
     metrics: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    smallest_cosine: list[float] = field(default_factory=list)
 
     def evaluation(
         self,
@@ -27,8 +29,12 @@ class Recorder:
         train_loss: float,
         test_loss: float,
         metrics: Mapping[str, np.ndarray],
+        smallest_cosine: float = math.nan,
     ) -> None:
         """Note the mean losses and the metrics after ``epoch`` passes and ``seconds`` of training.
+
+        With them the smallest cosine between the last step and the direction of a loss of several;
+        NaN where there is none.
 
         Raises:
             ValueError: If a metric has the name ``"loss"``, whose place is taken.
@@ -40,14 +46,18 @@ class Recorder:
         self.train_loss.append(train_loss)
         self.test_loss.append(test_loss)
         self.metrics.append(metrics)
+        self.smallest_cosine.append(smallest_cosine)
 
     def results(self) -> dict[str, object]:
         """The published keys, and ``test_<name>`` (E, ...) per metric for E evaluations.
+
+        With several losses also ``smallest_cosine`` (E,), NaN before the first step.
 
         Arrays are float64; ``time`` is cumulative, in seconds, and ``epoch_time`` the time from
         one evaluation to the next.
         """
         time = np.asarray(self.seconds, dtype=np.float64)
+        cosines = np.asarray(self.smallest_cosine, dtype=np.float64)
         return {
             "epochs": np.asarray(self.epochs, dtype=np.float64),
             "train_loss": np.asarray(self.train_loss, dtype=np.float64),
@@ -55,6 +65,7 @@ class Recorder:
             "time": time,
             "epoch_time": np.diff(time),
             "simulation_time": float(time[-1]),
+            **({} if np.isnan(cosines).all() else {"smallest_cosine": cosines}),
             **{
                 f"test_{name}": np.stack([m[name] for m in self.metrics])
                 for name in self.metrics[0]

@@ -13,6 +13,7 @@ import hig
 from experiments import _names, _weights
 from experiments._clock import TrainingClock
 from experiments._evaluation import loss_per_sample, mean_loss, metrics
+from experiments._learning_rate import factor, set_learning_rate
 from experiments._machine import machine
 from experiments._methods import METHODS, Method, Optimizer
 from experiments._options import DTYPES, Options
@@ -21,7 +22,7 @@ from experiments._recorder import JacobianRecorder, Recorder
 from experiments._schedule import schedule
 from experiments._step import take_step
 from experiments._weights import Pretraining, Snapshot
-from problems import Batch, Problem, Settings, samples
+from problems import Batch, Problem, SeveralLosses, Settings, samples
 
 # Streams of random numbers beside that of the initial weights, at every seed.
 DATA_STREAM, BATCH_STREAM = 1, 2
@@ -69,6 +70,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             f"{problem.name} has no settings for {method!r}; "
             f"it has them for {', '.join(problem.settings)}"
         )
+    if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
+        raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
     settings = _as_published(problem, method, settings)
     earlier = _weights.load(options.init_from, problem.name) if options.init_from else None
     differences = _names.deviations(problem, method, settings, options)
@@ -183,6 +186,7 @@ def _train(training: _Training, progress: Progress) -> str:
     evaluations = schedule(problem, steps_per_epoch)
     for step, batch in enumerate(training.batches, start=1):
         epoch = step / steps_per_epoch
+        _schedule_step_size(training, step - 1, (step - 1) / steps_per_epoch)
         with clock.running():
             loss = take_step(
                 problem, training.method, training.network, training.optimizer, batch
@@ -201,6 +205,17 @@ def _train(training: _Training, progress: Progress) -> str:
     raise AssertionError("batches never end")
 
 
+def _schedule_step_size(training: _Training, step: int, epoch: float) -> None:
+    settings, options = training.settings, training.options
+    if settings.schedule in (None, "constant"):
+        return
+    if options.epochs is not None:
+        done = epoch / options.epochs
+    else:
+        done = training.clock.seconds / options.time_budget
+    set_learning_rate(training.optimizer, settings.lr * factor(settings.schedule, step, done))
+
+
 def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | None:
     if options.epochs is not None and epoch >= options.epochs:
         return "epochs"
@@ -215,9 +230,18 @@ def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
     measured = metrics(problem, network, training.test)
     # Those of an evaluation, whenever the run ends: within a step they may be half changed.
     training.latest = _weights.snapshot(network, seconds, losses[1])
-    training.recorder.evaluation(epoch, seconds, *losses, measured)
+    training.recorder.evaluation(epoch, seconds, *losses, measured, _conflict(training))
     progress.evaluated(*losses)
     _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
+
+
+def _conflict(training: _Training) -> float:
+    """The smallest cosine of the last combined direction with a loss's own; NaN without one."""
+    reporting = training.optimizer
+    if not training.method.several_losses:
+        return math.nan
+    report = getattr(getattr(reporting, "operator", reporting), "report", None)
+    return math.nan if report is None else report.smallest_cosine
 
 
 def _require_finite(loss: float, what: str, training: _Training) -> None:

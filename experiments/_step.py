@@ -26,18 +26,27 @@ def take_step(
         it, without a graph.
     """
     batch = problem.focus(network, batch)
+    if method.closure == "turns":
+        count = len(problem.loss_names)
+        return optimizer.step(lambda index: problem.single_loss(network, batch, index), count)
 
-    def evaluate() -> tuple[Tensor, Tensor]:
+    def outputs() -> tuple[Tensor, Tensor]:
         prediction = problem.predict(network, batch)
         return problem.loss(prediction, batch), prediction
 
-    def evaluate_backward() -> Tensor:
+    def backward() -> Tensor:
         optimizer.zero_grad()
-        loss, _ = evaluate()
+        loss = problem.batch_loss(network, batch)
         loss.backward()
         return loss
 
-    return optimizer.step(evaluate if method.jacobian else evaluate_backward).detach()
+    closures = {
+        "backward": backward,
+        "outputs": outputs,
+        "losses": lambda: problem.losses(network, batch),
+        "pairs": lambda: problem.group_predictions(network, batch),
+    }
+    return optimizer.step(closures[method.closure]).detach()
 
 
 def repeatable_step(

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from problems._problem import Batch, Problem, Settings, parameter, samples, slices
+from problems._several_losses import SeveralLosses
 from problems.conditioning_toy import ConditioningToy
 from problems.nonlinear_oscillators import NonlinearOscillators
 from problems.quantum_dipole import QuantumDipole
@@ -28,6 +29,7 @@ __all__ = [
     "Problem",
     "QuantumDipole",
     "Settings",
+    "SeveralLosses",
     "parameter",
     "samples",
     "slices",

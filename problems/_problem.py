@@ -43,6 +43,8 @@ class Settings:
         damping: Initial damping; Levenberg–Marquardt only.
         engine: How the Jacobian is obtained; Jacobian methods only.
         step_rule: ``"fixed"``, ``"trust"`` or ``"line_search"``; Jacobian methods only.
+        schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
+            a cosine after a short warm-up; methods of first order only.
         published: True for values from the publication of the problem, False for our own choice.
     """
 
@@ -53,6 +55,7 @@ class Settings:
     damping: float | None = None
     engine: str | None = None
     step_rule: str | None = None
+    schedule: str | None = None
     published: bool = False
 
 
@@ -144,6 +147,10 @@ class Problem(ABC):
         """
         while True:
             yield from slices(train, size)
+
+    def batch_loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a batch, a scalar, for methods that want nothing but its gradient."""
+        return self.loss(self.predict(network, batch), batch)
 
     def focus(self, network: nn.Module, batch: Batch) -> Batch:
         """What of a batch to step on, chosen with the network as it is; by default all of it.

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from problems._networks import dense_network
-from problems._problem import Batch, Problem, parameter, require_positive_numbers, slices
+from problems._problem import Batch, parameter, require_positive_numbers, slices
+from problems._several_losses import SeveralLosses
 from problems.pinn._jets import Jet, jet
 from problems.pinn._sampling import latin_hypercube, on_faces, weighted_choice
 
@@ -27,7 +28,7 @@ CANDIDATES = 4  # per point chosen by residual
 
 
 @dataclass(frozen=True)
-class PhysicsInformed(Problem):
+class PhysicsInformed(SeveralLosses):
     r"""A differential equation on a box with conditions on its boundary.
 
     Points come in groups, ``"interior"`` and ``"boundary"``, with F residuals at each point, one

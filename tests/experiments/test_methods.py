@@ -7,16 +7,22 @@ from torch import nn
 import hig
 from experiments._methods import METHODS, MuonAdamW
 from problems import NonlinearOscillators, Settings
+from problems.pinn import Burgers
 
 
-def test_every_method_has_settings_for_the_problem():
-    assert set(NonlinearOscillators.settings) == set(METHODS)
+SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
+SEVERAL = [name for name, method in METHODS.items() if method.several_losses]
 
 
-@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_settings():
+    assert set(NonlinearOscillators.settings) == set(SINGLE)
+    assert set(SEVERAL) < set(Burgers.settings)
+
+
+@pytest.mark.parametrize("name", SINGLE)
 def test_settings_fit_the_options_of_the_method(name):
     settings = NonlinearOscillators.settings[name]
-    options = {"rcond", "kappa", "damping", "engine", "step_rule"}
+    options = {"rcond", "kappa", "damping", "engine", "step_rule", "schedule"}
     for option in options - set(METHODS[name].options):
         assert getattr(settings, option) is None, f"{name} does not take {option}"
     complete = METHODS[name].complete(settings)
@@ -41,7 +47,7 @@ def test_jacobian_methods_get_their_options():
     assert METHODS["lm"].optimizer(parameters, settings).filter.damping == 0.5
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.jacobian])
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.closure == "backward"])
 def test_baselines_decrease_a_quadratic(name):
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
@@ -58,6 +64,33 @@ def test_baselines_decrease_a_quadratic(name):
     for _ in range(12):
         losses.append(optimizer.step(closure).item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_losses_decrease(name):
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    inputs = torch.randn(16, 3)
+    method = METHODS[name]
+    optimizer = method.optimizer(list(network.parameters()), Settings(16, lr=0.05))
+    predictions = [lambda: network(inputs)[:, :1], lambda: 10 * network(inputs)[:, 1:] - 1]
+
+    def pairs():
+        return [(p.square().mean(), p) for p in (predict() for predict in predictions)]
+
+    def losses(index=None):
+        found = [loss for loss, _ in pairs()]
+        return found if index is None else found[index]
+
+    before = float(sum(losses()))
+    for _ in range(40):
+        if method.closure == "turns":
+            optimizer.step(losses, 2)
+        else:
+            optimizer.step(pairs if method.closure == "pairs" else losses)
+    assert float(sum(losses())) < 0.8 * before
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.05
 
 
 def test_muon_moves_matrices_and_biases():

@@ -133,7 +133,7 @@ def test_rules_look_at_the_sum_of_the_losses(step_rule, dtype):
     optimizer = hig.MultiHIG(network.parameters(), rcond=1e-3, step_rule=step_rule)
     losses = [float(optimizer.step(closure)) for _ in range(40)]
     assert losses[0] == pytest.approx(float(optimizer_loss(two_losses(dtype)[1])), rel=1e-6)
-    assert losses[-1] < 0.05 * losses[0]
+    assert losses[-1] < 0.15 * losses[0]
     assert all(parameter.dtype == dtype for parameter in network.parameters())
 
 

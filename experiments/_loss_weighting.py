@@ -1,0 +1,133 @@
+"""Operators that weight the losses: what conflict-free directions are compared with.
+
+Each maps the gradients (m, P) of m losses, with their values, to a weighted sum of the gradients.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig.conflictfree import GradientOperator
+
+
+class Weighting(GradientOperator):
+    """A weighted sum of the gradients.
+
+    Attributes:
+        weights: (m,) float64 of the last step, None before.
+    """
+
+    weights: Tensor | None = None
+
+    @abstractmethod
+    def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        """Weights (m,) for losses (m,) and gradients (m, P), all float64."""
+
+    @torch.no_grad()
+    def calculate_gradient(
+        self, grads: Tensor | Sequence[Tensor], losses: Sequence | None = None
+    ) -> Tensor:
+        """The weighted sum (P,) of gradients (m, P).
+
+        Raises:
+            ValueError: No losses are given.
+        """
+        if losses is None:
+            raise ValueError(f"{type(self).__name__} needs the losses, got None; pass losses=")
+        gradients = grads if isinstance(grads, Tensor) else torch.stack(list(grads))
+        values = torch.stack([torch.as_tensor(loss).detach().reshape(()) for loss in losses])
+        self.weights = self.next_weights(values.to(gradients).double(), gradients.double())
+        return self.weights.to(gradients) @ gradients
+
+
+class MinMax(Weighting):
+    """Weights that grow where losses are large: Adam *ascends* the weighted sum in the weights.
+
+    Liu, Wang, *A dual-dimer method for training physics-constrained neural networks with minimax
+    architecture*, Neural Networks 136 (2021).
+
+    Args:
+        lr: Step size of the weights.
+    """
+
+    def __init__(self, lr: float = 1e-3):
+        self._lr = lr
+        self._following: Tensor | None = None  # the weights of the next step
+        self._adam: torch.optim.Adam | None = None
+
+    def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        """Ones at first, then after a step of Adam per step."""
+        if self._adam is None:
+            self._following = torch.ones_like(losses)
+            self._adam = torch.optim.Adam([self._following], lr=self._lr, maximize=True)
+        weights = self._following.clone()
+        self._following.grad = losses  # the derivative of the weighted sum by the weights
+        self._adam.step()
+        return weights
+
+
+class ReLoBRaLo(Weighting):
+    r"""Relative loss balancing with random lookback.
+
+    With :math:`s_i(t') = m\, \mathrm{softmax}_i(L_i(t) / (\tau L_i(t')))` the weights are
+    :math:`\beta\, (\rho\, w_i + (1 - \rho)\, s_i(0)) + (1 - \beta)\, s_i(t - 1)`, where
+    :math:`\rho` is drawn: 1 with its expectation as probability, else 0. Bischof, Kraus,
+    *Multi-objective loss balancing for physics-informed deep learning*, arXiv 2110.09813.
+
+    Args:
+        beta: Weight of the past.
+        temperature: τ.
+        rho: Expectation of ρ.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self, beta: float = 0.999, temperature: float = 0.1, rho: float = 0.999, seed: int = 0
+    ):
+        self._beta, self._temperature, self._rho = beta, temperature, rho
+        self._generator = torch.Generator().manual_seed(seed)
+        self._first: Tensor | None = None
+        self._last: Tensor | None = None
+
+    def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        """Ones at first."""
+        if self._first is None:
+            self._first, weights = losses, torch.ones_like(losses)
+        else:
+            looks_back = torch.rand((), generator=self._generator) >= self._rho
+            past = self._balance(losses, self._first) if looks_back else self.weights
+            weights = self._beta * past + (1 - self._beta) * self._balance(losses, self._last)
+        self._last = losses
+        return weights
+
+    def _balance(self, losses: Tensor, earlier: Tensor) -> Tensor:
+        tiny = torch.finfo(losses.dtype).tiny
+        ratios = losses / (self._temperature * earlier.clamp_min(tiny))
+        return len(losses) * torch.softmax(ratios, 0)
+
+
+class LearningRateAnnealing(Weighting):
+    r"""Weights that bring the gradients of all losses to the size of the first's.
+
+    :math:`\hat w_i = \max |\nabla L_1| / \mathrm{mean} |\nabla L_i|`, averaged over the steps; the
+    first loss, that of the equation, keeps the weight 1. Wang, Teng, Perdikaris, *Understanding and
+    mitigating gradient flow pathologies in physics-informed neural networks*, SIAM J. Sci. Comput.
+    43 (2021).
+
+    Args:
+        beta: Weight of the past in the average.
+    """
+
+    def __init__(self, beta: float = 0.999):
+        self._beta = beta
+
+    def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
+        """Averages that start from ones."""
+        sizes = gradients.abs()
+        means = sizes[1:].mean(1)
+        wanted = torch.where(means > 0, sizes[0].max() / means, 1.0)
+        before = torch.ones_like(losses) if self.weights is None else self.weights
+        averages = self._beta * before[1:] + (1 - self._beta) * wanted
+        return torch.cat([before[:1], averages])

@@ -1,0 +1,109 @@
+"""Optimisers for several losses: a first-order step along a combined gradient."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, optim
+
+from hig.conflictfree import AlternatingBackward, GradientOperator, PseudoMomentumOperator, backward
+
+Operator = Callable[[Tensor], Tensor]
+
+
+class _AlongGradients:
+    """The part of an optimiser that goes along ``.grad``."""
+
+    def __init__(self, base: optim.Optimizer):
+        self._base = base
+
+    @property
+    def param_groups(self) -> list[dict]:
+        """Parameters with their step sizes."""
+        return self._base.param_groups
+
+    def zero_grad(self) -> None:
+        """Clear the gradients."""
+        self._base.zero_grad()
+
+
+class Combined(_AlongGradients):
+    """Adam along the direction that an operator makes of the gradients of all losses.
+
+    Args:
+        parameters: Parameters of a network.
+        lr: Step size.
+        operator: Maps the gradients (m, P) to a direction (P,).
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], lr: float, operator: Operator):
+        super().__init__(optim.Adam(parameters, lr=lr))
+        self._parameters, self.operator = list(parameters), operator
+
+    def step(self, closure: Callable[[], Sequence[Tensor]]) -> Tensor:
+        """Take one step.
+
+        Args:
+            closure: Returns the losses, scalars with graphs.
+
+        Returns:
+            The sum of the losses before the step.
+        """
+        with torch.enable_grad():
+            losses = closure()
+        self.zero_grad()
+        backward(losses, self._parameters, self.operator)
+        self._base.step()
+        return torch.stack([loss.detach() for loss in losses]).sum()
+
+
+class Alternating(_AlongGradients):
+    """Gradient descent along combined momenta; the losses take turns, one per step.
+
+    Args:
+        parameters: Parameters of a network.
+        lr: Step size; the direction is scaled as that of Adam.
+        operator: Makes an operator that maps the momenta (m, P) to a direction (P,).
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], lr: float, operator: Callable[[], GradientOperator]
+    ):
+        super().__init__(optim.SGD(parameters, lr=lr))
+        self._parameters, self._make_operator = list(parameters), operator
+        self._momenta: AlternatingBackward | None = None  # until the number of losses is known
+
+    @property
+    def operator(self) -> PseudoMomentumOperator | None:
+        """The operator with its momenta; None before the first step."""
+        return self._momenta and self._momenta.operator
+
+    def step(self, closure: Callable[[int], Tensor], count: int) -> Tensor:
+        """Take one step.
+
+        Args:
+            closure: Returns the loss of a number, a scalar with a graph.
+            count: Number of losses, the same in every step.
+
+        Returns:
+            The loss before the step whose turn it is.
+        """
+        if self._momenta is None:
+            operator = PseudoMomentumOperator(count, gradient_operator=self._make_operator())
+            self._momenta = AlternatingBackward(self._parameters, count, operator)
+        self.zero_grad()
+        with torch.enable_grad():
+            loss = closure(self._momenta.next_loss)
+        self._momenta.backward(loss)
+        self._base.step()
+        return loss.detach()
+
+
+def combined(operator: Callable[[], Operator]) -> Callable[..., Combined]:
+    """What makes a `Combined` with an operator of its own."""
+    return lambda parameters, lr: Combined(parameters, lr, operator())
+
+
+def alternating(operator: Callable[[], GradientOperator]) -> Callable[..., Alternating]:
+    """What makes an `Alternating` with an operator of its own."""
+    return partial(Alternating, operator=operator)

@@ -1,0 +1,1 @@
+"""Physics-informed networks, one folder per equation."""

@@ -1,0 +1,7 @@
+"""Train a solution of Beltrami flow with half-inverse gradients."""
+
+from experiments import submit
+from problems.pinn import Beltrami
+
+if __name__ == "__main__":
+    submit(Beltrami(), "hig")

@@ -1,0 +1,7 @@
+"""Train a solution of Kovasznay flow with MinMax (published settings)."""
+
+from experiments import submit
+from problems.pinn import Kovasznay
+
+if __name__ == "__main__":
+    submit(Kovasznay(), "minmax")

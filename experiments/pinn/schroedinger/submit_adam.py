@@ -1,0 +1,7 @@
+"""Train a solution of the nonlinear Schrödinger equation with Adam (published settings)."""
+
+from experiments import submit
+from problems.pinn import Schroedinger
+
+if __name__ == "__main__":
+    submit(Schroedinger(), "adam")

@@ -1,0 +1,7 @@
+"""Train a solution of the nonlinear Schrödinger equation with M-ConFIG (published settings)."""
+
+from experiments import submit
+from problems.pinn import Schroedinger
+
+if __name__ == "__main__":
+    submit(Schroedinger(), "mconfig")

@@ -23,7 +23,7 @@ class Burgers(Evolution):
     of Cole and Hopf, on a grid of 256 places and 101 times.
 
     Attributes:
-        viscosity: ν.
+        viscosity: ν, from 0.001 to 1.
     """
 
     points_interior: int = parameter(10000, "interior points of a published batch")
@@ -47,6 +47,14 @@ class Burgers(Evolution):
             "lm": Settings(batch_size=1000, lr=1.0, damping=1e-3),
         }
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1e-3 <= self.viscosity <= 1:
+            raise ValueError(
+                f"viscosity must be from 0.001 to 1, got {self.viscosity}; for others the solution "
+                f"is not computed to enough digits, the default is {0.01 / math.pi:.6f}"
+            )
 
     def equation(self, at: Jet) -> Tensor:
         """Residual (..., 1)."""

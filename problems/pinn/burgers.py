@@ -41,7 +41,7 @@ class Burgers(Evolution):
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             "adam": Settings(batch_size=10000, lr=1e-3, published=True),
-            # Our own choice, from short trials: half an inverse needs a search along the line.
+            # Our own choice; the half-inverse wants a search along its direction.
             "hig": Settings(batch_size=1000, lr=1.0, rcond=1e-12, step_rule="line_search"),
             "gn": Settings(batch_size=1000, lr=1.0, rcond=1e-6, step_rule="line_search"),
             "lm": Settings(batch_size=1000, lr=1.0, damping=1e-3),

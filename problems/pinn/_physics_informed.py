@@ -204,18 +204,26 @@ class PhysicsInformed(SeveralLosses):
         return 0.5 * prediction.square().sum()
 
     def group_predictions(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Every loss with the rows that it was computed from, a graph for each.
+        """Every loss with the rows that it was computed from, in the order of `loss_names`."""
+        return [
+            self.group_prediction(network, batch, index) for index in range(len(self.loss_names))
+        ]
+
+    def group_prediction(
+        self, network: nn.Module, batch: Batch, index: int
+    ) -> tuple[Tensor, Tensor]:
+        """One of the losses with the rows that it was computed from, for its own work alone.
 
         Args:
             network: As for `residuals`.
             batch: Points by group.
+            index: Place of the loss in `loss_names`.
 
         Returns:
-            ``(loss, prediction)`` in the order of `loss_names`: a scalar and (rows, F), scaled as
-            in `predict`.
+            Scalar loss and (rows, F), scaled as in `predict`.
         """
-        predictions = [self._rows(network, batch, groups) for groups in self.loss_groups.values()]
-        return [(self.loss(prediction, batch), prediction) for prediction in predictions]
+        prediction = self._rows(network, batch, self.loss_groups[self.loss_names[index]])
+        return self.loss(prediction, batch), prediction
 
     def _rows(self, network: nn.Module, batch: Batch, groups: Sequence[str]) -> Tensor:
         found = self._jointly(network, batch, groups)

@@ -44,7 +44,7 @@ class Kovasznay(PhysicsInformed):
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             "adam": Settings(batch_size=20000, lr=1e-3, published=True),
-            # Our own choice: about as many rows as with the other problems.
+            # Our own choice; the half-inverse wants a search along its direction.
             "hig": Settings(batch_size=400, lr=1.0, rcond=1e-12, step_rule="line_search"),
             "gn": Settings(batch_size=400, lr=1.0, rcond=1e-6, step_rule="line_search"),
             "lm": Settings(batch_size=400, lr=1.0, damping=1e-3),

@@ -9,6 +9,8 @@ from torch import nn
 from experiments._evaluation import evaluating, loss_per_sample, mean_loss, metrics
 from problems import NonlinearOscillators, slices
 
+TINY = NonlinearOscillators(time_steps=8, train_size=10, test_size=1)
+
 
 @pytest.mark.parametrize(("size", "lengths"), [(4, [4, 4, 2]), (5, [5, 5]), (20, [10])])
 def test_slices_cover_every_sample_once(size, lengths):
@@ -41,6 +43,18 @@ def test_mean_loss_does_not_depend_on_chunk_and_reduction(kind):
     whole = NonlinearOscillators.loss(problem, problem.predict(network, data), data).item()
     for chunk in (1, 3, 10, 64):
         assert mean_loss(problem, network, data, chunk) == pytest.approx(whole, rel=1e-13)
+
+
+class Otherwise(NonlinearOscillators):
+    def data_loss(self, network, data, chunk):
+        assert not network.training
+        assert not torch.is_grad_enabled()
+        return len(data["start"]) + chunk / 100
+
+
+def test_a_problem_may_record_something_else():
+    data, _ = TINY.data(torch.Generator().manual_seed(0))
+    assert mean_loss(Otherwise(), TINY.network(), data, 50) == 10.5
 
 
 def test_mean_loss_evaluates_and_restores_the_mode():

@@ -46,3 +46,23 @@ def test_repeatable_steps_start_from_the_same_weights(name, monkeypatch):
         assert torch.equal(step(), first)
     # No step is rejected over and over again: its time would be that of many.
     assert len(calls) <= 4 * 3
+
+
+class Focused(NonlinearOscillators):
+    def focus(self, network, batch):
+        return {key: value[:1] for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("name", ["hig", "adam"])
+def test_steps_on_what_the_problem_chooses(name):
+    torch.manual_seed(0)
+    network, method = TINY.network(), METHODS[name]
+    batch, _ = TINY.data(torch.Generator().manual_seed(0))
+    batch = {key: value.float() for key, value in batch.items()}
+    problem = Focused(time_steps=8, dt=0.5)
+    optimizer = method.optimizer(list(network.parameters()), TINY.settings[name])
+    first = problem.focus(network, batch)
+    before = TINY.loss(TINY.predict(network, first), first)
+    assert len(first["start"]) == 1
+    loss = take_step(problem, method, network, optimizer, batch)
+    assert loss.item() == pytest.approx(before.item(), rel=1e-5)

@@ -66,8 +66,7 @@ class AlternatingBackward:
             ValueError: it is not a scalar with a graph.
         """
         matrix, reached = differentiate([loss], self._parameters, "separate", retain_graph)
-        losses = None if self.operator.loss_recorder is None else [loss.detach()]
-        direction = self.operator.calculate_gradient([self.next_loss], matrix, losses)
+        direction = self.operator.calculate_step([self.next_loss], matrix, [loss.detach()])
         self._reached = [a or b for a, b in zip(self._reached, reached, strict=True)]
         accumulate(direction, self._parameters, self._reached)
         self.next_loss = (self.next_loss + 1) % self._num_losses

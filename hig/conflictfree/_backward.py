@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hig.conflictfree._config import ConFIGOperator
 from hig.conflictfree._loss_gradients import differentiate
+from hig.conflictfree._momentum import MomentumOperator
 from hig.conflictfree._operator import Operator, combine
 from hig.conflictfree._vectors import Parameters, put_gradient, slices, tensors_of
 
@@ -37,9 +38,9 @@ def backward(
         parameters: a module, or an iterable of tensors, in and outside of modules. A parameter
             that only some losses reach counts as zero in the gradients of the others; one that
             none reaches, or that requires no gradient, is left alone.
-        operator: an operator, or any callable from an (m, P) matrix to (P,), such as a TorchJD
-            aggregator; ``ConFIGOperator()`` if None. Keep one operator for all steps: it may have
-            a memory, and it has the report.
+        operator: an operator, with a memory or without, or any callable from an (m, P) matrix to
+            (P,), such as a TorchJD aggregator; ``ConFIGOperator()`` if None. Keep one for all
+            steps: it has the memory and the report.
         method: see :func:`loss_gradients`.
         retain_graph: keep the graphs of the losses for another pass.
 
@@ -50,9 +51,13 @@ def backward(
             operator returns another number of entries.
     """
     trainable = [parameter for parameter in tensors_of(parameters) if parameter.requires_grad]
+    losses = list(losses)
     matrix, reached = differentiate(losses, trainable, method, retain_graph)
     values = [loss.detach() for loss in losses]
-    direction = combine(operator or ConFIGOperator(), matrix, values)
+    if isinstance(operator, MomentumOperator):
+        direction = operator.calculate_step(range(len(losses)), matrix, values)
+    else:
+        direction = combine(operator or ConFIGOperator(), matrix, values)
     accumulate(direction, trainable, reached)
 
 

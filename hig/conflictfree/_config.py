@@ -65,7 +65,7 @@ class ConFIGOperator(GradientOperator):
             if _needs_no_vector(model):
                 length = float(model.length(matrix.norms, combination.cosines))
                 return self.scaled(matrix, combination, length / combination.norm)
-            unit = matrix.lift(combination.coefficients / combination.norm)
+            unit = matrix.lift(combination, 1 / combination.norm)
             direction = model.rescale_length(target_vector=unit, gradients=rows, losses=losses)
             factor = float(direction.double() @ unit.double()) / combination.norm
             self.report = ConflictReport.of(combination, factor, matrix.norms)

@@ -32,11 +32,14 @@ class Combination:
         coefficients: b, (m,) float64 on the CPU.
         projections: :math:`u_i \cdot d`, (m,) float64 on the CPU; zero for a zero gradient.
         norm: length of d; exactly zero where d is zero up to rounding.
+        vector: d itself, (P,) float64 on the device of the gradients, where its coefficients
+            nearly cancel and would not give it to full precision; else None.
     """
 
     coefficients: Tensor
     projections: Tensor
     norm: float
+    vector: Tensor | None = None
 
     @property
     def cosines(self) -> Tensor:
@@ -92,9 +95,8 @@ class GradientMatrix:
         vector = self._combine(coefficients)
         norm = float(vector.norm())
         if norm <= self.rcond * float(coefficients.abs().max()):
-            zero = torch.zeros_like(coefficients)
-            return Combination(zero, zero, 0.0)
-        return Combination(coefficients, self._project(vector), norm)
+            return self._nothing()
+        return Combination(coefficients, self._project(vector), norm, vector)
 
     def pseudo_inverse(self, weights: Tensor, exact: bool = False) -> Combination:
         r"""The shortest d whose cosines with the gradients are closest to the weights.
@@ -120,23 +122,25 @@ class GradientMatrix:
         complete = len(active) == len(self.norms)
         if not complete:
             weights = weights[active]
-        vectors, squares = self._spectrum(active, exact)
-        spectral = weights @ vectors
+        left, values, right = self._singular(active, exact)
+        spectral = weights @ left
         # Anti-parallel gradients, for one: no direction has a positive cosine with both.
         if float(spectral.norm()) <= self.rcond * float(weights.norm()):
-            zero = torch.zeros_like(self.norms)
-            return Combination(zero, zero, 0.0)
-        norm = float((spectral.square() / squares).sum().sqrt())
-        coefficients, projections = vectors @ (spectral / squares), vectors @ spectral
-        if complete:
-            return Combination(coefficients, projections, norm)
-        spread = self.norms.new_zeros((2, len(self.norms)))
-        spread[:, active] = torch.stack([coefficients, projections])
-        return Combination(spread[0], spread[1], norm)
+            return self._nothing()
+        components = spectral / values
+        coefficients, projections = left @ (components / values), left @ spectral
+        if not complete:
+            spread = self.norms.new_zeros((2, len(self.norms)))
+            spread[:, active] = torch.stack([coefficients, projections])
+            coefficients, projections = spread
+        vector = None if right is None else right(components)
+        return Combination(coefficients, projections, float(components.norm()), vector)
 
-    def lift(self, coefficients: Tensor) -> Tensor:
-        """The sum of the unit gradients times (m,) coefficients, (P,), dtype of the gradients."""
-        return self._combine(coefficients).to(self.rows.dtype)
+    def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
+        """A multiple of a combination as a vector (P,), dtype of the gradients."""
+        if combination.vector is not None:
+            return (factor * combination.vector).to(self.rows.dtype)
+        return self._combine(factor * combination.coefficients).to(self.rows.dtype)
 
     # -- details ---------------------------------------------------------------------------------
 
@@ -178,29 +182,40 @@ class GradientMatrix:
         products = sum(c @ p for c, p in zip(self._chunks(), pieces, strict=True))
         return products.cpu() / self._lengths()
 
-    def _spectrum(self, active: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
-        """Left singular vectors (k, r) and squared singular values (r,) of the unit gradients."""
+    def _nothing(self) -> Combination:
+        zero = torch.zeros_like(self.norms)
+        return Combination(zero, zero, 0.0)
+
+    def _singular(self, active: Tensor, exact: bool):
+        """Singular values of the unit gradients of k losses, those that are rounding left out.
+
+        Returns:
+            Left vectors (k, r), values (r,), and a function from r components along the right
+            vectors to a vector (P,), or None: then the rows are independent enough to give it.
+        """
         if not len(active):
-            return self.norms.new_zeros((0, 0)), self.norms.new_zeros(0)
+            return self.norms.new_zeros((0, 0)), self.norms.new_zeros(0), None
         if not exact:
             complete = len(active) == len(self.norms)
             gram = self.cosines if complete else self.cosines[active][:, active]
-            squares, vectors = torch.linalg.eigh(gram)
+            squares, left = torch.linalg.eigh(gram)
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
-                return vectors, squares
-        vectors, values, _ = torch.linalg.svd(self._triangle(active).T, full_matrices=False)
-        keep = values > self.rcond * values[0]  # strict: of a zero matrix nothing is kept
-        return vectors[:, keep], values[keep].square()
+                return left, squares.sqrt(), None
+        basis, triangle = torch.linalg.qr(self._units(active).T)
+        left, values, right = torch.linalg.svd(triangle.T.cpu(), full_matrices=False)
+        keep = values > self.rcond * values[0]
+        rotation = right[keep].T
 
-    def _triangle(self, active: Tensor) -> Tensor:
-        """R of Uᵀ = Q R, with the same singular values as U: (min(k, P), k) on the CPU."""
-        device = self.rows.device
-        lengths = self._lengths()[active].to(device).unsqueeze(1)
-        triangle = lengths.new_zeros((0, len(active)))
-        for chunk in self._chunks():
-            units = chunk[active.to(device)] / lengths
-            triangle = torch.linalg.qr(torch.cat([triangle, units.T]), mode="r").R
-        return triangle.cpu()
+        def lifted(components: Tensor) -> Tensor:
+            return basis @ (rotation @ components).to(basis.device)
+
+        return left[:, keep], values[keep], lifted
+
+    def _units(self, active: Tensor) -> Tensor:
+        """Unit gradients of k losses, (k, P) float64: twice the memory of float32 gradients."""
+        active = active.to(self.rows.device)
+        rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
+        return rows / self._lengths()[active.cpu()].to(rows.device).unsqueeze(1)
 
 
 def check_finite(rows: Tensor, losses: Sequence[int] | None = None) -> None:

@@ -99,10 +99,9 @@ def _checked(losses: Sequence[Tensor] | Tensor) -> list[Tensor]:
 
 def _separate(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool):
     rows, reached = [], [False] * len(parameters)
-    for loss in losses:
-        gradients = torch.autograd.grad(
-            loss, parameters, retain_graph=retain_graph or loss is not losses[-1], allow_unused=True
-        )
+    for number, loss in enumerate(losses, start=1):
+        keep = retain_graph or number < len(losses)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
         reached = [a or b is not None for a, b in zip(reached, gradients, strict=True)]
         rows.append(_joined(gradients, parameters))
     matrix = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)

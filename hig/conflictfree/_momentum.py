@@ -91,6 +91,17 @@ class MomentumOperator:
             "use PseudoMomentumOperator(num_vectors)"
         )
 
+    def calculate_step(self, indexes: Sequence[int], grads: Tensor, losses: Sequence) -> Tensor:
+        """As :meth:`calculate_gradient`; losses that no recorder waits for are dropped.
+
+        Args:
+            indexes: k numbers of losses.
+            grads: (k, P).
+            losses: k values.
+        """
+        kept = None if self.loss_recorder is None else losses
+        return self.calculate_gradient(indexes, grads, kept)
+
     def update_gradient(
         self,
         network: Parameters,

@@ -80,7 +80,7 @@ class GradientOperator:
             factor: what to multiply it with.
         """
         self.report = ConflictReport.of(combination, factor, matrix.norms)
-        return matrix.lift(combination.coefficients * factor)
+        return matrix.lift(combination, factor)
 
 
 Operator = GradientOperator | Callable[[Tensor], Tensor]

@@ -1,0 +1,92 @@
+"""One loss per step."""
+
+from torch import Tensor
+
+from hig.conflictfree._backward import accumulate
+from hig.conflictfree._loss_gradients import differentiate
+from hig.conflictfree._momentum import MomentumOperator
+from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
+from hig.conflictfree._vectors import Parameters, tensors_of
+
+__all__ = ["AlternatingBackward"]
+
+
+class AlternatingBackward:
+    """Differentiates one loss per step, in turn, and remembers the others by their moments.
+
+    A step costs one backward pass whatever the number of losses::
+
+        alternating = AlternatingBackward(network.parameters(), num_losses=3)
+        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+        for batch in data:
+            optimizer.zero_grad()
+            alternating.backward(loss_functions[alternating.next_loss](network, batch))
+            optimizer.step()
+
+    Args:
+        parameters: see :func:`backward`.
+        num_losses: how many losses take turns.
+        operator: an operator with a memory for that many losses;
+            ``PseudoMomentumOperator(num_losses)`` if None, which wants plain SGD.
+
+    Attributes:
+        next_loss: number of the loss that ``backward`` expects next.
+        operator: as given; its ``report`` is that of the last direction.
+
+    Raises:
+        ValueError: the operator is for another number of losses, or nothing requires a gradient.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        num_losses: int,
+        operator: MomentumOperator | None = None,
+    ):
+        self.operator = operator or PseudoMomentumOperator(num_losses)
+        if self.operator.num_vectors != num_losses:
+            raise ValueError(
+                f"the operator is for {self.operator.num_vectors} losses, num_losses is "
+                f"{num_losses}; construct both with the same number"
+            )
+        self.next_loss = 0
+        self._num_losses = num_losses
+        self._parameters = [p for p in tensors_of(parameters) if p.requires_grad]
+        self._reached = [False] * len(self._parameters)
+
+    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the direction to ``.grad``; it is zero until every loss has been seen once.
+
+        Args:
+            loss: the loss of number ``next_loss``, a scalar.
+            retain_graph: keep its graph for another pass.
+
+        Raises:
+            NonFiniteError: its gradient holds NaN or Inf; nothing has changed.
+            ValueError: it is not a scalar with a graph.
+        """
+        matrix, reached = differentiate([loss], self._parameters, "separate", retain_graph)
+        direction = self.operator.calculate_step([self.next_loss], matrix, [loss.detach()])
+        self._reached = [a or b for a, b in zip(self._reached, reached, strict=True)]
+        accumulate(direction, self._parameters, self._reached)
+        self.next_loss = (self.next_loss + 1) % self._num_losses
+
+    def state_dict(self) -> dict:
+        """Whose turn it is and the memory of the operator, for an exact resume."""
+        return {
+            "next_loss": self.next_loss,
+            "reached": list(self._reached),
+            "operator": self.operator.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was.
+
+        Raises:
+            ValueError: the state is of other parameters or another number of losses.
+        """
+        found = len(state_dict["reached"])
+        if found != len(self._parameters):
+            raise ValueError(f"the state is of {found} parameters, got {len(self._parameters)}")
+        self.operator.load_state_dict(state_dict["operator"])
+        self.next_loss, self._reached = state_dict["next_loss"], list(state_dict["reached"])

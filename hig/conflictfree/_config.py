@@ -1,0 +1,147 @@
+"""ConFIG: the direction that conflicts with no loss."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig.conflictfree._gradient_matrix import GradientMatrix
+from hig.conflictfree._lengths import CosineLength, LengthModel, ProjectionLength
+from hig.conflictfree._operator import GradientOperator, Gradients
+from hig.conflictfree._report import ConflictReport
+from hig.conflictfree._state import load_states, states
+from hig.conflictfree._weights import EqualWeight, WeightModel
+
+__all__ = ["ConFIGOperator", "ConFIG_update", "ConFIG_update_double"]
+
+
+class ConFIGOperator(GradientOperator):
+    r"""ConFIG: the direction that has the same positive cosine with every gradient.
+
+    :math:`g = (\sum_i g_i \cdot u)\, u` with :math:`u` along :math:`U^+ 1`, the rows of U being
+    the unit gradients (Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, equations 2 and 3). No
+    cosine is promised where the gradients are linearly dependent or outnumber the parameters;
+    ``report.smallest_cosine`` tells. Zero gradients are left out, all zero gives zero, and so do
+    gradients for which the pseudo-inverse finds no direction, such as two anti-parallel ones.
+
+    Args:
+        weight_model: ratios of the cosines; ``EqualWeight()`` if None.
+        length_model: length of the direction; ``ProjectionLength()`` if None.
+        allow_simplified_model: without effect: two losses take no other route here.
+        use_least_square: False decomposes the matrix itself in every call, instead of only where
+            its Gram matrix is too coarse; the result is the same.
+    """
+
+    def __init__(
+        self,
+        weight_model: WeightModel | None = None,
+        length_model: LengthModel | None = None,
+        allow_simplified_model: bool = True,
+        use_least_square: bool = True,
+    ):
+        self.weight_model = weight_model or EqualWeight()
+        self.length_model = length_model or ProjectionLength()
+        self.allow_simplified_model = allow_simplified_model
+        self.use_least_square = use_least_square
+
+    def calculate_gradient(self, grads: Gradients, losses: Sequence | None = None) -> Tensor:
+        """See :meth:`GradientOperator.calculate_gradient`.
+
+        Raises:
+            NonFiniteError: a gradient holds NaN or Inf.
+            ValueError: the gradients do not form a matrix (m, P), or the weight model does not
+                give m weights.
+        """
+        with torch.no_grad():
+            matrix = GradientMatrix(grads)
+            rows = matrix.rows
+            weights = self.weight_model.get_weights(
+                gradients=rows, losses=losses, device=rows.device
+            )
+            combination = matrix.pseudo_inverse(weights, exact=not self.use_least_square)
+            model = self.length_model
+            if not combination.norm:
+                return self.scaled(matrix, combination, 0.0)
+            if _needs_no_vector(model):
+                length = float(model.length(matrix.norms, combination.cosines))
+                return self.scaled(matrix, combination, length / combination.norm)
+            unit = matrix.lift(combination, 1 / combination.norm)
+            direction = model.rescale_length(target_vector=unit, gradients=rows, losses=losses)
+            factor = float(direction.double() @ unit.double()) / combination.norm
+            self.report = ConflictReport.of(combination, factor, matrix.norms)
+            return direction
+
+    def state_dict(self) -> dict:
+        """States of weight and length model, where these have any."""
+        return states(weight_model=self.weight_model, length_model=self.length_model)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another operator was.
+
+        Raises:
+            ValueError: its weight or length model had a state, and this one's has none.
+        """
+        load_states(state_dict, weight_model=self.weight_model, length_model=self.length_model)
+
+
+def ConFIG_update(
+    grads: Gradients,
+    weight_model: WeightModel | None = None,
+    length_model: LengthModel | None = None,
+    use_least_square: bool = True,
+    losses: Sequence | None = None,
+) -> Tensor:
+    """The direction of :class:`ConFIGOperator`, as a function.
+
+    Args:
+        grads: (m, P), or a sequence of m vectors (P,).
+        weight_model: see :class:`ConFIGOperator`.
+        length_model: see :class:`ConFIGOperator`.
+        use_least_square: see :class:`ConFIGOperator`.
+        losses: see :meth:`GradientOperator.calculate_gradient`.
+
+    Returns:
+        (P,), dtype and device of the gradients.
+
+    Raises:
+        NonFiniteError: a gradient holds NaN or Inf.
+        ValueError: the gradients do not form a matrix (m, P).
+    """
+    operator = ConFIGOperator(weight_model, length_model, use_least_square=use_least_square)
+    return operator.calculate_gradient(grads, losses)
+
+
+def ConFIG_update_double(
+    grad_1: Tensor,
+    grad_2: Tensor,
+    weight_model: WeightModel | None = None,
+    length_model: LengthModel | None = None,
+    losses: Sequence | None = None,
+) -> Tensor:
+    """The direction of :class:`ConFIGOperator` for two losses.
+
+    Args:
+        grad_1: (P,).
+        grad_2: (P,).
+        weight_model: see :class:`ConFIGOperator`.
+        length_model: see :class:`ConFIGOperator`.
+        losses: see :meth:`GradientOperator.calculate_gradient`.
+
+    Returns:
+        (P,), dtype and device of the gradients.
+
+    Raises:
+        NonFiniteError: a gradient holds NaN or Inf.
+        ValueError: the gradients are not two vectors (P,).
+    """
+    return ConFIGOperator(weight_model, length_model).calculate_gradient([grad_1, grad_2], losses)
+
+
+def _needs_no_vector(model: LengthModel) -> bool:
+    """Whether ``length`` says all: nothing that works on vectors was written over it."""
+    kind = type(model)
+    return (
+        isinstance(model, CosineLength)
+        and kind.get_length is CosineLength.get_length
+        and kind.rescale_length is LengthModel.rescale_length
+    )

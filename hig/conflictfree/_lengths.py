@@ -1,0 +1,210 @@
+r"""Length models: how long a direction becomes, once it is found.
+
+All that are defined here are sums over the losses of some length times the cosine between the
+direction and the gradient of that loss. A gradient that is zero is left out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig.conflictfree._angles import unit_vector
+
+__all__ = [
+    "CosineLength",
+    "LengthModel",
+    "ProjectionLength",
+    "TrackArithmeticAverage",
+    "TrackGeometricAverage",
+    "TrackHarmonicAverage",
+    "TrackMaximum",
+    "TrackMinimum",
+    "TrackSpecific",
+]
+
+
+class LengthModel:
+    """Base of the length models: derive and write ``get_length``."""
+
+    def get_length(
+        self,
+        target_vector: Tensor | None = None,
+        unit_target_vector: Tensor | None = None,
+        gradients: Tensor | None = None,
+        losses: Sequence | None = None,
+    ) -> Tensor | float:
+        """Length that the direction is to have.
+
+        Args:
+            target_vector: the direction, (P,), of any length.
+            unit_target_vector: the direction, (P,), of length 1.
+            gradients: (m, P).
+            losses: the m losses, where the operator was given them.
+
+        Raises:
+            NotImplementedError: in this base class.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define get_length(target_vector, unit_target_vector, "
+            "gradients, losses); or use ProjectionLength()"
+        )
+
+    def rescale_length(
+        self,
+        target_vector: Tensor,
+        gradients: Tensor | None = None,
+        losses: Sequence | None = None,
+    ) -> Tensor:
+        """The direction with the length that ``get_length`` gives it.
+
+        Args:
+            target_vector: the direction, (P,), of any length.
+            gradients: (m, P).
+            losses: the m losses.
+
+        Returns:
+            (P,); zero for a zero vector.
+        """
+        unit = unit_vector(target_vector)
+        length = self.get_length(
+            target_vector=target_vector,
+            unit_target_vector=unit,
+            gradients=gradients,
+            losses=losses,
+        )
+        return length * unit
+
+
+class CosineLength(LengthModel):
+    """A length that depends on the lengths of the gradients and their cosines alone.
+
+    Derive and write ``length``: an operator calls that, on m numbers, and no vector of P entries
+    is touched.
+    """
+
+    def length(self, norms: Tensor, cosines: Tensor) -> Tensor:
+        """Length of the direction.
+
+        Args:
+            norms: lengths of the gradients, (m,) float64.
+            cosines: between the direction and the gradients, (m,) float64.
+
+        Raises:
+            NotImplementedError: in this base class.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define length(norms, cosines)")
+
+    def get_length(
+        self,
+        target_vector: Tensor | None = None,
+        unit_target_vector: Tensor | None = None,
+        gradients: Tensor | None = None,
+        losses: Sequence | None = None,
+    ) -> Tensor:
+        """Length that the direction is to have.
+
+        Args:
+            target_vector: the direction, (P,), of any length; or
+            unit_target_vector: the same of length 1.
+            gradients: (m, P).
+            losses: not used.
+
+        Returns:
+            A scalar, dtype and device of the gradients.
+
+        Raises:
+            ValueError: without gradients, or without a direction.
+        """
+        if gradients is None:
+            raise ValueError(f"{type(self).__name__} needs the gradients, got None")
+        if unit_target_vector is None:
+            if target_vector is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs target_vector or unit_target_vector, got neither"
+                )
+            unit_target_vector = unit_vector(target_vector)
+        rows = gradients.detach().double()
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        safe = torch.where(norms > 0, norms, 1.0)
+        cosines = (rows / safe.unsqueeze(1)) @ unit_target_vector.double()
+        return self.length(norms, cosines).to(gradients.dtype)
+
+
+class ProjectionLength(CosineLength):
+    r"""Sum of the projections: :math:`\sum_i g_i \cdot u`, u the unit direction.
+
+    Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, equation 3.
+    """
+
+    def length(self, norms: Tensor, cosines: Tensor) -> Tensor:
+        """See :meth:`CosineLength.length`."""
+        return norms @ cosines
+
+
+class TrackedLength(CosineLength):
+    """Sum of the projections of gradients that were given one common length before."""
+
+    def length(self, norms: Tensor, cosines: Tensor) -> Tensor:
+        """See :meth:`CosineLength.length`."""
+        if not bool((norms > 0).any()):
+            return norms.new_zeros(())
+        return cosines.sum() * self._tracked_value(norms)
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        """The common length, from those of all gradients; at least one is positive."""
+        raise NotImplementedError(f"{type(self).__name__} must define _tracked_value(grad_norms)")
+
+
+class TrackMinimum(TrackedLength):
+    """The common length is that of the shortest gradient."""
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        return _positive(grad_norms).min()
+
+
+class TrackMaximum(TrackedLength):
+    """The common length is that of the longest gradient."""
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        return grad_norms.max()
+
+
+class TrackHarmonicAverage(TrackedLength):
+    """The common length is the harmonic mean: long gradients hardly count."""
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        return 1 / _positive(grad_norms).reciprocal().mean()
+
+
+class TrackArithmeticAverage(TrackedLength):
+    """The common length is the mean."""
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        return _positive(grad_norms).mean()
+
+
+class TrackGeometricAverage(TrackedLength):
+    """The common length is the geometric mean."""
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        # Through logarithms: the product of many lengths leaves the range of floating point.
+        return _positive(grad_norms).log().mean().exp()
+
+
+class TrackSpecific(TrackedLength):
+    """The common length is that of one gradient; zero where that one is zero.
+
+    Args:
+        track_id: number of its loss.
+    """
+
+    def __init__(self, track_id: int):
+        self.track_id = track_id
+
+    def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        return grad_norms[self.track_id]
+
+
+def _positive(norms: Tensor) -> Tensor:
+    return norms[norms > 0]

@@ -1,0 +1,166 @@
+"""The gradients of several losses as one matrix."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig.conflictfree._vectors import Parameters, tensors_of
+
+__all__ = ["METHODS", "differentiate", "loss_gradients"]
+
+METHODS = ("auto", "batched", "separate")
+
+
+def loss_gradients(
+    losses: Sequence[Tensor] | Tensor,
+    parameters: Parameters,
+    *,
+    method: str = "auto",
+    retain_graph: bool = False,
+) -> Tensor:
+    """Gradients of several losses, one per row.
+
+    Args:
+        losses: m scalars, or a tensor (m,), each with a graph.
+        parameters: a module, or an iterable of tensors; P entries together in those that require
+            a gradient, the others have no column.
+        method: "separate": one backward pass per loss, through what that loss depends on;
+            "batched": one vectorised pass through what any loss depends on, or separate ones
+            where the graph refuses it; "auto": batched on a GPU for losses that share most of
+            their graph, where the launch of each kernel is what costs, else separate.
+        retain_graph: keep the graphs for another pass. Without, what the last loss depends on is
+            freed at once, and the rest with the losses.
+
+    Returns:
+        (m, P); zero where a loss does not depend on a parameter.
+
+    Raises:
+        TypeError: losses or parameters are not real floating-point tensors.
+        ValueError: a loss is not a scalar or has no graph, or nothing requires a gradient.
+    """
+    trainable = [parameter for parameter in tensors_of(parameters) if parameter.requires_grad]
+    return differentiate(losses, trainable, method, retain_graph)[0]
+
+
+def differentiate(
+    losses: Sequence[Tensor] | Tensor,
+    parameters: list[Tensor],
+    method: str,
+    retain_graph: bool,
+) -> tuple[Tensor, list[bool]]:
+    """Gradients (m, P), and which parameters any of the losses reaches.
+
+    Args:
+        losses: see :func:`loss_gradients`.
+        parameters: each requires a gradient.
+        method: see :func:`loss_gradients`.
+        retain_graph: see :func:`loss_gradients`.
+
+    Raises:
+        TypeError: a loss is not a real floating-point tensor.
+        ValueError: a loss is not a scalar or has no graph, or there is no parameter.
+    """
+    losses = _checked(losses)
+    if not parameters:
+        raise ValueError("no parameter that requires a gradient was given; pass a network")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    # On a CPU a vectorised pass is no faster, unless the graph is so small that neither takes time.
+    on_gpu = losses[0].is_cuda
+    if method == "batched" or (method == "auto" and on_gpu and _fewer_launches(losses)):
+        try:
+            return _batched(losses, parameters)
+        except RuntimeError:
+            # Refused, or out of memory. A graph that is broken raises again, one by one.
+            pass
+    return _separate(losses, parameters, retain_graph)
+
+
+def _checked(losses: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    losses = list(losses)
+    if not losses:
+        raise ValueError("there must be at least one loss, got none")
+    for number, loss in enumerate(losses):
+        if not isinstance(loss, Tensor) or not loss.is_floating_point():
+            kind = getattr(loss, "dtype", type(loss).__name__)
+            raise TypeError(f"loss {number} must be a real floating-point tensor, got {kind}")
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss {number} must be a scalar, got shape {tuple(loss.shape)}; take its mean"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"loss {number} carries no gradient graph; compute it from the parameters without "
+                "detach, item or no_grad"
+            )
+    return losses
+
+
+def _separate(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool):
+    rows, reached = [], [False] * len(parameters)
+    for number, loss in enumerate(losses, start=1):
+        keep = retain_graph or number < len(losses)
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
+        reached = [a or b is not None for a, b in zip(reached, gradients, strict=True)]
+        rows.append(_joined(gradients, parameters))
+    matrix = rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+    return matrix, reached
+
+
+def _batched(losses: list[Tensor], parameters: list[Tensor]):
+    selections = torch.eye(len(losses), dtype=losses[0].dtype, device=losses[0].device)
+    gradients = torch.autograd.grad(
+        losses,
+        parameters,
+        [s.view(-1, *loss.shape) for s, loss in zip(selections, losses, strict=True)],
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=True,
+    )
+    matrix = torch.cat(
+        [
+            parameter.new_zeros((len(losses), parameter.numel()))
+            if gradient is None
+            else gradient.reshape(len(losses), -1)
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+        ],
+        dim=1,
+    )
+    return matrix, [gradient is not None for gradient in gradients]
+
+
+def _joined(gradients: Sequence[Tensor | None], parameters: list[Tensor]) -> Tensor:
+    return torch.cat(
+        [
+            torch.zeros_like(parameter).reshape(-1) if gradient is None else gradient.reshape(-1)
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+        ]
+    )
+
+
+def _fewer_launches(losses: list[Tensor]) -> bool:
+    """Whether a vectorised pass runs at most half as many graph nodes as separate passes.
+
+    It runs every node once, for m cotangents; separate passes run a node once per loss that
+    depends on it. Losses with nothing but parameters in common gain nothing, and cost m times
+    the arithmetic.
+    """
+    together: set = set()
+    apart = 0
+    for loss in losses:
+        seen = _nodes(loss)
+        together |= seen
+        apart += len(seen)
+    return 2 * len(together) <= apart
+
+
+def _nodes(loss: Tensor) -> set:
+    """Nodes of the graph of a loss that compute something; parameters are none."""
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen and not hasattr(node, "variable"):
+            seen.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return seen

@@ -1,0 +1,167 @@
+"""Values of losses of which a step sees only some."""
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+__all__ = ["LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "as_list"]
+
+
+def as_list(values) -> list:
+    """One value, a sequence, an array or a tensor of them, as a list."""
+    if getattr(values, "ndim", 1) == 0 or not isinstance(values, Iterable):
+        return [values]
+    return list(values)
+
+
+class LossRecorder:
+    """Base of the loss recorders: derive and write ``record_loss``.
+
+    Args:
+        num_losses: how many losses there are.
+
+    Attributes:
+        num_losses: as given.
+        current_losses: what is known of each loss; 0.0 before it was first recorded.
+    """
+
+    def __init__(self, num_losses: int):
+        if num_losses < 1:
+            raise ValueError(f"num_losses must be at least 1, got {num_losses}")
+        self.num_losses = num_losses
+        self.current_losses: list = [0.0] * num_losses
+
+    def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
+        """Record some losses.
+
+        Args:
+            losses_indexes: their numbers, or one.
+            losses: their values, or one; tensors are kept without their graph.
+
+        Returns:
+            What is known of all losses.
+
+        Raises:
+            NotImplementedError: in this base class.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define record_loss(losses_indexes, losses); or use "
+            "LatestLossRecorder(num_losses)"
+        )
+
+    def record_all_losses(self, losses: Sequence) -> list:
+        """Record a value of every loss.
+
+        Args:
+            losses: as many as there are.
+
+        Returns:
+            What is known of all losses.
+
+        Raises:
+            ValueError: there are more, or fewer.
+        """
+        if len(losses) != self.num_losses:
+            raise ValueError(f"there are {self.num_losses} losses, got {len(losses)} values")
+        return self.record_loss(list(range(self.num_losses)), losses)
+
+    def state_dict(self) -> dict:
+        """What is known of the losses, for an exact resume."""
+        return {"current_losses": list(self.current_losses)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another recorder was.
+
+        Raises:
+            ValueError: the state is of another number of losses.
+        """
+        found = len(state_dict["current_losses"])
+        if found != self.num_losses:
+            raise ValueError(f"the state is of {found} losses, the recorder of {self.num_losses}")
+        self.current_losses = list(state_dict["current_losses"])
+
+    def _pairs(self, indexes: int | Sequence[int], losses) -> list[tuple[int, object]]:
+        """Numbers and values, one to one."""
+        indexes, losses = as_list(indexes), as_list(losses)
+        if len(indexes) != len(losses):
+            raise ValueError(
+                f"there must be one value per loss, got {len(losses)} for losses {indexes}"
+            )
+        for index in indexes:
+            if not 0 <= index < self.num_losses:
+                raise ValueError(f"losses count from 0 to {self.num_losses - 1}, got {index}")
+        values = [loss.detach() if isinstance(loss, Tensor) else loss for loss in losses]
+        return list(zip(map(int, indexes), values, strict=True))
+
+
+class LatestLossRecorder(LossRecorder):
+    """Keeps the latest value of each loss.
+
+    Args:
+        num_losses: how many losses there are.
+    """
+
+    def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
+        """See :meth:`LossRecorder.record_loss`.
+
+        Raises:
+            ValueError: numbers and values do not match.
+        """
+        for index, loss in self._pairs(losses_indexes, losses):
+            self.current_losses[index] = loss
+        return list(self.current_losses)
+
+
+class MomentumLossRecorder(LossRecorder):
+    """Keeps a moving average of each loss, free of the bias of its start.
+
+    Args:
+        num_losses: how many losses there are.
+        betas: the weight of the past in [0, 1), one for all losses or one for each.
+
+    Attributes:
+        betas: one per loss.
+        m: the averages before the bias is taken out.
+        t: how many values each loss has had.
+
+    Raises:
+        ValueError: a number is out of its range, or there is not one beta per loss.
+    """
+
+    def __init__(self, num_losses: int, betas: float | Sequence[float] = 0.9):
+        super().__init__(num_losses)
+        self.betas = as_list(betas)
+        if len(self.betas) == 1:
+            self.betas = self.betas * num_losses
+        if len(self.betas) != num_losses or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(
+                f"betas must be a number in [0, 1) or one per loss ({num_losses}), got {betas}"
+            )
+        self.m: list = [0.0] * num_losses
+        self.t = [0] * num_losses
+
+    def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
+        """See :meth:`LossRecorder.record_loss`.
+
+        Raises:
+            ValueError: numbers and values do not match.
+        """
+        for index, loss in self._pairs(losses_indexes, losses):
+            beta = self.betas[index]
+            self.t[index] += 1
+            self.m[index] = beta * self.m[index] + (1 - beta) * loss
+            self.current_losses[index] = self.m[index] / (1 - beta ** self.t[index])
+        return list(self.current_losses)
+
+    def state_dict(self) -> dict:
+        """See :meth:`LossRecorder.state_dict`."""
+        return {**super().state_dict(), "m": list(self.m), "t": list(self.t)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """See :meth:`LossRecorder.load_state_dict`.
+
+        Raises:
+            ValueError: the state is of another number of losses.
+        """
+        super().load_state_dict(state_dict)
+        self.m, self.t = list(state_dict["m"]), list(state_dict["t"])

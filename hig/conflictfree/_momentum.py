@@ -1,0 +1,192 @@
+"""Operators with a memory: a step differentiates some of the losses, usually one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig.conflictfree._config import ConFIGOperator
+from hig.conflictfree._gradient_matrix import check_finite
+from hig.conflictfree._loss_recorders import LossRecorder, as_list
+from hig.conflictfree._operator import Operator, write_gradient
+from hig.conflictfree._report import ConflictReport
+from hig.conflictfree._state import load_states, states
+from hig.conflictfree._vectors import Parameters, tensors_of
+
+__all__ = ["EPSILON", "MomentumOperator", "column", "copied"]
+
+# Added to square roots of second moments, as in Adam.
+EPSILON = 1e-8
+
+
+class MomentumOperator:
+    """Base of the operators with a memory: derive and write ``calculate_gradient``.
+
+    Args:
+        num_vectors: number of losses.
+        beta_1: weight of the past in first moments, in [0, 1).
+        beta_2: weight of the past in second moments, in [0, 1).
+        gradient_operator: combines the moments of all losses: an operator, or any callable on an
+            (m, P) matrix such as a TorchJD aggregator; ``ConFIGOperator()`` if None.
+        loss_recorder: completes the losses, where ``gradient_operator`` asks for them.
+
+    Attributes:
+        m: first moments, (m, P); None before the first call.
+        s: second moments; None before the first call.
+        t_grads: how many gradients of each loss have been seen.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_vectors: int,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        gradient_operator: Operator | None = None,
+        loss_recorder: LossRecorder | None = None,
+    ):
+        if num_vectors < 1:
+            raise ValueError(f"num_vectors must be at least 1, got {num_vectors}")
+        for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {beta}")
+        self.num_vectors = num_vectors
+        self.beta_1, self.beta_2 = beta_1, beta_2
+        self.gradient_operator = gradient_operator or ConFIGOperator()
+        self.loss_recorder = loss_recorder
+        self.m: Tensor | None = None
+        self.s: Tensor | None = None
+        self.t_grads = [0] * num_vectors
+
+    @property
+    def report(self) -> ConflictReport | None:
+        """Report of ``gradient_operator`` on the moments it combined last."""
+        return getattr(self.gradient_operator, "report", None)
+
+    @property
+    def all_initialized(self) -> bool:
+        """Whether every loss has been seen; before, directions are zero."""
+        return all(self.t_grads)
+
+    def calculate_gradient(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses=None
+    ) -> Tensor:
+        """The direction, after the gradients of some losses.
+
+        Args:
+            indexes: numbers of these losses, or one.
+            grads: their gradients: (P,), (k, P), or a sequence of k vectors (P,).
+            losses: their values, for the loss recorder.
+
+        Returns:
+            (P,), dtype and device of the gradients; zero until every loss has been seen.
+
+        Raises:
+            NotImplementedError: in this base class.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define calculate_gradient(indexes, grads, losses); or "
+            "use PseudoMomentumOperator(num_vectors)"
+        )
+
+    def calculate_step(self, indexes: Sequence[int], grads: Tensor, losses: Sequence) -> Tensor:
+        """As :meth:`calculate_gradient`; losses that no recorder waits for are dropped.
+
+        Args:
+            indexes: k numbers of losses.
+            grads: (k, P).
+            losses: k values.
+        """
+        kept = None if self.loss_recorder is None else losses
+        return self.calculate_gradient(indexes, grads, kept)
+
+    def update_gradient(
+        self,
+        network: Parameters,
+        indexes: int | Sequence[int],
+        grads: Tensor | Sequence[Tensor],
+        losses=None,
+    ) -> None:
+        """Overwrite the ``.grad`` of a network with the direction.
+
+        Args:
+            network: a module, or an iterable of tensors.
+            indexes: see :meth:`calculate_gradient`.
+            grads: see :meth:`calculate_gradient`; with entries for all parameters or for those
+                alone that have a gradient.
+            losses: see :meth:`calculate_gradient`.
+
+        Raises:
+            ValueError: P is the number of entries of neither.
+        """
+        parameters = tensors_of(network)
+        write_gradient(parameters, self.calculate_gradient(indexes, grads, losses))
+
+    def state_dict(self) -> dict:
+        """Moments, counters, and the states of operator and recorder, for an exact resume."""
+        own = {"m": copied(self.m), "s": copied(self.s), "t_grads": list(self.t_grads)}
+        return own | states(
+            gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
+        )
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another operator was.
+
+        Raises:
+            ValueError: the state is of another number of losses, or of other parts.
+        """
+        found = len(state_dict["t_grads"])
+        if found != self.num_vectors:
+            raise ValueError(f"the state is of {found} losses, the operator of {self.num_vectors}")
+        load_states(
+            state_dict, gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
+        )
+        self.m, self.s = copied(state_dict["m"]), copied(state_dict["s"])
+        self.t_grads = list(state_dict["t_grads"])
+
+    # -- what the siblings share ------------------------------------------------------------------
+
+    def receive(self, indexes, grads, losses) -> tuple[list[int], Tensor, list | None]:
+        """Numbers of the losses, their gradients (k, P), and the values of all losses.
+
+        Raises before anything has changed.
+        """
+        indexes = [int(index) for index in as_list(indexes)]
+        rows = grads if isinstance(grads, Tensor) else torch.stack(list(grads))
+        rows = rows.detach()
+        rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
+        expected = (len(indexes), rows.shape[-1] if self.m is None else self.m.shape[1])
+        if rows.shape != expected:
+            raise ValueError(
+                f"expected gradients of shape {expected} for losses {indexes}, got "
+                f"{tuple(rows.shape)}; where only some losses reach a parameter, use "
+                "get_gradient_vector(..., none_grad_mode='zero')"
+            )
+        for index in indexes:
+            if not 0 <= index < self.num_vectors:
+                raise ValueError(f"losses count from 0 to {self.num_vectors - 1}, got {index}")
+        check_finite(rows, indexes)
+        if losses is not None:
+            if self.loss_recorder is None:
+                raise ValueError(
+                    "losses were given, and there is no loss recorder to complete them; construct "
+                    "the operator with loss_recorder=LatestLossRecorder(num_losses)"
+                )
+            losses = self.loss_recorder.record_loss(indexes, losses)
+        return indexes, rows, losses
+
+    def first_moments(self) -> Tensor:
+        """First moments without the bias of their start, (m, P)."""
+        return self.m / column([1 - self.beta_1**t for t in self.t_grads], self.m)
+
+
+def column(values: list[float], like: Tensor) -> Tensor:
+    """Numbers as a column (m, 1), dtype and device of another tensor."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+
+
+def copied(tensor: Tensor | None) -> Tensor | None:
+    """A copy, so that a saved state does not change with the operator."""
+    return None if tensor is None else tensor.clone()

@@ -1,0 +1,120 @@
+"""What turns the gradients of several losses into one direction."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from hig.conflictfree._gradient_matrix import Combination, GradientMatrix, check_finite
+from hig.conflictfree._report import ConflictReport
+from hig.conflictfree._vectors import Parameters, apply_gradient_vector, tensors_of
+
+__all__ = ["GradientOperator", "Gradients", "Operator", "combine", "write_gradient"]
+
+Gradients = Tensor | Sequence[Tensor]
+
+
+class GradientOperator:
+    """Base of the operators: derive and write ``calculate_gradient``.
+
+    An operator is a callable from an (m, P) matrix of gradients to a direction (P,), so that it
+    stands wherever a TorchJD aggregator does.
+
+    Attributes:
+        report: the :class:`ConflictReport` of the last call, None before.
+    """
+
+    report: ConflictReport | None = None
+
+    def calculate_gradient(self, grads: Gradients, losses: Sequence | None = None) -> Tensor:
+        """The direction for the given gradients.
+
+        Args:
+            grads: (m, P), or a sequence of m vectors (P,).
+            losses: the m losses, for weight and length models that ask for them.
+
+        Returns:
+            (P,), dtype and device of the gradients.
+
+        Raises:
+            NotImplementedError: in this base class.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define calculate_gradient(grads, losses); or use "
+            "ConFIGOperator()"
+        )
+
+    def __call__(self, matrix: Gradients, losses: Sequence | None = None) -> Tensor:
+        """See :meth:`calculate_gradient`."""
+        return self.calculate_gradient(matrix, losses)
+
+    def update_gradient(
+        self, network: Parameters, grads: Gradients, losses: Sequence | None = None
+    ) -> None:
+        """Overwrite the ``.grad`` of a network with the direction.
+
+        Args:
+            network: a module, or an iterable of tensors.
+            grads: (m, P), or a sequence of m vectors (P,), with entries for all parameters or for
+                those alone that have a gradient.
+            losses: see :meth:`calculate_gradient`.
+
+        Raises:
+            ValueError: P is the number of entries of neither.
+        """
+        parameters = tensors_of(network)
+        write_gradient(parameters, self.calculate_gradient(grads, losses))
+
+    def state_dict(self) -> dict:
+        """What the next call depends on besides its arguments; nothing, for most operators."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another operator of the same kind was."""
+
+    def scaled(self, matrix: GradientMatrix, combination: Combination, factor: float) -> Tensor:
+        """A multiple of a combination as a vector (P,); also leaves the report.
+
+        Args:
+            matrix: the gradients.
+            combination: of these gradients.
+            factor: what to multiply it with.
+        """
+        self.report = ConflictReport.of(combination, factor, matrix.norms)
+        return matrix.lift(combination, factor)
+
+
+Operator = GradientOperator | Callable[[Tensor], Tensor]
+
+
+def combine(operator: Operator, matrix: Tensor, losses: Sequence | None = None) -> Tensor:
+    """Apply an operator, or any callable on an (m, P) matrix such as a TorchJD aggregator.
+
+    Args:
+        operator: the operator.
+        matrix: (m, P).
+        losses: the m losses; aggregators get none.
+
+    Returns:
+        (P,).
+
+    Raises:
+        NonFiniteError: a gradient holds NaN or Inf.
+    """
+    if hasattr(operator, "calculate_gradient"):
+        return operator.calculate_gradient(matrix, losses)
+    check_finite(matrix)
+    return operator(matrix)
+
+
+def write_gradient(parameters: list[Tensor], direction: Tensor) -> None:
+    """Overwrite ``.grad`` with a direction for all parameters, or for those that have a ``.grad``.
+
+    Args:
+        parameters: in the order in which the direction was made.
+        direction: (P,).
+
+    Raises:
+        ValueError: P is the number of entries of neither.
+    """
+    complete = direction.numel() == sum(parameter.numel() for parameter in parameters)
+    apply_gradient_vector(parameters, direction, none_grad_mode="zero" if complete else "skip")

@@ -1,0 +1,87 @@
+"""M-ConFIG: one loss per step, scaled by a second moment of the combined direction."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hig.conflictfree._loss_recorders import LossRecorder
+from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied
+from hig.conflictfree._operator import Operator, combine
+
+__all__ = ["PseudoMomentumOperator"]
+
+
+class PseudoMomentumOperator(MomentumOperator):
+    r"""M-ConFIG: first moments per loss, one second moment of the direction they combine to.
+
+    Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, algorithm 1. The direction is scaled like a
+    step of Adam: use it with plain ``torch.optim.SGD``.
+
+    Args:
+        num_vectors: see :class:`MomentumOperator`.
+        beta_1: see :class:`MomentumOperator`.
+        beta_2: see :class:`MomentumOperator`.
+        gradient_operator: see :class:`MomentumOperator`.
+        loss_recorder: see :class:`MomentumOperator`.
+
+    Attributes:
+        fake_m: first moment of the direction, (P,); None before the first call.
+        s: its second moment, (P,); None before the first call.
+        t: directions since every loss has been seen.
+    """
+
+    def __init__(
+        self,
+        num_vectors: int,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        gradient_operator: Operator | None = None,
+        loss_recorder: LossRecorder | None = None,
+    ):
+        super().__init__(num_vectors, beta_1, beta_2, gradient_operator, loss_recorder)
+        self.fake_m: Tensor | None = None
+        self.t = 0
+
+    def calculate_gradient(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses=None
+    ) -> Tensor:
+        """See :meth:`MomentumOperator.calculate_gradient`.
+
+        Raises:
+            NonFiniteError: a gradient holds NaN or Inf; the memory is unchanged.
+            ValueError: shapes or numbers of losses do not match; the memory is unchanged.
+        """
+        with torch.no_grad():
+            indexes, rows, losses = self.receive(indexes, grads, losses)
+            if self.m is None:
+                self.m = rows.new_zeros((self.num_vectors, rows.shape[1]))
+                self.s, self.fake_m = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+            for index, row in zip(indexes, rows, strict=True):
+                self.t_grads[index] += 1
+                self.m[index].mul_(self.beta_1).add_(row, alpha=1 - self.beta_1)
+            if not self.all_initialized:
+                return torch.zeros_like(self.s)
+            self.t += 1
+            combined = combine(self.gradient_operator, self.first_moments(), losses)
+            # The gradient that would have brought the moment of the direction from its last
+            # value to this one: it stands for the gradient that was never computed.
+            moment = combined * (1 - self.beta_1**self.t)
+            pseudo = (moment - self.beta_1 * self.fake_m) / (1 - self.beta_1)
+            self.fake_m = moment
+            self.s.mul_(self.beta_2).addcmul_(pseudo, pseudo, value=1 - self.beta_2)
+            second = self.s / (1 - self.beta_2**self.t)
+            return combined / (second.sqrt_() + EPSILON)
+
+    def state_dict(self) -> dict:
+        """See :meth:`MomentumOperator.state_dict`."""
+        return {**super().state_dict(), "fake_m": copied(self.fake_m), "t": self.t}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """See :meth:`MomentumOperator.load_state_dict`.
+
+        Raises:
+            ValueError: the state is of another number of losses, or of other parts.
+        """
+        super().load_state_dict(state_dict)
+        self.fake_m, self.t = copied(state_dict["fake_m"]), state_dict["t"]

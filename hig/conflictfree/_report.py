@@ -1,0 +1,51 @@
+"""What an operator tells about the direction that it returned."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hig.conflictfree._gradient_matrix import Combination
+
+__all__ = ["ConflictReport"]
+
+
+@dataclass(frozen=True)
+class ConflictReport:
+    """A direction in numbers.
+
+    Attributes:
+        cosines: between the direction and the gradient of each loss; 0 where either is zero.
+        norm: length of the direction.
+        gradient_norms: length of the gradient of each loss.
+    """
+
+    cosines: tuple[float, ...]
+    norm: float
+    gradient_norms: tuple[float, ...]
+
+    @classmethod
+    def of(cls, combination: Combination, factor: float, gradient_norms: Tensor):
+        """Report on ``factor`` times a combination.
+
+        Args:
+            combination: the direction before it was scaled.
+            factor: what it was multiplied with.
+            gradient_norms: (m,).
+        """
+        cosines = combination.cosines * ((factor > 0) - (factor < 0))
+        norm = abs(factor) * combination.norm
+        return cls(tuple(cosines.tolist()), norm, tuple(gradient_norms.tolist()))
+
+    @property
+    def smallest_cosine(self) -> float:
+        """The smallest cosine with a gradient that is not zero; negative means conflict.
+
+        Zero if the direction, or every gradient, is zero.
+        """
+        cosines = [c for c, n in zip(self.cosines, self.gradient_norms, strict=True) if n]
+        return min(cosines, default=0.0)
+
+    def __str__(self) -> str:
+        cosines = " ".join(f"{cosine:.3f}" for cosine in self.cosines)
+        norms = " ".join(f"{norm:.3g}" for norm in self.gradient_norms)
+        return f"cosines {cosines}; norm {self.norm:.3g}, of the gradients {norms}"

@@ -1,0 +1,112 @@
+"""Which losses are differentiated next, where a step differentiates only some of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OrderedSliceSelector", "RandomSliceSelector", "has_zero"]
+
+
+class OrderedSliceSelector:
+    """Takes the elements of a sequence in turn, a few per call, round and round.
+
+    Attributes:
+        start_index: the element that comes next.
+    """
+
+    def __init__(self):
+        self.start_index = 0
+
+    def select(self, n: int, source_sequence: Sequence) -> tuple[list[int], Any]:
+        """Take the next n elements.
+
+        Args:
+            n: how many.
+            source_sequence: losses, loss functions, gradients, ...
+
+        Returns:
+            Their indexes, and a list of them; for n = 1 the element itself.
+
+        Raises:
+            ValueError: the sequence is shorter than n, or n is not positive.
+        """
+        length = len(source_sequence)
+        _check(n, length)
+        indexes = [(self.start_index + offset) % length for offset in range(n)]
+        self.start_index = (self.start_index + n) % length
+        return indexes, _elements(indexes, source_sequence)
+
+    def state_dict(self) -> dict:
+        """Where the next slice starts."""
+        return {"start_index": self.start_index}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another selector was."""
+        self.start_index = state_dict["start_index"]
+
+
+class RandomSliceSelector:
+    """Takes random elements of a sequence, a few per call, none twice in a call.
+
+    Args:
+        generator: the source of randomness; numpy's global one if None, which is not part of the
+            ``state_dict``.
+    """
+
+    def __init__(self, generator: np.random.Generator | None = None):
+        self.generator = generator
+
+    def select(self, n: int, source_sequence: Sequence) -> tuple[list[int], Any]:
+        """Take n elements.
+
+        Args:
+            n: how many.
+            source_sequence: losses, loss functions, gradients, ...
+
+        Returns:
+            Their indexes, and a list of them; for n = 1 the element itself.
+
+        Raises:
+            ValueError: the sequence is shorter than n, or n is not positive.
+        """
+        length = len(source_sequence)
+        _check(n, length)
+        # Scripts that call np.random.seed expect to get the same losses again.
+        choice = self.generator.choice if self.generator else np.random.choice
+        indexes = choice(length, n, replace=False).tolist()
+        return indexes, _elements(indexes, source_sequence)
+
+    def state_dict(self) -> dict:
+        """State of the generator; empty without one."""
+        return {"generator": self.generator.bit_generator.state} if self.generator else {}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another selector was.
+
+        Raises:
+            ValueError: one of both selectors has a generator, the other has not.
+        """
+        if ("generator" in state_dict) != (self.generator is not None):
+            raise ValueError(
+                "the state was saved with a generator and this selector has none, or the other "
+                "way round; construct both as RandomSliceSelector(np.random.default_rng(seed))"
+            )
+        if self.generator:
+            self.generator.bit_generator.state = state_dict["generator"]
+
+
+def has_zero(lists: Sequence) -> bool:
+    """Whether an element is zero: a loss that has not been seen, in a list of counters."""
+    return any(element == 0 for element in lists)
+
+
+def _check(n: int, length: int) -> None:
+    if not 0 < n <= length:
+        raise ValueError(f"n must be between 1 and the length of the sequence, {length}, got {n}")
+
+
+def _elements(indexes: list[int], sequence: Sequence) -> Any:
+    if len(indexes) == 1:
+        return sequence[indexes[0]]
+    return [sequence[index] for index in indexes]

@@ -1,0 +1,25 @@
+"""States of objects made of parts, some of which have a state."""
+
+__all__ = ["load_states", "states"]
+
+
+def states(**parts) -> dict:
+    """State of each part that has one, under its name."""
+    return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def load_states(state_dict: dict, **parts) -> None:
+    """Load the state of each part that has one.
+
+    Raises:
+        ValueError: a state is missing, or has no part to go to.
+    """
+    expected = {name for name, part in parts.items() if hasattr(part, "state_dict")}
+    found = {name for name in parts if name in state_dict}
+    if expected != found:
+        raise ValueError(
+            f"the state has parts {sorted(found)}, this object {sorted(expected)}; construct it "
+            "as the one whose state it was"
+        )
+    for name in expected:
+        parts[name].load_state_dict(state_dict[name])

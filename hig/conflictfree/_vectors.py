@@ -1,0 +1,202 @@
+"""Parameters and gradients of a network as one vector, and back."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "apply_gradient_vector",
+    "apply_gradient_vector_para_based",
+    "apply_para_vector",
+    "get_gradient_vector",
+    "get_para_vector",
+    "put_gradient",
+    "slices",
+    "tensors_of",
+]
+
+Parameters = torch.nn.Module | Tensor | Iterable[Tensor]
+
+
+def tensors_of(network: Parameters) -> list[Tensor]:
+    """The parameters of a network, or the given ones, each once.
+
+    Args:
+        network: a module; or tensors, in and outside of modules.
+
+    Raises:
+        TypeError: something else than a real floating-point tensor is among them.
+    """
+    if isinstance(network, torch.nn.Module):
+        given = list(network.parameters())
+    else:
+        given = [network] if isinstance(network, Tensor) else list(network)
+    for parameter in given:
+        if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
+            kind = getattr(parameter, "dtype", type(parameter).__name__)
+            raise TypeError(
+                f"expected a module or real floating-point tensors, got {kind}; pass "
+                "[*network.parameters(), more, ...]"
+            )
+    return list({id(parameter): parameter for parameter in given}.values())
+
+
+def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each parameter with its part of a vector, in the parameter's shape and dtype.
+
+    Args:
+        vector: (P,).
+        parameters: with P entries together.
+
+    Raises:
+        ValueError: they have another number of entries.
+    """
+    sizes = [parameter.numel() for parameter in parameters]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(
+            f"the vector has shape {tuple(vector.shape)}, the {len(sizes)} parameters it is for "
+            f"have {sum(sizes)} entries; take the same parameters and the same none_grad_mode as "
+            "where the vector was made ('zero' where only some losses reach a parameter)"
+        )
+    for parameter, part in zip(parameters, vector.split(sizes), strict=True):
+        yield parameter, part.view(parameter.shape).to(parameter.dtype)
+
+
+def get_para_vector(network: Parameters) -> Tensor:
+    """Copy all parameters into one vector.
+
+    Args:
+        network: a module, or an iterable of tensors.
+
+    Returns:
+        (P,), without a graph.
+
+    Raises:
+        ValueError: there is no parameter.
+    """
+    return _concatenate([parameter.detach() for parameter in tensors_of(network)])
+
+
+def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Tensor:
+    """Copy all gradients into one vector.
+
+    Args:
+        network: a module, or an iterable of tensors.
+        none_grad_mode: what to do about parameters whose ``.grad`` is None: "skip" them, take
+            "zero" for them, or "raise". With several losses of which only some reach a
+            parameter, "zero" gives vectors of the same length.
+
+    Returns:
+        (P,), or shorter with "skip".
+
+    Raises:
+        RuntimeError: a gradient is None with "raise", or every one with "skip".
+        ValueError: an unknown mode.
+    """
+    _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
+    parts = []
+    for parameter in tensors_of(network):
+        if parameter.grad is not None:
+            parts.append(parameter.grad.detach())
+        elif none_grad_mode == "zero":
+            parts.append(torch.zeros_like(parameter))
+        elif none_grad_mode == "raise":
+            raise RuntimeError(
+                f"a parameter of shape {tuple(parameter.shape)} has no gradient; call backward "
+                "first, or choose none_grad_mode 'zero' or 'skip'"
+            )
+    if not parts:
+        raise RuntimeError(
+            "no parameter has a gradient; call backward first, or choose none_grad_mode 'zero'"
+        )
+    return _concatenate(parts)
+
+
+def apply_gradient_vector(
+    network: Parameters,
+    grad_vec: Tensor,
+    none_grad_mode: str = "skip",
+    zero_grad_mode: str = "pad_value",
+) -> None:
+    """Overwrite the gradients with the parts of a vector.
+
+    Args:
+        network: a module, or an iterable of tensors, as for ``get_gradient_vector``.
+        grad_vec: (P,).
+        none_grad_mode: "skip" if the vector has no entries for parameters whose ``.grad`` is
+            None, "zero" if it has.
+        zero_grad_mode: what such parameters get with "zero": "pad_value" their part of the
+            vector, "pad_zero" zeros, "skip" nothing. Frozen parameters never get any.
+
+    Raises:
+        ValueError: the vector has another length, or a mode is unknown; no gradient has changed.
+    """
+    _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
+    _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "pad_value"))
+    parameters = tensors_of(network)
+    if none_grad_mode == "skip":
+        parameters = [p for p in parameters if p.grad is not None]
+    for parameter, part in slices(grad_vec.detach(), parameters):
+        if parameter.grad is None and zero_grad_mode == "skip":
+            continue
+        if parameter.grad is None and zero_grad_mode == "pad_zero":
+            part = torch.zeros_like(part)
+        put_gradient(parameter, part)
+
+
+def apply_gradient_vector_para_based(network: Parameters, grad_vec: Tensor) -> None:
+    """Overwrite the gradients of all parameters, with a gradient so far or without.
+
+    Args:
+        network: a module, or an iterable of tensors.
+        grad_vec: (P,).
+
+    Raises:
+        ValueError: the vector has another length; no gradient has changed.
+    """
+    apply_gradient_vector(network, grad_vec, none_grad_mode="zero")
+
+
+def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
+    """Copy a vector into the parameters.
+
+    Args:
+        network: a module, or an iterable of tensors.
+        para_vec: (P,).
+
+    Raises:
+        ValueError: the vector has another length; no parameter has changed.
+    """
+    with torch.no_grad():
+        for parameter, part in slices(para_vec.detach(), tensors_of(network)):
+            parameter.copy_(part)
+
+
+def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None:
+    """Copy into ``.grad``, or add to it.
+
+    Args:
+        parameter: left alone if it is frozen and has no gradient.
+        gradient: shape of the parameter.
+        add: add to what is there.
+    """
+    with torch.no_grad():
+        if parameter.grad is None:
+            if parameter.requires_grad:
+                parameter.grad = gradient.clone()
+        elif add:
+            parameter.grad += gradient
+        else:
+            parameter.grad.copy_(gradient)
+
+
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    if not parts:
+        raise ValueError("there is no parameter; pass a network or [*network.parameters(), ...]")
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def _check_mode(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

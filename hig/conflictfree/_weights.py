@@ -1,0 +1,63 @@
+"""Weight models: how the cosines of a direction with the gradients relate to one another."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["EqualWeight", "WeightModel"]
+
+
+class WeightModel:
+    """Base of the weight models: derive and write ``get_weights``."""
+
+    def get_weights(
+        self,
+        gradients: Tensor | None = None,
+        losses: Sequence | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Weights of the losses, to which the cosines with their gradients will be proportional.
+
+        Args:
+            gradients: (m, P).
+            losses: the m losses, where the operator was given them.
+            device: where the gradients are.
+
+        Returns:
+            (m,), any floating-point dtype, any device.
+
+        Raises:
+            NotImplementedError: in this base class.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define get_weights(gradients, losses, device); or use "
+            "EqualWeight()"
+        )
+
+
+class EqualWeight(WeightModel):
+    """The same weight for every loss: the direction favours none."""
+
+    def get_weights(
+        self,
+        gradients: Tensor | None = None,
+        losses: Sequence | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Ones.
+
+        Args:
+            gradients: (m, P).
+            losses: not used.
+            device: of the weights; that of the gradients if None.
+
+        Returns:
+            (m,), dtype of the gradients.
+
+        Raises:
+            ValueError: without gradients.
+        """
+        if gradients is None:
+            raise ValueError("EqualWeight needs the gradients, got None; pass gradients=")
+        return torch.ones(len(gradients), dtype=gradients.dtype, device=device or gradients.device)

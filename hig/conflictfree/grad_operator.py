@@ -1,0 +1,62 @@
+"""Operators, and what they take, under ``conflictfree``'s module name."""
+
+from hig.conflictfree._angles import (
+    estimate_conflict,
+    get_cos_similarity,
+    transfer_coef_double,
+    unit_vector,
+)
+from hig.conflictfree._config import ConFIG_update, ConFIG_update_double, ConFIGOperator
+from hig.conflictfree._imtlg_operator import IMTLGOperator
+from hig.conflictfree._lengths import (
+    LengthModel,
+    ProjectionLength,
+    TrackArithmeticAverage,
+    TrackGeometricAverage,
+    TrackHarmonicAverage,
+    TrackMaximum,
+    TrackMinimum,
+    TrackSpecific,
+)
+from hig.conflictfree._operator import GradientOperator
+from hig.conflictfree._pcgrad_operator import PCGradOperator
+from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
+from hig.conflictfree._vectors import (
+    apply_gradient_vector,
+    apply_gradient_vector_para_based,
+    apply_para_vector,
+    get_gradient_vector,
+    get_para_vector,
+)
+from hig.conflictfree._weights import EqualWeight, WeightModel
+
+__all__ = [
+    "ConFIGOperator",
+    "ConFIG_update",
+    "ConFIG_update_double",
+    "EqualWeight",
+    "GradientOperator",
+    "IMTLGOperator",
+    "LengthModel",
+    "OrderedSliceSelector",
+    "PCGradOperator",
+    "ProjectionLength",
+    "RandomSliceSelector",
+    "TrackArithmeticAverage",
+    "TrackGeometricAverage",
+    "TrackHarmonicAverage",
+    "TrackMaximum",
+    "TrackMinimum",
+    "TrackSpecific",
+    "WeightModel",
+    "apply_gradient_vector",
+    "apply_gradient_vector_para_based",
+    "apply_para_vector",
+    "estimate_conflict",
+    "get_cos_similarity",
+    "get_gradient_vector",
+    "get_para_vector",
+    "has_zero",
+    "transfer_coef_double",
+    "unit_vector",
+]

@@ -1,0 +1,31 @@
+"""Vectors, angles and selectors, under ``conflictfree``'s module name."""
+
+from hig.conflictfree._angles import (
+    estimate_conflict,
+    get_cos_similarity,
+    transfer_coef_double,
+    unit_vector,
+)
+from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
+from hig.conflictfree._vectors import (
+    apply_gradient_vector,
+    apply_gradient_vector_para_based,
+    apply_para_vector,
+    get_gradient_vector,
+    get_para_vector,
+)
+
+__all__ = [
+    "OrderedSliceSelector",
+    "RandomSliceSelector",
+    "apply_gradient_vector",
+    "apply_gradient_vector_para_based",
+    "apply_para_vector",
+    "estimate_conflict",
+    "get_cos_similarity",
+    "get_gradient_vector",
+    "get_para_vector",
+    "has_zero",
+    "transfer_coef_double",
+    "unit_vector",
+]

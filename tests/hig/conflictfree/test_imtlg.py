@@ -1,0 +1,76 @@
+"""IMTL-G against its defining equations."""
+
+import pytest
+import torch
+
+from hig.conflictfree import ConFIG_update, IMTLGOperator
+from tests.hig.conflictfree.matrices import (
+    STRUCTURES,
+    cosines,
+    random_matrix,
+    textbook_imtl_g,
+    units,
+)
+from tests.textbook import relative_error
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 7), (2, 5), (3, 40), (5, 20)])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_equal_projections_and_weights_that_sum_to_one(structure, shape, dtype):
+    rows = STRUCTURES[structure](shape, dtype=dtype)
+    operator = IMTLGOperator()
+    found = operator(rows)
+    assert found.dtype == dtype
+    expected = textbook_imtl_g(rows)
+    assert relative_error(found.double(), expected) < (1e-5 if dtype == torch.float32 else 1e-9)
+    projections = units(rows) @ found.double()
+    spread = projections.max() - projections.min()
+    assert float(spread / found.double().norm()) < 1e-6
+    assert operator.report.cosines == pytest.approx(cosines(found, rows).tolist(), abs=1e-6)
+
+
+def test_it_lies_along_config_and_may_point_backwards():
+    for seed in range(8):
+        rows = random_matrix((3, 6), seed)
+        found, other = IMTLGOperator()(rows), ConFIG_update(rows)
+        assert abs(float(cosines(found, other.unsqueeze(0)))) == pytest.approx(1)
+    rows = torch.tensor([[1.0, 0.1], [-1.0, 0.1], [0.9, -0.1]])[:2] * torch.tensor([[1.0], [5.0]])
+    assert IMTLGOperator()(rows).norm() > 0
+
+
+def test_parallel_gradients_get_their_harmonic_mean_in_any_order():
+    row = random_matrix((1, 9))[0]
+    for rows in ([row, 3 * row], [3 * row, row]):
+        assert relative_error(IMTLGOperator()(rows), 1.5 * row) < 1e-12
+
+
+def test_a_zero_gradient_is_left_out():
+    rows = random_matrix((3, 9))
+    rows[1] = 0
+    assert relative_error(IMTLGOperator()(rows), textbook_imtl_g(rows[[0, 2]])) < 1e-12
+    assert not IMTLGOperator()(torch.zeros(3, 4)).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("factor", [1.0, 0.3, 7.0])
+def test_anti_parallel_gradients_have_no_direction(dtype, factor):
+    row = random_matrix((1, 100), dtype=dtype)[0]
+    operator = IMTLGOperator()
+    assert not operator([row, -factor * row]).any()
+    assert operator.report.norm == 0
+
+
+def test_zero_where_no_weights_sum_to_one():
+    """b = (1, 1, 1) in an orthonormal basis with norms (1, 1, ...) whose reciprocals cancel."""
+    # cosines chosen so that U⁺ 1 has coefficients (+, -) with equal |coefficient| / norm
+    first = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    second = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
+    third = torch.tensor([0.9, 0.3, 0.1**0.5], dtype=torch.float64)
+    basis = torch.stack([first, second, third])
+    basis = basis / basis.norm(dim=1, keepdim=True)
+    coefficients = torch.linalg.solve(basis @ basis.T, torch.ones(3, dtype=torch.float64))
+    assert float(coefficients.min()) < 0 < float(coefficients.max())
+    positive, negative = coefficients.clamp_min(0).sum(), coefficients.clamp_max(0).sum()
+    norms = torch.where(coefficients > 0, positive, -negative)
+    assert not IMTLGOperator()(norms.unsqueeze(1) * basis).any()

@@ -22,7 +22,7 @@ from experiments._recorder import JacobianRecorder, Recorder
 from experiments._schedule import schedule
 from experiments._step import take_step
 from experiments._weights import Pretraining, Snapshot
-from problems import Batch, Problem, SeveralLosses, Settings, samples
+from problems import Batch, Problem, Settings, SeveralLosses, samples
 
 # Streams of random numbers beside that of the initial weights, at every seed.
 DATA_STREAM, BATCH_STREAM = 1, 2
@@ -237,11 +237,11 @@ def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
 
 def _conflict(training: _Training) -> float:
     """The smallest cosine of the last combined direction with a loss's own; NaN without one."""
-    reporting = training.optimizer
     if not training.method.several_losses:
         return math.nan
-    report = getattr(getattr(reporting, "operator", reporting), "report", None)
-    return math.nan if report is None else report.smallest_cosine
+    holders = training.optimizer, getattr(training.optimizer, "operator", None)
+    reports = [getattr(holder, "report", None) for holder in holders]
+    return next((report.smallest_cosine for report in reports if report is not None), math.nan)
 
 
 def _require_finite(loss: float, what: str, training: _Training) -> None:

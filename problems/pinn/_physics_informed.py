@@ -10,7 +10,8 @@ Conflict-free Training of Physics Informed Neural Networks*, ICLR 2025.
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -18,13 +19,41 @@ import torch
 from torch import Tensor, nn
 
 from problems._networks import dense_network
-from problems._problem import Batch, parameter, require_positive_numbers, slices
+from problems._problem import Batch, Settings, parameter, require_positive_numbers, slices
 from problems._several_losses import SeveralLosses
 from problems.pinn._jets import Jet, jet
 from problems.pinn._sampling import latin_hypercube, on_faces, weighted_choice
 
+FIRST_ORDER = (
+    *("adam", "pcgrad", "imtlg", "minmax", "relobralo", "lra", "config"),
+    *("mpcgrad", "mimtlg", "mconfig"),
+)
 RESAMPLING = ("uniform", "residual")
 CANDIDATES = 4  # per point chosen by residual
+
+
+def settings_for(interior: int, rows: int) -> Mapping[str, Settings]:
+    """Settings of all methods.
+
+    Args:
+        interior: Interior points of a batch in the publication, for the methods of first order.
+        rows: Interior points of a batch for Jacobian methods; our own choice.
+
+    Returns:
+        Settings by name of the method.
+    """
+    published = Settings(batch_size=interior, lr=1e-3, schedule="cosine", published=True)
+    # The half-inverse wants a search along its direction, and small singular values.
+    searched = Settings(batch_size=rows, lr=1.0, rcond=1e-12, step_rule="line_search")
+    return MappingProxyType(
+        {
+            **dict.fromkeys(FIRST_ORDER, published),
+            "hig": searched,
+            "multihig": searched,
+            "gn": replace(searched, rcond=1e-6),
+            "lm": Settings(batch_size=rows, lr=1.0, damping=1e-3),
+        }
+    )
 
 
 @dataclass(frozen=True)

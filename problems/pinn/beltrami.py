@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from problems._problem import Settings, parameter
 from problems.pinn._jets import Jet
 from problems.pinn._navier_stokes import navier_stokes
-from problems.pinn._physics_informed import Evolution, grid
+from problems.pinn._physics_informed import Evolution, grid, settings_for
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,7 @@ class Beltrami(Evolution):
     coordinates: ClassVar[tuple[str, ...]] = ("x", "y", "z", "t")
     unknowns: ClassVar[tuple[str, ...]] = ("u", "v", "w", "p")
     derivatives: ClassVar[tuple[int, int]] = (4, 3)
-    settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
-        {
-            "adam": Settings(batch_size=25000, lr=1e-3, published=True),
-            # Our own choice; the half-inverse wants a search along its direction.
-            "hig": Settings(batch_size=250, lr=1.0, rcond=1e-12, step_rule="line_search"),
-            "gn": Settings(batch_size=250, lr=1.0, rcond=1e-6, step_rule="line_search"),
-            "lm": Settings(batch_size=250, lr=1.0, damping=1e-3),
-        }
-    )
+    settings: ClassVar[Mapping[str, Settings]] = settings_for(25000, 250)
 
     def exact(self, points: Tensor) -> Tensor:
         """The solution (..., 4) at points (..., 4)."""

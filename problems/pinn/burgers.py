@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from problems._problem import Settings, parameter
 from problems.pinn._cole_hopf import burgers_solution
 from problems.pinn._jets import Jet
-from problems.pinn._physics_informed import Evolution, grid
+from problems.pinn._physics_informed import Evolution, grid, settings_for
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,7 @@ class Burgers(Evolution):
     coordinates: ClassVar[tuple[str, ...]] = ("x", "t")
     unknowns: ClassVar[tuple[str, ...]] = ("u",)
     derivatives: ClassVar[tuple[int, int]] = (2, 1)
-    settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
-        {
-            "adam": Settings(batch_size=10000, lr=1e-3, published=True),
-            # Our own choice; the half-inverse wants a search along its direction.
-            "hig": Settings(batch_size=1000, lr=1.0, rcond=1e-12, step_rule="line_search"),
-            "gn": Settings(batch_size=1000, lr=1.0, rcond=1e-6, step_rule="line_search"),
-            "lm": Settings(batch_size=1000, lr=1.0, damping=1e-3),
-        }
-    )
+    settings: ClassVar[Mapping[str, Settings]] = settings_for(10000, 1000)
 
     def __post_init__(self):
         super().__post_init__()

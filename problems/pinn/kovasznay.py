@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from problems._problem import Settings, parameter
 from problems.pinn._jets import Jet
 from problems.pinn._navier_stokes import navier_stokes
-from problems.pinn._physics_informed import PhysicsInformed, grid
+from problems.pinn._physics_informed import PhysicsInformed, grid, settings_for
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,7 @@ class Kovasznay(PhysicsInformed):
     coordinates: ClassVar[tuple[str, ...]] = ("x", "y")
     unknowns: ClassVar[tuple[str, ...]] = ("u", "v", "p")
     derivatives: ClassVar[tuple[int, int]] = (2, 2)
-    settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
-        {
-            "adam": Settings(batch_size=20000, lr=1e-3, published=True),
-            # Our own choice; the half-inverse wants a search along its direction.
-            "hig": Settings(batch_size=400, lr=1.0, rcond=1e-12, step_rule="line_search"),
-            "gn": Settings(batch_size=400, lr=1.0, rcond=1e-6, step_rule="line_search"),
-            "lm": Settings(batch_size=400, lr=1.0, damping=1e-3),
-        }
-    )
+    settings: ClassVar[Mapping[str, Settings]] = settings_for(20000, 400)
 
     def exact(self, points: Tensor) -> Tensor:
         """The solution (..., 3) at points (..., 2)."""

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from problems._problem import Batch, Settings, parameter
 from problems.pinn._jets import Jet, is_tanh_network, jet, tangents, taylor
 from problems.pinn._pairs import difference_rule, pair_rows, propagate_side_by_side, start_pairs
-from problems.pinn._physics_informed import Evolution, grid
+from problems.pinn._physics_informed import Evolution, grid, settings_for
 from problems.pinn._split_step import split_step
 
 PLACES, FRAMES = 256, 101  # of the test grid
@@ -40,15 +39,7 @@ class Schroedinger(Evolution):
     coordinates: ClassVar[tuple[str, ...]] = ("x", "t")
     unknowns: ClassVar[tuple[str, ...]] = ("real", "imaginary")
     derivatives: ClassVar[tuple[int, int]] = (2, 1)
-    settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
-        {
-            "adam": Settings(batch_size=20000, lr=1e-3, published=True),
-            # Our own choice; the half-inverse wants a search along its direction.
-            "hig": Settings(batch_size=500, lr=1.0, rcond=1e-12, step_rule="line_search"),
-            "gn": Settings(batch_size=500, lr=1.0, rcond=1e-6, step_rule="line_search"),
-            "lm": Settings(batch_size=500, lr=1.0, damping=1e-3),
-        }
-    )
+    settings: ClassVar[Mapping[str, Settings]] = settings_for(20000, 500)
 
     def equation(self, at: Jet) -> Tensor:
         """Residuals (..., 2): real and imaginary part."""

@@ -26,7 +26,7 @@ def test_the_first_step_is_that_of_the_sum(kind):
 
 
 def test_min_max_raises_all_weights_by_the_step_of_adam():
-    first, second, third = weights_of(MinMax(lr=0.1), (3.0, 0.2), (3.0, 0.2), (3.0, 0.2))
+    _, second, third = weights_of(MinMax(lr=0.1), (3.0, 0.2), (3.0, 0.2), (3.0, 0.2))
     assert second == pytest.approx([1.1, 1.1])
     assert third == pytest.approx([1.2, 1.2])
 
@@ -49,7 +49,8 @@ def test_relobralo_without_lookback():
     expected = [0.9 + 0.1 * s for s in softmax([1 / (0.5 * 2), 1 / 0.5])]
     assert second == pytest.approx(expected)
     balance = softmax([0.5 / 0.5, 2 / 0.5])
-    assert third == pytest.approx([0.9 * e + 0.1 * s for e, s in zip(expected, balance, strict=True)])
+    mixed = [0.9 * e + 0.1 * s for e, s in zip(expected, balance, strict=True)]
+    assert third == pytest.approx(mixed)
 
 
 def test_relobralo_that_always_looks_back():

@@ -1,4 +1,4 @@
-"""Train a solution of Kovasznay flow with a half-inverse gradient per loss, combined by ConFIG."""
+"""Train a solution of Kovasznay flow with half-inverse gradients, one per loss."""
 
 from experiments import submit
 from problems.pinn import Kovasznay

@@ -1,4 +1,4 @@
-"""Train a solution of the nonlinear Schrödinger equation with a half-inverse gradient per loss, combined by ConFIG."""
+"""Train a solution of the nonlinear Schrödinger equation with a half-inverse gradient per loss."""
 
 from experiments import submit
 from problems.pinn import Schroedinger

@@ -249,3 +249,16 @@ def test_numbers_out_of_range(kind):
         kind(2, 0.9, 1.0)
     with pytest.raises(NotImplementedError, match="must define calculate_gradient"):
         MomentumOperator(2).calculate_gradient(0, torch.ones(2))
+
+
+@pytest.mark.cuda
+@KINDS
+def test_on_a_gpu(kind):
+    operators = {device: kind(2, loss_recorder=LatestLossRecorder(2)) for device in ("cpu", "cuda")}
+    for step, gradient in enumerate(random_matrix((6, 9))):
+        found = {
+            device: operator.calculate_gradient(step % 2, gradient.to(device), float(step))
+            for device, operator in operators.items()
+        }
+        assert found["cuda"].is_cuda
+    assert relative_error(found["cuda"].cpu(), found["cpu"]) < 1e-9

@@ -52,6 +52,8 @@ class AlternatingBackward:
         self.next_loss = 0
         self._num_losses = num_losses
         self._parameters = [p for p in tensors_of(parameters) if p.requires_grad]
+        if not self._parameters:
+            raise ValueError("no parameter that requires a gradient was given; pass a network")
         self._reached = [False] * len(self._parameters)
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:

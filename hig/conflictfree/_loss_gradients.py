@@ -27,7 +27,8 @@ def loss_gradients(
             a gradient, the others have no column.
         method: "separate": one backward pass per loss, through what that loss depends on;
             "batched": one vectorised pass through what any loss depends on, or separate ones
-            where the graph refuses it; "auto": batched on a GPU for losses that share most of
+            where the graph refuses it, in which NaN and Inf of one loss may spread to the rows of
+            others; "auto": batched on a GPU for losses that share most of
             their graph, where the launch of each kernel is what costs, else separate.
         retain_graph: keep the graphs for another pass. Without, what the last loss depends on is
             freed at once, and the rest with the losses.

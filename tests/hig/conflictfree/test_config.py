@@ -9,7 +9,9 @@ from hig.conflictfree import (
     ConFIG_update_double,
     ConFIGOperator,
     EqualWeight,
+    IMTLGOperator,
     LengthModel,
+    PCGradOperator,
     ProjectionLength,
     TrackMinimum,
     WeightModel,
@@ -281,3 +283,30 @@ def test_non_finite_gradients_name_their_loss():
     rows[2, 1] = float("nan")
     with pytest.raises(hig.NonFiniteError, match="gradient of loss 2 "):
         ConFIG_update(rows)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", [ConFIGOperator, PCGradOperator, IMTLGOperator])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [0.1, 1e-5])
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_operators_on_a_gpu(kind, dtype, gap, scale):
+    """Every route: the Gram matrix, the decomposition of nearly dependent rows, a rescaling."""
+    rows = scale * conflicting((4, 50), dtype=dtype, gap=gap)
+    rows[2] = 0
+    found, expected = kind()(rows.cuda()), kind()(rows)
+    assert found.is_cuda
+    assert found.dtype == dtype
+    difference = (found.cpu().double() - expected.double()).norm() / scale
+    assert float(difference) < (1e-5 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.cuda
+def test_models_on_a_gpu():
+    rows = random_matrix((3, 9), dtype=torch.float32)
+    weights = Given(torch.tensor([1.0, 2.0, 3.0]))
+    expected = ConFIG_update(rows, weights, TrackMinimum())
+    for device in ("cpu", "cuda"):
+        given = Given(weights.weights.to(device))
+        found = ConFIG_update(rows.cuda(), given, TrackMinimum())
+        assert relative_error(found.cpu(), expected) < 1e-5

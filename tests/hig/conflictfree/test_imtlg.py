@@ -30,13 +30,31 @@ def test_equal_projections_and_weights_that_sum_to_one(structure, shape, dtype):
     assert operator.report.cosines == pytest.approx(cosines(found, rows).tolist(), abs=1e-6)
 
 
-def test_it_lies_along_config_and_may_point_backwards():
-    for seed in range(8):
-        rows = random_matrix((3, 6), seed)
-        found, other = IMTLGOperator()(rows), ConFIG_update(rows)
-        assert abs(float(cosines(found, other.unsqueeze(0)))) == pytest.approx(1)
-    rows = torch.tensor([[1.0, 0.1], [-1.0, 0.1], [0.9, -0.1]])[:2] * torch.tensor([[1.0], [5.0]])
-    assert IMTLGOperator()(rows).norm() > 0
+def mixed_signs():
+    """Unit gradients whose combination with equal cosines has coefficients of both signs."""
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.9, 0.3, 0.3]], dtype=torch.float64)
+    basis = units(rows)
+    coefficients = torch.linalg.solve(basis @ basis.T, torch.ones(3, dtype=torch.float64))
+    assert float(coefficients.min()) < 0 < float(coefficients.max())
+    return basis, coefficients
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_it_lies_along_config_and_may_point_backwards(backwards):
+    basis, coefficients = mixed_signs()
+    chosen = coefficients < 0 if backwards else coefficients > 0
+    rows = torch.where(chosen, 0.01, 1.0).unsqueeze(1) * basis
+    operator = IMTLGOperator()
+    cosine = float(cosines(operator(rows), ConFIG_update(rows).unsqueeze(0)))
+    assert cosine == pytest.approx(-1 if backwards else 1)
+    assert (operator.report.smallest_cosine < 0) == backwards
+
+
+def test_zero_where_no_weights_sum_to_one():
+    basis, coefficients = mixed_signs()
+    positive, negative = coefficients.clamp_min(0).sum(), -coefficients.clamp_max(0).sum()
+    norms = torch.where(coefficients > 0, positive, negative)
+    assert not IMTLGOperator()(norms.unsqueeze(1) * basis).any()
 
 
 def test_parallel_gradients_get_their_harmonic_mean_in_any_order():
@@ -59,18 +77,3 @@ def test_anti_parallel_gradients_have_no_direction(dtype, factor):
     operator = IMTLGOperator()
     assert not operator([row, -factor * row]).any()
     assert operator.report.norm == 0
-
-
-def test_zero_where_no_weights_sum_to_one():
-    """b = (1, 1, 1) in an orthonormal basis with norms (1, 1, ...) whose reciprocals cancel."""
-    # cosines chosen so that U⁺ 1 has coefficients (+, -) with equal |coefficient| / norm
-    first = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
-    second = torch.tensor([0.6, 0.8, 0.0], dtype=torch.float64)
-    third = torch.tensor([0.9, 0.3, 0.1**0.5], dtype=torch.float64)
-    basis = torch.stack([first, second, third])
-    basis = basis / basis.norm(dim=1, keepdim=True)
-    coefficients = torch.linalg.solve(basis @ basis.T, torch.ones(3, dtype=torch.float64))
-    assert float(coefficients.min()) < 0 < float(coefficients.max())
-    positive, negative = coefficients.clamp_min(0).sum(), coefficients.clamp_max(0).sum()
-    norms = torch.where(coefficients > 0, positive, -negative)
-    assert not IMTLGOperator()(norms.unsqueeze(1) * basis).any()

@@ -1,0 +1,264 @@
+"""What operators with a memory share; each against its published algorithm in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hig
+from hig.conflictfree import (
+    ConFIGOperator,
+    EqualWeight,
+    LatestLossRecorder,
+    MomentumOperator,
+    PCGradOperator,
+    PseudoMomentumOperator,
+    SeparateMomentumOperator,
+)
+from tests.hig.conflictfree.matrices import random_matrix, textbook_config
+from tests.textbook import flat, relative_error
+
+KINDS = pytest.mark.parametrize("kind", [PseudoMomentumOperator, SeparateMomentumOperator])
+
+
+def pseudo(gradients, losses, beta_1, beta_2):
+    """M-ConFIG, algorithm 1, from the whole history of (index, gradient)."""
+    size = len(gradients[0][1])
+    moments, counts = [torch.zeros(size, dtype=torch.float64) for _ in range(losses)], [0] * losses
+    moment, second, t = torch.zeros_like(moments[0]), torch.zeros_like(moments[0]), 0
+    for index, gradient in gradients:
+        moments[index] = beta_1 * moments[index] + (1 - beta_1) * gradient
+        counts[index] += 1
+        direction = torch.zeros_like(moment)
+        if min(counts):
+            t += 1
+            hats = [m / (1 - beta_1**c) for m, c in zip(moments, counts, strict=True)]
+            combined = textbook_config(torch.stack(hats))
+            estimate = (combined * (1 - beta_1**t) - beta_1 * moment) / (1 - beta_1)
+            moment = beta_1 * moment + (1 - beta_1) * estimate
+            second = beta_2 * second + (1 - beta_2) * estimate**2
+            direction = combined / ((second / (1 - beta_2**t)).sqrt() + 1e-8)
+        yield direction
+
+
+def separate(gradients, losses, beta_1, beta_2):
+    """Adam's step of each loss, combined."""
+    for seen in range(1, len(gradients) + 1):
+        steps = []
+        for loss in range(losses):
+            own = [gradient for index, gradient in gradients[:seen] if index == loss]
+            count = len(own)
+            first = sum((1 - beta_1) * beta_1 ** (count - 1 - k) * g for k, g in enumerate(own))
+            second = sum((1 - beta_2) * beta_2 ** (count - 1 - k) * g**2 for k, g in enumerate(own))
+            if count:
+                first, second = first / (1 - beta_1**count), second / (1 - beta_2**count)
+                steps.append(first / (second.sqrt() + 1e-8))
+        complete = len(steps) == losses
+        yield textbook_config(torch.stack(steps)) if complete else torch.zeros_like(gradients[0][1])
+
+
+ALGORITHMS = [(PseudoMomentumOperator, pseudo), (SeparateMomentumOperator, separate)]
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), ALGORITHMS, ids=["pseudo", "separate"])
+@pytest.mark.parametrize("losses", [1, 2, 3])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.5, 0.7), (0.0, 0.0)])
+def test_the_published_algorithm(kind, algorithm, losses, betas):
+    order = [*range(losses - 1), 0, losses - 1, *range(losses)] * 3
+    gradients = [(i, g) for i, g in zip(order, random_matrix((len(order), 20)) + 0.3, strict=True)]
+    operator = kind(losses, *betas)
+    expected = list(algorithm(gradients, losses, *betas))
+    for (index, gradient), direction in zip(gradients, expected, strict=True):
+        found = operator.calculate_gradient(index, gradient)
+        assert found.dtype == torch.float64
+        assert relative_error(found, direction) < 1e-9
+    assert operator.all_initialized
+    assert operator.report.smallest_cosine > 0
+
+
+@KINDS
+def test_zero_until_every_loss_was_seen(kind):
+    operator = kind(3)
+    for index in (0, 1, 1, 0):
+        assert not operator.calculate_gradient(index, torch.ones(4)).any()
+        assert not operator.all_initialized
+    assert operator.calculate_gradient(2, torch.ones(4)).any()
+    assert operator.t_grads == [2, 2, 1]
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ways_to_pass_several_gradients(kind, dtype):
+    rows = random_matrix((3, 8), dtype=dtype)
+    results = []
+    for indexes, grads in (
+        ([0, 2, 1], rows),
+        ((0, 2, 1), list(rows)),
+        (np.array([0, 2, 1]), rows),
+        (range(3), rows[[0, 2, 1]]),
+    ):
+        operator = kind(3)
+        for _ in range(3):
+            results.append(operator.calculate_gradient(indexes, grads))
+    for found in results:
+        assert found.dtype == dtype
+    for attempt in range(1, 4):
+        for step in range(3):
+            assert relative_error(results[3 * attempt + step], results[step]) < 1e-5
+
+
+@KINDS
+def test_one_gradient_as_vector_list_or_row(kind):
+    for grads in (torch.ones(4), [torch.ones(4)], torch.ones(1, 4)):
+        for index in (0, [0], torch.tensor(0), np.array([0])):
+            operator = kind(1)
+            assert operator.calculate_gradient(index, grads).shape == (4,)
+
+
+@KINDS
+@pytest.mark.parametrize("steps", [1, 4])
+def test_exact_resume(kind, steps, tmp_path):
+    def make():
+        return kind(2, 0.8, 0.9, loss_recorder=LatestLossRecorder(2))
+
+    operator, gradients = make(), random_matrix((10, 6), dtype=torch.float32)
+    for step in range(steps):
+        operator.calculate_gradient(step % 2, gradients[step], float(step))
+    state = operator.state_dict()
+    torch.save(state, tmp_path / "state")
+    expected = [
+        operator.calculate_gradient(step % 2, gradients[step], float(step))
+        for step in range(steps, 10)
+    ]
+    for loaded in (state, torch.load(tmp_path / "state", weights_only=True)):
+        other = make()
+        other.load_state_dict(loaded)
+        for step in range(steps, 10):
+            found = other.calculate_gradient(step % 2, gradients[step], float(step))
+            assert torch.equal(found, expected[step - steps])
+        assert other.loss_recorder.current_losses == operator.loss_recorder.current_losses
+
+
+@KINDS
+def test_states_of_other_operators(kind):
+    with pytest.raises(ValueError, match="state is of 2 losses, the operator of 3"):
+        kind(3).load_state_dict(kind(2).state_dict())
+    with pytest.raises(ValueError, match="loss_recorder"):
+        kind(2).load_state_dict(kind(2, loss_recorder=LatestLossRecorder(2)).state_dict())
+    fresh = kind(2)
+    fresh.load_state_dict(kind(2).state_dict())
+    assert fresh.m is None
+
+
+@KINDS
+def test_losses_reach_the_weight_model_through_the_recorder(kind):
+    seen = []
+
+    class Weights(EqualWeight):
+        def get_weights(self, gradients, losses=None, device=None):
+            seen.append(losses)
+            return super().get_weights(gradients, losses, device)
+
+    operator = kind(
+        2, gradient_operator=ConFIGOperator(Weights()), loss_recorder=LatestLossRecorder(2)
+    )
+    for step, gradient in enumerate(random_matrix((3, 5))):
+        operator.calculate_gradient(step % 2, gradient, torch.tensor(float(step)))
+    assert seen == [[0, 1], [2, 1]]
+    with pytest.raises(ValueError, match=r"no loss recorder.*LatestLossRecorder"):
+        kind(2).calculate_gradient(0, torch.ones(3), 1.0)
+
+
+@KINDS
+def test_operators_share_nothing(kind):
+    first, second = kind(2), kind(2)
+    assert first.gradient_operator is not second.gradient_operator
+    first.calculate_gradient([0, 1], torch.eye(2))
+    assert second.report is None
+    assert second.m is None
+
+
+@KINDS
+def test_a_non_finite_gradient_leaves_the_memory_alone(kind):
+    operator = kind(2, loss_recorder=LatestLossRecorder(2))
+    operator.calculate_gradient([0, 1], torch.eye(2), [1.0, 2.0])
+    before = operator.state_dict()
+    with pytest.raises(hig.NonFiniteError, match="gradient of loss 1 "):
+        operator.calculate_gradient(1, torch.tensor([1.0, float("nan")]), 5.0)
+    after = operator.state_dict()
+    assert after.keys() == before.keys()
+    assert torch.equal(after["m"], before["m"])
+    assert torch.equal(after["s"], before["s"])
+    assert after["t_grads"] == before["t_grads"]
+    assert after["loss_recorder"] == before["loss_recorder"]
+
+
+@KINDS
+def test_given_gradients_are_not_changed_or_kept(kind):
+    operator, gradient = kind(1), torch.ones(3)
+    first = operator.calculate_gradient(0, gradient).clone()
+    assert torch.equal(gradient, torch.ones(3))
+    gradient *= 100
+    assert torch.allclose(operator.m, 0.1 * torch.ones(1, 3))
+    assert torch.isfinite(first).all()
+
+
+@KINDS
+@pytest.mark.parametrize("mode", ["zero", "skip"])
+def test_update_of_a_network_of_which_losses_reach_parts(kind, mode):
+    """Vectors for all parameters, or for those that have a gradient, find their places."""
+    torch.manual_seed(0)
+    network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+    operator = kind(2, gradient_operator=PCGradOperator())
+    for step in range(4):
+        network.zero_grad()
+        layers = network if mode == "skip" else [network[step % 2]]
+        sum(layer(torch.ones(1, 2)).square().sum() for layer in layers).backward()
+        gradient = hig.conflictfree.get_gradient_vector(network, none_grad_mode=mode)
+        assert gradient.shape == (6,)
+        copy = kind(2, gradient_operator=PCGradOperator())
+        copy.load_state_dict(operator.state_dict())
+        operator.update_gradient(network, step % 2, gradient)
+        expected = copy.calculate_gradient(step % 2, gradient)
+        assert torch.equal(flat(p.grad for p in network.parameters()), expected)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda o: o.calculate_gradient(2, torch.ones(3)), "losses count from 0 to 1, got 2"),
+        (lambda o: o.calculate_gradient(-1, torch.ones(3)), "losses count from 0 to 1, got -1"),
+        (lambda o: o.calculate_gradient([0, 1], torch.ones(3)), r"shape \(2, 3\) for losses"),
+        (
+            lambda o: [o.calculate_gradient(0, torch.ones(n)) for n in (3, 4)],
+            r"shape \(1, 3\) .*got \(1, 4\).*none_grad_mode='zero'",
+        ),
+    ],
+)
+def test_what_is_refused(kind, call, match):
+    with pytest.raises(ValueError, match=match):
+        call(kind(2))
+
+
+@KINDS
+def test_numbers_out_of_range(kind):
+    with pytest.raises(ValueError, match="num_vectors must be at least 1, got 0"):
+        kind(0)
+    with pytest.raises(ValueError, match=r"beta_2 must be in \[0, 1\), got 1.0"):
+        kind(2, 0.9, 1.0)
+    with pytest.raises(NotImplementedError, match="must define calculate_gradient"):
+        MomentumOperator(2).calculate_gradient(0, torch.ones(2))
+
+
+@pytest.mark.cuda
+@KINDS
+def test_on_a_gpu(kind):
+    operators = {device: kind(2, loss_recorder=LatestLossRecorder(2)) for device in ("cpu", "cuda")}
+    for step, gradient in enumerate(random_matrix((6, 9))):
+        found = {
+            device: operator.calculate_gradient(step % 2, gradient.to(device), float(step))
+            for device, operator in operators.items()
+        }
+        assert found["cuda"].is_cuda
+    assert relative_error(found["cuda"].cpu(), found["cpu"]) < 1e-9

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from hig import StepReport
+
 # Spectra are large beside everything else: they are kept after 1, 4, 16, … steps and at the end.
 SPECTRUM_SPACING = 4
 
@@ -88,10 +90,10 @@ class JacobianRecorder:
     shape: tuple[int, int] | None = None
     rcond: float | None = None
     spectra: dict[float, Tensor] = field(default_factory=dict)
-    latest: tuple[float, Tensor] | None = None
+    latest: tuple[float, StepReport] | None = None
     due: int = 1
 
-    def step(self, epoch: float, seconds: float, report) -> None:
+    def step(self, epoch: float, seconds: float, report: StepReport) -> None:
         """Note one step.
 
         Args:
@@ -107,7 +109,7 @@ class JacobianRecorder:
             self.shape = (report.rows, report.columns)
             self.rcond = report.rcond
         if self.shape == (report.rows, report.columns):
-            self.latest = (epoch, report.singular_values)
+            self.latest = (epoch, report)
             if len(self.rank) >= self.due:
                 self.spectra[epoch] = report.singular_values
                 self.due *= SPECTRUM_SPACING
@@ -116,7 +118,8 @@ class JacobianRecorder:
         """Arrays per step, the shape (rows, columns) of a whole batch, and the spectra."""
         if self.shape is None:
             return {}
-        spectra = {**self.spectra, self.latest[0]: self.latest[1]}
+        epoch, report = self.latest
+        spectra = {**self.spectra, epoch: report.singular_values}
         values = [s.detach().double().cpu().numpy() for s in spectra.values()]
         return {
             "step_time": np.asarray(self.seconds, dtype=np.float64),

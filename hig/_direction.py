@@ -13,7 +13,7 @@ from hig._decompose import Decomposition, choose_route, decompose
 from hig._engine import EngineResult, build_jacobian
 from hig._errors import NonFiniteError
 from hig._report import PhaseClock, StepReport
-from hig._spectral import SpectralFilter, cutoff
+from hig._spectral import SpectralFilter
 from hig._trial import curvature_along
 
 __all__ = ["Computation", "Linearisation", "linearise"]
@@ -104,9 +104,8 @@ class Linearisation:
             route=found.route,
             rows=rows,
             columns=columns,
-            singular_values=found.singular_values,
+            spectrum=found.spectrum(),
             rcond=max(filter.rcond, found.floor),
-            cutoff=cutoff(filter, found.singular_values, found.floor),
             seconds=self.clock.seconds,
             notes=self.notes,
         )
@@ -152,7 +151,7 @@ def linearise(
             if not bool(torch.isfinite(matrix).all()):
                 raise NonFiniteError(_non_finite_jacobian(found, parameters, names))
         with clock.phase("decomposition"):
-            decomposition = decompose(jacobian, matrix, route)
+            decomposition = decompose(jacobian, matrix, route, filter)
     notes = [*found.notes, *backward.notes, *decomposition.notes]
     if filter.needs_small_values and filter.rcond < decomposition.floor:
         notes.append(

@@ -48,7 +48,7 @@ def half_inverse(
     with torch.no_grad():
         joint = JointJacobian([DenseBlock(jacobian)], len(jacobian), 1, like=jacobian)
         forms = {"rows": joint.gram, "columns": joint.normal, "svd": jacobian.double}
-        decomposition = decompose(joint, forms[route](), route)
+        decomposition = decompose(joint, forms[route](), route, filter)
         direction, _ = decomposition.step(filter, loss_gradient.double())
     return direction.to(jacobian.dtype)
 

@@ -1,8 +1,10 @@
 """What a step tells about itself."""
 
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -19,9 +21,9 @@ class StepReport:
         route: "rows" (J Jᵀ), "columns" (Jᵀ J) or "svd".
         rows: n, outputs of all samples together.
         columns: P, parameters the prediction depends on.
-        singular_values: (min(n, P),) float64, descending.
-        rcond: relative cut-off in force, never below what the route resolves.
-        cutoff: absolute cut-off, a scalar tensor.
+        spectrum: gives the singular values.
+        rcond: relative cut-off in force, never below what the route resolves; 0 where nothing is
+            cut.
         step_size: the factor of the direction that was applied, learning rate included; None
             where no step was taken (``record``).
         gain_ratio: achieved over predicted decrease of the loss, where it was measured.
@@ -35,19 +37,25 @@ class StepReport:
     route: str
     rows: int
     columns: int
-    singular_values: Tensor
+    spectrum: Callable[[], Tensor]
     rcond: float
-    cutoff: Tensor
     step_size: float | None = None
     gain_ratio: float | None = None
     damping: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """(min(n, P),) float64, descending; a damped step computes them when they are asked for."""
+        return self.spectrum()
+
     @property
     def rank(self) -> int:
-        """Number of singular values strictly above the cut-off."""
-        return int((self.singular_values > self.cutoff).sum())
+        """Number of singular values strictly above the cut-off; of all where nothing is cut."""
+        if not self.rcond:
+            return min(self.rows, self.columns)
+        return int((self.singular_values > self.rcond * self.singular_values.max()).sum())
 
     def __str__(self) -> str:
         parts = [

@@ -21,10 +21,10 @@ def sample(n=6, columns=9, rank=None, scale=1.0):
     return scale * left @ right, torch.randn(n, generator=generator, dtype=F64)
 
 
-def decomposed(jacobian, route):
+def decomposed(jacobian, route, filter=None):
     joint = JointJacobian([DenseBlock(jacobian)], len(jacobian), 1, like=jacobian)
     forms = {"rows": joint.gram, "columns": joint.normal, "svd": joint.dense}
-    return decompose(joint, forms[route](), route)
+    return decompose(joint, forms[route](), route, filter or HalfInverse())
 
 
 class FailsFirst:
@@ -188,3 +188,58 @@ def test_other_errors_are_not_swallowed(monkeypatch, route):
     monkeypatch.setattr(torch.linalg, "svd" if route == "svd" else "eigh", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
         decomposed(sample()[0], route)
+
+
+# -- damped filters without truncation: solved, not decomposed ------------------------------------
+
+
+@pytest.mark.parametrize("route", ["rows", "columns"])
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 5), (1, 4)])
+@pytest.mark.parametrize("damping", [1e-5, 1e-2, 1e4])
+def test_damped_steps_are_solved(route, shape, damping):
+    jacobian, gradient = sample(*shape, rank=min(shape) - (min(shape) > 1))
+    found = decomposed(jacobian, route, Damped(1.0))
+    for other in (damping, 3 * damping):
+        direction, change = found.step(Damped(other), gradient)
+        assert relative_error(direction, textbook_damped(jacobian, gradient, other)) < 1e-7
+        assert relative_error(change, jacobian @ direction) < 1e-7
+    assert not found.notes
+
+
+def test_damping_below_the_rounding_takes_eigenvectors():
+    jacobian, gradient = sample(6, 9, rank=4)
+    found = decomposed(jacobian, "rows", Damped(1e-25))
+    direction, _ = found.step(Damped(1e-25), gradient)
+    expected = textbook_power(jacobian, gradient, -1.0, 1e-6)
+    assert relative_error(direction, expected) < 1e-6
+    assert "below the rounding" in found.notes[0]
+    assert found.floor == gram_floor(6)
+
+
+def test_a_zero_jacobian_gives_a_zero_step():
+    found = decomposed(torch.zeros(3, 5, dtype=F64), "rows", Damped(1e-3))
+    direction, change = found.step(Damped(1e-3), torch.ones(3, dtype=F64))
+    assert not direction.any()
+    assert not change.any()
+
+
+def test_truncation_needs_singular_values():
+    jacobian, gradient = sample(6, 9)
+    values = torch.linalg.svdvals(jacobian)
+    rcond = float((values[2] + values[3]) / 2 / values[0])
+    direction, _ = decomposed(jacobian, "rows", Damped(1e-2, rcond)).step(
+        Damped(1e-2, rcond), gradient
+    )
+    left, s, right = torch.linalg.svd(jacobian, full_matrices=False)
+    gains = (s / (s.square() + 1e-2))[:3]
+    assert relative_error(direction, right[:3].T @ (gains * (left[:, :3].T @ gradient))) < 1e-8
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("filter", [HalfInverse(), Damped(1e-3)])
+def test_the_spectrum_is_that_of_the_jacobian(route, filter):
+    jacobian, _ = sample(6, 9)
+    found = decomposed(jacobian, route, filter)
+    expected = torch.linalg.svdvals(jacobian)
+    assert relative_error(found.spectrum()()[:6], expected) < 1e-9
+    assert relative_error(found.singular_values[:6], expected) < 1e-9

@@ -149,7 +149,8 @@ def test_float32_factors_keep_small_singular_values(route):
     joint = JointJacobian([block], 100, 2, like=deltas)
     matrix = joint.normal() if route == "columns" else joint.dense()
     gradient = randn(200, seed=2)
-    found, _ = decompose(joint, matrix, route).step(HalfInverse(-0.5, 1e-7), gradient)
+    half_inverse = HalfInverse(-0.5, 1e-7)
+    found, _ = decompose(joint, matrix, route, half_inverse).step(half_inverse, gradient)
     assert relative_error(found, textbook_power(exact, gradient, -0.5, 1e-7)) < 1e-10
 
 

@@ -15,25 +15,37 @@ def report(**changes):
         "route": "rows",
         "rows": 4,
         "columns": 9,
-        "singular_values": torch.tensor([4.0, 1.0, 0.5, 0.0], dtype=torch.float64),
+        "spectrum": lambda: torch.tensor([4.0, 1.0, 0.5, 0.0], dtype=torch.float64),
         "rcond": 0.125,
-        "cutoff": torch.tensor(0.5, dtype=torch.float64),
     }
     return StepReport(**(settings | changes))
 
 
 @pytest.mark.parametrize(
-    ("cutoff", "rank"), [(0.5, 2), (0.4999, 3), (0.0, 3), (1.0, 1), (4.0, 0), (-1.0, 4)]
+    ("rcond", "rank"), [(0.125, 2), (0.124, 3), (1e-300, 3), (0.25, 1), (0.999, 1)]
 )
-def test_rank_counts_strictly_above_the_cutoff(cutoff, rank):
-    found = report(cutoff=torch.tensor(cutoff, dtype=torch.float64))
+def test_rank_counts_strictly_above_the_cutoff(rcond, rank):
+    found = report(rcond=rcond)
     assert found.rank == rank
     assert isinstance(found.rank, int)
 
 
 def test_rank_of_a_zero_jacobian():
-    zeros = torch.zeros(3, dtype=torch.float64)
-    assert report(singular_values=zeros, cutoff=zeros[0]).rank == 0
+    assert report(spectrum=lambda: torch.zeros(3, dtype=torch.float64)).rank == 0
+
+
+def test_where_nothing_is_cut_no_spectrum_is_needed():
+    asked = []
+    found = report(rcond=0.0, spectrum=lambda: asked.append(1))
+    assert found.rank == 4
+    assert not asked
+
+
+def test_the_spectrum_is_computed_once():
+    asked = []
+    found = report(spectrum=lambda: asked.append(1) or torch.ones(2))
+    assert torch.equal(found.singular_values, found.singular_values)
+    assert len(asked) == 1
 
 
 def test_text_of_a_plain_step():

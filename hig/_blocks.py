@@ -11,10 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "DenseBlock", "JointJacobian", "sample_chunks"]
+__all__ = ["Block", "DenseBlock", "JointJacobian", "add_self_product", "sample_chunks"]
 
 # Bytes of float64 scratch that one operation may use.
 SCRATCH_BYTES = 64 * 2**20
+# Symmetric products are computed in so many strips, of at least this height.
+STRIPS, STRIP = 8, 128
 
 
 class Block(Protocol):
@@ -56,8 +58,7 @@ class DenseBlock:
         """Add J Jᵀ to ``gram``; float64 copies of a few columns at a time."""
         width = max(1, SCRATCH_BYTES // (8 * len(self.matrix)))
         for part in self.matrix.split(width, dim=1):
-            part = part.double()
-            gram.addmm_(part, part.T)
+            add_self_product(gram, part.double())
 
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w in float64."""
@@ -106,7 +107,7 @@ class JointJacobian:
         normal = self._like.new_zeros((columns, columns), dtype=torch.float64)
         for chosen in sample_chunks(self.samples, 8 * columns * self.outputs):
             rows = self.rows(chosen).double()
-            normal.addmm_(rows.T, rows)
+            add_self_product(normal, rows.T)
         return normal
 
     def rows(self, samples: slice) -> Tensor:
@@ -128,6 +129,19 @@ class JointJacobian:
         for block, part in zip(self.blocks, parts, strict=True):
             result += block.jvp(part)
         return result
+
+
+def add_self_product(total: Tensor, factor: Tensor) -> None:
+    """Add A Aᵀ to ``total`` (k, k), in place, for A (k, ...): the lower half, mirrored.
+
+    A general product would compute every entry twice; BLAS' symmetric one is not in torch.
+    """
+    size = max(STRIP, -(-len(factor) // STRIPS))
+    for start in range(0, len(factor), size):
+        stop = min(start + size, len(factor))
+        strip = factor[start:stop] @ factor[:stop].T
+        total[start:stop, :stop] += strip
+        total[:start, start:stop] += strip[:, :start].T
 
 
 def sample_chunks(samples: int, bytes_per_sample: int) -> Iterator[slice]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hig import _blocks
-from hig._blocks import DenseBlock, JointJacobian, sample_chunks
+from hig._blocks import DenseBlock, JointJacobian, add_self_product, sample_chunks
 from hig._factored_block import FactoredBlock
 from tests.textbook import relative_error
 
@@ -122,3 +122,14 @@ def test_products_are_adjoint():
     weights, direction = randn(len(matrix)), randn(matrix.shape[1])
     left = float(joint.jvp(direction) @ weights)
     assert left == pytest.approx(float(direction @ joint.vjp(weights)), rel=1e-12)
+
+
+@pytest.mark.parametrize("height", [1, 3, 7, 100])
+@pytest.mark.parametrize("size", [1, 6, 7, 40])
+def test_self_products_in_strips(size, height, monkeypatch):
+    monkeypatch.setattr(_blocks, "STRIP", height)
+    factor, start = randn(size, 5), randn(size, size, seed=3)
+    for given in (factor, randn(5, size).T):  # the second one is not contiguous
+        total = start.clone()
+        add_self_product(total, given)
+        assert relative_error(total - start, given @ given.T) < 1e-14

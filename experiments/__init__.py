@@ -1,7 +1,11 @@
 """Training runs: a problem, a method, its settings, and one runner for all of them."""
 
-from experiments._options import Options
-from experiments._runner import run
-from experiments._submit import submit
+from experiments._environment import prepare
+
+prepare()  # before torch is imported, by anything below
+
+from experiments._options import Options  # noqa: E402
+from experiments._runner import run  # noqa: E402
+from experiments._submit import submit  # noqa: E402
 
 __all__ = ["Options", "run", "submit"]

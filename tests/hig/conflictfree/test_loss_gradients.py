@@ -156,3 +156,17 @@ def test_what_is_refused(losses, error, match):
         loss_gradients(values, network, method="fast")
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         loss_gradients(values, [torch.ones(2)])
+
+
+def test_graphs_of_their_own_are_freed():
+    """What is kept is what a later loss needs, and nothing else."""
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    inputs = torch.randn(3, 2)
+    apart = [first(inputs).square().sum(), second(inputs).square().sum()]
+    loss_gradients(apart, [*first.parameters(), *second.parameters()])
+    for loss in apart:
+        with pytest.raises(RuntimeError, match="second time"):
+            loss.backward()
+    hidden = first(inputs).square()
+    shared = [hidden.sum(), (2 * hidden).sum(), second(inputs).square().sum()]
+    loss_gradients(shared, [*first.parameters(), *second.parameters()])  # does not raise

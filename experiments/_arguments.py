@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from experiments._methods import METHODS
 from experiments._options import DTYPES, Options
 from problems import Problem, Settings
 
+# Per core; the threads of many more would not find the memory for their stacks.
+MOST_THREADS = 16
 STEP_RULES = ("fixed", "trust", "line_search")
 
 
@@ -137,7 +140,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
     group.add_argument(
         "--threads",
-        type=positive_int,
+        type=_threads,
         metavar="N",
         default=torch.get_num_threads(),
         help="CPU threads; 1 where other processes keep the cores busy",
@@ -229,6 +232,15 @@ def _kappa(text: str) -> float:
     value = _number(text, float, remedy)
     if not -1 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be in [-1, 1], got {value:g}; {remedy}")
+    return value
+
+
+def _threads(text: str) -> int:
+    value, cores = positive_int(text), os.cpu_count() or 1
+    if value > MOST_THREADS * cores:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MOST_THREADS * cores} on {cores} cores, got {value}"
+        )
     return value
 
 

@@ -33,7 +33,35 @@ class LinearStep:
 
     def __call__(self, state: Tensor, control: Tensor) -> Tensor:
         """One step: state (B, S), control of one time -> (B, S)."""
-        return apply(self.matrices(control), state)
+        return apply(self.matrices_of(control, 1, state), state)
+
+    def matrices_of(self, controls: Tensor, leading: int, like: Tensor) -> Tensor:
+        """``matrices``, after a look at what it returns.
+
+        Args:
+            controls: (B, ...) or (T, B, ...).
+            leading: how many of their axes count samples and times, 1 or 2.
+            like: (B, S), states that the matrices are for.
+
+        Raises:
+            TypeError: if it is no tensor, or of another precision than the states.
+            ValueError: if it has another shape.
+        """
+        found = self.matrices(controls)
+        if not isinstance(found, Tensor) or found.dtype != like.dtype:
+            kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+            raise TypeError(
+                f"matrices must return a tensor of the state's dtype {like.dtype}, got {kind}; "
+                "convert one of them"
+            )
+        expected = (*controls.shape[:leading], like.shape[1], like.shape[1])
+        if found.shape != expected:
+            raise ValueError(
+                f"matrices must return {expected} for controls {tuple(controls.shape)}, the step "
+                f"matrices last, got {tuple(found.shape)}; it is called for all samples and many "
+                "times at once (expand what does not depend on the control)"
+            )
+        return found
 
     def control_jacobians(self, matrices: Tensor, states: Tensor, controls: Tensor) -> Tensor:
         """Derivatives of all steps by their controls, (T, B, S, C).
@@ -80,7 +108,7 @@ def linear_states(
     """
     states, matrices = [state.unsqueeze(-1)], None
     for chosen in runs(state, len(controls)):
-        matrices = step.matrices(controls[chosen])
+        matrices = step.matrices_of(controls[chosen], 2, state)
         for matrix in matrices.unbind():
             states.append(torch.bmm(matrix, states[-1]))
     states = [column.squeeze(-1) for column in states]
@@ -96,7 +124,7 @@ def linear_pieces(step: LinearStep, states: Tensor, controls: Tensor) -> Iterato
         controls: (T, B, ...).
     """
     for chosen in reversed(list(runs(states[0], len(controls)))):
-        matrices = step.matrices(controls[chosen])
+        matrices = step.matrices_of(controls[chosen], 2, states[0])
         own = states[chosen.start : chosen.stop + 1]
         check_repeatable(apply(matrices[0], own[0]), own[1])
         yield matrices, step.control_jacobians(matrices, own, controls[chosen])
@@ -117,7 +145,7 @@ def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
         return
     controls = control.unsqueeze(0).requires_grad_()
     with torch.enable_grad():
-        matrices = step.matrices(controls)
+        matrices = step.matrices_of(controls, 2, state)
         after = apply(matrices, state)
         if not after.requires_grad:  # the same matrices for every control: nothing may change
             after = after + 0 * controls.sum()

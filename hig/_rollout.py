@@ -49,7 +49,7 @@ def rollout(
     Raises:
         ValueError: if shapes or ``method`` are wrong, or "jacobians" cannot be used.
         RuntimeError: in the backward pass, if the step is seen not to be deterministic.
-        TypeError: if the step does not return a tensor.
+        TypeError: if state, controls or what the step returns is no tensor.
     """
     _check(state, controls, method)
     differentiated = torch.is_grad_enabled() and (state.requires_grad or controls.requires_grad)
@@ -76,7 +76,7 @@ class _Rollout(torch.autograd.Function):
         # there is nothing for it to see: no parameter takes part.
         with torch._C.DisableTorchFunction():
             if isinstance(step, LinearStep):
-                states, matrices = linear_states(step, state, controls.transpose(0, 1))
+                states, matrices = linear_states(step, state, _time_first(controls))
             else:
                 states = _loop(step, state, controls)
             states = torch.stack(states)
@@ -114,7 +114,7 @@ def _pieces(ctx) -> Iterable[Piece]:
     if ctx.pieces is not None:
         return ctx.pieces
     states, _, controls, matrices = ctx.saved_tensors
-    controls = controls.transpose(0, 1)
+    controls = _time_first(controls)
     if not isinstance(ctx.step, LinearStep):
         ctx.pieces = [step_jacobians(ctx.step, states, controls)]
     elif matrices is not None:
@@ -122,6 +122,11 @@ def _pieces(ctx) -> Iterable[Piece]:
     else:
         return linear_pieces(ctx.step, states, controls)
     return ctx.pieces
+
+
+def _time_first(controls: Tensor) -> Tensor:
+    """(B, T, ...) -> (T, B, ...), contiguous: not every function takes a transposed tensor."""
+    return controls.transpose(0, 1).contiguous()
 
 
 def _is_batched(tensor: Tensor) -> bool:
@@ -133,7 +138,7 @@ def _is_batched(tensor: Tensor) -> bool:
 def _plain_states(step: Step, state: Tensor, controls: Tensor, method: str) -> list[Tensor]:
     """The states at all times (B, ...), by operations that autograd and torch.func can follow."""
     if isinstance(step, LinearStep) and method != "loop":
-        return linear_states(step, state, controls.transpose(0, 1))[0]
+        return linear_states(step, state, _time_first(controls))[0]
     return _loop(step, state, controls)
 
 
@@ -170,6 +175,11 @@ def _through_the_loop(
 def _check(state: Tensor, controls: Tensor, method: str) -> None:
     if method not in ROLLOUT_METHODS:
         raise ValueError(f"method must be one of {ROLLOUT_METHODS}, got {method!r}")
+    for name, given in (("state", state), ("controls", controls)):
+        if not isinstance(given, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, got {type(given).__name__}; convert it (torch.as_tensor)"
+            )
     if state.ndim < 2 or controls.ndim < 2 or len(state) != len(controls) or not len(state):
         raise ValueError(
             "state must be (batch, ...) and controls (batch, time, ...) with the same batch, got "
@@ -191,6 +201,8 @@ def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
         )
     if not controls.is_floating_point():
         return f"controls of dtype {controls.dtype} cannot be differentiated"
+    if state.is_floating_point() and state.dtype != controls.dtype:
+        return f"state is {state.dtype} and controls are {controls.dtype}"
     if state.is_complex() and not isinstance(step, LinearStep):
         return "a complex step has no complex Jacobian unless it is a LinearStep"
     size, control_size = state[0].numel(), controls[0, 0].numel()

@@ -29,7 +29,7 @@ def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
         after = step(*given)
     _check_output(after, state, given)
     if not after.requires_grad:
-        return ""
+        return "the step returns a tensor without a graph (detached, or computed in no_grad)"
     if _other_leaves(after, near):
         return "the step depends on another tensor that requires a gradient"
     moved = torch.randperm(len(state), generator=_GENERATOR) < (len(state) + 1) // 2

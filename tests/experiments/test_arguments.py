@@ -1,10 +1,11 @@
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from experiments._arguments import parse
+from experiments._arguments import MOST_THREADS, parse
 from experiments._methods import METHODS
 from problems import NonlinearOscillators
 from problems._problem import parameter
@@ -143,3 +144,11 @@ def test_help_shows_the_defaults(method, capsys):
     assert "by default a budget of 3600 s" in text
     assert ("published settings" in text) == settings.published
     assert "(default: None)" not in text
+
+
+def test_threads_beyond_reason_are_refused(capsys):
+    most = MOST_THREADS * os.cpu_count()
+    assert parse(PROBLEM, "hig", ["--threads", str(most)])[2].threads == most
+    with pytest.raises(SystemExit):
+        parse(PROBLEM, "hig", ["--threads", str(most + 1)])
+    assert f"must be at most {most} on" in capsys.readouterr().err

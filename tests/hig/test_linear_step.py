@@ -125,3 +125,34 @@ def test_a_derivative_of_matrices_that_do_not_depend_on_the_control():
     controls.requires_grad_()
     with pytest.raises(ValueError, match="change is not the derivative of matrices"):
         hig.rollout(hig.LinearStep(constant, change), state.requires_grad_(), controls)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "match"),
+    [
+        (lambda control: torch.eye(3).expand(*control.shape[:-1], 3, 3), TypeError, "float32"),
+        (lambda control: matrices(control)[..., :1], ValueError, r"must return \(.*2, 2\)"),
+        (lambda control: torch.eye(2, dtype=torch.float64), ValueError, "all samples and many"),
+        (lambda control: [matrices(control)], TypeError, "got list"),
+    ],
+)
+@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("method", ["auto", "loop"])
+def test_what_are_no_step_matrices(wrong, error, match, graph, method):
+    state, controls = inputs()
+    with pytest.raises(error, match=match):
+        hig.rollout(hig.LinearStep(wrong), state, controls.requires_grad_(graph), method=method)
+
+
+def test_functions_that_want_contiguous_controls():
+    def exponential(control):
+        generator = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+        return torch.linalg.matrix_exp(control.sum(-1)[..., None, None] * generator)
+
+    state, controls = inputs()
+    found = hig.rollout(hig.LinearStep(exponential), state, controls.requires_grad_())
+    expected = hig.rollout(hig.LinearStep(exponential), state, controls, method="loop")
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn(found.shape, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(found, controls, cotangent)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, controls, cotangent)[0])

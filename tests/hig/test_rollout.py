@@ -322,3 +322,39 @@ def test_any_method_without_gradients(name):
     loop = hig.rollout(STEPS[name], state, controls, method="loop")
     found = hig.rollout(STEPS[name], state, controls, method="jacobians")
     assert relative_error(found, loop) < 1e-13
+
+
+def test_state_and_controls_of_another_precision():
+    state = torch.randn(BATCH, 2, dtype=torch.float64)
+    controls = torch.randn(BATCH, TIMES, requires_grad=True)
+
+    def step(state, control):
+        return torch.stack([state[:, 1], control.sin() - state[:, 0]], 1)
+
+    final = hig.rollout(step, state, controls)
+    (gradient,) = torch.autograd.grad(final.square().sum(), controls)
+    expected = hig.rollout(step, state, controls, method="loop")
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(expected.square().sum(), controls)[0], rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match=r"state is torch.float64 and controls are torch.float32"):
+        hig.rollout(step, state, controls, method="jacobians")
+
+
+def test_a_step_without_a_graph_has_none_afterwards():
+    state, controls = torch.randn(2, 3), torch.randn(2, 4, requires_grad=True)
+
+    def detached(state, control):
+        return (state + control.unsqueeze(1)).detach()
+
+    assert not hig.rollout(detached, state, controls).requires_grad
+    with pytest.raises(ValueError, match="without a graph"):
+        hig.rollout(detached, state, controls, method="jacobians")
+
+
+@pytest.mark.parametrize("name", ["state", "controls"])
+def test_what_is_no_tensor(name):
+    given = {"state": torch.ones(2, 3), "controls": torch.ones(2, 4)}
+    given[name] = given[name].numpy()
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, got ndarray"):
+        hig.rollout(lambda state, control: state, **given)

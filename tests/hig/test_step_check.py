@@ -16,7 +16,7 @@ def push(state, control):
 def test_independent_samples_pass_and_leave_the_random_state_alone():
     before = torch.get_rng_state()
     assert refusal_of_step(push, STATE, CONTROL) == ""
-    assert refusal_of_step(lambda s, c: s.detach(), STATE, CONTROL) == ""
+    assert "without a graph" in refusal_of_step(lambda s, c: s.detach(), STATE, CONTROL)
     assert refusal_of_step(lambda s, c: s.abs().sqrt(), STATE, CONTROL) == ""
     assert torch.equal(torch.get_rng_state(), before)
 

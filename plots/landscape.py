@@ -3,9 +3,9 @@
 import re
 import sys
 
-import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from plots import _files, _style
 
@@ -49,6 +49,8 @@ def draw(files):
     levels = _levels(group[0] for group in panels.values())
     for axes in grid.flat[len(panels) :]:
         axes.remove()
+    for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
+        axes.tick_params(labelbottom=True)  # the lowest of its column
     for axes, (label, group) in zip(grid.flat, panels.items(), strict=False):
         background = _draw_landscape(axes, group[0], levels)
         for file in group:
@@ -58,7 +60,7 @@ def draw(files):
         axes.grid(visible=False)
     figure.supxlabel("$x$", fontsize="medium")
     figure.supylabel("$y$", fontsize="medium")
-    bar = figure.colorbar(background, ax=grid[:, -1], shrink=0.9, aspect=30)
+    bar = figure.colorbar(background, ax=figure.axes, aspect=30)
     bar.set_label("sum of the losses")
     figure.legend(handles=_handles(files), loc="outside right upper")
     return figure
@@ -78,7 +80,7 @@ def without_start(label):
 
 def _levels(files):
     sums = [_landscape(file)[2] for file in files]
-    return np.linspace(min(s.min() for s in sums), max(s.max() for s in sums), 16)
+    return MaxNLocator(16).tick_values(min(s.min() for s in sums), max(s.max() for s in sums))
 
 
 def _landscape(file):
@@ -96,7 +98,7 @@ def _landscape(file):
 def _draw_landscape(axes, file, levels):
     x, y, losses = _landscape(file)
     filled = axes.contourf(x, y, losses.T, levels, cmap=_PALE)
-    axes.contour(x, y, losses.T, levels, colors="white", linewidths=0.4)
+    axes.contour(x, y, losses.T, levels, colors="white", linewidths=0.4, linestyles="solid")
     axes.plot(*_positions(file, "example.front").T, **_FRONT)
     return filled
 

@@ -132,7 +132,7 @@ class Toy(SeveralLosses):
             share, bowl = -(0.5 * y).tanh(), bowls + 0.01 * (y + 8).square()
             slope = -0.5 * (1 - share.square())  # of the share
             residual = slope * bowl + 0.02 * share * (y + 8)
-            curvature = slope * (-share * bowl + 0.04 * (y + 8)) + 0.02 * share
+            curvature = slope * (share * bowl + 0.04 * (y + 8)) + 0.02 * share
             y = y - residual / curvature
         return torch.stack([x, y], -1)
 

@@ -59,4 +59,4 @@ def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.n
     with evaluating(network):
         values = problem.metrics(network, data)
     # Copies: what a problem measures may be a part of the network, which trains on.
-    return {name: np.array(value.detach().double().cpu()) for name, value in values.items()}
+    return {name: value.detach().double().cpu().numpy().copy() for name, value in values.items()}

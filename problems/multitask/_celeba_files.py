@@ -123,11 +123,11 @@ def read_split(
         raise DataError(
             f"{folder / PARTITION} lists {unlabelled}, which {ATTRIBUTES} does not; {expected()}"
         )
-    pixels = torch.empty((len(images), size, size, 3), dtype=torch.uint8)
+    pixels = torch.empty((len(images), 3, size, size), dtype=torch.uint8)
     for place, image in zip(pixels, _decoded(folder / IMAGES, images, size), strict=True):
-        place.copy_(image)
+        place.copy_(image.permute(2, 0, 1))
     chosen = torch.tensor([labels[image] for image in images], dtype=torch.uint8)
-    return {"images": pixels.permute(0, 3, 1, 2).contiguous(), "labels": chosen}
+    return {"images": pixels, "labels": chosen}
 
 
 def _decoded(folder: Path, images: Sequence[str], size: int) -> Iterator[Tensor]:

@@ -44,7 +44,8 @@ class CelebA(SeveralLosses):
 
     Training data are the first images of CelebA's training split, in a random order in every
     epoch; test data those of its test split. The validation split is not used. All of them are
-    decoded at the start, which takes minutes, and kept as bytes: 2.3 GB.
+    decoded at the start, which takes a minute or two, and kept as bytes: 2.3 GB. With published
+    width the training wants a GPU.
 
     Images and attributes: Liu, Luo, Wang, Tang, *Deep Learning Face Attributes in the Wild*,
     ICCV 2015. Network and settings: Liu, Chu, Thuerey, *ConFIG: Towards Conflict-free Training of

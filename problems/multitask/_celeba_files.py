@@ -16,7 +16,16 @@ IMAGES, ATTRIBUTES, PARTITION = (
     "list_eval_partition.txt",
 )
 SPLITS = {"train": 0, "validation": 1, "test": 2}
-TASKS = 40
+# In the order of the columns of the file.
+TASKS = (
+    *("5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs"),
+    *("Big_Lips", "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair"),
+    *("Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses", "Goatee", "Gray_Hair"),
+    *("Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache"),
+    *("Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline"),
+    *("Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings"),
+    *("Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young"),
+)
 
 
 def require_files(folder: Path) -> None:
@@ -42,7 +51,7 @@ def expected() -> str:
     )
 
 
-def read_attributes(folder: Path) -> tuple[list[str], dict[str, list[int]]]:
+def read_attributes(folder: Path) -> dict[str, list[int]]:
     """The labels of all images.
 
     The file has a line with the number of images, one with the names of the attributes, and one
@@ -52,25 +61,25 @@ def read_attributes(folder: Path) -> tuple[list[str], dict[str, list[int]]]:
         folder: Folder with the file.
 
     Returns:
-        Names of the attributes, and 0 or 1 for each by name of the image.
+        0 or 1 for each attribute, by name of the image.
 
     Raises:
         DataError: The file is not of this form; the text names the line.
     """
     path = folder / ATTRIBUTES
     lines = _lines(path)
-    names = lines[1].split() if len(lines) > 1 else []
-    if not lines or not lines[0].strip().isdecimal() or len(names) != TASKS:
-        raise _malformed(path, f"must begin with a count and a line of {TASKS} attribute names")
+    count = len(TASKS)
+    if len(lines) < 2 or not lines[0].strip().isdecimal() or len(lines[1].split()) != count:
+        raise _malformed(path, f"must begin with a count and a line of {count} attribute names")
     labels = {}
     for number, line in enumerate(lines[2:], start=3):
         image, *values = line.split()
-        if len(values) != TASKS or not {"-1", "1"}.issuperset(values):
-            raise _malformed(path, f"line {number} must be a name and {TASKS} times -1 or 1", line)
+        if len(values) != count or not {"-1", "1"}.issuperset(values):
+            raise _malformed(path, f"line {number} must be a name and {count} times -1 or 1", line)
         labels[image] = [int(value == "1") for value in values]
     if len(labels) != int(lines[0]):
         raise _malformed(path, f"has {len(labels)} images where its first line says {lines[0]}")
-    return names, labels
+    return labels
 
 
 def read_partition(folder: Path) -> dict[str, list[str]]:

@@ -74,8 +74,8 @@ class CelebA(SeveralLosses):
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The tasks by number: their names stand in the files."""
-        return tuple(f"task_{index}" for index in range(files.TASKS))
+        """Names of the attributes."""
+        return files.TASKS
 
     def network(self) -> nn.Sequential:
         """Freshly initialised network from images (B, 3, 64, 64) to logits (B, 40)."""
@@ -91,7 +91,7 @@ class CelebA(SeveralLosses):
         layers += [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU()]
         layers += [nn.Linear(hidden, hidden), nn.ReLU()]
         # The heads are the rows of one matrix.
-        return nn.Sequential(*layers, nn.Linear(hidden, files.TASKS))
+        return nn.Sequential(*layers, nn.Linear(hidden, len(files.TASKS)))
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Read training and test data.
@@ -111,7 +111,7 @@ class CelebA(SeveralLosses):
         folder = Path(self.folder)
         files.require_files(folder)
         splits = files.read_partition(folder)
-        _, labels = files.read_attributes(folder)
+        labels = files.read_attributes(folder)
         train = splits["train"][: self.train_size]
         test = splits["test"][: self.test_size]
         return (
@@ -194,11 +194,15 @@ class CelebA(SeveralLosses):
             ``f1`` (40,), F1 per task, and ``mean_f1``, their mean; a task without positives
             among labels and predictions has F1 = 0.
         """
-        score = F1(files.TASKS, batch["labels"].device)
+        score = F1(len(files.TASKS), batch["labels"].device)
         for part in slices(batch, CHUNK):
             score.add(self.predict(network, part) > 0, part["labels"] > 0)
         f1 = score.value()
         return {"f1": f1, "mean_f1": f1.mean()}
+
+    def example(self, network: nn.Module, batch: Batch) -> dict[str, list[str]]:
+        """``tasks``, the names of the attributes in the order of ``f1``."""
+        return {"tasks": list(files.TASKS)}
 
 
 def _convolution(inputs: int, outputs: int) -> list[nn.Module]:

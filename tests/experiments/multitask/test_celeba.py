@@ -54,6 +54,7 @@ def test_a_run(method, folder, submit):
     assert results["test_f1"].shape == (results["sim_par"]["epochs"] + 1, 40)
     assert ((results["test_f1"] >= 0) & (results["test_f1"] <= 1)).all()
     np.testing.assert_allclose(results["test_mean_f1"], results["test_f1"].mean(1))
+    assert results["example"]["tasks"][31] == "Smiling"
     assert results["sim_par"]["folder"] == str(folder)
     # Where the images lie is no setting that tells runs apart.
     assert str(folder) not in results["label"]

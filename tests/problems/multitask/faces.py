@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from problems.multitask import _celeba_files
+
 TASKS = 40
 SIZE = (178, 218)  # of CelebA's aligned images
 
@@ -29,7 +31,7 @@ def write_faces(folder, splits, size=SIZE):
         pixels[: size[1] // 2] += 70 * row[1].astype(np.uint8)
         pixels[..., 0] += 70 * row[2].astype(np.uint8)
         Image.fromarray(pixels).save(folder / "img_align_celeba" / name)
-    header = " ".join(f"Attribute_{index}" for index in range(TASKS))
+    header = " ".join(_celeba_files.TASKS)
     # The columns of the original are aligned, with two blanks before a 1.
     rows = [
         name + "".join(f" {2 * value - 1:2d}" for value in row)

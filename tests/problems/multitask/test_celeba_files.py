@@ -26,10 +26,18 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+def test_forty_names():
+    assert len(set(files.TASKS)) == 40
+    assert (files.TASKS[0], files.TASKS[20], files.TASKS[39]) == (
+        "5_o_Clock_Shadow",
+        "Male",
+        "Young",
+    )
+
+
 def test_attributes(faces):
     folder, expected = faces
-    names, labels = files.read_attributes(folder)
-    assert names[0] == "Attribute_0" and len(names) == 40
+    labels = files.read_attributes(folder)
     assert list(labels) == IMAGES
     assert list(labels.values()) == expected.tolist()
 
@@ -44,7 +52,7 @@ def test_partition(faces):
 
 def test_images_in_the_order_asked_for(faces):
     folder, expected = faces
-    _, labels = files.read_attributes(folder)
+    labels = files.read_attributes(folder)
     chosen = [IMAGES[4], IMAGES[1]]
     split = files.read_split(folder, chosen, labels, 16)
     assert split["images"].shape == (2, 3, 16, 16)
@@ -64,7 +72,7 @@ def test_images_in_the_order_asked_for(faces):
 def test_a_grey_image_has_three_channels(faces):
     folder, _ = faces
     Image.new("L", (20, 20), 100).save(folder / files.IMAGES / IMAGES[0])
-    _, labels = files.read_attributes(folder)
+    labels = files.read_attributes(folder)
     images = files.read_split(folder, IMAGES[:1], labels, 4)["images"]
     assert (images.int() - 100).abs().max() <= 2
 
@@ -91,7 +99,7 @@ def test_missing_folders(tmp_path):
     ("old", "new", "message"),
     [
         ("6\n", "six\n", "must begin with a count and a line of 40 attribute names"),
-        ("Attribute_39", "", "must begin with a count and a line of 40 attribute names"),
+        ("Eyeglasses", "", "must begin with a count and a line of 40 attribute names"),
         ("6\n", "7\n", "has 6 images where its first line says 7"),
         ("000002.jpg ", "000002.jpg 1 ", "line 4 must be a name and 40 times -1 or 1, found '0000"),
         (" -1", "  0", "must be a name and 40 times -1 or 1, found"),
@@ -142,7 +150,7 @@ def test_files_that_are_no_text(name, faces):
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"no image")])
 def test_images_that_cannot_be_read(damage, faces):
     folder, _ = faces
-    _, labels = files.read_attributes(folder)
+    labels = files.read_attributes(folder)
     damage(folder / files.IMAGES / IMAGES[1])
     with pytest.raises(DataError, match=r"000002\.jpg cannot be read as an image: .*--data"):
         files.read_split(folder, IMAGES, labels, 8)
@@ -152,7 +160,7 @@ def test_a_truncated_image(faces):
     folder, _ = faces
     path = folder / files.IMAGES / IMAGES[1]
     path.write_bytes(path.read_bytes()[:-200])
-    _, labels = files.read_attributes(folder)
+    labels = files.read_attributes(folder)
     with pytest.raises(
         DataError, match=r"000002\.jpg cannot be read as an image: .*(?i:truncated)"
     ):
@@ -161,7 +169,7 @@ def test_a_truncated_image(faces):
 
 def test_an_image_without_labels(faces):
     folder, _ = faces
-    _, labels = files.read_attributes(folder)
+    labels = files.read_attributes(folder)
     del labels["000003.jpg"]
     with pytest.raises(DataError, match=r"lists 000003\.jpg, which list_attr_celeba\.txt does not"):
         files.read_split(folder, IMAGES, labels, 8)
@@ -169,7 +177,7 @@ def test_an_image_without_labels(faces):
 
 def test_without_pillow_the_error_tells_what_to_install(faces, monkeypatch):
     folder, _ = faces
-    _, labels = files.read_attributes(folder)
+    labels = files.read_attributes(folder)
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImportError, match=r"pip install 'hig\[experiments\]'"):
         files.read_split(folder, IMAGES, labels, 8)

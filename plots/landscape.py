@@ -20,7 +20,7 @@ examples:
   python -m plots.landscape results/toy/toy_adam_*.pickle --out adam.pdf
 """
 
-COLUMNS = 4
+COLUMNS = 4  # at most
 _PALE = LinearSegmentedColormap.from_list("pale", ["#ffffff", "#a8a8a8"])
 _START = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
 _END = {"marker": "*", "markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.4}
@@ -43,8 +43,8 @@ def draw(files):
     panels = {}
     for file in files:
         panels.setdefault(without_start(file.label), []).append(file)
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // COLUMNS)
+    columns = -(-len(panels) // rows)
     figure, grid = _style.panels(rows, columns, width=2.1, height=2.2, sharex=True, sharey=True)
     levels = _levels(group[0] for group in panels.values())
     for axes in grid.flat[len(panels) :]:

@@ -43,8 +43,9 @@ def parse(
     except ValueError as error:
         parser.error(str(error))
     settings = replace(defaults, **_chosen(given, _setting_names(method)))
-    if "epochs" not in given:
-        given.setdefault("time_budget", problem.time_budget)
+    if not given.keys() & {"epochs", "time_budget"}:
+        length = "time_budget" if problem.epochs is None else "epochs"
+        given[length] = getattr(problem, length)
     options = Options(**_chosen(given, [field.name for field in fields(Options)]))
     return problem, settings, options
 
@@ -79,9 +80,11 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
 
 
 def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
-    group = parser.add_argument_group(
-        "length", f"one of the two; by default a budget of {problem.time_budget:g} s"
-    )
+    if problem.epochs is None:
+        default = f"a budget of {problem.time_budget:g} s"
+    else:
+        default = f"{problem.epochs} epochs"
+    group = parser.add_argument_group("length", f"one of the two; by default {default}")
     either = group.add_mutually_exclusive_group()
     either.add_argument(
         "--epochs", type=positive_int, metavar="N", help="passes through the training data"
@@ -176,14 +179,18 @@ def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
     for name in _parameters(problem):
         value, choices = getattr(problem, name), metadata[name]["choices"]
         kind: dict[str, object]
-        if isinstance(value, bool):
+        if "flag" in metadata[name]:
+            kind = {"metavar": "DIR", "dest": name}
+        elif isinstance(value, bool):
             kind = {"action": argparse.BooleanOptionalAction}
         elif isinstance(value, str):
             kind = {"choices": choices} if choices else {"metavar": "X"}
         else:
             number = positive_int if isinstance(value, int) else positive_float
             kind = {"type": number, "metavar": "X"}
-        group.add_argument(_flag(name), default=value, help=metadata[name]["help"], **kind)
+        flag = _flag(metadata[name].get("flag", name))
+        default = argparse.SUPPRESS if value == "" else value
+        group.add_argument(flag, default=default, help=metadata[name]["help"], **kind)
 
 
 def _flag(name: str) -> str:

@@ -58,4 +58,5 @@ def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.n
     """
     with evaluating(network):
         values = problem.metrics(network, data)
-    return {name: value.detach().double().cpu().numpy() for name, value in values.items()}
+    # Copies: what a problem measures may be a part of the network, which trains on.
+    return {name: value.detach().double().cpu().numpy().copy() for name, value in values.items()}

@@ -28,7 +28,7 @@ def deviations(problem: Problem, method: str, settings: Settings, options: Optio
         for field in fields(Settings)
         if field.name != "published"
     ]
-    pairs += [(f.name, getattr(problem, f.name), f.default) for f in fields(problem)]
+    pairs += [(f.name, getattr(problem, f.name), f.default) for f in fields(problem) if f.compare]
     pairs += [
         (name, getattr(options, name), getattr(Options, name)) for name in ("dtype", "device")
     ]

@@ -58,6 +58,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     Raises:
         ValueError: If the method is unknown, the problem has no settings for it, or it refuses
             those given.
+        DataError: If the files of the problem cannot be read; a `ValueError`.
         WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
         OSError: If the output directory cannot be made or written.
         RuntimeError: If the simulator fails.
@@ -141,7 +142,7 @@ def _prepare(
     if earlier:
         earlier.put_into(network)
     train, test = problem.data(_generator(options.seed, DATA_STREAM))
-    train = {key: value.to(**target) for key, value in train.items()}
+    train, test = _placed(train, **target), _placed(test, **target)
     batches = _generator(options.seed, BATCH_STREAM + (earlier.runs if earlier else 0))
     return _Training(
         problem,
@@ -151,11 +152,19 @@ def _prepare(
         network,
         method.optimizer(list(network.parameters()), settings),
         train,
-        {key: value.to(**target) for key, value in test.items()},
+        test,
         problem.batches(train, settings.batch_size, batches),
         TrainingClock(options.device),
         earlier,
     )
+
+
+def _placed(data: Batch, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Data on the device, real numbers in the dtype; whole numbers stay as small as they are."""
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in data.items()
+    }
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

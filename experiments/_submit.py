@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from experiments._arguments import parse
 from experiments._runner import run
 from experiments._weights import WeightsError
-from problems import Problem
+from problems import DataError, Problem
 
 INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
 
@@ -27,12 +27,12 @@ def submit(
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
             interruption, 1 for a non-finite loss; also for ``--help``, for arguments that are
-            not valid and for weights to go on from that do not fit.
+            not valid, for weights to go on from that do not fit and for data that cannot be read.
     """
     problem, settings, options = parse(problem, method, arguments)
     try:
         results = run(problem, method, settings, options)
-    except WeightsError as error:
+    except (WeightsError, DataError) as error:
         sys.exit(f"error: {error}")
     stopped = results["stopped"]
     if stopped == "interrupted":

@@ -10,7 +10,16 @@ or two, and the others do without.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from problems._problem import Batch, Problem, Settings, parameter, samples, slices
+from problems._problem import (
+    Batch,
+    DataError,
+    Problem,
+    Settings,
+    location,
+    parameter,
+    samples,
+    slices,
+)
 from problems._several_losses import SeveralLosses
 from problems.conditioning_toy import ConditioningToy
 from problems.nonlinear_oscillators import NonlinearOscillators
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "ConditioningToy",
+    "DataError",
     "NonlinearOscillators",
     "Poisson",
     "PoissonSource",
@@ -30,6 +40,7 @@ __all__ = [
     "QuantumDipole",
     "Settings",
     "SeveralLosses",
+    "location",
     "parameter",
     "samples",
     "slices",

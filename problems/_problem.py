@@ -73,6 +73,27 @@ def parameter(default: int | float | bool | str, text: str, choices: Sequence[st
     return field(default=default, metadata={"help": text, "choices": tuple(choices)})
 
 
+def location(flag: str, text: str):
+    """A field of a problem for the folder of its files, which a command line offers.
+
+    Where the files lie makes no other problem of it: problems that differ in it alone are equal,
+    and their runs have one name.
+
+    Args:
+        flag: Name of the argument, such as ``"data"`` for ``--data``.
+        text: What the help says.
+
+    Returns:
+        A dataclass field; empty where nothing is given.
+    """
+    metadata = {"help": text, "choices": (), "flag": flag}
+    return field(default="", compare=False, metadata=metadata)
+
+
+class DataError(ValueError):
+    """The files of a problem cannot be read; the text says what is wrong and where to get them."""
+
+
 def require_positive_numbers(problem: "Problem") -> None:
     """Check the numbers among the fields of a problem, those in tuples included.
 
@@ -97,7 +118,10 @@ class Problem(ABC):
 
     Attributes:
         name: Identifier used in file names, such as ``"nonlinear_oscillators"``.
-        time_budget: Training time in seconds, the published one where there is one.
+        time_budget: Training time in seconds, the published one where there is one; not needed
+            where there is a number of epochs.
+        epochs: Passes through the training data that a run makes unless told otherwise, where it
+            is they that are published or that count; None for a run by ``time_budget``.
         settings: Settings per method name.
         loss_reduction: Whether the loss is the ``"mean"`` or the ``"sum"`` over the samples.
             What is recorded is per sample either way.
@@ -114,6 +138,7 @@ class Problem(ABC):
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "epoch"
     examples: ClassVar[int] = 3
     traceable: ClassVar[bool] = True
+    epochs: ClassVar[int | None] = None
     time_budget: float
 
     @abstractmethod
@@ -122,7 +147,13 @@ class Problem(ABC):
 
     @abstractmethod
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Training and test data, float64 on the CPU, equal leading dimension per dict."""
+        """Training and test data, float64 on the CPU, equal leading dimension per dict.
+
+        Whole numbers, such as pixels and labels, keep their dtype during the training too.
+
+        Raises:
+            DataError: Files that they are read from are missing or not as they should be.
+        """
 
     @abstractmethod
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:

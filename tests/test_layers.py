@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "hig": {"hig", "torch", "numpy"},
-    "problems": {"problems", "hig", "torch", "numpy", "phi"},
+    "problems": {"problems", "hig", "torch", "numpy", "phi", "PIL"},
     "experiments": {
         "experiments", "problems", "hig", "torch", "numpy", "tqdm", "pytorch_optimizer",
     },

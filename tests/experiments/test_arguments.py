@@ -1,6 +1,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from experiments._arguments import MOST_THREADS, parse
 from experiments._methods import METHODS
 from problems import NonlinearOscillators
-from problems._problem import parameter
+from problems._problem import location, parameter
 
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
 PROBLEM = NonlinearOscillators()
@@ -25,6 +26,15 @@ class Described(NonlinearOscillators):
 
     def __post_init__(self):
         """Switches are no positive numbers."""
+
+
+@dataclass(frozen=True)
+class Counted(NonlinearOscillators):
+    """A number of epochs, and a folder of files."""
+
+    folder: str = location("data", "where the files are")
+
+    epochs: ClassVar[int | None] = 12
 
 
 def test_defaults_are_the_published_run():
@@ -58,6 +68,29 @@ def test_weights():
     _, _, options = parse(PROBLEM, "adam", ["--save-weights", "--init-from", "there/a.weights"])
     assert options.save_weights
     assert options.init_from == Path("there/a.weights")
+
+
+def test_a_published_number_of_epochs_is_the_length():
+    _, _, options = parse(Counted(), "hig", [])
+    assert (options.epochs, options.time_budget) == (12, None)
+    _, _, options = parse(Counted(), "hig", ["--epochs=3"])
+    assert (options.epochs, options.time_budget) == (3, None)
+    _, _, options = parse(Counted(), "hig", ["--time-budget=2"])
+    assert (options.epochs, options.time_budget) == (None, 2)
+
+
+def test_the_folder_of_a_problem():
+    assert parse(Counted(), "hig", [])[0].folder == ""
+    assert parse(Counted(), "hig", ["--data", "some where"])[0].folder == "some where"
+
+
+def test_help_of_epochs_and_folder(capsys):
+    with pytest.raises(SystemExit):
+        parse(Counted(), "hig", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "one of the two; by default 12 epochs" in text
+    assert "--data DIR where the files are" in text
+    assert "where the files are (default" not in text
 
 
 def test_switches_and_texts_of_a_problem():

@@ -83,6 +83,19 @@ def test_metrics_are_evaluated_in_numpy_without_a_graph():
     assert metrics(NonlinearOscillators(), network, single) == {}
 
 
+def test_metrics_do_not_change_with_the_network():
+    @dataclass(frozen=True)
+    class Weighed(NonlinearOscillators):
+        def metrics(self, network, batch):
+            return {"bias": network[-1].bias}
+
+    network = Weighed().network().double()
+    before = metrics(Weighed(), network, {})["bias"]
+    with torch.no_grad():
+        network[-1].bias.add_(1)
+    assert (before == 0).all()
+
+
 def test_the_mode_is_restored_after_an_error():
     network = nn.Dropout()
     with pytest.raises(KeyboardInterrupt), evaluating(network):

@@ -6,7 +6,7 @@ import pytest
 from experiments import Options
 from experiments._names import deviations, label, path
 from problems import NonlinearOscillators
-from problems._problem import parameter
+from problems._problem import location, parameter
 
 PROBLEM = NonlinearOscillators()
 
@@ -66,6 +66,14 @@ def test_switches_and_texts_of_a_problem():
     assert differences == ["projection correction", "no fast steps", "state2"]
     file = path(problem, "hig", differences, OPTIONS).name
     assert file == "nonlinear_oscillators_hig_projectioncorrection_nofaststeps_state2_seed4.pickle"
+
+
+def test_where_the_files_of_a_problem_lie_is_no_variant():
+    @dataclass(frozen=True)
+    class Filed(NonlinearOscillators):
+        folder: str = location("data", "where the files are")
+
+    assert deviations(Filed(folder="somewhere"), "hig", HIG, OPTIONS) == []
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,29 @@ def saved(tmp_path):
     return load
 
 
+@dataclass(frozen=True)
+class Pixels(Fresh):
+    """Whole numbers as data."""
+
+    seen: ClassVar[list[torch.dtype]] = []
+
+    def data(self, generator):
+        bytes_ = torch.arange(12, dtype=torch.uint8).unsqueeze(1)
+        return ({"bytes": bytes_, "x": bytes_.double() / 12},) * 2
+
+    def batches(self, train, size, generator):
+        self.seen.extend([train["bytes"].dtype, train["x"].dtype])
+        while True:
+            yield train
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_whole_numbers_keep_their_dtype(dtype, options):
+    Pixels.seen.clear()
+    run(Pixels(), "sgd", Pixels.settings["sgd"], replace(options, dtype=dtype))
+    assert Pixels.seen == [torch.uint8, getattr(torch, dtype)]
+
+
 @pytest.mark.parametrize("method", SINGLE)
 def test_every_method_lowers_the_loss(method, options):
     results = run(TINY, method, settings(method), options)

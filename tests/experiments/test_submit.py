@@ -10,7 +10,8 @@ import experiments
 import hig
 from experiments import _submit, submit
 from experiments._methods import METHODS
-from problems import NonlinearOscillators
+from problems import DataError, NonlinearOscillators
+from problems.multitask import Toy
 
 ROOT = Path(experiments.__file__).parents[1]
 SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
@@ -22,6 +23,7 @@ FOLDERS = {  # what there is a script for, and a small run
     "poisson_source": (set(SINGLE), ["--batch-size=2"]),
     "quantum_dipole": (set(SINGLE), ["--batch-size=4", "--train-size=8", "--time-steps=4"]),
     "conditioning_toy": ({"hig", "gn", "lm", "adam"}, ["--batch-size=4", "--train-size=8"]),
+    "multitask/toy": (set(Toy.settings), ["--start=3"]),
     **{
         f"pinn/{name}": (PHYSICS_INFORMED, [*POINTS, "--points-interior=8"])
         for name in ("burgers", "schroedinger", "kovasznay", "beltrami")
@@ -53,6 +55,16 @@ def test_weights_that_do_not_fit_are_an_error_message(tmp_path):
     with pytest.raises(SystemExit) as stop:
         submit(NonlinearOscillators(), "adam", [*TINY, *missing, "--out", str(tmp_path)])
     assert str(stop.value.code).startswith("error: no weights file")
+
+
+def test_data_that_cannot_be_read_are_an_error_message(tmp_path, monkeypatch):
+    def data(*_):
+        raise DataError("there are no faces; get some")
+
+    monkeypatch.setattr(NonlinearOscillators, "data", data)
+    with pytest.raises(SystemExit) as stop:
+        submit(NonlinearOscillators(), "adam", [*TINY, "--out", str(tmp_path)])
+    assert stop.value.code == "error: there are no faces; get some"
 
 
 def scripts_in(folder):

@@ -51,6 +51,18 @@ def activation_results(points=9, neurons=7):
     return {"test_activation_mean": mean, "test_activation_spread": np.sqrt(1 - mean**2)}
 
 
+def descent_results(start=1, points=9):
+    x, y = np.linspace(-2, 2, 5), np.linspace(-1, 1, 4)
+    losses = np.stack(np.meshgrid((x - 1) ** 2, (x + 1) ** 2), -1)[:, :4]
+    path = np.stack([np.linspace(-2, start, points), np.linspace(1, 0, points)], 1)
+    front = np.stack([np.linspace(-1, 1, 6), np.zeros(6)], 1)
+    return {
+        "test_position": path,
+        "example": {"x": x, "y": y, "landscape": losses, "front": front},
+        "sim_par": {"start": start, "rcond": 1e-6, "batch_size": 1},
+    }
+
+
 def step_time_results():
     seconds = np.array([0.4, 0.1, 0.2])
     return {
@@ -104,10 +116,11 @@ def run_file(write):
 @pytest.fixture
 def full_run(write):
     """The path of a run with everything that a figure can want."""
+    descent = descent_results()
     results = run_results(
         **jacobian_results(),
         **activation_results(),
         **step_time_results(),
-        example=example_results(),
+        **descent | {"example": example_results() | descent["example"]},
     )
     return write("full", results)

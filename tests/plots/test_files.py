@@ -10,6 +10,7 @@ import pytest
 from plots import (
     density,
     fields,
+    landscape,
     loss,
     populations,
     rank,
@@ -20,7 +21,10 @@ from plots import (
 )
 from plots._files import PlotError, ResultFile, load
 
-FIGURES = [density, fields, loss, populations, rank, saturation, spectrum, step_time, trajectory]
+FIGURES = [
+    density, fields, landscape, loss, populations, rank, saturation, spectrum, step_time,
+    trajectory,
+]  # fmt: skip
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 

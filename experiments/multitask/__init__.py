@@ -1,0 +1,1 @@
+"""Several tasks for one network, one folder per problem."""

@@ -1,0 +1,1 @@
+"""Training on the forty attributes of CelebA."""

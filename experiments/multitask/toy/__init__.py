@@ -1,0 +1,1 @@
+"""Training on the toy problem of two losses."""

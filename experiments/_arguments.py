@@ -95,6 +95,13 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         metavar="S",
         help="seconds of training, evaluation excluded",
     )
+    evaluations = "times 5 %% apart" if problem.evaluate_by == "time" else "each epoch"
+    parser.add_argument(
+        "--evaluate-every",
+        type=positive_float,
+        metavar="S",
+        help=f"seconds of training from one evaluation to the next (default: {evaluations})",
+    )
 
 
 def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settings) -> None:

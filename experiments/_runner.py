@@ -192,7 +192,7 @@ def _train(training: _Training, progress: Progress) -> str:
     _evaluate(training, progress, epoch=0.0)
     problem, clock = training.problem, training.clock
     steps_per_epoch = math.ceil(samples(training.train) / training.settings.batch_size)
-    evaluations = schedule(problem, steps_per_epoch)
+    evaluations = schedule(problem, steps_per_epoch, training.options)
     for step, batch in enumerate(training.batches, start=1):
         epoch = step / steps_per_epoch
         _schedule_step_size(training, step - 1, (step - 1) / steps_per_epoch)

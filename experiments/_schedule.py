@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from experiments._options import Options
 from problems import Problem
 
 # Evaluations by time are 5 % of the training time apart, and never closer than this many seconds.
@@ -49,6 +50,26 @@ class TimeSchedule:
         return True
 
 
-def schedule(problem: Problem, steps_per_epoch: int) -> Schedule:
-    """The schedule that the problem asks for by ``evaluate_by``."""
+class EvenSchedule:
+    """At even training times.
+
+    Args:
+        seconds: From one evaluation to the next.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._next = seconds, seconds
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Whether the next time is reached; a slow step may pass several, which count as one."""
+        if seconds < self._next:
+            return False
+        self._next = (seconds // self._seconds + 1) * self._seconds
+        return True
+
+
+def schedule(problem: Problem, steps_per_epoch: int, options: Options) -> Schedule:
+    """The schedule that the options ask for, or else the problem by ``evaluate_by``."""
+    if options.evaluate_every is not None:
+        return EvenSchedule(options.evaluate_every)
     return TimeSchedule() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)

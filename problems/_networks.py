@@ -10,6 +10,7 @@ def dense_network(
     widths: Sequence[int],
     activation: type[nn.Module],
     initialise: Callable[[Tensor], object] = nn.init.xavier_uniform_,
+    bias: float = 0.0,
 ) -> nn.Sequential:
     """Fully connected network with a linear output layer.
 
@@ -20,7 +21,8 @@ def dense_network(
     Args:
         widths: Input width, hidden widths, output width; at least two positive numbers.
         activation: Module class put between the layers, such as ``nn.ReLU``.
-        initialise: Draws a weight matrix, in place; biases are zero with any.
+        initialise: Draws a weight matrix, in place.
+        bias: What all biases are.
 
     Returns:
         Alternating linear layers and activations, mapping (..., widths[0]) to (..., widths[-1]).
@@ -37,6 +39,6 @@ def dense_network(
     for inputs, outputs in pairwise(widths):
         linear = nn.Linear(inputs, outputs)
         initialise(linear.weight)
-        nn.init.zeros_(linear.bias)
+        nn.init.constant_(linear.bias, bias)
         layers += [linear, activation()]
     return nn.Sequential(*layers[:-1])

@@ -54,7 +54,8 @@ class RandomSliceSelector:
             ``state_dict``.
     """
 
-    def __init__(self, generator: np.random.Generator | None = None):
+    # In quotes: numpy imports its random numbers when they are first named.
+    def __init__(self, generator: "np.random.Generator | None" = None):
         self.generator = generator
 
     def select(self, n: int, source_sequence: Sequence) -> tuple[list[int], Any]:

@@ -279,9 +279,12 @@ class PhysicsInformed(SeveralLosses):
     # -- the interface of a problem ----------------------------------------------------------------
 
     def network(self) -> nn.Sequential:
-        """Freshly initialised tanh network from coordinates to unknowns, Xavier-normal weights."""
+        """Freshly initialised tanh network from coordinates to unknowns.
+
+        Weights are Xavier-normal and biases 0.001, as published.
+        """
         widths = [len(self.coordinates), *[self.width] * self.depth, len(self.unknowns)]
-        return dense_network(widths, nn.Tanh, nn.init.xavier_normal_)
+        return dense_network(widths, nn.Tanh, nn.init.xavier_normal_, bias=1e-3)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Points for the training loss, and the solution for the test loss.

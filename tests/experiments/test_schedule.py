@@ -1,9 +1,15 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from experiments._options import Options
 from experiments._schedule import SHORTEST, EpochSchedule, TimeSchedule, schedule
 from problems import NonlinearOscillators
 from problems.conditioning_toy import ConditioningToy
+
+OPTIONS = Options(out=Path("unused"), epochs=1)
 
 
 def evaluated(times):
@@ -39,7 +45,16 @@ def test_by_time_every_slow_step_once():
 
 
 def test_the_problem_decides():
-    by_epoch = schedule(NonlinearOscillators(), 2)
+    by_epoch = schedule(NonlinearOscillators(), 2, OPTIONS)
     assert [by_epoch.due(step, 100.0 * step) for step in (1, 2, 3)] == [False, True, False]
-    by_time = schedule(ConditioningToy(), 2)
+    by_time = schedule(ConditioningToy(), 2, OPTIONS)
     assert [by_time.due(step, 100.0 * step) for step in (1, 2, 3)] == [True, True, True]
+
+
+def test_evenly_by_time_where_the_options_say_so():
+    options = replace(OPTIONS, evaluate_every=2.0)
+    for problem in (NonlinearOscillators(), ConditioningToy()):
+        even = schedule(problem, 1, options)
+        times = [0.5, 1.9, 2.0, 2.1, 3.9, 4.5, 5.0, 11.0, 11.5, 12.0]
+        expected = [False, False, True, False, False, True, False, True, False, True]
+        assert [even.due(step, time) for step, time in enumerate(times)] == expected

@@ -15,8 +15,8 @@ class Options:
     Attributes:
         epochs: Passes through the training data, or None for a time budget.
         time_budget: Seconds of training, evaluation excluded, or None for a number of epochs.
-        evaluate_every: Seconds of training from one evaluation to the next, or None for the schedule
-            of the problem.
+        evaluate_every: Seconds of training from one evaluation to the next, or None for those of
+            the problem.
         seed: Seed of the initial weights, of the data and of the batches.
         device: Torch device, such as ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"`` or ``"float64"``.

@@ -10,7 +10,7 @@ from torch import nn
 import hig
 from problems import samples
 from problems.pinn import Beltrami, Burgers, Kovasznay, Schroedinger
-from problems.pinn._physics_informed import CANDIDATES, grid
+from problems.pinn._physics_informed import CANDIDATES, FIRST_ORDER, grid
 
 SIZES = {"points_interior": 12, "points_boundary": 4, "width": 5, "depth": 2}
 TINY = {
@@ -52,7 +52,7 @@ def test_network_is_the_published_one(problem):
     layers = [layer for layer in full.network() if isinstance(layer, nn.Linear)]
     assert [layer.in_features for layer in layers] == [inputs, 50, 50, 50, 50, 50]
     assert layers[-1].out_features == outputs
-    assert not any(layer.bias.any() for layer in layers)
+    assert all((layer.bias == 1e-3).all() for layer in layers)
     assert layers[2].weight.std().item() == pytest.approx(math.sqrt(2 / 100), rel=0.05)
 
 
@@ -333,9 +333,10 @@ def test_settings(problem):
     full = type(problem)()
     assert {"hig", "gn", "lm", "adam"} <= set(full.settings)
     published = {name: s for name, s in full.settings.items() if s.published}
-    assert set(published) == {"adam"}
-    assert published["adam"].lr == 1e-3
-    assert published["adam"].batch_size == full.points_interior
+    assert set(published) == set(FIRST_ORDER)
+    for settings in published.values():
+        assert (settings.lr, settings.schedule) == (1e-3, "cosine")
+        assert settings.batch_size == full.points_interior
 
 
 def test_published_points():

@@ -76,6 +76,7 @@ def _panels(files, plane, sides):
         for axes in grid.ravel():
             axes.set_aspect("equal")
     grid[1, 0].axis("off")
+    grid[0, 0].locator_params(axis="x", nbins=3)  # numbers of one panel end where the next begin
     return figure, grid
 
 

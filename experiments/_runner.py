@@ -90,6 +90,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     results = {
         **run_names,
         "stopped": stopped,
+        **({"tested_by": problem.tested_by} if problem.tested_by else {}),
         **_results(training),
         **_save_weights(training, path, run_names),
     }

@@ -6,6 +6,9 @@ from plots._files import PlotError, note
 
 _REMEDY = "Give a result file that the runner or a published training script has written"
 
+# Recorded of the steps and not on data; of either sign, so that they take a linear axis.
+SIGNED = ("smallest_cosine",)
+
 UNITS = {"time": "training time (s)", "epochs": "epochs"}
 
 
@@ -14,18 +17,19 @@ def quantity_key(quantity):
 
     Args:
         quantity: "test" or "train" for the losses; the name of any other quantity, measured on
-            the test data unless it starts with "test_" or "train_".
+            the test data unless it starts with "test_" or "train_" or is in `SIGNED`.
 
     Returns:
         The key, e.g. "test_loss" for "test" and "test_l1_distance" for "l1_distance".
     """
     if quantity in ("test", "train"):
         return f"{quantity}_loss"
-    return quantity if quantity.startswith(("test_", "train_")) else f"test_{quantity}"
+    whole = quantity in SIGNED or quantity.startswith(("test_", "train_"))
+    return quantity if whole else f"test_{quantity}"
 
 
 def curve(file, quantity, axis, log_x=False):
-    """A quantity in the course of a run, without the points that logarithmic axes cannot show.
+    """A quantity in the course of a run, without the points that its axes cannot show.
 
     Args:
         file: ResultFile.
@@ -34,7 +38,8 @@ def curve(file, quantity, axis, log_x=False):
         log_x: Whether the horizontal axis is logarithmic too.
 
     Returns:
-        Positions (N,) in seconds or epochs and values (N,), float64; at least one point.
+        Positions (N,) in seconds or epochs and values (N,), float64; at least one point. The
+        values are positive, but for quantities in `SIGNED`.
 
     Raises:
         PlotError: The file lacks the keys for it, their lengths disagree or no point is left.
@@ -42,18 +47,23 @@ def curve(file, quantity, axis, log_x=False):
     key = quantity_key(quantity)
     values = file.array(key, 1, _quantities_remedy(file))
     position = positions(file, axis, len(values))
-    shown = np.isfinite(values) & (values > 0) & np.isfinite(position)
-    if not shown.all():
+    shown = np.isfinite(values) & np.isfinite(position)
+    expected = np.zeros_like(shown)
+    if key in SIGNED:
+        expected[0] = np.isnan(values[0])  # before the first step there is none
+    else:
+        shown &= values > 0
+    if not (shown | expected).all():
         note(
-            f"{file.path}: {np.sum(~shown)} of {len(values)} values of '{key}' are not finite or "
-            "not positive and are left out"
+            f"{file.path}: {np.sum(~(shown | expected))} of {len(values)} values of '{key}' are "
+            "not finite or not positive and are left out"
         )
     if log_x:
         shown &= position > 0  # the evaluation before training has no place on a log axis
     if not shown.any():
         raise PlotError(
-            f"{file.path} has no value of '{key}' that a logarithmic axis can show: the "
-            f"{len(values)} values start with {values[:3]}"
+            f"{file.path} has no value of '{key}' that the axes can show: the {len(values)} values "
+            f"start with {values[:3]}"
         )
     return position[shown], values[shown]
 
@@ -81,13 +91,14 @@ def positions(file, axis, count):
     return time
 
 
-def median_and_band(curves):
+def median_and_band(curves, log_y=True):
     """Several seeds as one curve, over the range that all of them cover.
 
-    The values are interpolated between evaluations as straight lines on a logarithmic axis.
+    The values are interpolated between evaluations as straight lines on their axis.
 
     Args:
-        curves: Sequence of pairs of positions (N_i,), ascending, and positive values (N_i,).
+        curves: Sequence of pairs of positions (N_i,), ascending, and values (N_i,).
+        log_y: Whether the axis of the values is logarithmic; they must be positive then.
 
     Returns:
         Positions (N,) and the median, smallest and largest value there, (N,) float64 each; N is
@@ -97,8 +108,9 @@ def median_and_band(curves):
     last = min(position[-1] for position, _ in curves)
     grid = np.unique(np.concatenate([position for position, _ in curves]))
     grid = grid[(grid >= first) & (grid <= last)]
-    logs = np.array([np.interp(grid, position, np.log(values)) for position, values in curves])
-    return grid, *np.exp([np.median(logs, axis=0), logs.min(axis=0), logs.max(axis=0)])
+    there, back = (np.log, np.exp) if log_y else (np.asarray, np.asarray)
+    heights = np.array([np.interp(grid, position, there(values)) for position, values in curves])
+    return grid, *back([np.median(heights, axis=0), heights.min(axis=0), heights.max(axis=0)])
 
 
 def _quantities_remedy(file):
@@ -110,7 +122,7 @@ def _quantities_remedy(file):
 
 def _is_recorded(key, value):
     dimensions = 1 if isinstance(value, list) else np.ndim(value)
-    return key.startswith(("test_", "train_")) and dimensions == 1
+    return (key in SIGNED or key.startswith(("test_", "train_"))) and dimensions == 1
 
 
 def _epochs(file, count):

@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from plots import _files, _style
-from plots._curves import UNITS, curve, median_and_band, quantity_key
+from plots._curves import SIGNED, UNITS, curve, median_and_band, quantity_key
 
 _EPILOG = """\
 Files of one problem and one method label are the seeds of one experiment: their median is drawn
@@ -18,6 +18,7 @@ examples:
   python -m plots.loss results/*.pickle --out loss.png
   python -m plots.loss hig.pickle adam.pickle --x both --quantity both --out loss.pdf
   python -m plots.loss results/poisson/*.pickle --quantity l1_distance --out l1_distance.png
+  python -m plots.loss results/burgers/*.pickle --quantity smallest_cosine --out cosine.png
 """
 
 
@@ -39,6 +40,8 @@ def draw(files, x="time", quantity="test", log_x=False):
     """
     axes_names = ("time", "epochs") if x == "both" else (x,)
     quantities = ("test", "train") if quantity == "both" else (quantity,)
+    if quantity in SIGNED:
+        files = _files.having(files, quantity)  # only steps along several losses have it
     problems = list(dict.fromkeys(file.problem for file in files))
     styles = _style.line_styles({(file.method, file.label) for file in files})
     figure, grid = _style.panels(len(problems), len(axes_names), sharey="row")
@@ -48,20 +51,24 @@ def draw(files, x="time", quantity="test", log_x=False):
             for index, kind in enumerate(quantities):
                 for key, group in groups.items():
                     curves = [curve(file, kind, name, log_x) for file in group]
-                    _draw_group(axes, curves, group[0].label, styles[key], pale=index > 0)
-            _finish(axes, name, log_x)
-        row[0].set_ylabel(_name(quantity))
+                    look = {"pale": index > 0, "log_y": quantity not in SIGNED}
+                    _draw_group(axes, curves, group[0].label, styles[key], **look)
+            _finish(axes, name, log_x, quantity not in SIGNED)
+        row[0].set_ylabel(_name(quantity, [file for file in files if file.problem == problem]))
         if len(problems) > 1:
             row[0].set_title(problem.replace("_", " ") or "problem not named", loc="left")
     _legend(figure, quantity)
     return figure
 
 
-def _name(quantity):
-    if quantity == "both":
-        return "loss per data point"
-    name = quantity_key(quantity).replace("_", " ")
-    return f"{name} per data point" if quantity in ("test", "train") else name
+def _name(quantity, files):
+    # A problem that is tested by something else than it is trained by says by what.
+    tested_by = {str(file.results.get("tested_by") or "") for file in files}
+    if quantity == "test" and len(tested_by) == 1 and "" not in tested_by:
+        return tested_by.pop()
+    name = "loss" if quantity == "both" else quantity_key(quantity).replace("_", " ")
+    per_point = quantity in ("test", "train", "both") and tested_by == {""}
+    return f"{name} per data point" if per_point else name
 
 
 def _groups(files):
@@ -71,13 +78,13 @@ def _groups(files):
     return groups
 
 
-def _draw_group(axes, curves, label, style, pale):
+def _draw_group(axes, curves, label, style, pale, log_y):
     look = {"lw": 0.8, "alpha": 0.6, "label": f"_train {label}"} if pale else {"label": label}
     look["marker"] = "o" if len(curves[0][0]) == 1 else None
     if len(curves) == 1:
         axes.plot(*curves[0], **style, **look)
         return
-    position, median, lowest, highest = median_and_band(curves)
+    position, median, lowest, highest = median_and_band(curves, log_y)
     if len(position) == 0:
         raise _files.PlotError(
             f"the {len(curves)} files labelled '{label}' cover no common range of the horizontal "
@@ -88,8 +95,9 @@ def _draw_group(axes, curves, label, style, pale):
         axes.fill_between(position, lowest, highest, color=style["color"], alpha=0.2, lw=0)
 
 
-def _finish(axes, name, log_x):
-    axes.set_yscale("log")
+def _finish(axes, name, log_x, log_y):
+    if log_y:
+        axes.set_yscale("log")
     axes.set_xlabel(UNITS[name])
     if log_x:
         axes.set_xscale("log")

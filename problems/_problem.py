@@ -128,6 +128,8 @@ class Problem(ABC):
         evaluate_by: ``"epoch"`` evaluates after each epoch; ``"time"`` at training times about 5 %
             apart, where an epoch has no meaning or takes milliseconds with one method and minutes
             with another.
+        tested_by: What the recorded test loss is, for figures, where it is not the loss; see
+            `data_loss`.
         examples: How many test samples `example` is given.
         traceable: Whether `torch.func` can differentiate `predict`.
     """
@@ -136,6 +138,7 @@ class Problem(ABC):
     settings: ClassVar[Mapping[str, Settings]]
     loss_reduction: ClassVar[Literal["mean", "sum"]] = "mean"
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "epoch"
+    tested_by: ClassVar[str | None] = None
     examples: ClassVar[int] = 3
     traceable: ClassVar[bool] = True
     epochs: ClassVar[int | None] = None

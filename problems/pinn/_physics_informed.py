@@ -100,6 +100,7 @@ class PhysicsInformed(SeveralLosses):
     time_budget: float = 300.0
 
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "time"
+    tested_by: ClassVar[str] = "mean squared error"
     examples: ClassVar[int] = 2**20  # the whole grid
     low: ClassVar[tuple[float, ...]]
     high: ClassVar[tuple[float, ...]]

@@ -271,6 +271,7 @@ def test_metrics_stand_beside_the_losses(fresh, options):
     evaluations = len(results["epochs"])
     assert results["test_distance"].shape == (evaluations,)
     assert results["test_weights"].shape == (evaluations, 1)
+    assert "tested_by" not in results  # by the loss itself
     assert results["test_weights"].dtype == np.float64
     assert results["test_distance"][-1] < results["test_distance"][0]
 

@@ -45,6 +45,22 @@ def example_results():
     }
 
 
+def solution_results(unknowns=("u",), **sides):
+    """The example of a physics-informed run, on a grid of so many places from 0 to 1 a side."""
+    sides = sides or {"x": 4, "t": 3}
+    places = np.meshgrid(*[np.linspace(0.0, 1.0, n) for n in sides.values()], indexing="ij")
+    points = np.stack(places, axis=-1).reshape(-1, len(sides))
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(len(points), len(unknowns)))
+    return {
+        "points": points,
+        "prediction": reference + 0.1 * generator.normal(size=reference.shape),
+        "solution": reference,
+        "coordinates": list(sides),
+        "unknowns": list(unknowns),
+    }
+
+
 def activation_results(points=9, neurons=7):
     generator = np.random.default_rng(0)
     mean = generator.uniform(-1, 1, (points, neurons))
@@ -114,8 +130,19 @@ def run_file(write):
 
 
 @pytest.fixture
+def solved_run(run_file):
+    """Writes a run with a physics-informed solution and loads it; example and run can change."""
+
+    def writer(name="run", unknowns=("u",), sides=None, changes=None, **other):
+        example = solution_results(unknowns, **(sides or {})) | (changes or {})
+        return run_file(name, example=example, **other)
+
+    return writer
+
+
+@pytest.fixture
 def full_run(write):
-    """The path of a run with everything that a figure can want."""
+    """The path of a run with everything that a figure can want, but a solution on a grid."""
     descent = descent_results()
     results = run_results(
         **jacobian_results(),

@@ -54,7 +54,7 @@ def test_points_without_a_logarithm_are_left_out_and_told(capsys):
     assert position.tolist() == [0, 3] and loss.tolist() == [1.0, 0.5]
     assert "2 of 4 values of 'test_loss'" in capsys.readouterr().err
     assert curve(file, "test", "time", log_x=True)[0].tolist() == [3]
-    with pytest.raises(PlotError, match="no value of 'test_loss' that a logarithmic axis can show"):
+    with pytest.raises(PlotError, match="no value of 'test_loss' that the axes can show"):
         curve(published(time=[0, 1], test_loss=[np.inf, -1.0]), "test", "time")
 
 
@@ -63,6 +63,19 @@ def test_names_of_quantities():
     assert [quantity_key(name) for name in names] == [
         "test_loss", "train_loss", "test_l1_distance", "test_l1_distance", "train_l1_distance",
     ]  # fmt: skip
+    assert quantity_key("smallest_cosine") == "smallest_cosine"
+
+
+def test_cosines_have_either_sign_and_none_before_the_first_step(capsys):
+    file = published(time=[0, 1, 2, 3], smallest_cosine=[np.nan, 0.5, -0.25, 0.0])
+    position, cosine = curve(file, "smallest_cosine", "time")
+    assert position.tolist() == [1, 2, 3] and cosine.tolist() == [0.5, -0.25, 0.0]
+    assert capsys.readouterr().err == ""
+    file = published(time=[0, 1, 2, 3], smallest_cosine=[np.nan, 0.5, np.nan, 0.0])
+    assert curve(file, "smallest_cosine", "time")[1].tolist() == [0.5, 0.0]
+    assert "1 of 4 values of 'smallest_cosine'" in capsys.readouterr().err
+    with pytest.raises(PlotError, match="quantity can be train, test, smallest_cosine here"):
+        curve(file, "cosine", "time")
 
 
 def test_any_recorded_quantity():
@@ -99,6 +112,12 @@ def test_median_and_band_on_the_common_range():
     np.testing.assert_allclose(low, [10**-0.5, 1e-1, 1e-2])
     np.testing.assert_allclose(median, [10**0.5, 1.0, 1e-1])
     np.testing.assert_allclose(high, [1e3, 1e3, 1e3])
+
+
+def test_median_and_band_of_either_sign():
+    curves = [(np.array([0.0, 2.0]), np.array([-1.0, 1.0])), (np.array([1.0]), np.array([0.5]))]
+    grid, median, low, high = median_and_band(curves, log_y=False)
+    assert [part.tolist() for part in (grid, median, low, high)] == [[1.0], [0.25], [0.0], [0.5]]
 
 
 def test_no_common_range():

@@ -15,24 +15,34 @@ from plots import (
     populations,
     rank,
     saturation,
+    solution,
     spectrum,
     step_time,
     trajectory,
 )
 from plots._files import PlotError, ResultFile, load
 
-FIGURES = [
+OF_SOLUTIONS = [solution]
+OTHERS = [
     density, fields, landscape, loss, populations, rank, saturation, spectrum, step_time,
     trajectory,
 ]  # fmt: skip
+FIGURES = [*OTHERS, *OF_SOLUTIONS]
 MAGIC = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+
+
+@pytest.fixture
+def paths(full_run, solved_run):
+    """A result file for every figure."""
+    solved = str(solved_run("solved").path)
+    return {figure: solved if figure in OF_SOLUTIONS else full_run for figure in FIGURES}
 
 
 @pytest.mark.parametrize("suffix", MAGIC)
 @pytest.mark.parametrize("figure", FIGURES)
-def test_writes_the_format_of_the_suffix(figure, suffix, full_run, tmp_path, capsys):
+def test_writes_the_format_of_the_suffix(figure, suffix, paths, tmp_path, capsys):
     out = tmp_path / "new" / f"figure{suffix}"
-    assert figure.main([full_run, "--out", str(out)]) == 0
+    assert figure.main([paths[figure], "--out", str(out)]) == 0
     assert out.read_bytes().startswith(MAGIC[suffix])
     assert capsys.readouterr().out == f"figure written to {out}\n"
 
@@ -49,12 +59,12 @@ def test_help(figure, capsys):
     assert figure.__doc__.strip() in " ".join(text.split())
 
 
-def test_figures_need_no_problem_and_no_window(full_run, tmp_path):
-    names = ", ".join(figure.__name__.split(".")[-1] for figure in FIGURES)
+def test_figures_need_no_problem_and_no_window(paths, tmp_path):
+    named = {figure.__name__.split(".")[-1]: path for figure, path in paths.items()}
     code = (
-        f"import sys; from plots import {names}\n"
-        f"for figure in ({names}):\n"
-        f"    assert figure.main({[full_run, '--out', str(tmp_path / 'a.png')]!r}) == 0\n"
+        f"import sys; from plots import {', '.join(named)}\n"
+        f"for figure, path in zip([{', '.join(named)}], {[*named.values()]!r}, strict=True):\n"
+        f"    assert figure.main([path, '--out', {str(tmp_path / 'a.png')!r}]) == 0\n"
         "assert not {'problems', 'experiments', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     root = Path(loss.__file__).parents[1]

@@ -74,6 +74,28 @@ def test_another_quantity(run_file):
     assert axes.lines[0].get_ydata().tolist() == distance.tolist()
 
 
+def test_cosines_are_drawn_on_a_linear_axis_where_there_are_any(run_file, capsys):
+    cosine = np.array([np.nan, *np.linspace(0.5, -0.3, 8)])
+    file = run_file("a", smallest_cosine=cosine)
+    figure = loss.draw([file, run_file("b", method="adam")], quantity="smallest_cosine")
+    (axes,) = figure.axes
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("smallest cosine", "linear")
+    (line,) = axes.lines
+    assert line.get_ydata().tolist() == cosine[1:].tolist()
+    assert "b.pickle has no 'smallest_cosine' and is left out" in capsys.readouterr().err
+    seeds = [run_file(f"s{i}", smallest_cosine=cosine + i) for i in range(3)]
+    (line,) = loss.draw(seeds, quantity="smallest_cosine").axes[0].lines
+    np.testing.assert_allclose(line.get_ydata(), 1 + cosine[1:])
+
+
+def test_what_a_problem_is_tested_by(run_file):
+    files = [run_file("a", tested_by="mean squared error"), run_file("b", problem="poisson")]
+    labels = [axes.get_ylabel() for axes in loss.draw(files).axes]
+    assert labels == ["mean squared error", "test loss per data point"]
+    labels = [loss.draw(files[:1], quantity=q).axes[0].get_ylabel() for q in ("train", "both")]
+    assert labels == ["train loss", "loss"]
+
+
 def test_an_unknown_quantity_names_those_that_are_there(run_file, tmp_path, capsys):
     path = str(run_file(test_l1_distance=np.ones(9)).path)
     assert loss.main([path, "--quantity", "l2", "--out", str(tmp_path / "a.png")]) == 2

@@ -10,7 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_snippets_run_and_train(capsys):
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    assert len(snippets) == 3
+    assert len(snippets) == 5
     torch.manual_seed(0)
     names = {}
     for snippet in snippets:
@@ -20,6 +20,8 @@ def test_snippets_run_and_train(capsys):
     assert float(names["trained"].split()[0]) < 1e-6
     assert "engine layerwise" in names["trained"]
     assert names["direction"].shape == (200,)
+    assert names["operator"].report.smallest_cosine > 0
+    assert names["multi"].report.step_size > 0
 
 
 def test_commands_of_the_readme_exist():

@@ -133,7 +133,7 @@ def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method
     return Method(label, alternating(operator), _FIRST_ORDER, closure="turns")
 
 
-_ROUTE = {"engine": "auto", "step_rule": "fixed"}
+_ROUTE = {"engine": "auto", "method": "auto", "step_rule": "fixed"}
 _FIRST_ORDER = {"schedule": "constant"}
 
 METHODS = MappingProxyType(

@@ -42,6 +42,7 @@ class Settings:
         kappa: Exponent of the singular values; HIG only.
         damping: Initial damping; Levenberg–Marquardt only.
         engine: How the Jacobian is obtained; Jacobian methods only.
+        method: How the Jacobian is decomposed; Jacobian methods only.
         step_rule: ``"fixed"``, ``"trust"`` or ``"line_search"``; Jacobian methods only.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
             a cosine after a short warm-up; methods of first order only.
@@ -54,6 +55,7 @@ class Settings:
     kappa: float | None = None
     damping: float | None = None
     engine: str | None = None
+    method: str | None = None
     step_rule: str | None = None
     schedule: str | None = None
     published: bool = False

@@ -21,7 +21,7 @@ def test_every_method_has_settings():
 @pytest.mark.parametrize("name", SINGLE)
 def test_settings_fit_the_options_of_the_method(name):
     settings = NonlinearOscillators.settings[name]
-    options = {"rcond", "kappa", "damping", "engine", "step_rule", "schedule"}
+    options = {"rcond", "kappa", "damping", "engine", "method", "step_rule", "schedule"}
     for option in options - set(METHODS[name].options):
         assert getattr(settings, option) is None, f"{name} does not take {option}"
     complete = METHODS[name].complete(settings)

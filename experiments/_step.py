@@ -44,7 +44,7 @@ def take_step(
         "backward": backward,
         "outputs": outputs,
         "losses": lambda: problem.losses(network, batch),
-        "pairs": lambda: problem.group_predictions(network, batch),
+        "pairs": lambda: problem.loss_pairs(network, batch),
     }
     return optimizer.step(closures[method.closure]).detach()
 

@@ -63,11 +63,19 @@ class Linearisation:
     clock: PhaseClock
     notes: list[str]
 
-    def step(self, filter: SpectralFilter) -> tuple[list[Tensor], Tensor]:
-        """One direction per parameter, float64 in its shape, and the change of the outputs (n,)."""
+    def step(
+        self, filter: SpectralFilter, gradient: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """One direction per parameter, float64 in its shape, and the change of the outputs (n,).
+
+        Args:
+            filter: the filter.
+            gradient: what it is applied to, (n,) float64; the gradient of the loss if None.
+        """
         parameters = self.computation.parameters
+        gradient = self.computation.flat_gradient if gradient is None else gradient
         with self.clock.phase("direction"):
-            flat, output_change = self.decomposition.step(filter, self.computation.flat_gradient)
+            flat, output_change = self.decomposition.step(filter, gradient)
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
             sizes = [parameters[index].numel() for index in self.engine.order]
             for index, part in zip(self.engine.order, flat.split(sizes), strict=True):

@@ -25,8 +25,11 @@ class SeveralLosses(Problem):
         """The loss at a place in `loss_names`, a scalar, for its own work alone."""
 
     @abstractmethod
-    def group_predictions(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Every loss with the outputs (rows, ...) that it was computed from."""
+    def loss_pairs(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Every loss with the outputs (rows, ...) that it was computed from.
+
+        One tensor of outputs for all losses, where that can be: see `hig.MultiHIG`.
+        """
 
     def batch_loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The sum of `losses`, computed as they are."""

@@ -172,12 +172,12 @@ class CelebA(SeveralLosses):
         """The cross-entropy of one task, a scalar."""
         return self.losses(network, batch)[index]
 
-    def group_predictions(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """The cross-entropy of each task with its logits (B, 1)."""
-        columns = self.predict(network, batch).split(1, dim=1)
-        labels = batch["labels"].to(columns[0]).split(1, dim=1)
-        losses = map(binary_cross_entropy_with_logits, columns, labels)
-        return list(zip(losses, columns, strict=True))
+    def loss_pairs(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """The cross-entropy of each task with the logits (B, 40) of all."""
+        logits = self.predict(network, batch)
+        labels = batch["labels"].to(logits)
+        columns = zip(logits.unbind(1), labels.unbind(1), strict=True)
+        return [(binary_cross_entropy_with_logits(*column), logits) for column in columns]
 
     def data_loss(self, network: nn.Module, data: Batch, chunk: int) -> float:
         """Mean loss per image, as for any problem, a few images at a time."""

@@ -164,7 +164,7 @@ class Toy(SeveralLosses):
         """One of the losses, a scalar."""
         return self.losses(network, batch)[index]
 
-    def group_predictions(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    def loss_pairs(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Each loss with the position (1, 2)."""
         position = network()
         return [(loss, position) for loss in self.landscape(position)[0]]

@@ -220,7 +220,7 @@ class PhysicsInformed(SeveralLosses):
         Returns:
             (rows, F), group by group.
         """
-        return self._rows(network, batch, tuple(self.group_sizes))
+        return torch.cat(self._scaled(network, batch))
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Half the sum of squares of the scaled residuals: the sum of `losses`.
@@ -234,44 +234,40 @@ class PhysicsInformed(SeveralLosses):
         """
         return 0.5 * prediction.square().sum()
 
-    def group_predictions(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """Every loss with the rows that it was computed from, in the order of `loss_names`."""
-        return [
-            self.group_prediction(network, batch, index) for index in range(len(self.loss_names))
-        ]
-
-    def group_prediction(
-        self, network: nn.Module, batch: Batch, index: int
-    ) -> tuple[Tensor, Tensor]:
-        """One of the losses with the rows that it was computed from, for its own work alone.
+    def loss_pairs(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Every loss with the rows of `predict`, which all of them are computed from.
 
         Args:
             network: As for `residuals`.
             batch: Points by group.
-            index: Place of the loss in `loss_names`.
 
         Returns:
-            Scalar loss and (rows, F), scaled as in `predict`.
+            ``(loss, prediction)`` in the order of `loss_names`: a scalar and (rows, F), the same
+            tensor each time.
         """
-        prediction = self._rows(network, batch, self.loss_groups[self.loss_names[index]])
-        return self.loss(prediction, batch), prediction
+        rows = self._scaled(network, batch)
+        prediction = torch.cat(rows)
+        parts = dict(zip(self.group_sizes, prediction.split([len(r) for r in rows]), strict=True))
+        return [
+            (0.5 * sum(parts[group].square().sum() for group in groups), prediction)
+            for groups in self.loss_groups.values()
+        ]
 
-    def _rows(self, network: nn.Module, batch: Batch, groups: Sequence[str]) -> Tensor:
-        found = self._jointly(network, batch, groups)
-        scales = [math.sqrt(2 / len(batch[group])) for group in groups]
-        return torch.cat([scale * rows for scale, rows in zip(scales, found, strict=True)])
+    def _scaled(self, network: nn.Module, batch: Batch) -> list[Tensor]:
+        """Residuals (rows, F) of all groups; half their sum of squares is the loss."""
+        found = self._jointly(network, batch)
+        scales = [math.sqrt(2 / len(batch[group])) for group in self.group_sizes]
+        return [scale * rows for scale, rows in zip(scales, found, strict=True)]
 
-    def _jointly(self, network: nn.Module, batch: Batch, groups: Sequence[str]) -> list[Tensor]:
-        """Residuals (rows, F) of some groups, propagated together: one sample axis for all.
+    def _jointly(self, network: nn.Module, batch: Batch) -> list[Tensor]:
+        """Residuals (rows, F) of all groups, propagated together: one sample axis for all.
 
         Conditions carry the derivatives that only the equation needs. They are few points, and
         with one axis for all rows a Jacobian can be taken layer by layer.
         """
-        if len(groups) == 1:
-            return [self.residuals(network, groups[0], batch[groups[0]])]
+        groups = tuple(self.group_sizes)
         points = torch.cat([batch[group] for group in groups])
-        derivatives = self.derivatives if "interior" in groups else (0, 0)
-        at = jet(network, points, *derivatives)
+        at = jet(network, points, *self.derivatives)
         parts = zip(*(part.split([len(batch[g]) for g in groups]) for part in at), strict=True)
         return [
             self._residuals_of(group, batch[group], Jet(*part))

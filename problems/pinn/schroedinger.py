@@ -1,7 +1,7 @@
 """The nonlinear Schrödinger equation of a focusing wave, periodic in space."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -77,8 +77,9 @@ class Schroedinger(Evolution):
         left, right = torch.cat([ends.value, ends.derivatives[..., 0, :]], -1).unbind(1)
         return right - left
 
-    def _jointly(self, network: nn.Module, batch: Batch, groups: Sequence[str]) -> list[Tensor]:
-        """Residuals (rows, 2) of some groups; a boundary pair makes two rows, of h and of h_x."""
+    def _jointly(self, network: nn.Module, batch: Batch) -> list[Tensor]:
+        """Residuals (rows, 2) of all groups; a boundary pair makes two rows, of h and of h_x."""
+        groups = tuple(self.group_sizes)
         points = [batch[group] for group in groups]
         if not is_tanh_network(network):
             found = zip(groups, points, strict=True)

@@ -52,9 +52,10 @@ def test_losses_task_by_task(dtype):
     torch.testing.assert_close(SMALL.single_loss(network, batch, 7), expected[7])
     torch.testing.assert_close(SMALL.loss(logits, batch), sum(expected))
     torch.testing.assert_close(SMALL.batch_loss(network, batch), sum(expected))
-    pairs = SMALL.group_predictions(network, batch)
+    pairs = SMALL.loss_pairs(network, batch)
     torch.testing.assert_close([loss for loss, _ in pairs], expected)
-    torch.testing.assert_close(torch.cat([p for _, p in pairs], 1), logits)
+    torch.testing.assert_close(pairs[0][1], logits)
+    assert all(p is pairs[0][1] for _, p in pairs)
 
 
 def test_evaluation_in_portions(monkeypatch):

@@ -137,7 +137,7 @@ def test_the_network_is_the_start(start):
     assert len(losses) == len(toy.loss_names) == 2
     assert toy.loss(toy.predict(network, {}), {}).item() == sum(losses).item()
     assert [toy.single_loss(network, {}, i).item() for i in (0, 1)] == [x.item() for x in losses]
-    pairs = toy.group_predictions(network, {})
+    pairs = toy.loss_pairs(network, {})
     assert [loss.item() for loss, _ in pairs] == [loss.item() for loss in losses]
     assert all(prediction.shape == (1, 2) for _, prediction in pairs)
 

@@ -72,6 +72,7 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
         allow_abbrev=False,
     )
     _add_length(parser, problem)
+    _add_average(parser)
     _add_settings(parser, method, defaults)
     add_run(parser, Path("results") / problem.name)
     _add_weights(parser)
@@ -101,6 +102,16 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         type=positive_float,
         metavar="S",
         help=f"seconds of training from one evaluation to the next (default: {evaluations})",
+    )
+
+
+def _add_average(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--average",
+        type=_average,
+        metavar="F",
+        help="evaluate and keep a running average of the weights, to which each step adds 1 - F; "
+        "0.8 takes the jitter out of Levenberg-Marquardt steps on few points",
     )
 
 
@@ -241,6 +252,15 @@ def _rcond(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(
             f"must be in [0, 1), got {value:g}; 1e-6 suits float32 Jacobians"
+        )
+    return value
+
+
+def _average(text: str) -> float:
+    value = _number(text, float, "0.8 averages over some five steps")
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be between 0 and 1, got {value:g}; 0.8 averages over some five steps"
         )
     return value
 

@@ -30,7 +30,8 @@ def deviations(problem: Problem, method: str, settings: Settings, options: Optio
     ]
     pairs += [(f.name, getattr(problem, f.name), f.default) for f in fields(problem) if f.compare]
     pairs += [
-        (name, getattr(options, name), getattr(Options, name)) for name in ("dtype", "device")
+        (name, getattr(options, name), getattr(Options, name))
+        for name in ("dtype", "device", "average")
     ]
     return [_text(name, value) for name, value, default in pairs if value != default]
 

@@ -22,6 +22,8 @@ class Options:
         dtype: ``"float32"`` or ``"float64"``.
         threads: CPU threads of torch, or None for torch's own choice.
         out: Directory of the result file; made where missing.
+        average: Evaluate, and keep, a running average of the weights in which the past counts with
+            this factor after each step; None for the weights themselves.
         quiet: No progress and no summary.
         save_weights: Write the weights of the last evaluation beside the result file.
         init_from: Weights file of an earlier run to go on from, or None for fresh weights.
@@ -35,6 +37,7 @@ class Options:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
+    average: float | None = None
     quiet: bool = False
     save_weights: bool = False
     init_from: Path | None = None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hig
 from experiments import _names, _weights
@@ -123,9 +124,15 @@ class _Training:
     batches: Iterator[Batch]
     clock: TrainingClock
     earlier: Pretraining | None
+    average: AveragedModel | None
     latest: Snapshot | None = None
     recorder: Recorder = field(default_factory=Recorder)
     jacobian_recorder: JacobianRecorder = field(default_factory=JacobianRecorder)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept."""
+        return self.network if self.average is None else self.average.module
 
 
 def _prepare(
@@ -157,7 +164,15 @@ def _prepare(
         problem.batches(train, settings.batch_size, batches),
         TrainingClock(options.device),
         earlier,
+        _average(network, options),
     )
+
+
+def _average(network: nn.Module, options: Options) -> AveragedModel | None:
+    if options.average is None:
+        return None
+    average = get_ema_multi_avg_fn(options.average)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=False)
 
 
 def _placed(data: Batch, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -201,6 +216,8 @@ def _train(training: _Training, progress: Progress) -> str:
             loss = take_step(
                 problem, training.method, training.network, training.optimizer, batch
             ).item()
+            if training.average is not None:
+                training.average.update_parameters(training.network)
         _require_finite(loss, f"batch loss at epoch {epoch:.4g}", training)
         if training.method.jacobian:
             training.jacobian_recorder.step(
@@ -235,7 +252,7 @@ def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | Non
 
 
 def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
-    problem, network, seconds = training.problem, training.network, training.clock.seconds
+    problem, network, seconds = training.problem, training.evaluated, training.clock.seconds
     losses = [mean_loss(problem, network, data) for data in (training.train, training.test)]
     measured = metrics(problem, network, training.test)
     # Those of an evaluation, whenever the run ends: within a step they may be half changed.

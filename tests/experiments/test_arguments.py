@@ -185,3 +185,11 @@ def test_threads_beyond_reason_are_refused(capsys):
     with pytest.raises(SystemExit):
         parse(PROBLEM, "hig", ["--threads", str(most + 1)])
     assert f"must be at most {most} on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "1", "-0.5", "much"])
+def test_averages_outside_their_range(text, capsys):
+    assert parse(PROBLEM, "hig", ["--average", "0.8"])[2].average == 0.8
+    with pytest.raises(SystemExit):
+        parse(PROBLEM, "hig", ["--average", text])
+    assert "0.8 averages over some five steps" in capsys.readouterr().err

@@ -543,3 +543,34 @@ def test_the_example_is_of_the_weights_of_the_last_evaluation(failing, options, 
     kept = hig.load_results(options.out / results["weights_file"])["weights"]
     for name, value in shown[0].state_dict().items():
         assert np.array_equal(value, kept[name])
+
+
+def test_a_running_average_is_evaluated_and_kept(tmp_path, monkeypatch):
+    """Written out: the mean starts at the first step, and each one after adds its share."""
+    weights = []
+    original = _runner.take_step
+
+    def watched(problem, method, network, optimizer, batch):
+        loss = original(problem, method, network, optimizer, batch)
+        weights.append([p.detach().clone() for p in network.parameters()])
+        return loss
+
+    monkeypatch.setattr(_runner, "take_step", watched)
+    options = Options(out=tmp_path, epochs=3, quiet=True, average=0.75, save_weights=True)
+    results = run(TINY, "adam", Settings(4, lr=0.01), options)
+    assert "average 0.75" in results["label"]
+    mean = weights[0]
+    for later in weights[1:]:
+        mean = [0.75 * a + 0.25 * b for a, b in zip(mean, later, strict=True)]
+    network = TINY.network()
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), mean, strict=True):
+            parameter.copy_(value)
+    _, test = TINY.data(_runner._generator(0, _runner.DATA_STREAM))
+    test = {key: value.float() for key, value in test.items()}
+    expected = TINY.data_loss(network, test, 100)
+    assert results["test_loss"][-1] == pytest.approx(expected, rel=1e-5)
+    kept = run(TINY, "adam", Settings(4, lr=0.01), replace(
+        options, average=None, init_from=next(tmp_path.glob("*.weights"))
+    ))  # fmt: skip
+    assert kept["test_loss"][0] == pytest.approx(expected, rel=1e-5)

@@ -1,6 +1,7 @@
 """One look for every figure: fonts, line widths, and colours that belong to methods."""
 
 import re
+import textwrap
 
 import matplotlib
 from matplotlib.colors import to_rgb
@@ -117,6 +118,22 @@ def panels(rows, columns, width=3.4, height=2.6, beside=1.3, **options):
     """
     figure = Figure(figsize=(width * columns + beside, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def wrapped(label, width):
+    """A label that is longer than a line: the name of the method, what is special below it.
+
+    Args:
+        label: Such as "Levenberg–Marquardt (batch 700, float64)".
+        width: Characters in a line.
+
+    Returns:
+        The label with line breaks.
+    """
+    if len(label) <= width:
+        return label
+    lines = label.replace(" (", "\n(", 1).splitlines()
+    return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
 def look():

@@ -22,6 +22,10 @@ examples:
 """
 
 
+_LABEL_WIDTH = 34  # characters of a line of the legend
+_LINE = 0.165  # its height in inches
+
+
 def draw(files, x="time", quantity="test", log_x=False):
     """Draws the figure.
 
@@ -44,7 +48,8 @@ def draw(files, x="time", quantity="test", log_x=False):
         files = _files.having(files, quantity)  # only steps along several losses have it
     problems = list(dict.fromkeys(file.problem for file in files))
     styles = _style.line_styles({(file.method, file.label) for file in files})
-    figure, grid = _style.panels(len(problems), len(axes_names), sharey="row")
+    room = _room_for_legend({file.label for file in files}, len(problems))
+    figure, grid = _style.panels(len(problems), len(axes_names), **room, sharey="row")
     for row, problem in zip(grid, problems, strict=True):
         for axes, name in zip(row, axes_names, strict=True):
             groups = _groups(file for file in files if file.problem == problem)
@@ -105,6 +110,14 @@ def _finish(axes, name, log_x, log_y):
         axes.set_xlim(left=0)
 
 
+def _room_for_legend(labels, rows):
+    """Sizes in inches with which the legend finds room beside the panels."""
+    lines = [_style.wrapped(label, _LABEL_WIDTH).splitlines() for label in labels]
+    tall = _LINE * (sum(map(len, lines)) + 3) / rows
+    wide = max((len(line) for label in lines for line in label), default=0) > _LABEL_WIDTH / 2
+    return {"height": max(2.6, tall), "beside": 2.2 if wide else 1.3}
+
+
 def _legend(figure, quantity):
     """Best method at the bottom, as where the curves end; beside the panels, so it hides none."""
     lines = {}
@@ -117,7 +130,8 @@ def _legend(figure, quantity):
         handles.append(Line2D([], [], color=_style.GREY, lw=0.8, alpha=0.6, label="train"))
     if any(axes.collections for axes in figure.axes):
         handles.append(Patch(color=_style.GREY, alpha=0.2, lw=0, label="min–max of seeds"))
-    figure.legend(handles=handles, loc="outside right upper")
+    labels = [_style.wrapped(handle.get_label(), _LABEL_WIDTH) for handle in handles]
+    figure.legend(handles, labels, loc="outside right upper")
 
 
 def main(arguments=None):

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import textwrap
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -122,7 +121,7 @@ def _error_look(errors):
 def _label(figure, grid, plane, files, errors):
     grid[0, 0].set_title("reference")
     for (above, below), file, error in zip(grid[:, 1:].T, files, errors, strict=True):
-        above.set_title(_wrapped(file.label))
+        above.set_title(_style.wrapped(file.label, _LABEL_WIDTH))
         below.set_title(f"error, MSE {np.mean(error**2):.2g}")
         below.set_xlabel(plane.across)
     grid[0, 0].set(xlabel=plane.across, ylabel=plane.up)
@@ -133,12 +132,6 @@ def _label(figure, grid, plane, files, errors):
     if plane.held:
         text = ", ".join(f"{name} = {value:.4g}" for name, value in plane.held.items())
         figure.suptitle(f"at {text}", fontsize=9)
-
-
-def _wrapped(label):
-    """The name of a method on a line, what is special about the run below it."""
-    lines = label.replace(" (", "\n(", 1).splitlines()
-    return "\n".join(textwrap.fill(line, _LABEL_WIDTH) for line in lines)
 
 
 def _held(text):

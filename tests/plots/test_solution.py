@@ -36,7 +36,7 @@ def test_reference_once_and_predictions_above_their_errors(solved_run):
         np.testing.assert_array_equal(found.get_array(), own)
         np.testing.assert_array_equal(error.get_array(), np.abs(own - truth))
         assert axes.get_title() == f"error, MSE {np.mean((own - truth) ** 2):.2g}"
-    assert [axes.get_title() for axes in above] == ["reference", "HIG", "Adam\n(batch 500)"]
+    assert [axes.get_title() for axes in above] == ["reference", "HIG", "Adam (batch 500)"]
     assert (above[0].get_xlabel(), above[0].get_ylabel()) == ("t", "x")
     assert figure.get_suptitle() == ""
     assert [bar.get_ylabel() for bar in figure.axes[-2:]] == ["u", "absolute error"]

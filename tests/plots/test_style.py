@@ -27,3 +27,12 @@ def test_methods_differ_in_colour_and_variants_in_dashes():
 def test_synonyms():
     assert _style.method_name("Gauss–Newton") == _style.method_name("GN") == "gn"
     assert _style.method_name("Levenberg_Marquardt") == "lm"
+
+
+def test_long_labels_are_wrapped_after_the_name():
+    label = "Levenberg–Marquardt (batch 700, residual, float64)"
+    assert _style.wrapped("Adam (lr 0.01)", 20) == "Adam (lr 0.01)"
+    lines = _style.wrapped(label, 24).splitlines()
+    assert lines[0] == "Levenberg–Marquardt"
+    assert " ".join(lines) == label
+    assert max(map(len, lines)) <= 24

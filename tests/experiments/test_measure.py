@@ -34,7 +34,8 @@ def test_ratios_are_taken_round_by_round():
 
 def test_peak_memory_counts_what_is_freed_again():
     def allocate():
-        np.ones(25 * 2**20 // 8).sum()
+        # Too large for memory that was freed before and is still resident.
+        np.ones(80 * 2**20 // 8).sum()
 
-    assert 24 * 2**20 < peak_bytes(allocate, "cpu") < 60 * 2**20
+    assert 79 * 2**20 < peak_bytes(allocate, "cpu") < 120 * 2**20
     assert peak_bytes(lambda: None, "cpu") < 5 * 2**20

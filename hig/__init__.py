@@ -16,7 +16,8 @@ from hig._errors import (
 from hig._half_inverse import half_inverse
 from hig._levenberg_marquardt import LevenbergMarquardt
 from hig._linear_step import LinearStep
-from hig._multi_hig import MultiHIG, MultiStepReport
+from hig._multi_hig import MultiHIG
+from hig._multi_report import MultiStepReport
 from hig._optimizer import HIG, GaussNewton
 from hig._record import record
 from hig._report import StepReport

@@ -54,7 +54,7 @@ class Linearisation:
         engine: the Jacobian and how it was obtained.
         decomposition: its singular values and vectors.
         clock: seconds per phase so far.
-        notes: what was done differently so far, in words.
+        notes: what was done differently to obtain it, in words; the decomposition has its own.
     """
 
     computation: Computation
@@ -115,7 +115,7 @@ class Linearisation:
             spectrum=found.spectrum(),
             rcond=max(filter.rcond, found.floor),
             seconds=self.clock.seconds,
-            notes=self.notes,
+            notes=[*self.notes, *self.decomposition.notes],
         )
 
 
@@ -160,7 +160,7 @@ def linearise(
                 raise NonFiniteError(_non_finite_jacobian(found, parameters, names))
         with clock.phase("decomposition"):
             decomposition = decompose(jacobian, matrix, route, filter)
-    notes = [*found.notes, *backward.notes, *decomposition.notes]
+    notes = [*found.notes, *backward.notes]
     if filter.needs_small_values and filter.rcond < decomposition.floor:
         notes.append(
             f"rcond {filter.rcond:.1e} raised to {decomposition.floor:.1e}, what route "

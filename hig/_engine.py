@@ -18,6 +18,7 @@ from hig._blocks import Block, JointJacobian
 from hig._capture import LayerUse
 from hig._errors import SampleDependenceError
 from hig._factored_block import FactoredBlock
+from hig._graph import nodes_behind
 from hig._layerwise import Layer, find_layers, layer_blocks
 from hig._rows import HELD_BYTES, rows_block
 
@@ -149,19 +150,11 @@ def _close(found: Tensor, expected: Tensor, scale: float) -> bool:
 
 def _refuse_reentrant_checkpoints(prediction: Tensor, unused: list[str]) -> None:
     """A reentrant checkpoint hides its parameters from every derivative but ``backward()``."""
-    waiting = [prediction.grad_fn] if prediction.grad_fn is not None else []
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        if node.name() == "CheckpointFunctionBackward":
-            raise ValueError(
-                f"a reentrant checkpoint hides {_listed(unused)}; use "
-                "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-            )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_behind(prediction)):
+        raise ValueError(
+            f"a reentrant checkpoint hides {_listed(unused)}; use "
+            "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
 
 
 def _disagreement(layer: Layer, names: list[str]) -> str:

@@ -79,7 +79,6 @@ class LevenbergMarquardt(JacobianOptimizer):
         linearisation: Linearisation,
         clock: PhaseClock,
     ) -> StepReport:
-        report = linearisation.report(self.filter)
         for _ in range(self.MOST_ATTEMPTS):
             trial = trial_of(self.filter)
             with clock.phase("update"):
@@ -92,6 +91,7 @@ class LevenbergMarquardt(JacobianOptimizer):
                 if not rejected:
                     break
                 trial.move(0)
+        report = linearisation.report(self.filter)  # the attempts may have taken eigenvectors
         report.step_size, report.gain_ratio, report.damping = (
             trial.step_size, ratio, self.filter.damping,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hig._errors import NonFiniteError
+from hig._graph import leaves, nodes_behind
 
 __all__ = ["loss_gradient"]
 
@@ -96,19 +97,10 @@ def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) 
         return  # refused later, with a better text; or the prediction is itself a parameter
     known = {id(parameter) for parameter in parameters}
     stop = (prediction.grad_fn, prediction.output_nr)
-    seen = {loss.grad_fn}
-    waiting = [] if (loss.grad_fn, loss.output_nr) == stop else [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if id(getattr(node, "variable", None)) in known:
-            shape = tuple(node.variable.shape)
+    for leaf in leaves(nodes_behind(loss, stop)):
+        if id(leaf) in known:
             raise ValueError(
-                f"the loss depends on a parameter of shape {shape} other than through the "
-                "prediction; keep penalties on parameters out of this loss (decay "
-                "the weights after the step instead)"
+                f"the loss depends on a parameter of shape {tuple(leaf.shape)} other than through "
+                "the prediction; keep penalties on parameters out of this loss (decay the weights "
+                "after the step instead)"
             )
-        for following, output in node.next_functions:
-            if following is None or following in seen or (following, output) == stop:
-                continue
-            seen.add(following)
-            waiting.append(following)

@@ -1,70 +1,21 @@
-r"""Half-inverse gradients for several losses, combined by a conflict-free operator."""
+"""Half-inverse gradients for several losses, combined by a conflict-free operator."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from hig._capture import LayerUse
-from hig._direction import Linearisation
+from hig._combined_directions import OnePrediction, Operator, PredictionEach
+from hig._graph import nodes_behind
 from hig._optimizer import JacobianOptimizer
-from hig._report import PhaseClock, StepReport
-from hig._spectral import HalfInverse, SpectralFilter
+from hig._report import PhaseClock
+from hig._spectral import HalfInverse
 from hig.conflictfree import ConFIG_update
 
-__all__ = ["MultiHIG", "MultiStepReport"]
+__all__ = ["MultiHIG"]
 
-Operator = Callable[[Tensor], Tensor]
 Pairs = Sequence[tuple[Tensor, Tensor]]
-
-
-@dataclass
-class MultiStepReport:
-    r"""One step for several losses in numbers.
-
-    Attributes:
-        losses: (m,), before the step.
-        parts: the report of each joint Jacobian: of one where the losses share their prediction,
-            else one per loss; without step size and gain ratio.
-        cosines: (m,) float64, between the combined direction and the half-inverse direction of
-            each loss, as the operator sees them; zero where one of them is zero.
-        slopes: (m,) float64, :math:`g_i \cdot J_i d`: by how much a short step lowers each
-            loss, per unit of step size. Negative where it raises that loss.
-        seconds: wall-clock per phase, all losses together.
-        step_size: the factor of the combined direction that was applied.
-        gain_ratio: achieved over predicted decrease of the sum of the losses, where measured.
-    """
-
-    losses: Tensor
-    parts: list[StepReport]
-    cosines: Tensor
-    slopes: Tensor
-    seconds: dict[str, float] = field(default_factory=dict)
-    step_size: float | None = None
-    gain_ratio: float | None = None
-
-    @property
-    def loss(self) -> Tensor:
-        """The sum of the losses before the step."""
-        return self.losses.sum()
-
-    @property
-    def smallest_cosine(self) -> float:
-        """Positive where the combined direction conflicts with no loss's own."""
-        return float(self.cosines.min())
-
-    def __str__(self) -> str:
-        losses = ", ".join(f"{loss:.4g}" for loss in self.losses.tolist())
-        ranks = ", ".join(f"{part.rank} of {min(part.rows, part.columns)}" for part in self.parts)
-        text = [f"losses {losses}", f"ranks {ranks}", f"smallest cosine {self.smallest_cosine:.3g}"]
-        if self.step_size is not None:
-            text.append(f"step size {self.step_size:.3g}")
-        if self.gain_ratio is not None:
-            text.append(f"gain ratio {self.gain_ratio:.2f}")
-        phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
-        notes = [note for part in self.parts for note in part.notes]
-        return "; ".join([*text, f"ms: {phases}", *notes])
 
 
 class MultiHIG(JacobianOptimizer):
@@ -153,7 +104,7 @@ class MultiHIG(JacobianOptimizer):
         parameters: Sequence[Tensor],
         names: Sequence[str],
         clock: PhaseClock,
-    ) -> "_OnePrediction | _Combined":
+    ) -> OnePrediction | PredictionEach:
         pairs = _pairs(outcome)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
@@ -162,139 +113,15 @@ class MultiHIG(JacobianOptimizer):
             )
             gradients = [_own_gradient(i, loss, prediction) for i, (loss, _) in enumerate(pairs)]
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
-            return _OnePrediction(whole, losses, torch.stack(gradients), self.operator)
+            return OnePrediction(whole, losses, torch.stack(gradients), self.operator)
         parts = []
         for loss, prediction in pairs:
             own = _reached(uses, prediction) if isinstance(prediction, Tensor) else uses
             parts.append(super()._linearise((loss, prediction), own, parameters, names, clock))
-        return _Combined(parts, self.operator, clock)
+        return PredictionEach(parts, self.operator, clock)
 
     def _loss(self, outcome: Pairs) -> Tensor:
         return torch.stack([loss.reshape(()) for loss, _ in outcome]).sum()
-
-
-@dataclass
-class _OnePrediction:
-    """One decomposed Jacobian and the gradients of several losses in its outputs."""
-
-    whole: Linearisation
-    losses: Tensor
-    gradients: Tensor  # (m, n) float64
-    operator: Operator
-    cosines: Tensor | None = None
-    slopes: Tensor | None = None
-
-    def step(self, filter: SpectralFilter) -> tuple[list[Tensor], Tensor]:
-        """The combined direction per parameter, and the change of the outputs (n,)."""
-        found = [self.whole.step(filter, gradient) for gradient in self.gradients]
-        with self.whole.clock.phase("operator"):
-            changes = torch.stack([change for _, change in found])
-            gram = self.gradients @ changes.T  # of the directions, in the metric; symmetric
-            weights, self.cosines = _weights(0.5 * (gram + gram.T), self.operator)
-            self.slopes = gram @ weights
-            directions = [
-                sum(weight * part for weight, part in zip(weights, parts, strict=True))
-                for parts in zip(*(directions for directions, _ in found), strict=True)
-            ]
-        return directions, weights @ changes
-
-    def output_change(self, directions: Sequence[Tensor]) -> Tensor:
-        """The change of the outputs (n,) along one direction per parameter."""
-        change = self.whole.output_change(directions)
-        self.slopes = self.gradients @ change
-        return change
-
-    def model(self, output_change: Tensor) -> list[float]:
-        """Loss, slope and curvature of the sum of the losses."""
-        return self.whole.model(output_change)
-
-    @property
-    def loss(self) -> Tensor:
-        """The sum of the losses, without a graph."""
-        return self.whole.loss
-
-    def report(self, filter: SpectralFilter) -> MultiStepReport:
-        """The report of a step with this filter, as far as it is known now."""
-        parts = [self.whole.report(filter)]
-        seconds = self.whole.clock.seconds
-        return MultiStepReport(self.losses, parts, self.cosines, self.slopes, seconds)
-
-
-@dataclass
-class _Combined:
-    """Several decomposed Jacobians as one: their directions are combined, their losses added."""
-
-    parts: list[Linearisation]
-    operator: Operator
-    clock: PhaseClock
-    cosines: Tensor | None = None
-    slopes: Tensor | None = None
-
-    def step(self, filter: SpectralFilter) -> tuple[list[Tensor], list[Tensor]]:
-        """The combined direction per parameter, and the change of each prediction (n_i,)."""
-        found = [part.step(filter)[0] for part in self.parts]
-        with self.clock.phase("operator"):
-            matrix = torch.stack([torch.cat([d.flatten() for d in own]) for own in found])
-            combined, self.cosines = _combine(matrix, self.operator)
-        sizes = [direction.numel() for direction in found[0]]
-        pieces = zip(combined.split(sizes), found[0], strict=True)
-        directions = [piece.view_as(like) for piece, like in pieces]
-        return directions, self.output_change(directions)
-
-    def output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """The change of each prediction (n_i,) along one direction per parameter."""
-        with self.clock.phase("operator"):
-            changes = [part.output_change(directions) for part in self.parts]
-            slopes = [
-                part.computation.flat_gradient @ change
-                for part, change in zip(self.parts, changes, strict=True)
-            ]
-            self.slopes = torch.stack(slopes)
-        return changes
-
-    def model(self, output_changes: list[Tensor]) -> list[float]:
-        """Loss, slope and curvature of the sum of the losses."""
-        models = [part.model(c) for part, c in zip(self.parts, output_changes, strict=True)]
-        return [sum(numbers) for numbers in zip(*models, strict=True)]
-
-    @property
-    def loss(self) -> Tensor:
-        """The sum of the losses, without a graph."""
-        return torch.stack([part.loss.reshape(()) for part in self.parts]).sum()
-
-    def report(self, filter: SpectralFilter) -> MultiStepReport:
-        """The report of a step with this filter, as far as it is known now."""
-        losses = torch.stack([part.loss.reshape(()) for part in self.parts])
-        parts = [part.report(filter) for part in self.parts]
-        return MultiStepReport(losses, parts, self.cosines, self.slopes, self.clock.seconds)
-
-
-def _combine(matrix: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
-    """Direction (P,) for a matrix (m, P), and its cosines (m,) with the rows."""
-    combined = operator(matrix)
-    if not isinstance(combined, Tensor) or combined.shape != matrix.shape[1:]:
-        raise ValueError(
-            f"the operator must map directions {tuple(matrix.shape)} to one of shape "
-            f"{tuple(matrix.shape[1:])}, got "
-            f"{tuple(combined.shape) if isinstance(combined, Tensor) else type(combined)}"
-        )
-    combined = combined.to(matrix)
-    norms = matrix.norm(dim=1) * combined.norm()
-    return combined, torch.where(norms > 0, (matrix @ combined) / norms, 0.0)
-
-
-def _weights(gram: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
-    """Weights (m,) of directions with given inner products (m, m), and cosines (m,).
-
-    The operator sees coordinates: rows with these inner products.
-    """
-    values, vectors = torch.linalg.eigh(gram)
-    lengths = values.clamp_min(0).sqrt()
-    combined, cosines = _combine(vectors * lengths, operator)
-    # What no direction reaches, an operator cannot ask for; rounding can.
-    reached = lengths > len(gram) * torch.finfo(gram.dtype).eps ** 0.5 * lengths.max()
-    weights = torch.where(reached, combined / torch.where(reached, lengths, 1.0), 0.0)
-    return vectors @ weights, cosines
 
 
 def _own_gradient(index: int, loss: Tensor, prediction: Tensor) -> Tensor:
@@ -323,11 +150,5 @@ def _pairs(outcome: Pairs) -> Pairs:
 
 def _reached(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:
     """The layer calls that a prediction came from: others may have another batch axis."""
-    waiting = [prediction.grad_fn] if prediction.grad_fn is not None else []
-    seen = set(waiting)
-    while waiting:
-        for following, _ in waiting.pop().next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return [use for use in uses if use.edge.node in seen]
+    nodes = nodes_behind(prediction)
+    return [use for use in uses if use.edge.node in nodes]

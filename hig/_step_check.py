@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hig._graph import leaves, nodes_behind
 from hig._step_jacobians import Step
 
 __all__ = ["refusal_of_step"]
@@ -79,14 +80,4 @@ def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
 def _other_leaves(after: Tensor, own: list[Tensor]) -> bool:
     """Whether the graph ends at a leaf that is not one of ``own``."""
     known = {id(tensor) for tensor in own}
-    seen, waiting = set(), [after.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            return True
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
-    return False
+    return any(id(leaf) not in known for leaf in leaves(nodes_behind(after)))

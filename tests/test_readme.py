@@ -1,4 +1,4 @@
-"""Every Python snippet of the README runs, in the order in which it is read."""
+"""Every Python snippet of README and pages runs, in the order in which it is read."""
 
 import re
 from pathlib import Path
@@ -22,6 +22,15 @@ def test_snippets_run_and_train(capsys):
     assert names["direction"].shape == (200,)
     assert names["operator"].report.smallest_cosine > 0
     assert names["multi"].report.step_size > 0
+
+
+def test_snippets_of_the_pages_run(capsys):
+    names = {}
+    for page in sorted((README.parent / "docs").glob("*.md")):
+        for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            exec(compile(snippet, str(page), "exec"), names)
+    assert float(capsys.readouterr().out) > 0
+    assert names["alternating"].operator.all_initialized
 
 
 def test_commands_of_the_readme_exist():

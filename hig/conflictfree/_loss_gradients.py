@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hig._graph import nodes_behind
 from hig.conflictfree._vectors import Parameters, tensors_of
 
 __all__ = ["METHODS", "differentiate", "loss_gradients"]
@@ -169,10 +170,4 @@ def _shared_with_later(losses: list[Tensor]) -> list[bool]:
 
 def _nodes(loss: Tensor) -> set:
     """Nodes of the graph of a loss that compute something; parameters are none."""
-    seen, waiting = set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen and not hasattr(node, "variable"):
-            seen.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
-    return seen
+    return {node for node in nodes_behind(loss) if not hasattr(node, "variable")}

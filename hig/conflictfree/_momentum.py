@@ -177,6 +177,14 @@ class MomentumOperator:
             losses = self.loss_recorder.record_loss(indexes, losses)
         return indexes, rows, losses
 
+    def remember(self, indexes: Sequence[int], rows: Tensor) -> None:
+        """Let the gradients (k, P) of some losses enter their first moments."""
+        if self.m is None:
+            self.m = rows.new_zeros((self.num_vectors, rows.shape[1]))
+        for index, row in zip(indexes, rows, strict=True):
+            self.t_grads[index] += 1
+            self.m[index].mul_(self.beta_1).add_(row, alpha=1 - self.beta_1)
+
     def first_moments(self) -> Tensor:
         """First moments without the bias of their start, (m, P)."""
         return self.m / column([1 - self.beta_1**t for t in self.t_grads], self.m)

@@ -54,12 +54,9 @@ class PseudoMomentumOperator(MomentumOperator):
         """
         with torch.no_grad():
             indexes, rows, losses = self.receive(indexes, grads, losses)
-            if self.m is None:
-                self.m = rows.new_zeros((self.num_vectors, rows.shape[1]))
+            if self.s is None:
                 self.s, self.fake_m = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
-            for index, row in zip(indexes, rows, strict=True):
-                self.t_grads[index] += 1
-                self.m[index].mul_(self.beta_1).add_(row, alpha=1 - self.beta_1)
+            self.remember(indexes, rows)
             if not self.all_initialized:
                 return torch.zeros_like(self.s)
             self.t += 1

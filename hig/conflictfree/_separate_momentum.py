@@ -39,12 +39,10 @@ class SeparateMomentumOperator(MomentumOperator):
         """
         with torch.no_grad():
             indexes, rows, losses = self.receive(indexes, grads, losses)
-            if self.m is None:
-                self.m = rows.new_zeros((self.num_vectors, rows.shape[1]))
+            self.remember(indexes, rows)
+            if self.s is None:
                 self.s = torch.zeros_like(self.m)
             for index, row in zip(indexes, rows, strict=True):
-                self.t_grads[index] += 1
-                self.m[index].mul_(self.beta_1).add_(row, alpha=1 - self.beta_1)
                 self.s[index].mul_(self.beta_2).addcmul_(row, row, value=1 - self.beta_2)
             if not self.all_initialized:
                 return torch.zeros_like(rows[0])

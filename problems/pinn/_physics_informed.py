@@ -9,9 +9,8 @@ Conflict-free Training of Physics Informed Neural Networks*, ICLR 2025.
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -19,42 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from problems._networks import dense_network
-from problems._problem import Batch, Settings, parameter, require_positive_numbers, slices
+from problems._problem import Batch, parameter, require_positive_numbers, slices
 from problems._several_losses import SeveralLosses
 from problems.pinn._jets import Jet, jet
 from problems.pinn._sampling import latin_hypercube, on_faces, weighted_choice
 
-FIRST_ORDER = (
-    *("adam", "pcgrad", "imtlg", "minmax", "relobralo", "lra", "config"),
-    *("mpcgrad", "mimtlg", "mconfig"),
-)
 RESAMPLING = ("uniform", "residual")
 CANDIDATES = 4  # per point chosen by residual
-
-
-def settings_for(interior: int, rows: int) -> Mapping[str, Settings]:
-    """Settings of all methods.
-
-    Args:
-        interior: Interior points of a batch in the publication, for the methods of first order.
-        rows: Interior points of a batch for Jacobian methods; our own choice.
-
-    Returns:
-        Settings by name of the method.
-    """
-    published = Settings(batch_size=interior, lr=1e-3, schedule="cosine", published=True)
-    # The half-inverse wants a search along its direction, and small singular values; but in float64
-    # an SVD for the smallest takes ten times as long as the rest of a step.
-    searched = Settings(rows, lr=1.0, rcond=1e-12, method="gram", step_rule="line_search")
-    return MappingProxyType(
-        {
-            **dict.fromkeys(FIRST_ORDER, published),
-            "hig": searched,
-            "multihig": searched,
-            "gn": replace(searched, rcond=1e-6),
-            "lm": Settings(batch_size=rows, lr=1.0, damping=1e-3),
-        }
-    )
 
 
 @dataclass(frozen=True)
@@ -395,54 +365,3 @@ class PhysicsInformed(SeveralLosses):
             "coordinates": list(self.coordinates),
             "unknowns": list(self.unknowns),
         }
-
-
-@dataclass(frozen=True)
-class Evolution(PhysicsInformed):
-    """A physics-informed problem with time as its last coordinate, and initial conditions.
-
-    Attributes:
-        points_initial: Initial points for so many interior ones.
-        loss_count: 3 for a loss per group; 2 for the interior and the sum of the two conditions.
-    """
-
-    points_initial: int = parameter(500, "initial points for so many interior ones")
-    loss_count: int = parameter(3, "losses: 3, or 2 with boundary and initial ones added up")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.loss_count not in (2, 3):
-            raise ValueError(
-                f"loss_count must be 2 or 3, got {self.loss_count}; 3 is a loss per group"
-            )
-
-    @property
-    def group_sizes(self) -> Mapping[str, int]:
-        """Points per group in the published batch, the interior first."""
-        return {**super().group_sizes, "initial": self.points_initial}
-
-    @property
-    def loss_groups(self) -> Mapping[str, tuple[str, ...]]:
-        """The losses by name, each with the groups of points that it adds up."""
-        if self.loss_count == 3:
-            return super().loss_groups
-        return {"interior": ("interior",), "conditions": ("boundary", "initial")}
-
-    def _draw_group(self, group: str, count: int, generator: torch.Generator) -> Tensor:
-        points = super()._draw_group(group, count, generator)
-        if group == "initial":
-            points[:, -1] = self.low[-1]
-        return points
-
-
-def grid(low: Sequence[float], high: Sequence[float], counts: Sequence[int]) -> Tensor:
-    """Points of an even grid with its ends, float64 (points, coordinates), the last runs fastest.
-
-    Args:
-        low: Lower corner.
-        high: Upper corner.
-        counts: Points along each coordinate.
-    """
-    sides = zip(low, high, counts, strict=True)
-    axes = [torch.linspace(*side, dtype=torch.float64) for side in sides]
-    return torch.cartesian_prod(*axes)

@@ -63,3 +63,16 @@ def weighted_choice(weights: Tensor, luck: Tensor, count: int) -> Tensor:
         Indices (count,), on the device of the weights.
     """
     return (weights / luck).topk(count).indices
+
+
+def grid(low: Sequence[float], high: Sequence[float], counts: Sequence[int]) -> Tensor:
+    """Points of an even grid with its ends, float64 (points, coordinates), the last runs fastest.
+
+    Args:
+        low: Lower corner.
+        high: Upper corner.
+        counts: Points along each coordinate.
+    """
+    sides = zip(low, high, counts, strict=True)
+    axes = [torch.linspace(*side, dtype=torch.float64) for side in sides]
+    return torch.cartesian_prod(*axes)

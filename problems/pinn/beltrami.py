@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from problems._problem import Settings, parameter
+from problems.pinn._evolution import Evolution
 from problems.pinn._jets import Jet
 from problems.pinn._navier_stokes import navier_stokes
-from problems.pinn._physics_informed import Evolution, grid, settings_for
+from problems.pinn._sampling import grid
+from problems.pinn._settings import settings_for
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from problems._problem import Settings, parameter
 from problems.pinn._cole_hopf import burgers_solution
+from problems.pinn._evolution import Evolution
 from problems.pinn._jets import Jet
-from problems.pinn._physics_informed import Evolution, grid, settings_for
+from problems.pinn._sampling import grid
+from problems.pinn._settings import settings_for
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from torch import Tensor
 from problems._problem import Settings, parameter
 from problems.pinn._jets import Jet
 from problems.pinn._navier_stokes import navier_stokes
-from problems.pinn._physics_informed import PhysicsInformed, grid, settings_for
+from problems.pinn._physics_informed import PhysicsInformed
+from problems.pinn._sampling import grid
+from problems.pinn._settings import settings_for
 
 
 @dataclass(frozen=True)

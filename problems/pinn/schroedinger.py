@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from problems._problem import Batch, Settings, parameter
+from problems.pinn._evolution import Evolution
 from problems.pinn._jets import Jet, is_tanh_network, jet, tangents, taylor
 from problems.pinn._pairs import difference_rule, pair_rows, propagate_side_by_side, start_pairs
-from problems.pinn._physics_informed import Evolution, grid, settings_for
+from problems.pinn._sampling import grid
+from problems.pinn._settings import settings_for
 from problems.pinn._split_step import split_step
 
 PLACES, FRAMES = 256, 101  # of the test grid

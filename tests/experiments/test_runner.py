@@ -1,4 +1,5 @@
-import math
+"""Runs from their start to their results."""
+
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -6,87 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-import hig
-from experiments import Options, _runner, run
+from experiments import _runner, run
 from experiments._methods import METHODS
-from experiments._weights import WeightsError
-from problems import NonlinearOscillators, Problem, Settings
+from problems import NonlinearOscillators, Settings
+from tests.experiments.runs import TINY, Failing, Fresh, settings
 
-TINY = NonlinearOscillators(time_steps=8, dt=0.5, train_size=16, test_size=6)
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
+
+
 JACOBIAN = [name for name, method in METHODS.items() if method.jacobian]
-
-
-@dataclass(frozen=True)
-class Fresh(Problem):
-    """A line through fresh samples: what a problem may do differently, and nothing else."""
-
-    time_budget: float = 1.0
-
-    name: ClassVar[str] = "fresh"
-    settings: ClassVar[dict] = {
-        "sgd": Settings(batch_size=4, lr=0.01),
-        "hig": Settings(batch_size=4, lr=0.1),
-    }
-    loss_reduction: ClassVar[str] = "sum"
-    evaluate_by: ClassVar[str] = "time"
-    drawn: ClassVar[list[torch.Tensor]] = []
-
-    def network(self):
-        return torch.nn.Linear(1, 1)
-
-    def data(self, generator):
-        return tuple(self._draw(samples, generator) for samples in (12, 6))
-
-    def _draw(self, samples, generator):
-        return {"x": torch.rand(samples, 1, generator=generator, dtype=torch.float64)}
-
-    def batches(self, train, size, generator):
-        while True:
-            self.drawn.append(self._draw(size, generator)["x"])
-            yield {"x": self.drawn[-1].to(train["x"])}
-
-    def predict(self, network, batch):
-        return network(batch["x"])
-
-    def loss(self, prediction, batch):
-        return (prediction - 2 * batch["x"] - 1).square().sum()
-
-    def metrics(self, network, batch):
-        assert not network.training
-        distance = (self.predict(network, batch) - 2 * batch["x"] - 1).abs().mean()
-        return {"distance": distance, "weights": network.weight[0]}
-
-
-@pytest.fixture
-def fresh():
-    Fresh.drawn.clear()
-    return Fresh()
-
-
-def settings(method, **changes):
-    """The settings of the problem for small batches, hence with small steps.
-
-    The loss is a mean over the batch, and so is the step of a Jacobian method.
-    """
-    small = {"batch_size": 16 if method == "lbfgs" else 8}
-    if METHODS[method].jacobian:
-        small["lr"] = TINY.settings[method].lr / 16
-    return replace(TINY.settings[method], **{**small, **changes})
-
-
-@pytest.fixture
-def options(tmp_path):
-    return Options(out=tmp_path, epochs=3, quiet=True)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    def load():
-        (path,) = tmp_path.glob("*.pickle")
-        return hig.load_results(path)
-
-    return load
 
 
 @dataclass(frozen=True)
@@ -331,30 +260,6 @@ class SteppingClock:
         self.seconds += 1.0
 
 
-@dataclass(frozen=True)
-class Failing(NonlinearOscillators):
-    """Training predictions go wrong after a number of calls."""
-
-    error: ClassVar[type | None] = None
-    calls: ClassVar[list[None]] = []
-
-    def predict(self, network, batch):
-        prediction = super().predict(network, batch)
-        if torch.is_grad_enabled():
-            self.calls.append(None)
-            if len(self.calls) > 3:
-                if self.error:
-                    raise self.error
-                return prediction * math.nan
-        return prediction
-
-
-@pytest.fixture
-def failing():
-    Failing.calls.clear()
-    return Failing(time_steps=8, dt=0.5, train_size=16, test_size=6)
-
-
 @pytest.mark.parametrize("method", ["adam", "hig"])
 def test_interruption_saves_what_is_there(method, failing, options, saved, monkeypatch):
     monkeypatch.setattr(Failing, "error", KeyboardInterrupt)
@@ -429,77 +334,6 @@ def test_number_of_threads(options, tmp_path):
         torch.set_num_threads(before)
 
 
-def train_in_two_parts(problem, methods, settings, options):
-    """The results of a run and of one that goes on from it."""
-    first = run(problem, methods[0], settings[0], replace(options, save_weights=True))
-    weights = options.out / first["weights_file"]
-    return first, run(problem, methods[1], settings[1], replace(options, init_from=weights))
-
-
-def test_going_on_from_weights(options, tmp_path):
-    both = [settings("adam", lr=0.01), settings("sgd")]
-    first, second = train_in_two_parts(TINY, ["adam", "sgd"], both, options)
-    for key in ("train_loss", "test_loss"):
-        assert second[key][0] == first[key][-1]
-    assert second["label"].startswith("SGD (batch 8, ")
-    assert second["label"].endswith(f", after {first['label']})")
-    assert (second["pretraining"], second["pretraining_time"]) == (
-        first["label"],
-        first["simulation_time"],
-    )
-    assert second["time"][0] == 0
-    assert second["sim_par"]["init_from"] == str(tmp_path / first["weights_file"])
-    assert "pretraining" not in first
-    assert len(list(tmp_path.glob("*.pickle"))) == 2
-    assert len(list(tmp_path.glob("*_sgd_batch8_*_afteradambatch8lr0.01*_seed0.pickle"))) == 1
-
-
-def test_plain_descent_in_two_parts_is_descent_in_one(options):
-    whole = run(TINY, "sgd", settings("sgd"), replace(options, epochs=6))
-    _, second = train_in_two_parts(TINY, ["sgd", "sgd"], 2 * [settings("sgd")], options)
-    assert second["train_loss"].tolist() == whole["train_loss"][3:].tolist()
-
-
-def test_fresh_samples_go_on_being_fresh(fresh, options):
-    train_in_two_parts(fresh, ["sgd", "hig"], list(fresh.settings.values()), options)
-    drawn = torch.cat(fresh.drawn)
-    assert len(drawn.unique()) == len(drawn) == 2 * 9 * 4
-
-
-def test_weights_of_other_shape(options):
-    first = run(TINY, "sgd", settings("sgd"), replace(options, save_weights=True))
-    wider = replace(TINY, hidden=(30, 20, 20))
-    with pytest.raises(WeightsError, match=r"'0.weight' .* shape \(20, 4\), in the network \(30"):
-        goes_on = replace(options, init_from=options.out / first["weights_file"])
-        run(wider, "sgd", settings("sgd"), goes_on)
-
-
-def test_without_being_asked_no_weights_are_written(options, tmp_path):
-    assert "weights_file" not in run(TINY, "sgd", settings("sgd"), options)
-    assert not list(tmp_path.glob("*.weights"))
-
-
-def test_an_interrupted_run_saves_the_weights_of_an_evaluation(failing, options, monkeypatch):
-    monkeypatch.setattr(Failing, "error", KeyboardInterrupt)  # in the second step of epoch 2
-    first = run(failing, "adam", settings("adam"), replace(options, save_weights=True))
-    weights = hig.load_results(options.out / first["weights_file"])
-    assert weights["test_loss"] == first["test_loss"][-1]
-    assert weights["training_time"] == first["time"][-1]
-    goes_on = replace(options, init_from=options.out / first["weights_file"])
-    second = run(TINY, "adam", settings("adam"), goes_on)
-    assert second["test_loss"][0] == first["test_loss"][-1]
-
-
-def test_weights_that_are_not_finite_are_not_written(options, tmp_path, capsys):
-    diverging = replace(options, epochs=50, save_weights=True, quiet=False)
-    # One batch is an epoch, so that the first weights that overflow are evaluated at once.
-    results = run(TINY, "sgd", settings("sgd", lr=1e30, batch_size=16), diverging)
-    assert results["stopped"].startswith("non-finite: the training loss")
-    assert "weights_file" not in results
-    assert not list(tmp_path.glob("*.weights"))
-    assert "no weights: they are not finite" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("method", ["adam", "hig"])
 def test_a_failing_simulator_is_an_error_after_saving(method, failing, options, saved, monkeypatch):
     monkeypatch.setattr(Failing, "error", RuntimeError("the solver did not converge"))
@@ -519,58 +353,3 @@ def test_only_the_published_settings_are_called_published(options):
     for given, expected in ((published, True), (replace(published, batch_size=8), False)):
         results = run(TINY, "adam", given, replace(options, epochs=1))
         assert results["sim_par"]["published"] is expected
-
-
-def test_going_on_from_other_seeds_makes_files_of_their_own(options):
-    labels = set()
-    for seed in (0, 1):
-        begun = replace(options, seed=seed, save_weights=True, epochs=1)
-        weights = run(TINY, "sgd", settings("sgd"), begun)["weights_file"]
-        second = replace(options, epochs=1, init_from=options.out / weights)
-        labels.add(run(TINY, "adam", settings("adam"), second)["label"])
-    assert len(labels) == 1
-    assert len(list(options.out.glob("*_adam_*.pickle"))) == 2
-
-
-def test_the_example_is_of_the_weights_of_the_last_evaluation(failing, options, monkeypatch):
-    monkeypatch.setattr(Failing, "error", KeyboardInterrupt)
-    example = Failing.example
-    shown = []
-    monkeypatch.setattr(
-        Failing, "example", lambda self, net, batch: shown.append(net) or example(self, net, batch)
-    )
-    results = run(failing, "adam", settings("adam"), replace(options, save_weights=True))
-    kept = hig.load_results(options.out / results["weights_file"])["weights"]
-    for name, value in shown[0].state_dict().items():
-        assert np.array_equal(value, kept[name])
-
-
-def test_a_running_average_is_evaluated_and_kept(tmp_path, monkeypatch):
-    """Written out: the mean starts at the first step, and each one after adds its share."""
-    weights = []
-    original = _runner.take_step
-
-    def watched(problem, method, network, optimizer, batch):
-        loss = original(problem, method, network, optimizer, batch)
-        weights.append([p.detach().clone() for p in network.parameters()])
-        return loss
-
-    monkeypatch.setattr(_runner, "take_step", watched)
-    options = Options(out=tmp_path, epochs=3, quiet=True, average=0.75, save_weights=True)
-    results = run(TINY, "adam", Settings(4, lr=0.01), options)
-    assert "average 0.75" in results["label"]
-    mean = weights[0]
-    for later in weights[1:]:
-        mean = [0.75 * a + 0.25 * b for a, b in zip(mean, later, strict=True)]
-    network = TINY.network()
-    with torch.no_grad():
-        for parameter, value in zip(network.parameters(), mean, strict=True):
-            parameter.copy_(value)
-    _, test = TINY.data(_runner._generator(0, _runner.DATA_STREAM))
-    test = {key: value.float() for key, value in test.items()}
-    expected = TINY.data_loss(network, test, 100)
-    assert results["test_loss"][-1] == pytest.approx(expected, rel=1e-5)
-    kept = run(TINY, "adam", Settings(4, lr=0.01), replace(
-        options, average=None, init_from=next(tmp_path.glob("*.weights"))
-    ))  # fmt: skip
-    assert kept["test_loss"][0] == pytest.approx(expected, rel=1e-5)

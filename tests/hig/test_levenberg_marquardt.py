@@ -82,3 +82,15 @@ def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
 def test_bad_damping():
     with pytest.raises(ValueError, match="damping must be positive and finite, got 0"):
         hig.LevenbergMarquardt(nn.Linear(1, 1).parameters(), damping=0.0)
+
+
+def test_the_report_tells_of_a_damping_below_the_rounding():
+    network, inputs = build("mlp", torch.float32)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=1e-3, damping=1e-25)
+    optimizer.step(least_squares(network, inputs))
+    assert any("below the rounding" in note for note in optimizer.report.notes)
+    assert optimizer.report.rcond > 0
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=1e-3, damping=1e-2)
+    optimizer.step(least_squares(network, inputs))
+    assert not optimizer.report.notes
+    assert optimizer.report.rcond == 0

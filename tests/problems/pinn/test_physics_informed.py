@@ -10,7 +10,8 @@ from torch import nn
 import hig
 from problems import samples
 from problems.pinn import Beltrami, Burgers, Kovasznay, Schroedinger
-from problems.pinn._physics_informed import CANDIDATES, FIRST_ORDER, grid
+from problems.pinn._physics_informed import CANDIDATES
+from problems.pinn._settings import FIRST_ORDER
 
 SIZES = {"points_interior": 12, "points_boundary": 4, "width": 5, "depth": 2}
 TINY = {
@@ -323,11 +324,6 @@ def test_example_holds_the_whole_grid(problem):
     assert len(example["unknowns"]) == unknowns
     assert all(example[name].dtype == np.float64 for name in ("points", "prediction", "solution"))
     np.testing.assert_allclose(example["prediction"][:3], network(batch["points"][:3]).detach())
-
-
-def test_grid():
-    points = grid((0.0, -1.0), (1.0, 1.0), (2, 3))
-    assert points.tolist() == [[0, -1], [0, 0], [0, 1], [1, -1], [1, 0], [1, 1]]
 
 
 # -- settings ----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 import torch
 
-from problems.pinn._sampling import latin_hypercube, on_faces, weighted_choice
+from problems.pinn._sampling import grid, latin_hypercube, on_faces, weighted_choice
 
 LOW, HIGH = (-1.0, 0.0, 5.0), (1.0, 0.5, 8.0)
 
@@ -66,3 +66,8 @@ def test_what_has_no_weight_comes_last():
     luck = torch.ones(5)
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 2.0])
     assert weighted_choice(weights, luck, 3).tolist() == [1, 4, 3]
+
+
+def test_grid():
+    points = grid((0.0, -1.0), (1.0, 1.0), (2, 3))
+    assert points.tolist() == [[0, -1], [0, 0], [0, 1], [1, -1], [1, 0], [1, 1]]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from experiments._clock import CLOCKS
 from experiments._learning_rate import SCHEDULES
 from experiments._methods import METHODS
 from experiments._options import DTYPES, Options
@@ -102,6 +103,13 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         type=positive_float,
         metavar="S",
         help=f"seconds of training from one evaluation to the next (default: {evaluations})",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default=Options.clock,
+        help="what seconds of training are; processor time, with one thread, is what a quiet "
+        "machine would take",
     )
 
 

@@ -22,6 +22,7 @@ class Options:
         dtype: ``"float32"`` or ``"float64"``.
         threads: CPU threads of torch, or None for torch's own choice.
         out: Directory of the result file; made where missing.
+        clock: ``"wall"`` or ``"processor"``; what seconds of training are, see `TrainingClock`.
         average: Evaluate, and keep, a running average of the weights in which the past counts with
             this factor after each step; None for the weights themselves.
         quiet: No progress and no summary.
@@ -37,6 +38,7 @@ class Options:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None
+    clock: str = "wall"
     average: float | None = None
     quiet: bool = False
     save_weights: bool = False

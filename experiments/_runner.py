@@ -162,7 +162,7 @@ def _prepare(
         train,
         test,
         problem.batches(train, settings.batch_size, batches),
-        TrainingClock(options.device),
+        TrainingClock(options.device, options.clock),
         earlier,
         _average(network, options),
     )

@@ -166,6 +166,14 @@ def test_time_budget_stops(method, options):
     assert results["time"][-2] < 0.3
 
 
+def test_the_clock_is_the_users_choice(options):
+    chosen = replace(options, clock="processor")
+    results = run(TINY, "sgd", settings("sgd"), chosen)
+    assert results["sim_par"]["clock"] == "processor"
+    with pytest.raises(ValueError, match="clock must be one of wall, processor"):
+        run(TINY, "sgd", settings("sgd"), replace(options, clock="sun"))
+
+
 def test_time_budget_ends_within_an_epoch(options, monkeypatch):
     monkeypatch.setattr(_runner, "TrainingClock", SteppingClock)
     budget = replace(options, epochs=None, time_budget=6.0)
@@ -247,7 +255,8 @@ def test_drawing_batches_takes_no_training_time(fresh, options, monkeypatch):
 class SteppingClock:
     """One second per step."""
 
-    def __init__(self, device):
+    def __init__(self, device, kind):
+        assert kind == "wall"
         self.seconds = 0.0
 
     def running(self):

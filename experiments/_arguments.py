@@ -139,8 +139,9 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "help": "how the Jacobian is obtained",
         },
         "method": {
-            "choices": ("auto", "gram", "svd"),
-            "help": "how it is decomposed; auto takes the slow and exact svd in float64",
+            "choices": ("auto", "gram", "svd", "lanczos"),
+            "help": "how it is decomposed; auto takes the slow and exact svd in float64, lanczos "
+            "approximates from products alone, for very many rows",
         },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},

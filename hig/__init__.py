@@ -14,6 +14,7 @@ from hig._errors import (
     UnsafeResultError,
 )
 from hig._half_inverse import half_inverse
+from hig._lanczos import Lanczos
 from hig._levenberg_marquardt import LevenbergMarquardt
 from hig._linear_step import LinearStep
 from hig._multi_hig import MultiHIG
@@ -34,6 +35,7 @@ __all__ = [
     "DecompositionError",
     "GaussNewton",
     "HalfInverse",
+    "Lanczos",
     "LevenbergMarquardt",
     "LinearStep",
     "MultiHIG",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["Backward", "one_hot_cotangents", "output_cotangents"]
+__all__ = ["Backward", "one_hot_cotangents", "out_of_memory", "output_cotangents"]
 
 # Bytes of gradients that one batch of passes may hold.
 PASS_BYTES = 256 * 2**20
@@ -57,7 +57,7 @@ class Backward:
             try:
                 grads = self._run(output, inputs, cotangents(start, stop))
             except RuntimeError as error:
-                if not _out_of_memory(error) or stop - start == 1:
+                if not out_of_memory(error) or stop - start == 1:
                     raise
                 self.chunk = chunk = (stop - start) // 2
                 self.notes.append(f"out of memory: backward passes in chunks of {chunk}")
@@ -71,7 +71,7 @@ class Backward:
             try:
                 return _grad(output, inputs, cotangents, is_grads_batched=True)
             except RuntimeError as error:
-                if _out_of_memory(error):
+                if out_of_memory(error):
                     raise
                 refusal = (str(error).strip() or type(error).__name__).splitlines()[0]
         singles = [_grad(output, inputs, cotangent) for cotangent in cotangents]
@@ -115,6 +115,7 @@ def _grad(output, inputs, cotangents, **options):
     )
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out."""
     # The CPU allocator raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,11 +1,12 @@
 r"""Decompositions of a joint Jacobian, and the spectral step that each of them gives.
 
-Three routes to :math:`d = V \varphi(S) U^T g`:
+Four routes to :math:`d = V \varphi(S) U^T g`:
 
 - ``rows``: eigenvectors of :math:`J J^T` (n, n); :math:`d = J^T U \varphi(S) S^{-1} U^T g`.
 - ``columns``: eigenvectors of :math:`J^T J` (P, P); :math:`d = V \varphi(S) S^{-1} V^T J^T g`.
 - ``svd``: singular vectors of J itself, the only route that resolves singular values below
   about 1e-7 of the largest, at the price of forming J in float64.
+- ``lanczos``: from products with J alone, see :mod:`hig._lanczos`.
 
 A damped filter without truncation needs no singular values: on the first two routes
 :math:`(J J^T + \lambda)^{-1}` and :math:`(J^T J + \lambda)^{-1}` are solved by a Cholesky factor,
@@ -22,11 +23,12 @@ from torch import Tensor
 
 from hig._blocks import JointJacobian
 from hig._errors import DecompositionError
+from hig._lanczos import Lanczos
 from hig._spectral import Damped, SpectralFilter, filter_gains
 
-__all__ = ["METHODS", "Decomposition", "choose_route", "decompose", "gram_floor"]
+__all__ = ["METHODS", "Decomposition", "check_method", "choose_route", "decompose", "gram_floor"]
 
-METHODS = ("auto", "gram", "svd")
+METHODS = ("auto", "gram", "svd", "lanczos")
 
 # A float64 Jacobian up to this size is decomposed itself where its Gram matrix is too coarse.
 SVD_BYTES = 512 * 2**20
@@ -40,7 +42,7 @@ class Decomposition(Protocol):
     Attributes:
         singular_values: (min(n, P),) float64, descending; may be computed when asked for.
         floor: relative size below which a singular value cannot be told from zero.
-        route: "rows", "columns" or "svd".
+        route: "rows", "columns", "svd" or "lanczos".
         notes: what had to be done differently, in words.
     """
 
@@ -171,6 +173,12 @@ def _roots_of_eigenvalues(matrix: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt().flip(0)
 
 
+def check_method(method: str | Lanczos) -> None:
+    """Raise ValueError unless it is a known method of decomposition."""
+    if method not in METHODS and not isinstance(method, Lanczos):
+        raise ValueError(f"method must be one of {METHODS} or a hig.Lanczos, got {method!r}")
+
+
 def gram_floor(size: int) -> float:
     """Relative accuracy of singular values from a float64 Gram matrix of the given size.
 
@@ -181,21 +189,22 @@ def gram_floor(size: int) -> float:
 
 
 def choose_route(
-    shape: tuple[int, int], dtype: torch.dtype, filter: SpectralFilter, method: str
+    shape: tuple[int, int], dtype: torch.dtype, filter: SpectralFilter, method: str | Lanczos
 ) -> str:
-    """Choose between "rows", "columns" and "svd".
+    """Choose between "rows", "columns", "svd" and "lanczos".
 
     Args:
         shape: (n, P) of the Jacobian.
         dtype: precision in which the Jacobian was computed.
         filter: the filter that will be applied.
-        method: "auto", "gram" or "svd".
+        method: "auto", "gram", "svd", "lanczos" or settings of the last.
 
     Raises:
         ValueError: if ``method`` is none of these.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    check_method(method)
+    if method == "lanczos" or isinstance(method, Lanczos):
+        return "lanczos"
     n, columns = shape
     # The Jacobian's own rounding hides what a float64 Gram matrix of float32 factors loses.
     too_coarse = (

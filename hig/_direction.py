@@ -12,6 +12,7 @@ from hig._capture import LayerUse
 from hig._decompose import Decomposition, choose_route, decompose
 from hig._engine import EngineResult, build_jacobian
 from hig._errors import NonFiniteError
+from hig._lanczos import Krylov, Lanczos
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
 from hig._trial import curvature_along
@@ -115,7 +116,8 @@ class Linearisation:
             spectrum=found.spectrum(),
             rcond=max(filter.rcond, found.floor),
             seconds=self.clock.seconds,
-            notes=[*self.notes, *self.decomposition.notes],
+            error_estimate=getattr(found, "error_estimate", None),
+            notes=[*self.notes, *found.notes],
         )
 
 
@@ -123,7 +125,7 @@ def linearise(
     computation: Computation,
     filter: SpectralFilter,
     engine: str,
-    method: str,
+    method: str | Lanczos,
     backward: Backward,
     clock: PhaseClock,
 ) -> Linearisation:
@@ -133,7 +135,7 @@ def linearise(
         computation: what was seen while the closure ran.
         filter: the filter that will be applied first; it decides on the route.
         engine: "auto", "layerwise" or "rows".
-        method: "auto", "gram" or "svd".
+        method: "auto", "gram", "svd", "lanczos" or settings of the last.
         backward: runs the backward passes.
         clock: takes the times.
 
@@ -144,22 +146,17 @@ def linearise(
     """
     prediction, parameters = computation.prediction, computation.parameters
     names = computation.names
+    products = choose_route((0, 0), prediction.dtype, filter, method) == "lanczos"
     with clock.phase("jacobian"), torch.no_grad():
-        found = build_jacobian(computation.uses, prediction, parameters, names, engine, backward)
-    jacobian = found.jacobian
+        found = build_jacobian(
+            computation.uses, prediction, parameters, names, engine, backward, products=products
+        )
     if not found.order:
         raise ValueError(
             "the prediction depends on none of the parameters; check that the closure runs the "
             "network whose parameters the optimizer holds, and with gradients enabled"
         )
-    route = choose_route(jacobian.shape, prediction.dtype, filter, method)
-    with torch.no_grad():
-        with clock.phase("gram"):
-            matrix = _form(jacobian, route)
-            if not bool(torch.isfinite(matrix).all()):
-                raise NonFiniteError(_non_finite_jacobian(found, parameters, names))
-        with clock.phase("decomposition"):
-            decomposition = decompose(jacobian, matrix, route, filter)
+    decomposition = _decomposed(found, computation, filter, method, clock)
     notes = [*found.notes, *backward.notes]
     if filter.needs_small_values and filter.rcond < decomposition.floor:
         notes.append(
@@ -167,6 +164,28 @@ def linearise(
             f"'{decomposition.route}' resolves"
         )
     return Linearisation(computation, found, decomposition, clock, notes)
+
+
+def _decomposed(
+    found: EngineResult,
+    computation: Computation,
+    filter: SpectralFilter,
+    method: str | Lanczos,
+    clock: PhaseClock,
+) -> Decomposition:
+    jacobian, dtype = found.jacobian, computation.prediction.dtype
+    route = choose_route(jacobian.shape, dtype, filter, method)
+    if route == "lanczos":
+        return Krylov(jacobian, dtype, method if isinstance(method, Lanczos) else Lanczos())
+    with torch.no_grad():
+        with clock.phase("gram"):
+            matrix = _form(jacobian, route)
+            if not bool(torch.isfinite(matrix).all()):
+                raise NonFiniteError(
+                    _non_finite_jacobian(found, computation.parameters, computation.names)
+                )
+        with clock.phase("decomposition"):
+            return decompose(jacobian, matrix, route, filter)
 
 
 def _form(jacobian: JointJacobian, route: str) -> Tensor:

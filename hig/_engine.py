@@ -19,7 +19,8 @@ from hig._capture import LayerUse
 from hig._errors import SampleDependenceError
 from hig._factored_block import FactoredBlock
 from hig._graph import nodes_behind
-from hig._layerwise import Layer, find_layers, layer_blocks
+from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
+from hig._product_block import ProductBlock
 from hig._rows import HELD_BYTES, rows_block
 
 __all__ = ["ENGINES", "EngineResult", "build_jacobian"]
@@ -34,7 +35,7 @@ class EngineResult:
     Attributes:
         jacobian: J over all parameters that the prediction depends on.
         order: indices of these parameters, in the order of the columns.
-        routes: engine of each parameter, "layerwise", "rows" or "unused".
+        routes: engine of each parameter, "layerwise", "rows", "products" or "unused".
         notes: why, in words.
     """
 
@@ -45,8 +46,8 @@ class EngineResult:
 
     @property
     def engine(self) -> str:
-        """The engines in use: "layerwise", "rows", or both joined by "+"."""
-        used = [name for name in ("layerwise", "rows") if name in self.routes]
+        """The engines in use: "layerwise", "rows", "products", or two joined by "+"."""
+        used = [name for name in ("layerwise", "rows", "products") if name in self.routes]
         return "+".join(used) or "none"
 
 
@@ -58,6 +59,7 @@ def build_jacobian(
     engine: str,
     backward: Backward,
     held_bytes: int = HELD_BYTES,
+    products: bool = False,
 ) -> EngineResult:
     """The joint Jacobian of ``prediction`` with respect to ``parameters``.
 
@@ -68,7 +70,10 @@ def build_jacobian(
         names: what to call them in messages.
         engine: "auto", "layerwise" or "rows".
         backward: runs the backward passes.
-        held_bytes: size up to which columns of the "rows" engine are held.
+        held_bytes: size up to which columns of the "rows" engine, or for ``products`` the factors
+            of the "layerwise" one, are held.
+        products: whether products with vectors are all that will be asked for: columns of the
+            "rows" engine are then never formed.
 
     Raises:
         SampleDependenceError: engine "layerwise" cannot give all columns exactly.
@@ -81,6 +86,9 @@ def build_jacobian(
     order: list[int] = []
     notes: list[str] = []
     layers = [] if engine == "rows" else find_layers(uses, len(prediction))
+    if products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes:
+        notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
+        layers = []
     # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
     found = layer_blocks(layers, prediction, backward)
     probe = _Probe(prediction, parameters)
@@ -103,7 +111,11 @@ def build_jacobian(
         if engine == "auto":
             notes.append(f"rows engine for {_listed([names[index] for index in rest])}")
         others = [parameters[index] for index in rest]
-        blocks.append(rows_block(prediction, others, backward, held_bytes))
+        if products:
+            blocks.append(ProductBlock(prediction, others, backward))
+            routes = ["products" if route == "rows" else route for route in routes]
+        else:
+            blocks.append(rows_block(prediction, others, backward, held_bytes))
         order.extend(rest)
     unused = [names[index] for index, route in enumerate(routes) if route == "unused"]
     if unused:

@@ -6,6 +6,7 @@ from torch import Tensor
 from hig._blocks import DenseBlock, JointJacobian
 from hig._decompose import choose_route, decompose
 from hig._errors import NonFiniteError
+from hig._lanczos import Krylov, Lanczos
 from hig._spectral import HalfInverse
 
 __all__ = ["half_inverse"]
@@ -16,7 +17,7 @@ def half_inverse(
     loss_gradient: Tensor,
     kappa: float = -0.5,
     rcond: float = 1e-6,
-    method: str = "auto",
+    method: str | Lanczos = "auto",
 ) -> Tensor:
     r"""Apply a truncated power of a Jacobian to a gradient: :math:`J^\kappa g = V S^\kappa U^T g`.
 
@@ -29,7 +30,8 @@ def half_inverse(
         rcond: singular values ``s <= rcond * s_max`` contribute nothing; in [0, 1).
         method: "gram" (float64 Gram matrix of the smaller side), "svd" (float64 singular value
             decomposition of J), or "auto": the first, unless J is float64, not too large, and
-            ``rcond`` asks for more than a Gram matrix resolves.
+            ``rcond`` asks for more than a Gram matrix resolves. "lanczos" or a :class:`hig.Lanczos`
+            approximates from products with J, for little more steps than the rank.
 
     Returns:
         The direction, (P,), dtype and device of ``jacobian``; zero for an all-zero Jacobian.
@@ -47,8 +49,12 @@ def half_inverse(
         return jacobian.new_zeros(jacobian.shape[1])
     with torch.no_grad():
         joint = JointJacobian([DenseBlock(jacobian)], len(jacobian), 1, like=jacobian)
-        forms = {"rows": joint.gram, "columns": joint.normal, "svd": jacobian.double}
-        decomposition = decompose(joint, forms[route](), route, filter)
+        if route == "lanczos":
+            settings = method if isinstance(method, Lanczos) else Lanczos()
+            decomposition = Krylov(joint, jacobian.dtype, settings)
+        else:
+            forms = {"rows": joint.gram, "columns": joint.normal, "svd": jacobian.double}
+            decomposition = decompose(joint, forms[route](), route, filter)
         direction, _ = decomposition.step(filter, loss_gradient.double())
     return direction.to(jacobian.dtype)
 

@@ -15,7 +15,7 @@ from hig._backward import Backward, output_cotangents
 from hig._capture import LayerUse, weight_matrix_shape
 from hig._factored_block import FactoredBlock
 
-__all__ = ["Layer", "find_layers", "layer_blocks"]
+__all__ = ["Layer", "factor_bytes", "find_layers", "layer_blocks"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
         if key not in joined and key not in both_roles:
             layers.append(Layer(None, bias, tuple(uses[index] for index in of_bias)))
     return [layer for layer in layers if _expressible(layer, samples)]
+
+
+def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
+    """Size of the gradients of all layer outputs, D times the outputs."""
+    uses = {id(use): use for layer in layers for use in layer.uses}.values()
+    numbers = sum(use.output_shape.numel() for use in uses) * prediction[0].numel()
+    return numbers * prediction.element_size()
 
 
 def layer_blocks(

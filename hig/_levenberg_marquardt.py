@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from hig._direction import Linearisation
+from hig._lanczos import Lanczos
 from hig._optimizer import JacobianOptimizer
 from hig._report import PhaseClock, StepReport
 from hig._spectral import Damped, SpectralFilter
@@ -52,7 +53,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         rcond: float = 0.0,
         *,
         engine: str = "auto",
-        method: str = "auto",
+        method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
     ):

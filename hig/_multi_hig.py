@@ -8,6 +8,7 @@ from torch import Tensor
 from hig._capture import LayerUse
 from hig._combined_directions import OnePrediction, Operator, PredictionEach
 from hig._graph import nodes_behind
+from hig._lanczos import Lanczos
 from hig._optimizer import JacobianOptimizer
 from hig._report import PhaseClock
 from hig._spectral import HalfInverse
@@ -81,7 +82,7 @@ class MultiHIG(JacobianOptimizer):
         operator: Operator = ConFIG_update,
         *,
         engine: str = "auto",
-        method: str = "auto",
+        method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
     ):

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
-from hig._decompose import METHODS
+from hig._decompose import check_method
 from hig._direction import Computation, Linearisation, linearise
 from hig._engine import ENGINES
+from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter
@@ -30,7 +31,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         lr: factor of the step.
         filter: spectral filter.
         engine: "auto", "layerwise" or "rows": how the Jacobian is obtained.
-        method: "auto", "gram" or "svd": how it is decomposed.
+        method: "auto", "gram", "svd", "lanczos" or a `hig.Lanczos`: how it is decomposed.
         step_rule: "fixed", "trust" or "line_search".
         chunk: backward passes in one batch; None chooses by memory.
 
@@ -45,13 +46,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
         lr: float,
         filter: SpectralFilter,
         engine: str = "auto",
-        method: str = "auto",
+        method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
     ):
-        for name, value, allowed in (("engine", engine, ENGINES), ("method", method, METHODS)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+        check_method(method)
         if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
             raise ValueError(f"chunk must be a whole number, at least 1, got {chunk}; or None")
         self._rule = make_step_rule(step_rule)
@@ -215,7 +216,9 @@ class HIG(JacobianOptimizer):
         engine: "auto" (layer by layer where that is exact, row by row elsewhere), "layerwise"
             (refuses what it cannot do exactly) or "rows" (any differentiable program).
         method: "gram", "svd", or "auto": Gram matrix in float64, but the singular value
-            decomposition for a float64 Jacobian of moderate size with a small ``rcond``.
+            decomposition for a float64 Jacobian of moderate size with a small ``rcond``. "lanczos",
+            or :class:`hig.Lanczos` with its settings, takes products with the Jacobian alone, for
+            tens of thousands of rows; the report estimates the error.
         step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search".
         chunk: backward passes in one batch; None chooses by memory.
 
@@ -242,7 +245,7 @@ class HIG(JacobianOptimizer):
         kappa: float = -0.5,
         *,
         engine: str = "auto",
-        method: str = "auto",
+        method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
     ):
@@ -270,7 +273,7 @@ class GaussNewton(HIG):
         rcond: float = 1e-6,
         *,
         engine: str = "auto",
-        method: str = "auto",
+        method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
     ):

@@ -8,6 +8,7 @@ from torch import Tensor
 from hig._backward import Backward
 from hig._capture import Capture
 from hig._direction import Computation, linearise
+from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
@@ -68,7 +69,7 @@ class record:
         prediction: Tensor,
         filter: SpectralFilter,
         engine: str = "auto",
-        method: str = "auto",
+        method: str | Lanczos = "auto",
         chunk: int | None = None,
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.

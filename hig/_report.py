@@ -17,8 +17,8 @@ class StepReport:
 
     Attributes:
         loss: the loss before the step.
-        engine: "layerwise", "rows" or "layerwise+rows".
-        route: "rows" (J Jᵀ), "columns" (Jᵀ J) or "svd".
+        engine: "layerwise", "rows", "products", or two joined by "+".
+        route: "rows" (J Jᵀ), "columns" (Jᵀ J), "svd" or "lanczos".
         rows: n, outputs of all samples together.
         columns: P, parameters the prediction depends on.
         spectrum: gives the singular values.
@@ -28,6 +28,8 @@ class StepReport:
             where no step was taken (``record``).
         gain_ratio: achieved over predicted decrease of the loss, where it was measured.
         damping: damping of the next step (Levenberg-Marquardt), else None.
+        error_estimate: estimated relative error of the direction, at most 1; None where it is
+            exact up to rounding, as all routes but "lanczos" are.
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
         notes: what was done differently and why, in words.
     """
@@ -42,12 +44,16 @@ class StepReport:
     step_size: float | None = None
     gain_ratio: float | None = None
     damping: float | None = None
+    error_estimate: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @cached_property
     def singular_values(self) -> Tensor:
-        """(min(n, P),) float64, descending; a damped step computes them when they are asked for."""
+        """(min(n, P),) float64, descending; a damped step computes them when they are asked for.
+
+        Route "lanczos" has those that it found, one per step.
+        """
         return self.spectrum()
 
     @property
@@ -70,6 +76,8 @@ class StepReport:
             parts.append(f"gain ratio {self.gain_ratio:.2f}")
         if self.damping is not None:
             parts.append(f"damping {self.damping:.2e}")
+        if self.error_estimate is not None:
+            parts.append(f"error about {self.error_estimate:.1e}")
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
         parts.append(f"ms: {phases}")
         return "; ".join(parts + self.notes)

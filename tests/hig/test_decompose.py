@@ -6,6 +6,7 @@ import torch
 from hig._blocks import DenseBlock, JointJacobian
 from hig._decompose import SVD_BYTES, choose_route, decompose, gram_floor
 from hig._errors import DecompositionError
+from hig._lanczos import Lanczos
 from hig._spectral import Damped, HalfInverse
 from tests.textbook import relative_error, textbook_damped, textbook_power
 
@@ -74,6 +75,8 @@ def fail(monkeypatch, route, failures):
         ((9, 5), F64, HalfInverse(rcond=1e-6), "gram", "columns"),
         ((5, 9), F32, HalfInverse(rcond=1e-1), "svd", "svd"),
         ((2**12, 2**14 + 1), F32, Damped(1.0), "svd", "svd"),
+        ((5, 9), F32, HalfInverse(), "lanczos", "lanczos"),
+        ((5, 9), F64, Damped(1.0), Lanczos(steps=3), "lanczos"),
     ],
 )
 def test_route(shape, dtype, filter, method, expected):
@@ -86,7 +89,7 @@ def test_the_largest_jacobian_that_is_decomposed_itself():
 
 
 def test_unknown_method():
-    with pytest.raises(ValueError, match=r"one of \('auto', 'gram', 'svd'\), got 'qr'"):
+    with pytest.raises(ValueError, match=r"'lanczos'.* or a hig.Lanczos, got 'qr'"):
         choose_route((2, 3), F32, HalfInverse(), "qr")
 
 

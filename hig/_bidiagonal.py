@@ -1,0 +1,119 @@
+r"""Golub-Kahan bidiagonalisation: a Jacobian seen through its products with vectors alone.
+
+From a first vector :math:`u_1` the products grow orthonormal bases with
+:math:`J V_k = U_{k+1} B_k` and :math:`J^T U_k = V_k B_{1:k}^T`, B lower bidiagonal. In exact
+arithmetic it is Lanczos' iteration on :math:`J J^T`; working on J itself keeps singular values that
+squaring would lose in the rounding (Golub, Kahan 1965; Paige, Saunders, LSQR, ACM TOMS 1982).
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Bidiagonalisation", "Products"]
+
+
+class Products(Protocol):
+    """What is asked of a Jacobian (n, P)."""
+
+    shape: tuple[int, int]
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w: (n,) float64 -> (P,) float64."""
+        ...
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J d: (P,) float64 -> (n,) float64."""
+        ...
+
+
+class Bidiagonalisation:
+    """Bases that grow step by step, each step one product with J and one with its transpose.
+
+    All vectors are made orthogonal to all earlier ones, twice, which is enough (Giraud et al.
+    2005): without it singular values that are found would be found again and again.
+
+    Args:
+        jacobian: J.
+        start: (n,) float64, not zero.
+        dtype: in which the bases are kept. In float32 they need half the memory, and are as exact
+            as a Jacobian that was itself computed in float32.
+
+    Attributes:
+        steps: k, so far.
+        left: (k + 1, n), rows orthonormal, the first along ``start``.
+        right: (k, P), rows orthonormal.
+        adjoint_error: relative difference of uᵀ (J v) and (Jᵀ u)ᵀ v in the first step; rounding, or
+            else the two products do not belong together. None before.
+    """
+
+    def __init__(self, jacobian: Products, start: Tensor, dtype: torch.dtype):
+        rows, columns = jacobian.shape
+        self.steps = 0
+        self.adjoint_error: Tensor | None = None
+        self._jacobian = jacobian
+        self._left = start.new_empty((1, rows), dtype=dtype)
+        self._right = start.new_empty((0, columns), dtype=dtype)
+        self._left[0] = start / start.norm()
+        self._diagonal: list[Tensor] = []
+        self._below: list[Tensor] = []
+
+    @property
+    def left(self) -> Tensor:
+        """(k + 1, n)."""
+        return self._left[: self.steps + 1]
+
+    @property
+    def right(self) -> Tensor:
+        """(k, P)."""
+        return self._right[: self.steps]
+
+    def extend(self, steps: int) -> None:
+        """Grow the bases to so many steps."""
+        self._left = _grown(self._left, steps + 1)
+        self._right = _grown(self._right, steps)
+        while self.steps < steps:
+            self._step(self.steps)
+            self.steps += 1
+
+    def _step(self, k: int) -> None:
+        last = self._left[k].double()
+        self._diagonal.append(_append(self._right, k, self._jacobian.vjp(last)))
+        newest = self._right[k].double()
+        product = self._jacobian.jvp(newest)
+        if k == 0:
+            length = self._diagonal[0]
+            scale = torch.maximum(length, product.norm())  # a first length may itself be rounding
+            tiny = torch.finfo(torch.float64).tiny
+            self.adjoint_error = (last @ product - length).abs() / scale.clamp_min(tiny)
+        self._below.append(_append(self._left, k + 1, product))
+
+    def matrix(self) -> Tensor:
+        """B (k + 1, k), float64."""
+        matrix = self._left.new_zeros((self.steps + 1, self.steps), dtype=torch.float64)
+        matrix.diagonal().copy_(torch.stack(self._diagonal))
+        matrix.diagonal(-1).copy_(torch.stack(self._below))
+        return matrix
+
+
+def _grown(basis: Tensor, size: int) -> Tensor:
+    if size <= len(basis):
+        return basis
+    larger = basis.new_empty((size, basis.shape[1]))
+    larger[: len(basis)] = basis
+    return larger
+
+
+def _append(basis: Tensor, count: int, vector: Tensor) -> Tensor:
+    """Make a vector orthogonal to ``count`` rows and normal, as the next row; returns its length.
+
+    A vector within the span of the rows leaves rounding alone, whose length is next to nothing and
+    whose direction does not matter; an exact zero stays one.
+    """
+    found, vector = basis[:count], vector.to(basis.dtype)
+    for _ in range(2):
+        vector = vector - found.T @ (found @ vector)
+    length = vector.double().norm()
+    basis[count] = vector / length.clamp_min(torch.finfo(torch.float64).tiny).to(vector.dtype)
+    return length

@@ -1,0 +1,172 @@
+"""Time and memory of a step against the size of the network or of the batch.
+
+``python -m experiments.scaling parameters`` grows a network from 1e4 to 1e8 parameters with 512
+rows of the Jacobian, ``rows`` grows the batch from 128 to 16,384 rows with 1e5 parameters, and
+``fields`` the batch of a U-Net on fields of 64 × 64, of 4,096 rows each. Every point has a process
+of its own.
+``python -m plots.scaling`` draws them.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import hig
+from experiments._arguments import device_argument, positive_int
+from experiments._machine import machine
+from experiments._scaling_point import STEPS
+
+SIZES = {
+    "parameters": (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
+    "rows": (128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+    "fields": (1, 2, 4, 8),
+}
+METHODS = {
+    "parameters": ("hig", "adam"),
+    "rows": ("hig", "lanczos", "adam"),
+    "fields": ("lanczos", "adam"),
+}
+LABELS = {"hig": "HIG", "lanczos": "HIG, Lanczos", "adam": "Adam"}
+
+Say = Callable[[str], None]
+
+
+def scaling(
+    axis: str,
+    methods: Sequence[str],
+    sizes: Sequence[int],
+    rounds: int,
+    device: str,
+    threads: int,
+    fixed: dict[str, int],
+    say: Say = print,
+) -> dict[str, dict[str, object]]:
+    """Measure steps at several sizes.
+
+    Args:
+        axis: "parameters", "rows" or "fields".
+        methods: names of `STEPS`.
+        sizes: what grows.
+        rounds: counted steps at each point, after one that is not.
+        device: torch device.
+        threads: CPU threads.
+        fixed: ``rows`` and ``parameters`` where they do not grow.
+        say: told every point.
+
+    Returns:
+        Result dict by method.
+    """
+    found: dict[str, list[dict[str, object]]] = {method: [] for method in methods}
+    for size in sizes:
+        for method in methods:
+            request = {
+                **{"axis": axis, "size": size, "method": method, "rounds": rounds},
+                **{"device": device, "threads": threads, **fixed},
+            }
+            point = _in_own_process(request)
+            found[method].append({**point, "size": size})
+            say(
+                f"{size} {axis}: {LABELS[method]} {statistics.median(point['seconds']):.4g} s, "
+                f"{point['peak_bytes'] / 1e9:.3g} GB"
+            )
+    return {method: _results(axis, method, points, device) for method, points in found.items()}
+
+
+def _in_own_process(request: dict[str, object]) -> dict[str, object]:
+    command = [sys.executable, "-m", "experiments._scaling_point", json.dumps(request)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def _results(
+    axis: str, method: str, points: Sequence[dict[str, object]], device: str
+) -> dict[str, object]:
+    seconds = np.asarray([point["seconds"] for point in points], dtype=np.float64)
+    return {
+        "method": method,
+        "label": LABELS[method],
+        "axis": axis,
+        "machine": machine(device),
+        "size": np.asarray([point["size"] for point in points], dtype=np.int64),
+        "rows": np.asarray([point["rows"] for point in points], dtype=np.int64),
+        "columns": np.asarray([point["columns"] for point in points], dtype=np.int64),
+        "seconds_per_step": np.median(seconds, axis=1),
+        "seconds_per_step_min": seconds.min(axis=1),
+        "seconds_per_step_max": seconds.max(axis=1),
+        "peak_bytes": np.asarray([point["peak_bytes"] for point in points], dtype=np.float64),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure from the command line."""
+    options = _parser().parse_args(arguments)
+    fixed = {"rows": options.rows, "parameters": options.parameters}
+    measured = scaling(
+        options.axis,
+        options.methods or METHODS[options.axis],
+        sorted(set(options.sizes or SIZES[options.axis])),
+        options.rounds,
+        options.device,
+        options.threads,
+        fixed,
+    )
+    paths = [options.out / f"scaling_{options.axis}_{method}.pickle" for method in measured]
+    for path, results in zip(paths, measured.values(), strict=True):
+        hig.save_results(path, results)
+    files = " ".join(map(str, paths))
+    print(f"draw them with: python -m plots.scaling {files} --out {options.out}/scaling.png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("axis", choices=tuple(SIZES), help="what grows")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=tuple(STEPS),
+        metavar="METHOD",
+        help=f"of {', '.join(STEPS)}; lanczos is HIG by products alone (default: what fits)",
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=positive_int, metavar="N", help="default: those named above"
+    )
+    parser.add_argument(
+        "--rows", type=positive_int, default=512, metavar="N", help="where they do not grow (512)"
+    )
+    parser.add_argument(
+        "--parameters",
+        type=positive_int,
+        default=100_000,
+        metavar="N",
+        help="where they do not grow (100000)",
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, default=3, metavar="N", help="steps at each point (3)"
+    )
+    parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--threads", type=positive_int, default=torch.get_num_threads(), help="CPU threads"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/scaling"),
+        metavar="DIR",
+        help="directory of the result files (default results/scaling)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

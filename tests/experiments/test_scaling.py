@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+
+import hig
+from experiments import scaling
+from experiments._machine import machine
+from experiments._scaling_cases import dense_case, field_case
+from experiments._scaling_point import STEPS, build, measure
+from experiments._unet import UNet
+
+
+@pytest.mark.parametrize("parameters", [10_000, 123_456, 1_000_000])
+def test_dense_networks_have_the_wished_size(parameters):
+    case = dense_case(512, parameters, "cpu")
+    found = sum(p.numel() for p in case.network.parameters())
+    assert found == pytest.approx(parameters, rel=0.02)
+    loss, prediction = case.closure()
+    assert prediction.numel() == case.rows == 512
+    assert loss.requires_grad and torch.isfinite(loss)
+
+
+def test_rows_that_do_not_make_whole_samples():
+    with pytest.raises(ValueError, match="rows must be a multiple of 4, got 6; try 24"):
+        dense_case(6, 100, "cpu")
+
+
+def test_the_fields_diffuse():
+    case = field_case(2, "cpu")
+    loss, prediction = case.closure()
+    assert prediction.shape == (2, 1, 64, 64)
+    assert prediction.numel() == case.rows and loss.requires_grad
+    found = prediction.detach()
+    rough = found - found.mean((-2, -1), keepdim=True)
+    steps = (rough - rough.roll(1, -1)).norm() / rough.norm()
+    assert float(steps) < 0.5  # of white noise: 1.4
+
+
+def test_unet_keeps_shapes_and_is_periodic():
+    torch.manual_seed(0)
+    network = UNet(2, 4)
+    fields = torch.randn(3, 2, 8, 12)
+    found = network(fields)
+    assert found.shape == fields.shape
+    shifted = network(fields.roll(4, -1))  # by whole cells of the coarsest resolution
+    torch.testing.assert_close(shifted, found.roll(4, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", STEPS)
+def test_a_point(method):
+    case = build("rows", 16, "cpu", rows=8, parameters=1000)
+    found = measure(case, method, 2, "cpu")
+    assert found["rows"] == 16
+    assert found["columns"] == pytest.approx(1000, rel=0.05)
+    assert len(found["seconds"]) == 2 and min(found["seconds"]) > 0
+
+
+def test_the_other_axis_stays():
+    assert build("parameters", 1000, "cpu", rows=8, parameters=9).rows == 8
+    assert build("fields", 1, "cpu", rows=8, parameters=9).rows == 4096
+
+
+def test_result_files_and_the_command_to_draw_them(tmp_path, capsys):
+    line = ["rows", "--sizes", "16", "8", "--rounds", "1", "--parameters", "500", "--threads", "1"]
+    scaling.main([*line, "--methods", "hig", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    (path,) = tmp_path.glob("*.pickle")
+    results = hig.load_results(path)
+    assert path.name == "scaling_rows_hig.pickle"
+    assert (results["axis"], results["label"]) == ("rows", "HIG")
+    assert results["machine"].keys() == machine("cpu").keys()
+    assert results["size"].tolist() == results["rows"].tolist() == [8, 16]
+    assert np.all(results["seconds_per_step"] > 0) and np.all(results["peak_bytes"] >= 0)
+    assert "8 rows: HIG" in printed and f"python -m plots.scaling {path}" in printed

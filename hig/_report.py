@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from hig._ranks import Communication
+
 __all__ = ["PhaseClock", "StepReport"]
 
 
@@ -30,6 +32,7 @@ class StepReport:
         damping: damping of the next step (Levenberg-Marquardt), else None.
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
         notes: what was done differently and why, in words.
+        communication: what this process exchanged with others that took the same step, else None.
     """
 
     loss: Tensor
@@ -44,6 +47,7 @@ class StepReport:
     damping: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    communication: Communication | None = None
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -72,6 +76,8 @@ class StepReport:
             parts.append(f"damping {self.damping:.2e}")
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
         parts.append(f"ms: {phases}")
+        if self.communication is not None:
+            parts.append(str(self.communication))
         return "; ".join(parts + self.notes)
 
 

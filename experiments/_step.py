@@ -6,11 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from experiments._methods import Method, Optimizer
+from experiments._processes import Processes
 from problems import Batch, Problem, Settings
 
 
 def take_step(
-    problem: Problem, method: Method, network: nn.Module, optimizer: Optimizer, batch: Batch
+    problem: Problem,
+    method: Method,
+    network: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    processes: Processes | None = None,
 ) -> Tensor:
     """Let the optimiser step once on a batch.
 
@@ -20,12 +26,15 @@ def take_step(
         network: The network, whose parameters the optimiser has.
         optimizer: Takes the step.
         batch: Tensors of equal leading dimension, of the network's dtype and device.
+        processes: Those that step together, where known; each takes its share of the batch.
 
     Returns:
         Scalar loss of the batch before the step, mean or sum over its samples as the problem has
         it, without a graph.
     """
-    batch = problem.focus(network, batch)
+    processes = processes or Processes()
+    whole = problem.focus(network, batch)
+    batch = processes.share(whole)
     if method.closure == "turns":
         count = len(problem.loss_names)
         return optimizer.step(lambda index: problem.single_loss(network, batch, index), count)
@@ -36,9 +45,9 @@ def take_step(
 
     def backward() -> Tensor:
         optimizer.zero_grad()
-        loss = problem.batch_loss(network, batch)
+        loss = processes.weight(problem, batch, whole) * problem.batch_loss(network, batch)
         loss.backward()
-        return loss
+        return processes.add_up(loss, network.parameters())
 
     closures = {
         "backward": backward,

@@ -75,7 +75,8 @@ def whole_batch(
     split = Split(ranks, ranks.whole_numbers(len(prediction)), outputs)
     weight = split.weight(reduction)
     if ranks.size > 1:
-        gradient = weight * gradient
+        with torch.enable_grad():  # curvature may be asked for
+            gradient = weight * gradient
         loss = torch.full_like(
             loss, ranks.sum_of(weight * float(loss.detach())), requires_grad=False
         )

@@ -60,24 +60,16 @@ class Ranks:
         rank: number of this process in the group.
         size: number of processes, R.
         communication: counts what is exchanged.
-
-    Raises:
-        ValueError: this process does not belong to the group.
     """
 
     def __init__(self, process_group: ProcessGroup = None):
-        if process_group == "auto":
-            ready = dist.is_available() and dist.is_initialized()
-            process_group = dist.group.WORLD if ready else None
-        self._group = process_group
+        ready = dist.is_available() and dist.is_initialized()
+        alone = process_group is None or (process_group == "auto" and not ready)
+        # The default group goes by no object: one that is held outlives its destruction.
+        self._group = None if process_group == "auto" else process_group
         self.rank, self.size = 0, 1
-        if process_group is not None:
-            self.rank, self.size = dist.get_rank(process_group), dist.get_world_size(process_group)
-            if self.rank < 0:
-                raise ValueError(
-                    "this process does not belong to the process_group; step in its members only, "
-                    "or pass process_group=None for a step of this process alone"
-                )
+        if not alone:
+            self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
         self.communication = Communication(self.size)
 
     # -- tensors -------------------------------------------------------------------------------
@@ -114,7 +106,8 @@ class Ranks:
         """The sum of a number of each rank, added in the order of the ranks: of the same bits."""
         if self.size == 1:
             return number
-        return sum(self.every(torch.tensor([number], dtype=torch.float64, device=self._home())))
+        own = torch.tensor([number], dtype=torch.float64, device=self._home())
+        return sum(map(float, self.every(own)))
 
     # -- agreement -----------------------------------------------------------------------------
 
@@ -226,9 +219,19 @@ def _as_text(data: Tensor) -> str:
 
 
 def check_process_group(process_group: ProcessGroup) -> None:
-    """Raise TypeError unless it is a process group, "auto" or None."""
+    """Check what a user gave.
+
+    Raises:
+        TypeError: it is no process group, not "auto" and not None.
+        ValueError: this process does not belong to the group.
+    """
     if process_group is None or process_group == "auto":
         return
+    if dist.is_available() and process_group == dist.GroupMember.NON_GROUP_MEMBER:
+        raise ValueError(
+            "this process does not belong to the process_group; make the optimizer in its members "
+            "only, or pass process_group=None for steps of this process alone"
+        )
     if not (dist.is_available() and isinstance(process_group, dist.ProcessGroup)):
         raise TypeError(
             "process_group must be a torch.distributed process group, 'auto' or None, got "

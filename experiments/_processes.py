@@ -39,6 +39,9 @@ def process_group(device: str) -> Iterator[None]:
                 f"start it with --nproc-per-node {devices}"
             )
         torch.cuda.set_device(local)
+    # The first optimizer makes torch import its compiler, which would hold on to a group that is
+    # already there: its threads then outlive the interpreter, and abort now and then.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         yield

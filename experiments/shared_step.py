@@ -70,12 +70,13 @@ def measure(
         "received": told.received if told else 0,
         "waiting": min(waiting),
     }
+    alone_ms, shared_ms, waiting_ms = (1e3 * results[k] for k in ("alone", "shared", "waiting"))
     say(
         f"{problem.name}, batch {batch_size}, {report.rows} x {report.columns}, engine "
-        f"{report.engine}, {processes.size} processes: processor time alone "
-        f"{1e3 * results['alone']:.4g} ms, of each process {1e3 * results['shared']:.4g} ms "
-        f"({results['alone'] / results['shared']:.2f} times less); {results['exchanges']} "
-        f"exchanges of {results['received'] / 1e6:.3g} MB, at least {1e3 * results['waiting']:.3g} ms"
+        f"{report.engine}, {processes.size} processes: processor time alone {alone_ms:.4g} ms, "
+        f"of each process {shared_ms:.4g} ms ({alone_ms / shared_ms:.2f} times less); "
+        f"{results['exchanges']} exchanges of {results['received'] / 1e6:.3g} MB, at least "
+        f"{waiting_ms:.3g} ms"
     )
     return results
 

@@ -50,10 +50,10 @@ class Linearisation:
         """
         parameters = self.computation.parameters
         gradient = self.computation.flat_gradient if gradient is None else gradient
-        first = self.computation.split.ranks.first
         with self.clock.phase("direction"):
+            found = self.decomposition.step(filter, gradient)
             # Equal on all ranks up to rounding; to the last bit from here on.
-            flat, output_change = map(first, self.decomposition.step(filter, gradient))
+            flat, output_change = self.computation.split.ranks.first_of(found)
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
             sizes = [parameters[index].numel() for index in self.engine.order]
             for index, part in zip(self.engine.order, flat.split(sizes), strict=True):

@@ -102,6 +102,12 @@ class Ranks:
             dist.broadcast(wire, group_src=0, group=self._group)
         return wire.to(tensor.device)
 
+    def first_of(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Several vectors of the first rank, of one dtype, at once."""
+        if self.size == 1:
+            return tensors
+        return self.first(torch.cat(list(tensors))).split([len(tensor) for tensor in tensors])
+
     def sum_of(self, number: float) -> float:
         """The sum of a number of each rank, added in the order of the ranks: of the same bits."""
         if self.size == 1:

@@ -35,14 +35,15 @@ def build_shared(computation: Computation, engine: str, backward: Backward) -> E
     result = built(engine)
     if ranks.size == 1:
         return result
-    if engine == "auto" and len(set(ranks.whole_numbers(_layout(result)))) > 1:
-        result = built("rows")
-        result.notes.append("rows engine: the ranks' layers differ in shape, or in what is exact")
-    remedy = (
-        "run the same network on inputs of the same shape per sample on every rank, or take "
-        "engine='rows'; the prediction must depend on the same parameters everywhere"
-    )
-    ranks.agree_on({"the checksum of the Jacobian's columns": (_layout(result), remedy)})
+    if len(set(ranks.whole_numbers(_layout(result)))) > 1:
+        if engine == "auto":
+            result = built("rows")
+            result.notes.append("rows engine: layers differ among the ranks, or in what is exact")
+        remedy = (
+            "run the same network on inputs of the same shape per sample on every rank, or take "
+            "engine='rows'; the prediction must depend on the same parameters everywhere"
+        )
+        ranks.agree_on({"the checksum of the Jacobian's columns": (_layout(result), remedy)})
     return replace(result, jacobian=SharedJacobian(result.jacobian, computation.split))
 
 

@@ -57,8 +57,7 @@ class SharedJacobian:
         own = self._local.like.new_zeros((rows, rows), dtype=torch.float64)
         products = [own.new_zeros(shape) for shape in shapes]
         for part in self._parts():
-            factors = zip(*(split.everyones(factor) for factor in part.factors()), strict=True)
-            everyones = [list(found) for found in factors]
+            everyones = split.everyones_of(part.factors())
             part.add_gram(own)
             for pair, product in zip(pairs, products, strict=True):
                 left = part.of([factor[pair.chosen] for factor in everyones[pair.left]])

@@ -1,5 +1,6 @@
 """How the samples of one batch are divided among the ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,20 @@ class Split:
         filler = tensor.new_zeros(((most - own) * each, *tensor.shape[1:]))
         parts = self.ranks.every(torch.cat([tensor, filler]) if len(filler) else tensor)
         return [part[: count * each] for part, count in zip(parts, self.samples, strict=True)]
+
+    def everyones_of(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Gather several tensors (samples, ...) at once: those of each rank, in their order."""
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            return [list(found) for found in zip(*map(self.everyones, tensors), strict=True)]
+        sizes = [tensor[0].numel() for tensor in tensors]
+        packed = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+        return [
+            [
+                part.view(len(found), *tensor.shape[1:])
+                for part, tensor in zip(found.split(sizes, 1), tensors, strict=True)
+            ]
+            for found in self.everyones(packed)
+        ]
 
     def joined(self, tensor: Tensor) -> Tensor:
         """Tensors (rows, ...) of all ranks as one, (n, ...)."""

@@ -40,13 +40,11 @@ class Thread:
 
 
 def together(samples, outputs, local):
-    """``local(split, chosen)`` on every rank at once, in the order of the ranks."""
+    """``local(split)`` on every rank at once, in the order of the ranks."""
     size, board, barrier = len(samples), {}, Barrier(len(samples))
 
     def rank(number):
-        split = Split(Thread(number, size, board, barrier), list(samples), outputs)
-        start = sum(samples[:number])
-        return local(split, slice(start, start + samples[number]))
+        return local(Split(Thread(number, size, board, barrier), list(samples), outputs))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(rank, range(size)))
@@ -95,9 +93,13 @@ def check(name, samples, kinds):
     weights = torch.randn(len(expected), dtype=torch.float64)
     direction = torch.randn(expected.shape[1], dtype=torch.float64)
 
-    def local(split, chosen):
-        kind = kinds[split.ranks.rank % len(kinds)]
-        shared = SharedJacobian(jacobian_of(name, chosen, kind)[0], split)
+    shares = []  # made one after the other: they draw from torch's one generator
+    for rank, count in enumerate(samples):
+        chosen = slice(sum(samples[:rank]), sum(samples[:rank]) + count)
+        shares.append(jacobian_of(name, chosen, kinds[rank % len(kinds)])[0])
+
+    def local(split):
+        shared = SharedJacobian(shares[split.ranks.rank], split)
         assert shared.shape == expected.shape
         found = [shared.gram(), shared.normal(), shared.dense()]
         return [*found, shared.vjp(weights + split.ranks.rank), shared.jvp(direction)]

@@ -21,7 +21,7 @@ from experiments._problems import PROBLEMS
 from experiments._processes import Processes, process_group
 from problems import Problem
 
-WARM_UP = 2
+WARM_UP = 1
 
 
 def measure(

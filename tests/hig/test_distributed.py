@@ -6,6 +6,7 @@ Two processes run most of the checks, four the rest; each check is a test of its
 import os
 import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import hig
 from tests.hig import networks, processes
 from tests.textbook import flat, relative_error
 
+PAGE = Path(hig.__file__).parents[1] / "docs" / "distributed.md"
 # Samples of each rank: unequal, and with four ranks single ones.
 COUNTS = {2: (4, 3), 4: (1, 3, 1, 2)}
 # Samples that influence one another (or their place in the batch does) have no share of their own.
@@ -302,7 +304,16 @@ def without_gradients_enabled(rank):
         return train(hig.HIG, "auto", **TRUST)[2].step_size, usual
 
 
-OTHERS = {f.__name__: f for f in (uneven_layers, recorded, without_gradients_enabled)}
+def page(rank):
+    """The loop of docs/distributed.md, whose weights and losses are the same everywhere."""
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    names = {}
+    exec(compile(snippet, str(PAGE), "exec"), names)
+    report = names["optimizer"].report
+    return flat(names["network"].parameters()).tolist(), float(names["loss"]), report.rows
+
+
+OTHERS = {f.__name__: f for f in (uneven_layers, recorded, without_gradients_enabled, page)}
 
 
 def in_two(rank):
@@ -431,6 +442,12 @@ def test_recorded_gradients(two):
 def test_the_model_is_made_where_gradients_are_off(two):
     for found, usual in (rank["without_gradients_enabled"] for rank in two):
         assert found == usual != 0.1 * 0.5  # which a loss without curvature would give
+
+
+def test_the_loop_of_the_page(two):
+    first, second = (rank["page"] for rank in two)
+    assert first == second
+    assert first[1] < 1e-3 and first[2] == 2 * 64
 
 
 def test_a_process_that_dies_is_an_error_of_the_others(tmp_path):

@@ -236,7 +236,7 @@ def _train(training: _Training, progress: Progress) -> str:
         _schedule_step_size(training, step - 1, (step - 1) / steps_per_epoch)
         with clock.running():
             loss = take_step(
-                problem, training.method, training.network, training.optimizer, batch, processes
+                problem, training.method, training.network, training.optimizer, batch
             ).item()
             if training.average is not None:
                 training.average.update_parameters(training.network)

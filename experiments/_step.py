@@ -11,14 +11,9 @@ from problems import Batch, Problem, Settings
 
 
 def take_step(
-    problem: Problem,
-    method: Method,
-    network: nn.Module,
-    optimizer: Optimizer,
-    batch: Batch,
-    processes: Processes | None = None,
+    problem: Problem, method: Method, network: nn.Module, optimizer: Optimizer, batch: Batch
 ) -> Tensor:
-    """Let the optimiser step once on a batch.
+    """Let the optimiser step once on a batch, or on the share of it that this process takes.
 
     Args:
         problem: What to train on.
@@ -26,14 +21,12 @@ def take_step(
         network: The network, whose parameters the optimiser has.
         optimizer: Takes the step.
         batch: Tensors of equal leading dimension, of the network's dtype and device.
-        processes: Those that step together, where known; each takes its share of the batch.
 
     Returns:
         Scalar loss of the batch before the step, mean or sum over its samples as the problem has
         it, without a graph.
     """
-    processes = processes or Processes()
-    whole = problem.focus(network, batch)
+    processes, whole = Processes(), problem.focus(network, batch)
     batch = processes.share(whole)
     if method.closure == "turns":
         count = len(problem.loss_names)

@@ -63,10 +63,20 @@ class Method:
         missing = {n: v for n, v in self.options.items() if getattr(settings, n) is None}
         return replace(settings, **missing)
 
-    def optimizer(self, parameters: Parameters, settings: Settings) -> Optimizer:
-        """Make the optimiser for the parameters with the settings."""
+    def optimizer(
+        self, parameters: Parameters, settings: Settings, reduction: str = "mean"
+    ) -> Optimizer:
+        """Make the optimiser for the parameters with the settings.
+
+        Args:
+            parameters: Parameters of a network.
+            settings: Those of the method; None stands for its defaults.
+            reduction: How losses of several processes make one, ``"mean"`` or ``"sum"``.
+        """
         settings = self.complete(settings)
         options = {name: getattr(settings, name) for name in self.options if name != "schedule"}
+        if self.jacobian:
+            options["reduction"] = reduction
         return self.build(parameters, lr=settings.lr, **options)
 
 

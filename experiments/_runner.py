@@ -18,6 +18,7 @@ from experiments._learning_rate import factor, set_learning_rate
 from experiments._machine import machine
 from experiments._methods import METHODS, Method, Optimizer
 from experiments._options import DTYPES, Options
+from experiments._processes import Processes
 from experiments._progress import Progress
 from experiments._recorder import JacobianRecorder, Recorder
 from experiments._schedule import schedule
@@ -47,6 +48,9 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     has recorded is saved all the same and ``stopped`` tells the reason. So it is before an error
     is passed on that comes from the simulator, from the decomposition or for want of memory.
 
+    Under ``torchrun`` each process takes its share of every batch, and the steps are those of one
+    process. All of them evaluate; the first one has the clock and writes.
+
     Args:
         problem: What to train on.
         method: A name in the table of methods, such as ``"hig"``.
@@ -62,7 +66,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         DataError: If the files of the problem cannot be read; a `ValueError`.
         WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
         OSError: If the output directory cannot be made or written.
-        RuntimeError: If the simulator fails.
+        ProcessesError: If several processes cannot share the run; a `ValueError`.
+        RuntimeError: If the simulator fails, or another of several processes.
         DecompositionError: If no decomposition of a Jacobian converges.
     """
     if method not in METHODS:
@@ -74,6 +79,10 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         )
     if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
         raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
+    processes = Processes()
+    processes.check(problem, METHODS[method])
+    if processes.rank > 0:
+        options = replace(options, quiet=True)
     settings = _as_published(problem, method, settings)
     earlier = _weights.load(options.init_from, problem.name) if options.init_from else None
     differences = _names.deviations(problem, method, settings, options)
@@ -84,7 +93,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         differences.append(f"of seed {earlier.seed}")  # files apart, one name in legends
     path = _names.path(problem, method, differences, options)
     path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
-    training = _prepare(problem, METHODS[method], settings, options, earlier)
+    training = _prepare(problem, METHODS[method], settings, options, earlier, processes)
+    _check_shares(training)
     with Progress(label, options) as progress:
         stopped, failure = _train_to_the_end(training, progress)
     run_names = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
@@ -95,8 +105,10 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         **_results(training),
         **_save_weights(training, path, run_names),
     }
-    hig.save_results(path, results)
+    if processes.rank == 0:
+        hig.save_results(path, results)
     _summarise(progress, results, path)
+    processes.wait()
     if failure:
         raise failure
     return results
@@ -125,6 +137,7 @@ class _Training:
     clock: TrainingClock
     earlier: Pretraining | None
     average: AveragedModel | None
+    processes: Processes
     latest: Snapshot | None = None
     recorder: Recorder = field(default_factory=Recorder)
     jacobian_recorder: JacobianRecorder = field(default_factory=JacobianRecorder)
@@ -141,6 +154,7 @@ def _prepare(
     settings: Settings,
     options: Options,
     earlier: Pretraining | None,
+    processes: Processes,
 ) -> _Training:
     target = {"device": options.device, "dtype": DTYPES[options.dtype]}
     if options.threads is not None:
@@ -158,14 +172,22 @@ def _prepare(
         settings,
         options,
         network,
-        method.optimizer(list(network.parameters()), settings),
+        method.optimizer(list(network.parameters()), settings, problem.loss_reduction),
         train,
         test,
         problem.batches(train, settings.batch_size, batches),
         TrainingClock(options.device, options.clock),
         earlier,
         _average(network, options),
+        processes,
     )
+
+
+def _check_shares(training: _Training) -> None:
+    """Refuse a last batch of an epoch that has too few samples, before the epoch is trained."""
+    if type(training.problem).batches is Problem.batches:
+        last = samples(training.train) % training.settings.batch_size
+        training.processes.share({key: value[-last:] for key, value in training.train.items()})
 
 
 def _average(network: nn.Module, options: Options) -> AveragedModel | None:
@@ -206,7 +228,7 @@ def _train_to_the_end(training: _Training, progress: Progress) -> tuple[str, Exc
 def _train(training: _Training, progress: Progress) -> str:
     """Step until the budget is used up; returns which budget it was."""
     _evaluate(training, progress, epoch=0.0)
-    problem, clock = training.problem, training.clock
+    problem, clock, processes = training.problem, training.clock, training.processes
     steps_per_epoch = math.ceil(samples(training.train) / training.settings.batch_size)
     evaluations = schedule(problem, steps_per_epoch, training.options)
     for step, batch in enumerate(training.batches, start=1):
@@ -218,6 +240,7 @@ def _train(training: _Training, progress: Progress) -> str:
             ).item()
             if training.average is not None:
                 training.average.update_parameters(training.network)
+        clock.seconds = processes.first(clock.seconds, training.options.device)
         _require_finite(loss, f"batch loss at epoch {epoch:.4g}", training)
         if training.method.jacobian:
             training.jacobian_recorder.step(
@@ -281,7 +304,8 @@ def _require_finite(loss: float, what: str, training: _Training) -> None:
 
 def _save_weights(training: _Training, path: Path, names: dict[str, object]) -> dict[str, str]:
     """Write the weights of the last evaluation, if asked for and finite; tells in which file."""
-    if not training.options.save_weights or not training.latest.usable:
+    wanted = training.options.save_weights and training.processes.rank == 0
+    if not wanted or not training.latest.usable:
         return {}
     return {"weights_file": _weights.save(path, training.latest, names, training.earlier).name}
 
@@ -296,7 +320,7 @@ def _results(training: _Training) -> dict[str, object]:
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
         **_pretraining(earlier),
         "sim_par": {**asdict(problem), **settings, **run_options, **paths},
-        "machine": machine(options.device),
+        "machine": {**machine(options.device), "processes": training.processes.size},
         **_example(training),
     }
 

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from experiments._methods import Method, Optimizer
+from experiments._processes import Processes
 from problems import Batch, Problem, Settings
 
 
 def take_step(
     problem: Problem, method: Method, network: nn.Module, optimizer: Optimizer, batch: Batch
 ) -> Tensor:
-    """Let the optimiser step once on a batch.
+    """Let the optimiser step once on a batch, or on the share of it that this process takes.
 
     Args:
         problem: What to train on.
@@ -25,7 +26,8 @@ def take_step(
         Scalar loss of the batch before the step, mean or sum over its samples as the problem has
         it, without a graph.
     """
-    batch = problem.focus(network, batch)
+    processes, whole = Processes(), problem.focus(network, batch)
+    batch = processes.share(whole)
     if method.closure == "turns":
         count = len(problem.loss_names)
         return optimizer.step(lambda index: problem.single_loss(network, batch, index), count)
@@ -36,9 +38,9 @@ def take_step(
 
     def backward() -> Tensor:
         optimizer.zero_grad()
-        loss = problem.batch_loss(network, batch)
+        loss = processes.weight(problem, batch, whole) * problem.batch_loss(network, batch)
         loss.backward()
-        return loss
+        return processes.add_up(loss, network.parameters())
 
     closures = {
         "backward": backward,

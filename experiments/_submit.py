@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
+from experiments._processes import ProcessesError, process_group
 from experiments._runner import run
 from experiments._weights import WeightsError
 from problems import DataError, Problem
@@ -27,12 +28,14 @@ def submit(
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
             interruption, 1 for a non-finite loss; also for ``--help``, for arguments that are
-            not valid, for weights to go on from that do not fit and for data that cannot be read.
+            not valid, for weights to go on from that do not fit, for data that cannot be read and
+            for runs that cannot be shared among the processes that ``torchrun`` started.
     """
     problem, settings, options = parse(problem, method, arguments)
     try:
-        results = run(problem, method, settings, options)
-    except (WeightsError, DataError) as error:
+        with process_group(options.device):
+            results = run(problem, method, settings, options)
+    except (WeightsError, DataError, ProcessesError) as error:
         sys.exit(f"error: {error}")
     stopped = results["stopped"]
     if stopped == "interrupted":

@@ -10,6 +10,7 @@ from hig._errors import (
     CorruptResultError,
     DecompositionError,
     NonFiniteError,
+    RankError,
     SampleDependenceError,
     UnsafeResultError,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "MultiHIG",
     "MultiStepReport",
     "NonFiniteError",
+    "RankError",
     "SampleDependenceError",
     "StepReport",
     "UnsafeResultError",

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "DenseBlock", "JointJacobian", "add_self_product", "sample_chunks"]
+__all__ = ["Block", "DenseBlock", "JointJacobian", "Part", "add_self_product", "sample_chunks"]
 
 # Bytes of float64 scratch that one operation may use.
 SCRATCH_BYTES = 64 * 2**20
@@ -38,6 +38,35 @@ class Block(Protocol):
 
     def rows(self, samples: slice) -> Tensor:
         """The rows of the given samples: (samples * D, columns), exact for the factors held."""
+        ...
+
+    def parts(self, width: int, rows: int) -> Iterator["Part"]:
+        """The block in parts that ranks can exchange; each rank cuts its own at the same places.
+
+        Args:
+            width: columns of a part that is exchanged as a matrix.
+            rows: the largest number of rows of any rank.
+        """
+        ...
+
+
+class Part(Protocol):
+    """Some columns, in a form that another rank can multiply with its own."""
+
+    def factors(self) -> list[Tensor]:
+        """What they are made of: tensors (B, ...)."""
+        ...
+
+    def of(self, factors: list[Tensor]) -> "Part":
+        """The same columns for other samples, made of what ``factors`` of theirs gave."""
+        ...
+
+    def add_gram(self, gram: Tensor) -> None:
+        """Add J Jᵀ to ``gram`` (n, n), float64, in place."""
+        ...
+
+    def add_product(self, other: "Part", product: Tensor) -> None:
+        """Add J J'ᵀ, with J' the columns of ``other``, to ``product`` (n, n'), float64."""
         ...
 
 
@@ -76,6 +105,23 @@ class DenseBlock:
         """The rows of the given samples, a view."""
         return self.matrix[samples.start * self._outputs : samples.stop * self._outputs]
 
+    def parts(self, width: int, rows: int) -> Iterator["DenseBlock"]:
+        """A few columns at a time."""
+        for matrix in self.matrix.split(width, dim=1):
+            yield DenseBlock(matrix, self._outputs)
+
+    def factors(self) -> list[Tensor]:
+        """The matrix, (B, D, columns)."""
+        return [self.matrix.unflatten(0, (-1, self._outputs))]
+
+    def of(self, factors: list[Tensor]) -> "DenseBlock":
+        """The same columns for other samples."""
+        return DenseBlock(factors[0].flatten(0, 1), self._outputs)
+
+    def add_product(self, other: "DenseBlock", product: Tensor) -> None:
+        """Add J J'ᵀ to ``product``, in float64."""
+        product.addmm_(self.matrix.double(), other.matrix.double().T)
+
 
 class JointJacobian:
     """The Jacobian of all outputs of a batch with respect to all parameters.
@@ -91,12 +137,12 @@ class JointJacobian:
         self.blocks = list(blocks)
         self.samples, self.outputs = samples, outputs
         self.shape = (samples * outputs, sum(block.columns for block in self.blocks))
-        self._like = like
+        self.like = like
 
     def gram(self) -> Tensor:
         """J Jᵀ: (n, n), float64."""
         n = self.shape[0]
-        gram = self._like.new_zeros((n, n), dtype=torch.float64)
+        gram = self.like.new_zeros((n, n), dtype=torch.float64)
         for block in self.blocks:
             block.add_gram(gram)
         return gram
@@ -104,7 +150,7 @@ class JointJacobian:
     def normal(self) -> Tensor:
         """Jᵀ J: (P, P), float64; rows of a few samples at a time."""
         columns = self.shape[1]
-        normal = self._like.new_zeros((columns, columns), dtype=torch.float64)
+        normal = self.like.new_zeros((columns, columns), dtype=torch.float64)
         for chosen in sample_chunks(self.samples, 8 * columns * self.outputs):
             rows = self.rows(chosen).double()
             add_self_product(normal, rows.T)

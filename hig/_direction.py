@@ -8,42 +8,18 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._blocks import JointJacobian
-from hig._capture import LayerUse
+from hig._computation import Computation
 from hig._decompose import Decomposition, choose_route, decompose
-from hig._engine import EngineResult, build_jacobian
+from hig._engine import EngineResult
 from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._report import PhaseClock, StepReport
+from hig._shared_engine import build_shared
+from hig._shared_jacobian import SharedJacobian
 from hig._spectral import SpectralFilter
 from hig._trial import curvature_along
 
-__all__ = ["Computation", "Linearisation", "linearise"]
-
-
-@dataclass(frozen=True)
-class Computation:
-    """What was seen while a closure ran.
-
-    Attributes:
-        uses: the captured layer uses.
-        loss: the loss, a scalar.
-        prediction: (B, ...), with its graph.
-        gradient: gradient of the loss with respect to the prediction, same shape.
-        parameters: the parameters of the step.
-        names: what to call them in messages.
-    """
-
-    uses: Sequence[LayerUse]
-    loss: Tensor
-    prediction: Tensor
-    gradient: Tensor
-    parameters: Sequence[Tensor]
-    names: Sequence[str]
-
-    @property
-    def flat_gradient(self) -> Tensor:
-        """The gradient g as (n,), float64, without a graph."""
-        return self.gradient.detach().double().flatten()
+__all__ = ["Linearisation", "linearise"]
 
 
 @dataclass
@@ -76,7 +52,9 @@ class Linearisation:
         parameters = self.computation.parameters
         gradient = self.computation.flat_gradient if gradient is None else gradient
         with self.clock.phase("direction"):
-            flat, output_change = self.decomposition.step(filter, gradient)
+            found = self.decomposition.step(filter, gradient)
+            # Equal on all ranks up to rounding; to the last bit from here on.
+            flat, output_change = self.computation.split.ranks.first_of(found)
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
             sizes = [parameters[index].numel() for index in self.engine.order]
             for index, part in zip(self.engine.order, flat.split(sizes), strict=True):
@@ -90,22 +68,28 @@ class Linearisation:
 
     def model(self, output_change: Tensor) -> list[float]:
         """Loss, slope and curvature along a change of the outputs (n,)."""
-        found = self.computation
+        found, split = self.computation, self.computation.split
+        own = curvature_along(found.gradient, found.prediction, output_change[split.own])
         numbers = [
             found.loss.detach().double().reshape(()),
             found.flat_gradient @ output_change,
-            curvature_along(found.gradient, found.prediction, output_change),
+            split.ranks.total(own),
         ]
-        return torch.stack(numbers).tolist()
+        return split.ranks.first(torch.stack(numbers)).tolist()
 
     @property
     def loss(self) -> Tensor:
         """The loss, without a graph."""
         return self.computation.loss.detach()
 
+    @property
+    def weight(self) -> float:
+        """What the loss of this rank counts in that of the whole batch."""
+        return self.computation.weight
+
     def report(self, filter: SpectralFilter) -> StepReport:
         """The report of a step with this filter, as far as it is known now."""
-        found = self.decomposition
+        found, ranks = self.decomposition, self.computation.split.ranks
         rows, columns = self.engine.jacobian.shape
         return StepReport(
             loss=self.loss,
@@ -118,6 +102,7 @@ class Linearisation:
             seconds=self.clock.seconds,
             error_estimate=getattr(found, "error_estimate", None),
             notes=[*self.notes, *found.notes],
+            communication=ranks.communication if ranks.size > 1 else None,
         )
 
 
@@ -142,15 +127,12 @@ def linearise(
     Raises:
         NonFiniteError: the Jacobian holds NaN or Inf.
         SampleDependenceError: see :func:`hig._engine.build_jacobian`.
-        ValueError: unknown engine or method, or a prediction without parameters.
+        ValueError: unknown engine or method, a prediction without parameters, or ranks that hold
+            different columns.
     """
-    prediction, parameters = computation.prediction, computation.parameters
-    names = computation.names
-    products = choose_route((0, 0), prediction.dtype, filter, method) == "lanczos"
+    route = choose_route((0, 0), computation.prediction.dtype, filter, method)
     with clock.phase("jacobian"), torch.no_grad():
-        found = build_jacobian(
-            computation.uses, prediction, parameters, names, engine, backward, products=products
-        )
+        found = build_shared(computation, engine, backward, products=route == "lanczos")
     if not found.order:
         raise ValueError(
             "the prediction depends on none of the parameters; check that the closure runs the "
@@ -181,14 +163,12 @@ def _decomposed(
         with clock.phase("gram"):
             matrix = _form(jacobian, route)
             if not bool(torch.isfinite(matrix).all()):
-                raise NonFiniteError(
-                    _non_finite_jacobian(found, computation.parameters, computation.names)
-                )
-        with clock.phase("decomposition"):
+                _raise_non_finite(found, computation)
+        with clock.phase("decomposition"), computation.split.ranks.agreement():
             return decompose(jacobian, matrix, route, filter)
 
 
-def _form(jacobian: JointJacobian, route: str) -> Tensor:
+def _form(jacobian: JointJacobian | SharedJacobian, route: str) -> Tensor:
     if route == "rows":
         return jacobian.gram()
     if route == "columns":
@@ -196,26 +176,34 @@ def _form(jacobian: JointJacobian, route: str) -> Tensor:
     return jacobian.dense().double()
 
 
-def _non_finite_jacobian(
-    found: EngineResult, parameters: Sequence[Tensor], names: Sequence[str]
-) -> str:
+def _raise_non_finite(found: EngineResult, computation: Computation) -> None:
     """Name the parameters and samples whose derivatives are not finite."""
-    jacobian = found.jacobian
-    bad_samples, bad_columns = set(), []
+    what = "the Jacobian holds NaN or Inf (or overflows when squared)"
+    remedy = "parameters are unchanged; check the simulator's derivative there"
+    with computation.split.ranks.agreement():  # the rank that has them tells the others
+        where = _non_finite_places(found, computation)
+        if where:
+            raise NonFiniteError(f"{what}{where}; {remedy}")
+    raise NonFiniteError(f"{what}; {remedy}")
+
+
+def _non_finite_places(found: EngineResult, computation: Computation) -> str:
+    """Among the rows of this rank; empty where none is to blame alone."""
+    jacobian, bad_samples, bad_columns = found.jacobian, set(), []
     for sample in range(jacobian.samples):
         rows = jacobian.rows(slice(sample, sample + 1))
         bad = ~torch.isfinite(rows.double().square().sum(0))
         if bool(bad.any()):
             bad_samples.add(sample)
             bad_columns.append(bad)
-    text = "the Jacobian holds NaN or Inf (or overflows when squared)"
-    if bad_samples:
-        sizes = [parameters[index].numel() for index in found.order]
-        flags = torch.stack(bad_columns).any(0).split(sizes)
-        named = [names[i] for i, flag in zip(found.order, flags, strict=True) if bool(flag.any())]
-        samples = sorted(bad_samples)
-        text += (
-            f" for samples {samples[:8]}{'...' if len(samples) > 8 else ''}, in the columns of "
-            f"{', '.join(named[:6])}{' and more' if len(named) > 6 else ''}"
-        )
-    return f"{text}; parameters are unchanged; check the simulator's derivative there"
+    if not bad_samples:
+        return ""
+    sizes = [computation.parameters[index].numel() for index in found.order]
+    flags = torch.stack(bad_columns).any(0).split(sizes)
+    names = computation.names
+    named = [names[i] for i, flag in zip(found.order, flags, strict=True) if bool(flag.any())]
+    samples = sorted(bad_samples)
+    return (
+        f" for samples {samples[:8]}{'...' if len(samples) > 8 else ''}, in the columns of "
+        f"{', '.join(named[:6])}{' and more' if len(named) > 6 else ''}"
+    )

@@ -4,6 +4,7 @@ __all__ = [
     "CorruptResultError",
     "DecompositionError",
     "NonFiniteError",
+    "RankError",
     "SampleDependenceError",
     "UnsafeResultError",
 ]
@@ -24,6 +25,10 @@ class SampleDependenceError(ValueError):
 
 class DecompositionError(ArithmeticError):
     """No eigenvalue or singular value decomposition converged, on any fallback."""
+
+
+class RankError(RuntimeError):
+    """Another process of a step that many take together failed or was lost."""
 
 
 class UnsafeResultError(ValueError):

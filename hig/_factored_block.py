@@ -6,14 +6,31 @@ With one use the Gram share is the Khatri-Rao form
 :math:`(\Delta \Delta^T) \circ (A A^T + 1)` and the columns are never formed.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hig._blocks import SCRATCH_BYTES, add_self_product, sample_chunks
+from hig._blocks import SCRATCH_BYTES, DenseBlock, add_self_product, sample_chunks
 
-__all__ = ["FactoredBlock"]
+__all__ = ["FactoredBlock", "Patches"]
+
+
+class Patches(Protocol):
+    """What a weight was multiplied with; its two methods are for exchange among ranks alone."""
+
+    def __call__(self, samples: slice) -> Tensor:
+        """Patches (b, groups, U, in) of a slice of samples."""
+        ...
+
+    def inputs(self) -> list[Tensor]:
+        """What they are made of: tensors (B, ...)."""
+        ...
+
+    def of(self, inputs: Sequence[Tensor]) -> "Patches":
+        """The patches of other samples, from what ``inputs`` of theirs gave."""
+        ...
 
 
 class FactoredBlock:
@@ -22,8 +39,7 @@ class FactoredBlock:
     Args:
         deltas: gradients of the outputs with respect to the layer's outputs,
             (B, D, groups, U, out).
-        patches: ``patches(samples)`` gives what the weight was multiplied with,
-            (b, groups, U, in), for a slice of samples; None where only the bias is wanted.
+        patches: what the weight was multiplied with; None where only the bias is wanted.
         fan_in: ``in``.
         bias: whether the block has a bias; its columns follow the weight's.
     """
@@ -31,7 +47,7 @@ class FactoredBlock:
     def __init__(
         self,
         deltas: Tensor,
-        patches: Callable[[slice], Tensor] | None,
+        patches: Patches | None,
         fan_in: int,
         bias: bool,
     ):
@@ -81,15 +97,16 @@ class FactoredBlock:
 
     def _add_formed_columns(self, gram: Tensor) -> None:
         """Form a few columns of the weight's Jacobian at a time, in float64."""
-        n = self.samples * self.outputs
-        per_channel = 8 * n * self.fan_in
-        width = max(1, SCRATCH_BYTES // per_channel)
-        step_groups = max(1, width // self.fan_out)
+        for groups, outs in self._channels(SCRATCH_BYTES // (8 * len(gram))):
+            add_self_product(gram, self._columns(groups, outs))
+
+    def _channels(self, width: int) -> Iterator[tuple[slice, slice]]:
+        """Slices of groups and channels that make about ``width`` columns each."""
+        channels = max(1, width // self.fan_in)
+        step_groups = max(1, channels // self.fan_out)
         for group in range(0, self.groups, step_groups):
-            chosen_groups = slice(group, group + step_groups)
-            for out in range(0, self.fan_out, width):
-                columns = self._columns(chosen_groups, slice(out, out + width))
-                add_self_product(gram, columns)
+            for out in range(0, self.fan_out, channels):
+                yield slice(group, group + step_groups), slice(out, out + channels)
 
     def _columns(self, groups: slice, outs: slice) -> Tensor:
         parts = []
@@ -100,11 +117,61 @@ class FactoredBlock:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _add_bias(self, gram: Tensor) -> None:
-        rows = torch.cat([self._bias_rows(chosen) for chosen in self._chunks()])
-        add_self_product(gram, rows)
+        add_self_product(gram, self._all_bias_rows())
+
+    def _all_bias_rows(self) -> Tensor:
+        return torch.cat([self._bias_rows(chosen) for chosen in self._chunks()])
 
     def _bias_rows(self, samples: slice) -> Tensor:
         return self.deltas[samples].double().sum(3).flatten(2).flatten(0, 1)
+
+    # -- with the samples of other ranks -------------------------------------------------------
+
+    def parts(self, width: int, rows: int) -> Iterator["FactoredBlock | DenseBlock"]:
+        """The factors, or a few columns at a time where those are smaller."""
+        held = sum(factor[0].numel() * factor.element_size() for factor in self.factors())
+        if held <= 8 * self.outputs * self.columns:
+            yield self
+            return
+        if self.patches:
+            for groups, outs in self._channels(width):
+                yield DenseBlock(self._columns(groups, outs), self.outputs)
+        if self.bias:
+            yield from DenseBlock(self._all_bias_rows(), self.outputs).parts(width, rows)
+
+    def factors(self) -> list[Tensor]:
+        """Gradients of the outputs, then what the patches are made of; all (B, ...)."""
+        return [self.deltas, *(self.patches.inputs() if self.patches else [])]
+
+    def of(self, factors: list[Tensor]) -> "FactoredBlock":
+        """The same layer for other samples."""
+        deltas, *inputs = factors
+        patches = self.patches.of(inputs) if self.patches else None
+        return FactoredBlock(deltas, patches, self.fan_in, self.bias)
+
+    def add_product(self, other: "FactoredBlock", product: Tensor) -> None:
+        """Add J J'ᵀ to ``product`` (n, n'), float64, by the cheaper route."""
+        if self.patches and self._cross_terms_are_cheaper():
+            self._add_cross_product(other, product)
+            return
+        if self.patches:
+            for groups, outs in self._channels(SCRATCH_BYTES // (8 * sum(product.shape))):
+                product.addmm_(self._columns(groups, outs), other._columns(groups, outs).T)
+        if self.bias:
+            product.addmm_(self._all_bias_rows(), other._all_bias_rows().T)
+
+    def _add_cross_product(self, other: "FactoredBlock", product: Tensor) -> None:
+        """Σ over pairs of uses of (Δ_u Δ'_vᵀ) ∘ (A_u A'_vᵀ), + 1 inside for a bias."""
+        shape = (self.samples, self.outputs, other.samples, other.outputs)
+        view = product.view(shape)
+        patches, others = (b.patches(slice(0, b.samples)).double() for b in (self, other))
+        for group in range(self.groups):
+            deltas, theirs = (b.deltas[:, :, group].flatten(0, 1).double() for b in (self, other))
+            for u in range(self.uses):
+                for v in range(self.uses):
+                    outer = patches[:, group, u] @ others[:, group, v].T + float(self.bias)
+                    inner = (deltas[:, u] @ theirs[:, v].T).view(shape)
+                    view.addcmul_(inner, outer[:, None, :, None])
 
     # -- products ------------------------------------------------------------------------------
 

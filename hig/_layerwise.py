@@ -6,7 +6,7 @@ gives that row of every sample. Whether this was true is checked against autogra
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hig._backward import Backward, output_cotangents
 from hig._capture import LayerUse, weight_matrix_shape
 from hig._factored_block import FactoredBlock
 
-__all__ = ["Layer", "factor_bytes", "find_layers", "layer_blocks"]
+__all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,35 @@ class Layer:
     def parameters(self) -> list[Tensor]:
         """Weight, then bias, whichever there are."""
         return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+
+
+class LayerPatches:
+    """What the weight of a layer was multiplied with, unfolded when it is asked for.
+
+    Args:
+        uses: the calls.
+        samples: B.
+    """
+
+    def __init__(self, uses: Sequence[LayerUse], samples: int):
+        self._uses, self._samples = uses, samples
+
+    def __call__(self, chosen: slice) -> Tensor:
+        """Patches (b, groups, U, in) of a slice of samples."""
+        found = [use.patches(self._samples, chosen) for use in self._uses]
+        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+
+    def inputs(self) -> list[Tensor]:
+        """What they are made of, smaller than they are: per use (B, ...)."""
+        return [use.input.unflatten(0, (self._samples, -1)) for use in self._uses]
+
+    def of(self, inputs: Sequence[Tensor]) -> "LayerPatches":
+        """The patches of other samples, from what ``inputs`` of theirs gave."""
+        uses = [
+            replace(use, input=given.flatten(0, 1))
+            for use, given in zip(self._uses, inputs, strict=True)
+        ]
+        return LayerPatches(uses, len(inputs[0]))
 
 
 def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
@@ -131,12 +160,6 @@ def _block(layer: Layer, deltas: dict[int, Tensor], samples: int) -> FactoredBlo
         # A bias alone does not care for groups, and its uses may differ in them.
         parts = [part.movedim(2, 3).flatten(3).unsqueeze(2) for part in parts]
     delta = torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
-    patches = None
-    if layer.weight is not None:
-
-        def patches(chosen: slice) -> Tensor:
-            found = [use.patches(samples, chosen) for use in layer.uses]
-            return torch.cat(found, dim=2) if len(found) > 1 else found[0]
-
+    patches = None if layer.weight is None else LayerPatches(layer.uses, samples)
     fan_in = weight_matrix_shape(layer.uses[0])[2]
     return FactoredBlock(delta, patches, fan_in, bias=layer.bias is not None)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from hig._direction import Linearisation
 from hig._lanczos import Lanczos
 from hig._optimizer import JacobianOptimizer
+from hig._ranks import ProcessGroup
 from hig._report import PhaseClock, StepReport
 from hig._spectral import Damped, SpectralFilter
 from hig._trial import Trial
@@ -36,6 +37,8 @@ class LevenbergMarquardt(JacobianOptimizer):
         method: as in :class:`hig.HIG`.
         step_rule: as in :class:`hig.HIG`.
         chunk: as in :class:`hig.HIG`.
+        process_group: as in :class:`hig.HIG`.
+        reduction: as in :class:`hig.HIG`.
 
     Raises:
         ValueError: if an argument lies outside its range.
@@ -56,9 +59,13 @@ class LevenbergMarquardt(JacobianOptimizer):
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ):
         filter = Damped(damping=damping, rcond=rcond)
-        super().__init__(params, lr, filter, engine, method, step_rule, chunk)
+        super().__init__(
+            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction
+        )
         self.state["damping"] = {"value": damping}
 
     def load_state_dict(self, state_dict: dict) -> None:

@@ -10,6 +10,7 @@ from hig._combined_directions import OnePrediction, Operator, PredictionEach
 from hig._graph import nodes_behind
 from hig._lanczos import Lanczos
 from hig._optimizer import JacobianOptimizer
+from hig._ranks import ProcessGroup, Ranks
 from hig._report import PhaseClock
 from hig._spectral import HalfInverse
 from hig.conflictfree import ConFIG_update
@@ -51,6 +52,8 @@ class MultiHIG(JacobianOptimizer):
         method: as in :class:`hig.HIG`.
         step_rule: as in :class:`hig.HIG`; "trust" and "line_search" look at the sum of the losses.
         chunk: as in :class:`hig.HIG`.
+        process_group: None for a step of this process alone. "auto" refuses where several
+            processes of torch.distributed run, which would go apart.
 
     Attributes:
         report: the :class:`MultiStepReport` of the last step, None before the first.
@@ -85,9 +88,10 @@ class MultiHIG(JacobianOptimizer):
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
-        super().__init__(params, lr, filter, engine, method, step_rule, chunk)
+        super().__init__(params, lr, filter, engine, method, step_rule, chunk, process_group)
         if not callable(operator):
             raise TypeError(
                 f"operator must map (m, P) to (P,), got {type(operator).__name__}; "
@@ -105,12 +109,19 @@ class MultiHIG(JacobianOptimizer):
         parameters: Sequence[Tensor],
         names: Sequence[str],
         clock: PhaseClock,
+        ranks: Ranks,
     ) -> OnePrediction | PredictionEach:
+        if ranks.size > 1:
+            raise ValueError(
+                f"MultiHIG steps in one process, and torch.distributed has {ranks.size}; pass "
+                "process_group=None to step in each process alone, or take HIG on the sum of the "
+                "losses"
+            )
         pairs = _pairs(outcome)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
             whole = super()._linearise(
-                (self._loss(pairs), prediction), uses, parameters, names, clock
+                (self._loss(pairs), prediction), uses, parameters, names, clock, ranks
             )
             gradients = [_own_gradient(i, loss, prediction) for i, (loss, _) in enumerate(pairs)]
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
@@ -118,7 +129,8 @@ class MultiHIG(JacobianOptimizer):
         parts = []
         for loss, prediction in pairs:
             own = _reached(uses, prediction) if isinstance(prediction, Tensor) else uses
-            parts.append(super()._linearise((loss, prediction), own, parameters, names, clock))
+            pair = (loss, prediction)
+            parts.append(super()._linearise(pair, own, parameters, names, clock, ranks))
         return PredictionEach(parts, self.operator, clock)
 
     def _loss(self, outcome: Pairs) -> Tensor:

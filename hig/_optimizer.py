@@ -7,13 +7,16 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
+from hig._computation import digest, digest_of_filter, whole_batch
 from hig._decompose import check_method
-from hig._direction import Computation, Linearisation, linearise
+from hig._direction import Linearisation, linearise
 from hig._engine import ENGINES
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter
+from hig._split import check_reduction
 from hig._step_rules import make_step_rule
 from hig._trial import RandomState, Trial
 
@@ -34,6 +37,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         method: "auto", "gram", "svd", "lanczos" or a `hig.Lanczos`: how it is decomposed.
         step_rule: "fixed", "trust" or "line_search".
         chunk: backward passes in one batch; None chooses by memory.
+        process_group: the processes that step together, as in :class:`HIG`.
+        reduction: "mean" or "sum", how their losses make one.
 
     Attributes:
         report: the :class:`~hig.StepReport` of the last step, None before the first.
@@ -49,12 +54,16 @@ class JacobianOptimizer(torch.optim.Optimizer):
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ):
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
         check_method(method)
         if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
             raise ValueError(f"chunk must be a whole number, at least 1, got {chunk}; or None")
+        check_process_group(process_group)
+        check_reduction(reduction)
         self._rule = make_step_rule(step_rule)
         _check_lr(lr)
         super().__init__(params, {"lr": lr})
@@ -62,6 +71,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self.report: StepReport | None = None
         self._engine, self._method = engine, method
         self._backward = Backward(chunk)
+        self._process_group, self._reduction = process_group, reduction
         self.state["step_rule"] = self._rule.state
 
     def add_param_group(self, param_group: dict) -> None:
@@ -83,6 +93,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
         private = ("filter", "report", "_rule", "_engine", "_method", "_backward")
+        private += ("_process_group", "_reduction")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -100,24 +111,27 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 Rules that evaluate the loss again call it again, from the same random state.
 
         Returns:
-            The loss before the step, detached.
+            The loss before the step, detached; with several processes that of the whole batch.
 
         Raises:
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf.
+            RankError: another of several processes failed or was lost.
             SampleDependenceError: engine "layerwise" where samples influence one another.
-            ValueError: the closure does not return what it should.
+            ValueError: the closure does not return what it should, or several processes differ
+                in what must be equal.
 
         Whatever is raised, no parameter has been changed.
         """
         if closure is None:
             raise ValueError("step needs a closure that returns (loss, prediction), got None")
         parameters, lrs, names = self._trainable()
-        clock = PhaseClock()
+        ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
         random_state = RandomState(parameters[0].device) if self._measures() else None
-        with clock.phase("forward"), torch.enable_grad(), Capture(parameters) as capture:
+        capture = Capture(parameters)
+        with ranks.agreement(), clock.phase("forward"), torch.enable_grad(), capture:
             outcome = closure()
-        linearisation = self._linearise(outcome, capture.uses, parameters, names, clock)
+        linearisation = self._linearise(outcome, capture.uses, parameters, names, clock, ranks)
 
         def trial_of(filter: SpectralFilter) -> Trial:
             directions, change = linearisation.step(filter)
@@ -130,8 +144,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         def evaluate() -> float:
             # With gradients enabled: a closure may differentiate its network inside.
-            with torch.enable_grad():
-                return float(self._loss(random_state.replay(closure)).detach())
+            with ranks.agreement(), torch.enable_grad():
+                loss = float(self._loss(random_state.replay(closure)).detach())
+            return loss if ranks.size == 1 else ranks.sum_of(linearisation.weight * loss)
 
         with torch.no_grad():
             self.report = self._advance(trial_of, linearisation, clock)
@@ -146,12 +161,16 @@ class JacobianOptimizer(torch.optim.Optimizer):
         parameters: Sequence[Tensor],
         names: Sequence[str],
         clock: PhaseClock,
+        ranks: Ranks,
     ) -> Linearisation:
         """What the closure returned, as a decomposed Jacobian."""
-        loss, prediction = _pair(outcome)
-        with clock.phase("loss gradient"):
+        with ranks.agreement(), clock.phase("loss gradient"):
+            loss, prediction = _pair(outcome)
             gradient = loss_gradient(loss, prediction, parameters, curvature=self._measures())
-        computation = Computation(uses, loss, prediction, gradient, parameters, names)
+        computation = whole_batch(
+            uses, loss, prediction, gradient, parameters, names, ranks,
+            self._reduction, self._settings() if ranks.size > 1 else 0,
+        )  # fmt: skip
         return linearise(
             computation, self.filter, self._engine, self._method, self._backward, clock
         )
@@ -179,6 +198,12 @@ class JacobianOptimizer(torch.optim.Optimizer):
         return self._rule.measures
 
     # -- details ---------------------------------------------------------------------------------
+
+    def _settings(self) -> int:
+        """A digest of what decides on a step beside the parameters."""
+        lrs = [float(group["lr"]) for group in self.param_groups]
+        rule = type(self._rule).__name__, self._rule.state, self._reduction
+        return digest(lrs, digest_of_filter(self.filter), self._engine, self._method, rule)
 
     def _trainable(self) -> tuple[list[Tensor], list[float], list[str]]:
         parameters, lrs, names = [], [], []
@@ -221,8 +246,16 @@ class HIG(JacobianOptimizer):
             tens of thousands of rows; the report estimates the error.
         step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search".
         chunk: backward passes in one batch; None chooses by memory.
+        process_group: the processes that take one step together, each on samples of its own: a
+            group of ``torch.distributed``, "auto" for the default group where there is one, or
+            None for this process alone. All end with the same parameters, those of the step on
+            the samples of all of them.
+        reduction: how their losses make one. "mean" for a loss that is the mean over the samples
+            of its process, as in most training loops; processes with more samples count more, so
+            that it is the mean over all samples. "sum" adds the losses.
 
     Raises:
+        TypeError: if ``process_group`` is none of these.
         ValueError: if an argument lies outside its range.
 
     Example::
@@ -248,9 +281,13 @@ class HIG(JacobianOptimizer):
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
-        super().__init__(params, lr, filter, engine, method, step_rule, chunk)
+        super().__init__(
+            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction
+        )
 
 
 class GaussNewton(HIG):
@@ -264,6 +301,8 @@ class GaussNewton(HIG):
         method: as in :class:`HIG`.
         step_rule: as in :class:`HIG`.
         chunk: as in :class:`HIG`.
+        process_group: as in :class:`HIG`.
+        reduction: as in :class:`HIG`.
     """
 
     def __init__(
@@ -276,10 +315,13 @@ class GaussNewton(HIG):
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
         chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ):
         super().__init__(
             params, lr, rcond, kappa=-1.0,
             engine=engine, method=method, step_rule=step_rule, chunk=chunk,
+            process_group=process_group, reduction=reduction,
         )  # fmt: skip
 
 

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._capture import Capture
-from hig._direction import Computation, linearise
+from hig._computation import digest_of_filter, whole_batch
+from hig._direction import linearise
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
+from hig._split import check_reduction
 
 __all__ = ["record"]
 
@@ -71,6 +74,8 @@ class record:
         engine: str = "auto",
         method: str | Lanczos = "auto",
         chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
 
@@ -81,18 +86,24 @@ class record:
             engine: as in :class:`hig.HIG`.
             method: as in :class:`hig.HIG`.
             chunk: as in :class:`hig.HIG`.
+            process_group: as in :class:`hig.HIG`; all processes get the same ``.grad``.
+            reduction: as in :class:`hig.HIG`.
 
         Raises:
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is untouched.
             SampleDependenceError: engine "layerwise" where samples influence one another.
             ValueError: see :meth:`hig.HIG.step`.
         """
-        clock = PhaseClock()
-        gradient = loss_gradient(loss, prediction, self._parameters, curvature=False)
+        check_process_group(process_group)
+        check_reduction(reduction)
+        ranks, clock = Ranks(process_group), PhaseClock()
+        with ranks.agreement():
+            gradient = loss_gradient(loss, prediction, self._parameters, curvature=False)
         names = [f"parameter {i} {tuple(p.shape)}" for i, p in enumerate(self._parameters)]
-        computation = Computation(
-            self._capture.uses, loss, prediction, gradient, self._parameters, names
-        )
+        computation = whole_batch(
+            self._capture.uses, loss, prediction, gradient, self._parameters, names, ranks,
+            reduction, digest_of_filter(filter),
+        )  # fmt: skip
         linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
         with torch.no_grad():
             directions, _ = linearisation.step(filter)

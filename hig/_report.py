@@ -8,6 +8,8 @@ from functools import cached_property
 
 from torch import Tensor
 
+from hig._ranks import Communication
+
 __all__ = ["PhaseClock", "StepReport"]
 
 
@@ -32,6 +34,7 @@ class StepReport:
             exact up to rounding, as all routes but "lanczos" are.
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
         notes: what was done differently and why, in words.
+        communication: what this process exchanged with others that took the same step, else None.
     """
 
     loss: Tensor
@@ -47,6 +50,7 @@ class StepReport:
     error_estimate: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    communication: Communication | None = None
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -80,6 +84,8 @@ class StepReport:
             parts.append(f"error about {self.error_estimate:.1e}")
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
         parts.append(f"ms: {phases}")
+        if self.communication is not None:
+            parts.append(str(self.communication))
         return "; ".join(parts + self.notes)
 
 

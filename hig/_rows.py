@@ -84,7 +84,7 @@ class StreamedBlock:
 
     def add_gram(self, gram: Tensor) -> None:
         """Add J Jᵀ to ``gram``, piece by piece."""
-        for matrix in self._matrices():
+        for matrix in self._matrices(self._width(len(gram))):
             DenseBlock(matrix).add_gram(gram)
 
     def vjp(self, weights: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class StreamedBlock:
         """J d, recomputing J piece by piece."""
         result = direction.new_zeros(self._prediction.numel())
         start = 0
-        for matrix in self._matrices():
+        for matrix in self._matrices(self._width(len(result))):
             stop = start + matrix.shape[1]
             result += DenseBlock(matrix).jvp(direction[start:stop])
             start = stop
@@ -117,9 +117,18 @@ class StreamedBlock:
             everything, samples.start * self._outputs, samples.stop * self._outputs
         )
 
-    def _matrices(self) -> Iterator[Tensor]:
+    def parts(self, width: int, rows: int) -> Iterator[DenseBlock]:
+        """A few columns at a time, cut where a :class:`DenseBlock` is cut."""
+        held = max(1, self._width(rows) // width) * width
+        for matrix in self._matrices(held):
+            yield from DenseBlock(matrix, self._outputs).parts(width, rows)
+
+    def _width(self, rows: int) -> int:
+        """How many columns may be held at one time."""
+        return max(1, self._held_bytes // (rows * self._prediction.element_size()))
+
+    def _matrices(self, width: int) -> Iterator[Tensor]:
         rows = self._prediction.numel()
-        width = max(1, self._held_bytes // (rows * self._prediction.element_size()))
         for pieces in _pieces([parameter.numel() for parameter in self._parameters], width):
             yield self.columns_of(pieces, 0, rows)
 

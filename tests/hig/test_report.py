@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 
+from hig._ranks import Communication
 from hig._report import PhaseClock, StepReport
 
 
@@ -62,6 +63,12 @@ def test_text_of_a_step_with_everything():
     )
     assert "step size 0.5; gain ratio 0.88; damping 1.00e-03; " in text
     assert text.endswith("first note; second note")
+
+
+def test_text_of_a_step_of_several_processes():
+    exchanged = Communication(2, collectives=3, received=4_000_000, seconds=0.5)
+    text = str(report(communication=exchanged, notes=["a note"]))
+    assert text.endswith("; 2 processes: 3 exchanges, 4 MB, 500.0 ms; a note")
 
 
 @pytest.mark.parametrize("name", ["step_size", "gain_ratio", "damping"])

@@ -1,0 +1,128 @@
+"""One run on several processes, as ``torchrun`` starts them: each takes a share of every batch."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from experiments._methods import Method
+from problems import Batch, Problem, SeveralLosses, samples
+
+
+class ProcessesError(ValueError):
+    """A run cannot be shared as asked; the text says why and what would help."""
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Join the other processes, if ``torchrun`` started this one, for the time of the context.
+
+    Args:
+        device: Device of the run. Tensors travel by NCCL between CUDA devices, where each process
+            takes the one of its local rank, and by gloo between CPUs.
+
+    Raises:
+        ProcessesError: There are more processes than devices.
+    """
+    if not dist.is_torchelastic_launched() or dist.is_initialized():
+        yield
+        return
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= devices:
+            raise ProcessesError(
+                f"process {local} of this machine has no CUDA device, there are {devices}; "
+                f"start it with --nproc-per-node {devices}"
+            )
+        torch.cuda.set_device(local)
+    # The first optimizer makes torch import its compiler, which would hold on to a group that is
+    # already there: its threads then outlive the interpreter, and abort now and then.
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Processes:
+    """The processes of a run: this one alone, or those of the default process group.
+
+    Attributes:
+        rank: Number of this process; the first one, 0, writes the files.
+        size: Number of processes.
+    """
+
+    def __init__(self):
+        self.rank, self.size = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def check(self, problem: Problem, method: Method) -> None:
+        """Refuse what cannot be shared.
+
+        Raises:
+            ProcessesError: The problem or the method has several losses.
+        """
+        if self.size > 1 and (method.several_losses or isinstance(problem, SeveralLosses)):
+            raise ProcessesError(
+                f"{problem.name} with {method.label} runs in one process, got {self.size}: several "
+                "losses are no mean or sum over one set of samples; start it without torchrun"
+            )
+
+    def share(self, batch: Batch) -> Batch:
+        """The samples of this process: consecutive, the first processes have one more.
+
+        Raises:
+            ProcessesError: There are fewer samples than processes.
+        """
+        if self.size == 1:
+            return batch
+        if samples(batch) < self.size:
+            raise ProcessesError(
+                f"{samples(batch)} samples for {self.size} processes; take fewer processes, or a "
+                "--batch-size that leaves no such batch at the end of an epoch"
+            )
+        return {key: value.tensor_split(self.size)[self.rank] for key, value in batch.items()}
+
+    def weight(self, problem: Problem, share: Batch, batch: Batch) -> float:
+        """What the loss of a share counts in the loss of the batch."""
+        return 1.0 if problem.loss_reduction == "sum" else samples(share) / samples(batch)
+
+    def add_up(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+        """Add the weighted losses of all processes, and the gradients in place.
+
+        Returns:
+            The sum of the losses, without a graph.
+        """
+        loss = loss.detach()
+        if self.size == 1:
+            return loss
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        parts = [loss.reshape(1), *(gradient.flatten() for gradient in gradients)]
+        flat = torch.cat(parts)
+        # Added in one place and handed out: of the same bits everywhere, as line searches need.
+        dist.reduce(flat, 0)
+        dist.broadcast(flat, 0)
+        total, *found = flat.split([part.numel() for part in parts])
+        for gradient, value in zip(gradients, found, strict=True):
+            gradient.copy_(value.view_as(gradient))
+        return total.reshape(loss.shape)
+
+    def wait(self) -> None:
+        """Wait until all have come here: ``torchrun`` ends the others with the first that fails."""
+        if self.size > 1:
+            with suppress(RuntimeError):  # raised where one is lost, which need not be waited for
+                dist.barrier()
+
+    def first(self, number: float, device: str) -> float:
+        """A number of the first process, such as its clock, on which all decide alike."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor(number, dtype=torch.float64, device=device)
+        dist.broadcast(tensor, 0)
+        return tensor.item()

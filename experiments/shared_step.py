@@ -1,0 +1,127 @@
+"""Cost of a HIG step that several processes share, against the step of one on the whole batch.
+
+``torchrun --nproc-per-node 2 -m experiments.shared_step nonlinear_oscillators`` measures both in
+turn. Processor time of a process is what it computes and copies, with one thread about what a
+quiet machine with a core for each would take; beside it stands what was exchanged, with the
+shortest time that took on this machine.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import hig
+from experiments._arguments import positive_int
+from experiments._problems import PROBLEMS
+from experiments._processes import Processes, process_group
+from problems import Problem
+
+WARM_UP = 1
+
+
+def measure(
+    problem: Problem, batch_size: int, engine: str, rounds: int, say: Callable[[str], None] = print
+) -> dict[str, float]:
+    """Measure both steps in float32 at the settings of the problem; all processes call this.
+
+    Args:
+        problem: What to train on.
+        batch_size: Samples of the whole batch.
+        engine: How the Jacobian is obtained.
+        rounds: Counted steps of each kind.
+        say: Told the result, in the first process.
+
+    Returns:
+        Seconds of processor time ``alone`` and ``shared`` (of the process with most), then
+        ``exchanges``, ``received`` bytes and ``waiting`` seconds of a shared step.
+    """
+    processes = Processes()
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    train = {key: value.float() for key, value in train.items()}
+    generator = torch.Generator().manual_seed(0)
+    batch = dict(next(iter(problem.batches(train, batch_size, generator))))
+    alone = _stepper(problem, batch, engine, None)
+    shared = _stepper(problem, processes.share(batch), engine, "auto")
+    seconds_alone, seconds_shared, waiting = [], [], []
+    for turn in range(WARM_UP + rounds):
+        if processes.rank == 0:
+            spent, _ = alone()
+        processes.wait()
+        own, report = shared()
+        most = torch.tensor(own)
+        if processes.size > 1:
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+        if turn >= WARM_UP and processes.rank == 0:
+            seconds_alone.append(spent)
+            seconds_shared.append(most.item())
+            waiting.append(report.communication.seconds if report.communication else 0.0)
+    if processes.rank > 0:
+        return {}
+    told = report.communication
+    results = {
+        "alone": statistics.median(seconds_alone),
+        "shared": statistics.median(seconds_shared),
+        "exchanges": told.collectives if told else 0,
+        "received": told.received if told else 0,
+        "waiting": min(waiting),
+    }
+    alone_ms, shared_ms, waiting_ms = (1e3 * results[k] for k in ("alone", "shared", "waiting"))
+    say(
+        f"{problem.name}, batch {batch_size}, {report.rows} x {report.columns}, engine "
+        f"{report.engine}, {processes.size} processes: processor time alone {alone_ms:.4g} ms, "
+        f"of each process {shared_ms:.4g} ms ({alone_ms / shared_ms:.2f} times less); "
+        f"{results['exchanges']} exchanges of {results['received'] / 1e6:.3g} MB, at least "
+        f"{waiting_ms:.3g} ms"
+    )
+    return results
+
+
+def _stepper(
+    problem: Problem, batch: dict[str, Tensor], engine: str, group: str | None
+) -> Callable[[], tuple[float, hig.StepReport]]:
+    """Takes a step from the same weights every time; tells processor time and report."""
+    torch.manual_seed(0)
+    network, settings = problem.network(), problem.settings["hig"]
+    optimizer = hig.HIG(
+        network.parameters(), lr=0.0, rcond=settings.rcond, engine=engine,
+        process_group=group, reduction=problem.loss_reduction,
+    )  # fmt: skip
+
+    def closure() -> tuple[Tensor, Tensor]:
+        prediction = problem.predict(network, batch)
+        return problem.loss(prediction, batch), prediction
+
+    def step() -> tuple[float, hig.StepReport]:
+        start = time.process_time()
+        optimizer.step(closure)
+        return time.process_time() - start, optimizer.report
+
+    return step
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node R -m experiments.shared_step", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    shareable = [name for name, make in PROBLEMS.items() if name != "conditioning_toy"]
+    parser.add_argument("problem", choices=shareable, help="what to train on")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="of all together")
+    parser.add_argument("--engine", choices=("auto", "layerwise", "rows"), default="auto")
+    parser.add_argument("--rounds", type=positive_int, default=9, metavar="N", help="default 9")
+    options = parser.parse_args(arguments)
+    problem = PROBLEMS[options.problem]()
+    torch.set_num_threads(1)
+    with process_group("cpu"):
+        size = options.batch_size or problem.settings["hig"].batch_size
+        measure(problem, size, options.engine, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

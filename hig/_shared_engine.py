@@ -1,0 +1,61 @@
+"""The joint Jacobian of a computation, whose samples may lie on several ranks."""
+
+from dataclasses import replace
+
+from hig._backward import Backward
+from hig._computation import Computation, digest
+from hig._engine import EngineResult, build_jacobian
+from hig._factored_block import FactoredBlock
+from hig._shared_jacobian import SharedJacobian
+
+__all__ = ["build_shared"]
+
+
+def build_shared(
+    computation: Computation, engine: str, backward: Backward, products: bool = False
+) -> EngineResult:
+    """The joint Jacobian of the whole batch; see :func:`hig._engine.build_jacobian`.
+
+    Args:
+        computation: what was seen while the closure ran.
+        engine: "auto", "layerwise" or "rows".
+        backward: runs the backward passes.
+        products: whether products with vectors are all that will be asked for.
+
+    Raises:
+        SampleDependenceError: engine "layerwise" cannot give all columns exactly, on some rank.
+        ValueError: unknown engine, or the ranks hold different columns.
+    """
+    ranks = computation.split.ranks
+
+    def built(engine: str) -> EngineResult:
+        found = computation
+        with ranks.agreement():
+            return build_jacobian(
+                found.uses, found.prediction, found.parameters, found.names, engine, backward,
+                products=products,
+            )  # fmt: skip
+
+    result = built(engine)
+    if ranks.size == 1:
+        return result
+    if len(set(ranks.whole_numbers(_layout(result)))) > 1:
+        if engine == "auto":
+            result = built("rows")
+            result.notes.append("rows engine: layers differ among the ranks, or in what is exact")
+        remedy = (
+            "run the same network on inputs of the same shape per sample on every rank, or take "
+            "engine='rows'; the prediction must depend on the same parameters everywhere"
+        )
+        ranks.agree_on({"the checksum of the Jacobian's columns": (_layout(result), remedy)})
+    return replace(result, jacobian=SharedJacobian(result.jacobian, computation.split))
+
+
+def _layout(result: EngineResult) -> int:
+    """A digest of what must be equal for blocks of two ranks to be multiplied."""
+    blocks = []
+    for block in result.jacobian.blocks:
+        factors = block.factors() if isinstance(block, FactoredBlock) else []
+        shapes = [(tuple(factor.shape[1:]), factor.dtype) for factor in factors]
+        blocks.append((block.columns, shapes))
+    return digest(result.order, result.routes, blocks)

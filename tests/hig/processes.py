@@ -1,0 +1,72 @@
+"""Short-lived processes on this machine that form a process group."""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# The server imports torch once; every process is a fork of it.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch.distributed", "tests.hig.networks", "hig"])
+
+DEADLINE = 120
+
+
+def run(function, size, folder, *arguments):
+    """What ``function(rank, *arguments)`` returns on each of ``size`` gloo ranks.
+
+    None for a process that ended without returning. An error is raised here, with its traceback.
+    """
+    store = folder / f"store{size}{function.__name__}"
+    pipes, processes = [], []
+    for rank in range(size):
+        receiver, sender = _context.Pipe(duplex=False)
+        given = (function, rank, size, store, sender, arguments)
+        process = _context.Process(target=_work, args=given)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        processes.append(process)
+    try:
+        return [_received(pipe) for pipe in pipes]
+    finally:
+        for process in processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _received(pipe):
+    assert pipe.poll(DEADLINE), "a process hangs"
+    try:
+        failure, result = pipe.recv()
+    except EOFError:
+        return None
+    assert failure is None, failure
+    return result
+
+
+def _work(function, rank, size, store, pipe, arguments):
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size,
+        timeout=timedelta(seconds=30),
+    )  # fmt: skip
+    answer = ("the process ended early", None)
+    try:
+        answer = (None, function(rank, *arguments))
+    except BaseException:
+        answer = (traceback.format_exc(), None)
+        raise
+    finally:
+        pipe.send(answer)
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()

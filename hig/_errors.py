@@ -46,5 +46,5 @@ def described(value) -> str:
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"a {type(value).__name__} of {len(value)}" if value else "an empty list"
+    return type(value).__name__

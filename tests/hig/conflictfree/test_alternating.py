@@ -113,7 +113,7 @@ def test_what_is_refused():
         AlternatingBackward(nn.Linear(1, 1), 2, PseudoMomentumOperator(3))
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         AlternatingBackward([torch.ones(2)], 2)
-    wrapped = r"got a ConFIGOperator; wrap it: PseudoMomentumOperator\(2, gradient_operator=...\)"
+    wrapped = r"got ConFIGOperator; wrap it: PseudoMomentumOperator\(2, gradient_operator=...\)"
     with pytest.raises(TypeError, match=wrapped):
         AlternatingBackward(nn.Linear(1, 1), 2, ConFIGOperator())
     for count in (2.0, [1, 2], "2", nn.Linear(1, 1).parameters()):

@@ -143,7 +143,7 @@ def test_losses_of_another_network_are_refused(method):
     ("of", "match"),
     [
         (lambda losses: losses[0], r"got a tensor of shape \(\); pass a list"),
-        (lambda losses: dict(enumerate(losses)), r"got a dict; pass list\(losses.values\(\)\)"),
+        (lambda losses: dict(enumerate(losses)), r"got dict; pass list\(losses.values\(\)\)"),
         (lambda losses: 1.0, "must be a list of scalars, got 1.0"),
         (lambda losses: [float(loss.detach()) for loss in losses], "got float; compute it from"),
     ],

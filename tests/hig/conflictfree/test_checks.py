@@ -37,7 +37,7 @@ def test_operators(operator):
         (ConFIGOperator, r"an object, got the class ConFIGOperator; make one: ConFIGOperator\("),
         ("config", r"to a direction \(P,\), got 'config'; take ConFIGOperator\(\)"),
         (torch.ones(2), r"got a tensor of shape \(2,\)"),
-        (PseudoMomentumOperator(2), "without a memory.*, got a PseudoMomentumOperator; take"),
+        (PseudoMomentumOperator(2), "without a memory.*, got PseudoMomentumOperator; take"),
     ],
 )
 def test_what_is_no_operator(operator, match):
@@ -49,7 +49,7 @@ def test_what_is_no_operator(operator, match):
     ("direction", "error", "match"),
     [
         (None, TypeError, r"map \(2, 3\) to a tensor of shape \(3,\), got None"),
-        (np.ones(3), TypeError, "got a ndarray"),
+        (np.ones(3), TypeError, "got ndarray"),
         (1.0, TypeError, "got 1.0"),
         (torch.ones(()), ValueError, r"of shape \(3,\), got \(\)"),
         (MATRIX, ValueError, r"got \(2, 3\); return a combination of the rows"),

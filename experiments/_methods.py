@@ -50,8 +50,8 @@ class Method:
 
     @property
     def jacobian(self) -> bool:
-        """Whether the optimiser reports on one joint Jacobian."""
-        return self.closure == "outputs"
+        """Whether the optimiser reports on joint Jacobians."""
+        return self.closure in ("outputs", "pairs")
 
     @property
     def several_losses(self) -> bool:

@@ -115,8 +115,8 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         "--clock",
         choices=tuple(CLOCKS),
         default=Options.clock,
-        help="what seconds of training are; processor time, of one thread alone, is what a quiet "
-        "machine would take",
+        help="what seconds of training are; processor time, with --threads 1 as the default, is "
+        "what a quiet machine would take",
     )
 
 
@@ -185,7 +185,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
         metavar="N",
         default=argparse.SUPPRESS,
         help="CPU threads; 1 where other processes keep the cores busy (default: "
-        f"{torch.get_num_threads()}, and 1 with --clock processor)",
+        f"{torch.get_num_threads()})",
     )
     group.add_argument(
         "--out",

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +48,13 @@ def parse(
     if not given.keys() & {"epochs", "time_budget"}:
         length = "time_budget" if problem.epochs is None else "epochs"
         given[length] = getattr(problem, length)
-    options = Options(**_chosen(given, [field.name for field in fields(Options)]))
+    # Processor time of several threads adds up: it would be no measure of what training takes.
+    alone = given.get("clock") == "processor"
+    given.setdefault("threads", 1 if alone else torch.get_num_threads())
+    try:
+        options = Options(**_chosen(given, [field.name for field in fields(Options)]))
+    except ValueError as error:
+        parser.error(str(error))
     return problem, settings, options
 
 
@@ -108,8 +115,8 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         "--clock",
         choices=tuple(CLOCKS),
         default=Options.clock,
-        help="what seconds of training are; processor time, with one thread, is what a quiet "
-        "machine would take",
+        help="what seconds of training are; processor time, with --threads 1 as the default, is "
+        "what a quiet machine would take",
     )
 
 
@@ -176,8 +183,9 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
         "--threads",
         type=_threads,
         metavar="N",
-        default=torch.get_num_threads(),
-        help="CPU threads; 1 where other processes keep the cores busy",
+        default=argparse.SUPPRESS,
+        help="CPU threads; 1 where other processes keep the cores busy (default: "
+        f"{torch.get_num_threads()})",
     )
     group.add_argument(
         "--out",
@@ -218,7 +226,9 @@ def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
             kind = {"choices": choices} if choices else {"metavar": "X"}
         else:
             number = positive_int if isinstance(value, int) else positive_float
-            kind = {"type": number, "metavar": "X"}
+            # What the problem takes it knows best: its own value is one that it does.
+            example = str(value) if isinstance(value, int) else f"{value:g}"
+            kind = {"type": partial(number, example=example), "metavar": "X"}
         flag = _flag(metadata[name].get("flag", name))
         default = argparse.SUPPRESS if value == "" else value
         group.add_argument(flag, default=default, help=metadata[name]["help"], **kind)
@@ -236,23 +246,21 @@ def _number(text: str, kind: Callable[[str], float], remedy: str) -> float:
         raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}; {remedy}") from None
 
 
-def positive_int(text: str) -> int:
-    """Read a whole number above zero; for argparse."""
-    value = _number(text, int, "give a number such as 10")
+def positive_int(text: str, example: str = "10") -> int:
+    """Read a whole number above zero, for argparse; the example is part of the error text."""
+    remedy = f"give a number such as {example}"
+    value = _number(text, int, remedy)
     if value < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be at least 1, got {value}; give a number such as 10"
-        )
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}; {remedy}")
     return value
 
 
-def positive_float(text: str) -> float:
-    """Read a finite number above zero; for argparse."""
-    value = _number(text, float, "give a number such as 0.5 or 3e-4")
+def positive_float(text: str, example: str = "0.5 or 3e-4") -> float:
+    """Read a finite number above zero, for argparse; the example is part of the error text."""
+    remedy = f"give a number such as {example}"
+    value = _number(text, float, remedy)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"must be positive and finite, got {value:g}; give a number such as 0.5 or 3e-4"
-        )
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value:g}; {remedy}")
     return value
 
 
@@ -283,10 +291,11 @@ def _kappa(text: str) -> float:
 
 
 def _threads(text: str) -> int:
-    value, cores = positive_int(text), os.cpu_count() or 1
+    value, cores = positive_int(text, example="1"), os.cpu_count() or 1
     if value > MOST_THREADS * cores:
         raise argparse.ArgumentTypeError(
-            f"must be at most {MOST_THREADS * cores} on {cores} cores, got {value}"
+            f"must be at most {MOST_THREADS * cores} on {cores} cores, got {value}; give a number "
+            f"such as {cores}"
         )
     return value
 

@@ -50,8 +50,8 @@ class Method:
 
     @property
     def jacobian(self) -> bool:
-        """Whether the optimiser reports on one joint Jacobian."""
-        return self.closure == "outputs"
+        """Whether the optimiser reports on joint Jacobians."""
+        return self.closure in ("outputs", "pairs")
 
     @property
     def several_losses(self) -> bool:
@@ -75,7 +75,7 @@ class Method:
         """
         settings = self.complete(settings)
         options = {name: getattr(settings, name) for name in self.options if name != "schedule"}
-        if self.jacobian:
+        if self.closure == "outputs":  # MultiHIG steps in one process
             options["reduction"] = reduction
         return self.build(parameters, lr=settings.lr, **options)
 

@@ -22,7 +22,8 @@ class Options:
         dtype: ``"float32"`` or ``"float64"``.
         threads: CPU threads of torch, or None for torch's own choice.
         out: Directory of the result file; made where missing.
-        clock: ``"wall"`` or ``"processor"``; what seconds of training are, see `TrainingClock`.
+        clock: ``"wall"`` or ``"processor"``, which takes one thread; what seconds of training
+            are, see `TrainingClock`.
         average: Evaluate, and keep, a running average of the weights in which the past counts with
             this factor after each step; None for the weights themselves.
         quiet: No progress and no summary.
@@ -47,6 +48,11 @@ class Options:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.clock == "processor" and (self.threads or 1) > 1:
+            raise ValueError(
+                f"the processor clock adds up the time of all threads, got {self.threads}; give "
+                "--threads 1 with it, or take --clock wall"
+            )
         if (self.epochs is None) == (self.time_budget is None):
             raise ValueError(
                 f"a run needs either epochs or a time budget, got epochs={self.epochs} and "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from hig import StepReport
+from hig import MultiStepReport, StepReport
 
 # Spectra are large beside everything else: they are kept after 1, 4, 16, … steps and at the end.
 SPECTRUM_SPACING = 4
@@ -93,17 +93,21 @@ class JacobianRecorder:
     latest: tuple[float, StepReport] | None = None
     due: int = 1
 
-    def step(self, epoch: float, seconds: float, report: StepReport) -> None:
-        """Note one step.
+    def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> None:
+        """Note one step; nothing of one for several losses that have a Jacobian each.
 
         Args:
             epoch: Passes through the data before the step.
             seconds: Training time after the step.
             report: ``optimizer.report`` of the step.
         """
+        step_size, parts = report.step_size, getattr(report, "parts", [report])
+        if len(parts) > 1:
+            return
+        report = parts[0]
         self.seconds.append(seconds)
         self.rank.append(int(report.rank))
-        self.step_size.append(float(report.step_size))
+        self.step_size.append(float(step_size))
         self.notes.update(dict.fromkeys(report.notes))
         if self.shape is None:
             self.shape = (report.rows, report.columns)

@@ -1,6 +1,6 @@
 """Directions of several losses as one: what a step for a single loss asks of its linearisation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,9 @@ from hig._direction import Linearisation
 from hig._multi_report import MultiStepReport
 from hig._report import PhaseClock
 from hig._spectral import SpectralFilter
+from hig.conflictfree._operator import Operator, combine
 
-__all__ = ["OnePrediction", "Operator", "PredictionEach"]
-
-Operator = Callable[[Tensor], Tensor]
+__all__ = ["OnePrediction", "PredictionEach"]
 
 
 @dataclass
@@ -127,14 +126,7 @@ class PredictionEach:
 
 def _combine(matrix: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
     """Direction (P,) for a matrix (m, P), and its cosines (m,) with the rows."""
-    combined = operator(matrix)
-    if not isinstance(combined, Tensor) or combined.shape != matrix.shape[1:]:
-        raise ValueError(
-            f"the operator must map directions {tuple(matrix.shape)} to one of shape "
-            f"{tuple(matrix.shape[1:])}, got "
-            f"{tuple(combined.shape) if isinstance(combined, Tensor) else type(combined)}"
-        )
-    combined = combined.to(matrix)
+    combined = combine(operator, matrix).to(matrix)
     norms = matrix.norm(dim=1) * combined.norm()
     return combined, torch.where(norms > 0, (matrix @ combined) / norms, 0.0)
 

@@ -19,8 +19,9 @@ from hig._capture import LayerUse
 from hig._errors import SampleDependenceError
 from hig._factored_block import FactoredBlock
 from hig._graph import nodes_behind
-from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
+from hig._layerwise import factor_bytes, find_layers, layer_blocks
 from hig._product_block import ProductBlock
+from hig._reasons import why_not_exact, why_not_layered
 from hig._rows import HELD_BYTES, rows_block
 
 __all__ = ["ENGINES", "EngineResult", "build_jacobian"]
@@ -85,31 +86,40 @@ def build_jacobian(
     blocks: list[Block] = []
     order: list[int] = []
     notes: list[str] = []
-    layers = [] if engine == "rows" else find_layers(uses, len(prediction))
-    if products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes:
+    samples = len(prediction)
+    layers = [] if engine == "rows" else find_layers(uses, samples)
+    too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
+    if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
     # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
     found = layer_blocks(layers, prediction, backward)
     probe = _Probe(prediction, parameters)
     routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
+    inexact: set[int] = set()
     for layer, block in zip(layers, found, strict=True):
         own = [positions[id(parameter)] for parameter in layer.parameters]
         if any(routes[index] == "unused" for index in own):
             continue
         if not probe.agrees(block, own):
-            notes.append(_disagreement(layer, [names[index] for index in own]))
+            inexact.update(own)
             continue
         blocks.append(block)
         order.extend(own)
         for index in own:
             routes[index] = "layerwise"
     rest = [index for index, route in enumerate(routes) if route == "rows"]
+    reasons: dict[str, list[str]] = {}
+    if rest and engine != "rows" and not too_large:
+        why = why_not_exact(prediction) if inexact else ""
+        for index in rest:
+            own = why if index in inexact else why_not_layered(parameters[index], uses, samples)
+            reasons.setdefault(own, []).append(names[index])
     if rest and engine == "layerwise":
-        raise SampleDependenceError(_refusal([names[index] for index in rest], notes))
+        raise SampleDependenceError(_refusal(reasons))
     if rest:
-        if engine == "auto":
-            notes.append(f"rows engine for {_listed([names[index] for index in rest])}")
+        route = "products by autograd" if products else "rows engine"
+        notes.extend(f"{route} for {_listed(own)}: {reason}" for reason, own in reasons.items())
         others = [parameters[index] for index in rest]
         if products:
             blocks.append(ProductBlock(prediction, others, backward))
@@ -121,7 +131,7 @@ def build_jacobian(
     if unused:
         _refuse_reentrant_checkpoints(prediction, unused)
         notes.append(f"the prediction does not depend on {_listed(unused)}")
-    jacobian = JointJacobian(blocks, len(prediction), prediction[0].numel(), like=prediction)
+    jacobian = JointJacobian(blocks, samples, prediction[0].numel(), like=prediction)
     return EngineResult(jacobian, order, routes, notes)
 
 
@@ -169,18 +179,10 @@ def _refuse_reentrant_checkpoints(prediction: Tensor, unused: list[str]) -> None
         )
 
 
-def _disagreement(layer: Layer, names: list[str]) -> str:
+def _refusal(reasons: dict[str, list[str]]) -> str:
+    found = "; ".join(f"{_listed(names)}: {reason}" for reason, names in reasons.items())
     return (
-        f"{_listed(names)} cannot be taken layer by layer: samples influence one another "
-        f"(batch normalisation?), or it is used elsewhere than in the {len(layer.uses)} linear or "
-        "convolution calls seen"
-    )
-
-
-def _refusal(names: list[str], notes: list[str]) -> str:
-    reasons = "; ".join(notes) or "it is not the weight or bias of a captured layer"
-    return (
-        f"the layerwise engine cannot give the exact Jacobian of {_listed(names)}: {reasons}. "
+        f"the layerwise engine cannot give the exact Jacobian of {found}. "
         "Use engine='auto', which takes the rows engine for these parameters (and put batch "
         "normalisation into eval mode if the coupling is not wanted)"
     )

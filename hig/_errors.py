@@ -1,5 +1,7 @@
 """Named errors. Each text says what was wrong, the value found and the remedy."""
 
+from torch import Tensor
+
 __all__ = [
     "CorruptResultError",
     "DecompositionError",
@@ -7,6 +9,7 @@ __all__ = [
     "RankError",
     "SampleDependenceError",
     "UnsafeResultError",
+    "described",
 ]
 
 
@@ -37,3 +40,16 @@ class UnsafeResultError(ValueError):
 
 class CorruptResultError(ValueError):
     """A result file is truncated, is not a pickle, or does not hold one dictionary."""
+
+
+def described(value) -> str:
+    """What an error text calls a value that should have been something else."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, bool | int | float | complex | str):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}" if value else "an empty list"
+    return type(value).__name__

@@ -1,5 +1,6 @@
 """Levenberg-Marquardt: the damped filter, its damping adapted by the gain ratio."""
 
+import math
 from collections.abc import Callable, Iterable
 
 from hig._direction import Linearisation
@@ -11,6 +12,9 @@ from hig._spectral import Damped, SpectralFilter
 from hig._trial import Trial
 
 __all__ = ["LevenbergMarquardt"]
+
+# No damped step goes further than 1 where the learning rate suits the scale of the loss.
+LONGEST_REACH = 1.1
 
 
 class LevenbergMarquardt(JacobianOptimizer):
@@ -26,7 +30,9 @@ class LevenbergMarquardt(JacobianOptimizer):
 
     The filter applies to g, the gradient of the loss: the step is the full Levenberg-Marquardt
     step for a loss of half the sum of squares. For another scale (a mean over the batch, squares
-    without the half) choose ``lr`` accordingly, or ``step_rule="trust"``, which measures it.
+    without the half) choose ``lr`` accordingly, or ``step_rule="trust"``, which measures it. With
+    the plain sum of squares and ``lr=1`` a step goes twice as far as it should, gains nothing, and
+    the damping stays high: the report has a note then, and ``lr=0.5`` is right.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -87,13 +93,17 @@ class LevenbergMarquardt(JacobianOptimizer):
         linearisation: Linearisation,
         clock: PhaseClock,
     ) -> StepReport:
-        for _ in range(self.MOST_ATTEMPTS):
+        notes = []
+        for attempt in range(self.MOST_ATTEMPTS):
             trial = trial_of(self.filter)
             with clock.phase("update"):
                 ratio = self._rule.take(trial)
                 ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
                 if trial.slope == 0:  # nothing to gain: the loss is stationary in the outputs
                     break
+                # Rules that measure the step have found that so far is right.
+                if attempt == 0 and not self._rule.measures and _reach(trial) > LONGEST_REACH:
+                    notes.append(_too_far(trial))
                 rejected = ratio is None or not ratio > 1e-3  # NaN is no gain to be seen
                 self._adapt(ratio, rejected)
                 if not rejected:
@@ -103,6 +113,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         report.step_size, report.gain_ratio, report.damping = (
             trial.step_size, ratio, self.filter.damping,
         )  # fmt: skip
+        report.notes.extend(notes)
         return report
 
     def _adapt(self, ratio: float | None, rejected: bool) -> None:
@@ -116,3 +127,18 @@ class LevenbergMarquardt(JacobianOptimizer):
         damping = min(max(damping, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
         self.filter = Damped(damping, self.filter.rcond)
         self.state["damping"]["value"] = damping
+
+
+def _reach(trial: Trial) -> float:
+    """Length of a step, relative to that of the minimum of the quadratic model along it."""
+    return trial.step_size * trial.curvature / trial.slope
+
+
+def _too_far(trial: Trial) -> str:
+    # A whole number, as without damping for a sum of squares; and the same words in every step.
+    times = math.ceil(_reach(trial))
+    return (
+        f"lr is too large for the scale of this loss: the step goes up to {times} times as far as "
+        f"its quadratic model is lowest; lr={trial.lr / times:.2g} suits, or step_rule='trust', or "
+        "half the sum of squares as the loss with lr=1"
+    )

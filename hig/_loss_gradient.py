@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hig._errors import NonFiniteError
+from hig._errors import NonFiniteError, described
 from hig._graph import leaves, nodes_behind
 
-__all__ = ["loss_gradient"]
+__all__ = ["check_finite", "check_pair", "loss_gradient"]
 
 
 def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor], curvature: bool):
@@ -26,60 +26,99 @@ def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]
         ValueError: shapes are wrong, the loss does not depend on the prediction, or it depends
             on a parameter in another way than through the prediction.
     """
-    _check_tensors(loss, prediction)
+    check_pair(loss, prediction)
     (gradient,) = torch.autograd.grad(
         loss, prediction, retain_graph=True, create_graph=curvature, allow_unused=True
     )
     if gradient is None:
         raise ValueError(
             "the loss does not depend on the prediction; return the tensor that the loss was "
-            "computed from, not a copy, a slice or a detached version of it"
+            "computed from, not a copy, a slice or a detached version of it; to take losses of "
+            "parts, join these first (torch.cat), return the whole, and compute the losses from "
+            "pieces of it (whole.split)"
         )
     _check_path(loss, prediction, parameters)
-    _check_finite("the gradient of the loss", gradient.detach())
+    check_finite("the gradient of the loss", gradient.detach())
     return gradient
 
 
-def _check_tensors(loss: Tensor, prediction: Tensor) -> None:
-    for name, tensor in (("loss", loss), ("prediction", prediction)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{name} must be a tensor, got {type(tensor).__name__}; the closure returns "
-                "(loss, prediction)"
-            )
-        if not tensor.is_floating_point():
-            raise TypeError(
-                f"{name} must be real floating point, got {tensor.dtype}; for complex outputs "
-                "return torch.view_as_real(prediction) and compute the loss from it"
-            )
+def check_pair(
+    loss: Tensor,
+    prediction: Tensor,
+    names: tuple[str, str] = ("the loss", "the prediction"),
+    known: bool = False,
+) -> None:
+    """Raise unless a loss and the prediction that it was computed from can be differentiated.
+
+    Args:
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        names: what to call both.
+        known: the prediction has been checked before.
+
+    Raises:
+        NonFiniteError: one of both holds NaN or Inf.
+        TypeError: one of both is not a real floating-point tensor.
+        ValueError: one of both has the wrong shape or no graph.
+    """
+    name = names[0]
+    _check_tensor(loss, name)
     if loss.numel() != 1:
         raise ValueError(
-            f"loss must be a scalar, got shape {tuple(loss.shape)}; take the mean over samples"
+            f"{name} must be a scalar, got shape {tuple(loss.shape)}; take the mean over samples"
         )
-    if prediction.ndim < 1 or not prediction.numel():
-        raise ValueError(
-            f"prediction must be (batch, ...) with at least one entry, got shape "
-            f"{tuple(prediction.shape)}"
-        )
-    if not prediction.requires_grad:
-        raise ValueError(
-            "the prediction carries no gradient graph; run the closure with gradients enabled, "
-            "and do not detach between network and prediction"
-        )
+    if not known:
+        _check_prediction(prediction, names[1])
     if not loss.requires_grad:
         raise ValueError(
-            "the loss carries no gradient graph; compute it from the prediction without detach, "
+            f"{name} carries no gradient graph; compute it from the prediction without detach, "
             "item or no_grad, and do not call backward in the closure"
         )
-    _check_finite("the prediction", prediction.detach())
     if not bool(torch.isfinite(loss.detach())):
         raise NonFiniteError(
-            f"the loss is {float(loss.detach())} although the prediction is finite; parameters "
+            f"{name} is {float(loss.detach())} although {names[1]} is finite; parameters "
             "are unchanged; check the loss function and the target"
         )
 
 
-def _check_finite(what: str, tensor: Tensor) -> None:
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {described(tensor)}; the closure returns "
+            "(loss, prediction)"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be real floating point, got {tensor.dtype}; for complex outputs "
+            "return torch.view_as_real(prediction) and compute the loss from it"
+        )
+
+
+def _check_prediction(prediction: Tensor, name: str) -> None:
+    _check_tensor(prediction, name)
+    if prediction.ndim < 1 or not prediction.numel():
+        raise ValueError(
+            f"{name} must be (batch, ...) with at least one entry, got shape "
+            f"{tuple(prediction.shape)}"
+        )
+    if not prediction.requires_grad:
+        raise ValueError(
+            f"{name} carries no gradient graph; run the closure with gradients enabled, "
+            "and do not detach between network and prediction"
+        )
+    check_finite(name, prediction.detach())
+
+
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Raise if a tensor is not finite.
+
+    Args:
+        what: what the tensor is called.
+        tensor: (B, ...).
+
+    Raises:
+        NonFiniteError: with the samples that hold NaN or Inf.
+    """
     finite = torch.isfinite(tensor)
     if bool(finite.all()):
         return

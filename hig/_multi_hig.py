@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 from hig._capture import LayerUse
-from hig._combined_directions import OnePrediction, Operator, PredictionEach
+from hig._combined_directions import OnePrediction, PredictionEach
+from hig._errors import NonFiniteError, described
 from hig._graph import nodes_behind
 from hig._lanczos import Lanczos
+from hig._loss_gradient import check_finite, check_pair
 from hig._optimizer import JacobianOptimizer
 from hig._ranks import ProcessGroup, Ranks
 from hig._report import PhaseClock
 from hig._spectral import HalfInverse
 from hig.conflictfree import ConFIG_update
+from hig.conflictfree._checks import check_operator
+from hig.conflictfree._operator import Operator
 
 __all__ = ["MultiHIG"]
 
@@ -48,6 +52,7 @@ class MultiHIG(JacobianOptimizer):
         operator: maps the directions of all losses, (m, P) float64, to one (P,): an operator of
             :mod:`hig.conflictfree`, an aggregator of TorchJD, or a function. With one prediction it
             is given coordinates (m, m) instead, which have the inner products of the metric.
+            Operators with a memory do not fit: directions are as long as this batch makes them.
         engine: as in :class:`hig.HIG`.
         method: as in :class:`hig.HIG`.
         step_rule: as in :class:`hig.HIG`; "trust" and "line_search" look at the sum of the losses.
@@ -59,6 +64,7 @@ class MultiHIG(JacobianOptimizer):
         report: the :class:`MultiStepReport` of the last step, None before the first.
 
     Raises:
+        TypeError: if the operator is none, or has a memory.
         ValueError: if an argument lies outside its range.
 
     Example::
@@ -92,11 +98,7 @@ class MultiHIG(JacobianOptimizer):
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
         super().__init__(params, lr, filter, engine, method, step_rule, chunk, process_group)
-        if not callable(operator):
-            raise TypeError(
-                f"operator must map (m, P) to (P,), got {type(operator).__name__}; "
-                "hig.conflictfree has some"
-            )
+        check_operator(operator)
         self.operator = operator
 
     def __getstate__(self) -> dict:
@@ -117,20 +119,24 @@ class MultiHIG(JacobianOptimizer):
                 "process_group=None to step in each process alone, or take HIG on the sum of the "
                 "losses"
             )
-        pairs = _pairs(outcome)
+        pairs = _checked(outcome)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
+            # First: what is wrong with one of the losses is told by its number.
+            gradients = [_own_gradient(i, loss, prediction) for i, (loss, _) in enumerate(pairs)]
             whole = super()._linearise(
                 (self._loss(pairs), prediction), uses, parameters, names, clock, ranks
             )
-            gradients = [_own_gradient(i, loss, prediction) for i, (loss, _) in enumerate(pairs)]
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
             return OnePrediction(whole, losses, torch.stack(gradients), self.operator)
         parts = []
-        for loss, prediction in pairs:
-            own = _reached(uses, prediction) if isinstance(prediction, Tensor) else uses
-            pair = (loss, prediction)
-            parts.append(super()._linearise(pair, own, parameters, names, clock, ranks))
+        for index, pair in enumerate(pairs):
+            own = _reached(uses, pair[1])
+            try:
+                part = super()._linearise(pair, own, parameters, names, clock, ranks)
+            except (NonFiniteError, ValueError) as error:
+                raise type(error)(f"for loss {index} of {len(pairs)}: {error}") from error
+            parts.append(part)
         return PredictionEach(parts, self.operator, clock)
 
     def _loss(self, outcome: Pairs) -> Tensor:
@@ -139,25 +145,31 @@ class MultiHIG(JacobianOptimizer):
 
 def _own_gradient(index: int, loss: Tensor, prediction: Tensor) -> Tensor:
     """Gradient (n,) float64 of one of several losses in the outputs; zero where it has none."""
-    if not loss.requires_grad:
-        raise ValueError(
-            f"loss {index} carries no gradient graph; compute it from the prediction without "
-            "detach, item or no_grad"
-        )
     (gradient,) = torch.autograd.grad(
         loss, prediction, retain_graph=True, allow_unused=True, materialize_grads=True
     )
+    check_finite(f"the gradient of loss {index}", gradient.detach())
     return gradient.detach().double().flatten()
 
 
-def _pairs(outcome: Pairs) -> Pairs:
-    """Check that the closure returned (loss, prediction) pairs."""
+def _checked(outcome: Pairs) -> Pairs:
+    """The (loss, prediction) pairs that the closure returned, after checking each."""
     pairs = list(outcome) if isinstance(outcome, tuple | list) else []
-    if not pairs or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+    wrong = [i for i, p in enumerate(pairs) if not isinstance(p, tuple | list) or len(p) != 2]
+    if wrong or not pairs:
+        found = described(outcome)
+        if wrong:
+            found += f" whose element {wrong[0]} is {described(pairs[wrong[0]])}"
         raise ValueError(
-            "the closure must return a list of (loss, prediction) pairs, got "
-            f"{type(outcome).__name__}; for a single loss return [(loss, prediction)]"
+            f"the closure must return a list of (loss, prediction) pairs, got {found}; beside each "
+            "loss give the tensor that it was computed from, for a single loss "
+            "[(loss, prediction)]"
         )
+    before = None
+    for index, (loss, prediction) in enumerate(pairs):
+        names = f"loss {index}", f"prediction {index}"
+        check_pair(loss, prediction, names, known=prediction is before)
+        before = prediction
     return pairs
 
 

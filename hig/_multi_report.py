@@ -47,7 +47,15 @@ class MultiStepReport:
     def __str__(self) -> str:
         losses = ", ".join(f"{loss:.4g}" for loss in self.losses.tolist())
         ranks = ", ".join(f"{part.rank} of {min(part.rows, part.columns)}" for part in self.parts)
-        text = [f"losses {losses}", f"ranks {ranks}", f"smallest cosine {self.smallest_cosine:.3g}"]
+        text = [
+            f"losses {losses}",
+            f"ranks {ranks}",
+            f"smallest cosine {self.smallest_cosine:.3g}",
+            f"smallest slope {float(self.slopes.min()):.3g}",
+        ]
+        raised = [str(index) for index, slope in enumerate(self.slopes.tolist()) if slope < 0]
+        if raised:
+            text.append(f"a short step raises loss {', '.join(raised)}")
         if self.step_size is not None:
             text.append(f"step size {self.step_size:.3g}")
         if self.gain_ratio is not None:

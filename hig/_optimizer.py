@@ -335,9 +335,18 @@ def _check_lr(lr: float) -> None:
 
 
 def _pair(result) -> tuple[Tensor, Tensor]:
+    if isinstance(result, tuple | list) and result and all(map(_is_pair, result)):
+        raise ValueError(
+            f"the closure must return (loss, prediction), got {len(result)} pairs of these; "
+            "hig.MultiHIG takes several, or return their sum and one prediction"
+        )
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise ValueError(
             f"the closure must return (loss, prediction), got {type(result).__name__}; add the "
             "simulator's output that the loss was computed from"
         )
     return result
+
+
+def _is_pair(value) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2

@@ -1,5 +1,7 @@
 """Curves of recorded quantities, and the curve that stands for several seeds."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from plots._files import PlotError, note
@@ -8,6 +10,10 @@ _REMEDY = "Give a result file that the runner or a published training script has
 
 # Recorded of the steps and not on data; of either sign, so that they take a linear axis.
 SIGNED = ("smallest_cosine",)
+# Recorded after every step instead of at the evaluations.
+PER_STEP = ("step_size",)
+# Curves of one file that a figure can tell apart.
+MOST_COMPONENTS = 12
 
 UNITS = {"time": "training time (s)", "epochs": "epochs"}
 
@@ -17,18 +23,54 @@ def quantity_key(quantity):
 
     Args:
         quantity: "test" or "train" for the losses; the name of any other quantity, measured on
-            the test data unless it starts with "test_" or "train_" or is in `SIGNED`.
+            the test data unless it starts with "test_" or "train_" or is in `SIGNED` or in
+            `PER_STEP`.
 
     Returns:
         The key, e.g. "test_loss" for "test" and "test_l1_distance" for "l1_distance".
     """
     if quantity in ("test", "train"):
         return f"{quantity}_loss"
-    whole = quantity in SIGNED or quantity.startswith(("test_", "train_"))
+    whole = quantity in (*SIGNED, *PER_STEP) or quantity.startswith(("test_", "train_"))
     return quantity if whole else f"test_{quantity}"
 
 
-def curve(file, quantity, axis, log_x=False):
+def components(file, quantity, chosen=None):
+    """One file for each component of a quantity, labelled by it.
+
+    Args:
+        file: ResultFile.
+        quantity: As for `quantity_key`.
+        chosen: Names of the components that are wanted; all when None.
+
+    Returns:
+        List of ResultFile: the given one, for a quantity that is one number at a time.
+
+    Raises:
+        PlotError: There is no such component, or they are too many for a figure.
+    """
+    key = quantity_key(quantity)
+    values = np.asarray(file.results.get(key, ()))
+    if values.ndim != 2:
+        return [file]
+    names = _component_names(file, values.shape[1])
+    known = f"--component can be {', '.join(names)} here"
+    if unknown := [name for name in chosen or () if name not in names]:
+        raise PlotError(f"'{key}' in {file.path} has no component {', '.join(unknown)}; {known}")
+    shown = [index for index, name in enumerate(names) if not chosen or name in chosen]
+    if len(shown) > MOST_COMPONENTS:
+        raise PlotError(
+            f"'{key}' in {file.path} has {len(shown)} components, more than the {MOST_COMPONENTS} "
+            f"that a figure can tell apart; {known}"
+        )
+    return [
+        replace(file, results=file.results | {key: values[:, index], "label": label})
+        for index in shown
+        for label in [f"{file.label}, {names[index]}" if len(names) > 1 else file.label]
+    ]
+
+
+def curve(file, quantity, axis, log_x=False, log_y=True):
     """A quantity in the course of a run, without the points that its axes cannot show.
 
     Args:
@@ -36,34 +78,38 @@ def curve(file, quantity, axis, log_x=False):
         quantity: As for `quantity_key`.
         axis: "time" or "epochs".
         log_x: Whether the horizontal axis is logarithmic too.
+        log_y: Whether the vertical axis is, but for quantities in `SIGNED`.
 
     Returns:
         Positions (N,) in seconds or epochs and values (N,), float64; at least one point. The
-        values are positive, but for quantities in `SIGNED`.
+        values are positive on a logarithmic axis.
 
     Raises:
         PlotError: The file lacks the keys for it, their lengths disagree or no point is left.
     """
     key = quantity_key(quantity)
     values = file.array(key, 1, _quantities_remedy(file))
-    position = positions(file, axis, len(values))
+    per_step = key in PER_STEP
+    position = (_steps if per_step else positions)(file, axis, len(values))
     shown = np.isfinite(values) & np.isfinite(position)
     expected = np.zeros_like(shown)
     if key in SIGNED:
         expected[0] = np.isnan(values[0])  # before the first step there is none
-    else:
+    elif log_y:
         shown &= values > 0
+    negative = log_y and key not in SIGNED and bool((values < 0).any())
+    remedy = "; --linear shows those of either sign" if negative else ""
     if not (shown | expected).all():
         note(
             f"{file.path}: {np.sum(~(shown | expected))} of {len(values)} values of '{key}' are "
-            "not finite or not positive and are left out"
+            f"not finite or not positive and are left out{remedy}"
         )
     if log_x:
         shown &= position > 0  # the evaluation before training has no place on a log axis
     if not shown.any():
         raise PlotError(
             f"{file.path} has no value of '{key}' that the axes can show: the {len(values)} values "
-            f"start with {values[:3]}"
+            f"start with {values[:3]}{remedy}"
         )
     return position[shown], values[shown]
 
@@ -85,10 +131,7 @@ def positions(file, axis, count):
     """
     if axis == "epochs":
         return _epochs(file, count)
-    time = _times(file, count)
-    if file.results.get("pretraining_time") is not None:
-        time = time + float(file.array("pretraining_time", 0, _REMEDY))
-    return time
+    return _after_pretraining(file, _times(file, count))
 
 
 def median_and_band(curves, log_y=True):
@@ -113,6 +156,30 @@ def median_and_band(curves, log_y=True):
     return grid, *back([np.median(heights, axis=0), heights.min(axis=0), heights.max(axis=0)])
 
 
+def _after_pretraining(file, time):
+    if file.results.get("pretraining_time") is not None:
+        return time + float(file.array("pretraining_time", 0, _REMEDY))
+    return time
+
+
+def _steps(file, axis, count):
+    """Where the ends of the steps of a run stand; each is the same share of an epoch."""
+    if axis == "epochs":
+        last = np.atleast_1d(file.get("epochs", _REMEDY))[-1]
+        return float(last) * np.arange(1, count + 1) / count
+    return _after_pretraining(file, _of_length(file, "step_time", count, "steps"))
+
+
+def _component_names(file, count):
+    """What the problem calls its unknowns or tasks, else numbers from 1 on."""
+    example = file.results.get("example")
+    for key in ("unknowns", "tasks"):
+        names = example.get(key) if isinstance(example, dict) else None
+        if names is not None and len(names) == count:
+            return [str(name) for name in names]
+    return [str(index + 1) for index in range(count)]
+
+
 def _quantities_remedy(file):
     keys = [key for key, value in file.results.items() if _is_recorded(str(key), value)]
     names = {"test_loss": "test", "train_loss": "train"}
@@ -122,7 +189,9 @@ def _quantities_remedy(file):
 
 def _is_recorded(key, value):
     dimensions = 1 if isinstance(value, list) else np.ndim(value)
-    return (key in SIGNED or key.startswith(("test_", "train_"))) and dimensions == 1
+    if key in (*SIGNED, *PER_STEP):
+        return dimensions == 1
+    return key.startswith(("test_", "train_")) and dimensions in (1, 2)
 
 
 def _epochs(file, count):
@@ -155,10 +224,10 @@ def _times(file, count):
     return epochs * float(file.array("epoch_time", 0, remedy))
 
 
-def _of_length(file, key, count):
+def _of_length(file, key, count, what="evaluations"):
     array = file.array(key, 1, _REMEDY)
     if len(array) != count:
         raise PlotError(
-            f"'{key}' in {file.path} has {len(array)} entries for {count} evaluations; {_REMEDY}"
+            f"'{key}' in {file.path} has {len(array)} entries for {count} {what}; {_REMEDY}"
         )
     return array

@@ -126,6 +126,9 @@ def load(path):
     try:
         return ResultFile(Path(path), load_results(path))
     except (OSError, ValueError) as error:  # load_results' own errors are ValueErrors
+        beside = Path(path).with_suffix(".pickle")
+        if Path(path) != beside and beside.exists():
+            raise PlotError(f"{path} is no result file; give {beside}") from error
         raise PlotError(str(error)) from error
 
 

@@ -2,10 +2,12 @@
 
 import re
 import textwrap
+from collections import Counter
 
 import matplotlib
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 RC = {
     "font.size": 9,
@@ -33,27 +35,54 @@ RC = {
 
 GREY = "#555555"
 
-# Okabe & Ito's palette, safe for the common kinds of colour blindness. A method keeps its colour
-# in every figure of a paper, whichever others stand beside it.
-_METHODS = {
-    "hig": "#0072B2",
-    "adam": "#E69F00",
-    "gn": "#D55E00",
-    "lm": "#009E73",
-    "rmsprop": "#CC79A7",
-    "adagrad": "#56B4E9",
-    "sgd": "#000000",
-    "adadelta": "#8C8C8C",
-    "lbfgs": "#332288",
-    "soap": "#882255",
-    "muon": "#999933",
-}
-_ALIASES = {"gaussnewton": "gn", "levenbergmarquardt": "lm", "halfinverse": "hig"}
-# Tol's muted palette, for the methods without a colour of their own.
-_OTHERS = ("#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100", "#88CCEE", "#CC6677", "#DDDDDD")
-SEQUENCE = (*_METHODS.values(),)
+_SOLID, _DASHED, _DOTTED, _DASH_DOT = _DASHES = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1, 1.2)),
+    (0, (5, 1.2, 1, 1.2)),
+)
 
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
+# A method keeps its look in every figure, whichever others stand beside it, and its place in
+# legends, which is that in this table. The first colours are Okabe & Ito's, safe for the common
+# kinds of colour blindness. What alternates between losses is a darker, dashed form of what does
+# not; what adds losses up with weights has broken lines.
+_METHODS = {
+    "hig": ("#0072B2", _SOLID),
+    "khig": ("#661100", _SOLID),
+    "multihig": ("#7B4FD0", _SOLID),
+    "gn": ("#D55E00", _SOLID),
+    "lm": ("#009E73", _SOLID),
+    "config": ("#E0218A", _SOLID),
+    "mconfig": ("#8E1257", _DASHED),
+    "pcgrad": ("#44AA99", _SOLID),
+    "mpcgrad": ("#1F6F63", _DASHED),
+    "imtlg": ("#5FBF00", _SOLID),
+    "mimtlg": ("#3A6600", _DASHED),
+    "minmax": ("#8C8C8C", _DASH_DOT),
+    "relobralo": ("#56B4E9", _DASH_DOT),
+    "lra": ("#000000", _DOTTED),
+    "adam": ("#E69F00", _SOLID),
+    "sgd": ("#000000", _SOLID),
+    "adagrad": ("#56B4E9", _SOLID),
+    "adadelta": ("#8C8C8C", _SOLID),
+    "rmsprop": ("#CC79A7", _SOLID),
+    "lbfgs": ("#332288", _SOLID),
+    "soap": ("#882255", _SOLID),
+    "muon": ("#999933", _SOLID),
+}
+_ALIASES = {
+    "gaussnewton": "gn",
+    "levenbergmarquardt": "lm",
+    "halfinverse": "hig",
+    "kroneckerhig": "khig",
+}
+# Tol's muted palette, for the methods without a look of their own.
+_OTHERS = ("#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100", "#88CCEE", "#CC6677", "#DDDDDD")
+# For things that are no methods: neurons, states, starts.
+SEQUENCE = (
+    "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C",
+    "#332288", "#882255", "#999933",
+)  # fmt: skip
 
 
 def method_name(text):
@@ -79,25 +108,49 @@ def line_styles(variants):
 
     Args:
         variants: Pairs (method, label), method as `method_name` names it. The labels of one
-            method share its colour and differ by dashes; beyond four, by a lighter shade too.
+            method share its colour and differ by dashes, from those of the method on; beyond
+            four, by a lighter shade too.
 
     Returns:
-        dict from each pair to the keyword arguments `color` and `linestyle` of a line.
+        dict from each pair to the keyword arguments `color` and `linestyle` of a line, in the
+        order of `in_order`.
     """
     unknown = sorted({method for method, _ in variants} - set(_METHODS))
-    colours = _METHODS | {name: _OTHERS[i % len(_OTHERS)] for i, name in enumerate(unknown)}
-    styles = {}
-    for method in sorted({method for method, _ in variants}):
-        labels = sorted({label for other, label in variants if other == method})
-        for index, label in enumerate(labels):
-            shade = _lighter(colours[method], 0.45 * min(index // len(_DASHES), 1))
-            dashes = _DASHES[index % len(_DASHES)]
-            styles[method, label] = {"color": shade, "linestyle": dashes}
+    looks = _METHODS | {n: (_OTHERS[i % len(_OTHERS)], _SOLID) for i, n in enumerate(unknown)}
+    styles, seen = {}, Counter()
+    for method, label in in_order(variants):
+        (colour, dashes), index = looks[method], seen[method]
+        seen[method] += 1
+        turned = _DASHES[(_DASHES.index(dashes) + index) % len(_DASHES)]
+        shade = _lighter(colour, 0.45 * min(index // len(_DASHES), 1))
+        styles[method, label] = {"color": shade, "linestyle": turned}
     return styles
+
+
+def in_order(variants):
+    """Pairs (method, label) in the order of legends: unknown methods last, then by label."""
+    places = {method: place for place, method in enumerate(_METHODS)}
+    return sorted(set(variants), key=lambda pair: (places.get(pair[0], len(places)), *pair))
 
 
 def _lighter(colour, share):
     return tuple(part + (1 - part) * share for part in to_rgb(colour))
+
+
+def plain_ticks(axis):
+    """Plain numbers along a logarithmic axis that is shorter than a decade.
+
+    The usual ticks are one or none there, and those between have labels such as 3 × 10¹.
+
+    Args:
+        axis: `axes.xaxis` or `axes.yaxis`, after everything has been drawn.
+    """
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() != "log" or high >= 10 * low:
+        return
+    axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axis.set_minor_locator(NullLocator())
 
 
 def panels(rows, columns, width=3.4, height=2.6, beside=1.3, **options):

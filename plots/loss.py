@@ -6,19 +6,31 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from plots import _files, _style
-from plots._curves import SIGNED, UNITS, curve, median_and_band, quantity_key
+from plots._curves import (
+    PER_STEP,
+    SIGNED,
+    UNITS,
+    components,
+    curve,
+    median_and_band,
+    quantity_key,
+)
 
 _EPILOG = """\
 Files of one problem and one method label are the seeds of one experiment: their median is drawn
 over the range that all of them cover, in a band from the lowest to the highest. Each problem has
 its own row of panels. Files of the published training scripts go by their file names. The training
-time of a run that started from saved weights goes on from that of the run that made them.
+time of a run that started from saved weights goes on from that of the run that made them. What has
+several components, such as an error of each unknown, has a line for each. Values of either sign
+need --linear. Methods stand in the legend in one order and keep their colours in all figures.
 
 examples:
   python -m plots.loss results/*.pickle --out loss.png
   python -m plots.loss hig.pickle adam.pickle --x both --quantity both --out loss.pdf
   python -m plots.loss results/poisson/*.pickle --quantity l1_distance --out l1_distance.png
   python -m plots.loss results/burgers/*.pickle --quantity smallest_cosine --out cosine.png
+  python -m plots.loss results/beltrami/*.pickle --quantity mse --component u p --out mse.png
+  python -m plots.loss results/toy/*.pickle --linear --out toy.png
 """
 
 
@@ -26,7 +38,7 @@ _LABEL_WIDTH = 34  # characters of a line of the legend
 _LINE = 0.165  # its height in inches
 
 
-def draw(files, x="time", quantity="test", log_x=False):
+def draw(files, x="time", quantity="test", log_x=False, linear=False, component=None):
     """Draws the figure.
 
     Args:
@@ -35,6 +47,8 @@ def draw(files, x="time", quantity="test", log_x=False):
         quantity: "test" or "train" loss, "both" (train as thin, pale lines), or another recorded
             quantity by its name, such as "l1_distance" for the key `test_l1_distance`.
         log_x: Whether the horizontal axis is logarithmic too.
+        linear: Whether the vertical axis is linear, for values of either sign.
+        component: Names of the components to show of a quantity that has several; all when None.
 
     Returns:
         matplotlib.figure.Figure with a row for each problem and a column for each axis.
@@ -44,8 +58,10 @@ def draw(files, x="time", quantity="test", log_x=False):
     """
     axes_names = ("time", "epochs") if x == "both" else (x,)
     quantities = ("test", "train") if quantity == "both" else (quantity,)
-    if quantity in SIGNED:
-        files = _files.having(files, quantity)  # only steps along several losses have it
+    if quantity in (*SIGNED, *PER_STEP):
+        files = _files.having(files, quantity)  # only steps of some methods have it
+    files = [part for file in files for part in components(file, quantity, component)]
+    log_y = not linear and quantity not in SIGNED
     problems = list(dict.fromkeys(file.problem for file in files))
     styles = _style.line_styles({(file.method, file.label) for file in files})
     room = _room_for_legend({file.label for file in files}, len(problems))
@@ -55,14 +71,17 @@ def draw(files, x="time", quantity="test", log_x=False):
             groups = _groups(file for file in files if file.problem == problem)
             for index, kind in enumerate(quantities):
                 for key, group in groups.items():
-                    curves = [curve(file, kind, name, log_x) for file in group]
-                    look = {"pale": index > 0, "log_y": quantity not in SIGNED}
+                    curves = [curve(file, kind, name, log_x, log_y) for file in group]
+                    look = {"pale": index > 0, "log_y": log_y}
                     _draw_group(axes, curves, group[0].label, styles[key], **look)
-            _finish(axes, name, log_x, quantity not in SIGNED)
+            _finish(axes, name, log_x, log_y)
         row[0].set_ylabel(_name(quantity, [file for file in files if file.problem == problem]))
         if len(problems) > 1:
             row[0].set_title(problem.replace("_", " ") or "problem not named", loc="left")
-    _legend(figure, quantity)
+    for axes in grid.flat:
+        _style.plain_ticks(axes.xaxis)
+        _style.plain_ticks(axes.yaxis)
+    _legend(figure, quantity, [label for _, label in styles])
     return figure
 
 
@@ -118,13 +137,13 @@ def _room_for_legend(labels, rows):
     return {"height": max(2.6, tall), "beside": 2.2 if wide else 1.3}
 
 
-def _legend(figure, quantity):
-    """Best method at the bottom, as where the curves end; beside the panels, so it hides none."""
+def _legend(figure, quantity, labels):
+    """Beside the panels, so that it hides no curve."""
     lines = {}
     for line in (line for axes in figure.axes for line in axes.lines):
         if not line.get_label().startswith("_"):
             lines.setdefault(line.get_label(), line)
-    handles = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
+    handles = [lines[label] for label in dict.fromkeys(labels)]
     if quantity == "both":
         handles.append(Line2D([], [], color=_style.GREY, label="test"))
         handles.append(Line2D([], [], color=_style.GREY, lw=0.8, alpha=0.6, label="train"))
@@ -153,11 +172,19 @@ def main(arguments=None):
         metavar="NAME",
         help="test or train loss, both, or another recorded quantity, e.g. l1_distance (test)",
     )
-    parser.add_argument("--log-x", action="store_true", help="logarithmic horizontal axis")
-    options = parser.parse_args(arguments)
-    return _files.write(
-        options, lambda files: draw(files, options.x, options.quantity, options.log_x)
+    parser.add_argument(
+        "--component",
+        nargs="+",
+        metavar="NAME",
+        help="components of a quantity that has several (all)",
     )
+    parser.add_argument("--log-x", action="store_true", help="logarithmic horizontal axis")
+    parser.add_argument(
+        "--linear", action="store_true", help="linear vertical axis, for values of either sign"
+    )
+    options = parser.parse_args(arguments)
+    chosen = options.quantity, options.log_x, options.linear, options.component
+    return _files.write(options, lambda files: draw(files, options.x, *chosen))
 
 
 if __name__ == "__main__":

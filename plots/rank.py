@@ -6,7 +6,10 @@ import numpy as np
 
 from plots import _files, _style
 
-_REMEDY = "Only methods that decompose the Jacobian, such as HIG, record their rank"
+_REMEDY = (
+    "Only methods that decompose one Jacobian, such as HIG, record its rank; MultiHIG does where "
+    "all losses share one prediction"
+)
 
 _EPILOG = """\
 The rank counts the singular values above the cut-off; the dashed line is the number of rows of the
@@ -37,7 +40,7 @@ def draw(files, x="time"):
     axes = grid[0, 0]
     styles = _style.line_styles({(file.method, file.label) for file in files})
     labels = set()
-    for file in files:
+    for file in sorted(files, key=lambda file: list(styles).index((file.method, file.label))):
         rank = file.array("rank", 1, _REMEDY)
         position = _positions(file, x, len(rank))
         label = file.label if file.label not in labels else f"_{file.label}"

@@ -1,6 +1,7 @@
 """A solution that a physics-informed network has found, beside the reference, and its error."""
 
 import argparse
+import math
 import sys
 
 import numpy as np
@@ -9,7 +10,8 @@ from matplotlib.colors import LogNorm
 from plots import _files, _on_grid, _style
 
 _EPILOG = """\
-A column for each file, the prediction above the absolute error, after that of the reference. The
+A column for each file, the prediction above the absolute error, after that of the reference; more
+than four files go on below. Each value of the grid is a cell. The
 time is to the right where the plane has it. Predictions have the colours of the reference, all
 errors one logarithmic scale. MSE is the mean squared error over what is shown. Of more than two
 coordinates the figure shows the plane of the first two that are not held by --at; the last ones are
@@ -23,6 +25,7 @@ examples:
 
 _LABEL_WIDTH = 22  # characters above a panel
 _SIDE = 1.5  # width of a panel in inches
+_MOST_COLUMNS = 4  # files side by side, as a page is wide
 
 
 def draw(files, unknown=None, at=None):
@@ -50,40 +53,50 @@ def draw(files, unknown=None, at=None):
     errors = [np.abs(prediction - own) for prediction, own in shown]
     sides = [solutions[0].axes[solutions[0].coordinates.index(n)] for n in (plane.across, plane.up)]
     figure, grid = _panels(len(files), plane, sides)
-    values = _draw_row(grid[0], sides, [reference, *predictions], _value_look(reference))
-    absolute = _draw_row(grid[1, 1:], sides, errors, _error_look(errors))
+    above, below = (grid[row::2, 1:].ravel()[: len(files)] for row in (0, 1))
+    values = _draw([grid[0, 0], *above], sides, [reference, *predictions], _value_look(reference))
+    absolute = _draw(below, sides, errors, _error_look(errors))
     name = unknown or solutions[0].unknowns[0]
     extend = _extend(reference, predictions)
-    figure.colorbar(values, ax=grid[0].tolist(), label=name, extend=extend, aspect=15)
-    label = "absolute error"
-    figure.colorbar(absolute, ax=grid[1].tolist(), label=label, extend="min", aspect=15)
-    _label(figure, grid, plane, files, errors)
+    for row in grid[::2]:
+        figure.colorbar(values, ax=row.tolist(), label=name, extend=extend, aspect=15)
+    for row in grid[1::2]:
+        label = "absolute error"
+        figure.colorbar(absolute, ax=row.tolist(), label=label, extend="min", aspect=15)
+    _label(grid, plane, zip(above, below, files, errors, strict=True))
     return figure
 
 
 def _panels(files, plane, sides):
-    """Two rows of panels, with one scale for both sides where neither is the time."""
+    """Pairs of rows, with one scale for both sides where neither is the time.
+
+    The reference has the first column to itself.
+    """
+    pairs = math.ceil(files / _MOST_COLUMNS)
+    columns = math.ceil(files / pairs)
     even = _on_grid.TIME not in (plane.across, plane.up)
     across, up = (np.ptp(side) for side in sides)
     height = _SIDE * (np.clip(up / across, 0.5, 2.0) if even else 0.8)
     # With the room for what is written around a panel.
     figure, grid = _style.panels(
-        2, 1 + files, width=_SIDE + 0.35, height=height + 0.75, sharex=True, sharey=True
+        2 * pairs, 1 + columns, width=_SIDE + 0.35, height=height + 0.75, sharex=True, sharey=True
     )
     if even:
         figure.set_layout_engine("compressed")  # no gaps beside the panels
         for axes in grid.ravel():
             axes.set_aspect("equal")
-    grid[1, 0].axis("off")
+    for axes in [*grid[1:, 0], *grid[-2:, 1 + files - columns * (pairs - 1) :].ravel()]:
+        axes.axis("off")
     grid[0, 0].locator_params(axis="x", nbins=3)  # numbers of one panel end where the next begin
     return figure, grid
 
 
-def _draw_row(row, sides, planes, look):
-    for axes, values in zip(row, planes, strict=True):
+def _draw(panels, sides, planes, look):
+    for axes, values in zip(panels, planes, strict=True):
         axes.grid(False)
-        # Linear between the points of the grid; thousands of triangles make a slow PDF.
-        image = axes.pcolormesh(*sides, values, shading="gouraud", rasterized=True, **look)
+        # Cells and nothing between them: what is smooth is so by its points. Rasterised, as
+        # thousands of cells make a slow PDF.
+        image = axes.pcolormesh(*sides, values, shading="nearest", rasterized=True, **look)
     return image
 
 
@@ -118,20 +131,24 @@ def _error_look(errors):
     return {"cmap": "magma", "norm": LogNorm(low, high, clip=True)}
 
 
-def _label(figure, grid, plane, files, errors):
+def _label(grid, plane, columns):
     grid[0, 0].set_title("reference")
-    for (above, below), file, error in zip(grid[:, 1:].T, files, errors, strict=True):
+    grid[0, 0].set_xlabel(plane.across)
+    for above, below, file, error in columns:
         above.set_title(_style.wrapped(file.label, _LABEL_WIDTH))
         below.set_title(f"error, MSE {np.mean(error**2):.2g}")
         below.set_xlabel(plane.across)
-    grid[0, 0].set(xlabel=plane.across, ylabel=plane.up)
-    # Nothing is below the reference, and nothing to the left of the first error.
+        below.tick_params(labelbottom=True)
+    # Nothing is below the reference, and nothing to the left of the first errors.
     grid[0, 0].tick_params(labelbottom=True)
-    grid[1, 1].set_ylabel(plane.up)
-    grid[1, 1].tick_params(labelleft=True)
+    grid[0, 0].set_ylabel(plane.up)
+    for axes in [*grid[1::2, 1], *grid[2::2, 1]]:
+        axes.set_ylabel(plane.up)
+        axes.tick_params(labelleft=True)
     if plane.held:
-        text = ", ".join(f"{name} = {value:.4g}" for name, value in plane.held.items())
-        figure.suptitle(f"at {text}", fontsize=9)
+        text = "\n".join(f"{name} = {value:.4g}" for name, value in plane.held.items())
+        grid[1, 0].text(0.5, 0.5, f"at {text}", ha="center", va="center", fontsize=9,
+                        transform=grid[1, 0].transAxes)  # fmt: skip
 
 
 def _held(text):

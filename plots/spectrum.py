@@ -8,7 +8,10 @@ from matplotlib import colormaps
 
 from plots import _files, _style
 
-_REMEDY = "Only methods that decompose the Jacobian, such as HIG, record a spectrum"
+_REMEDY = (
+    "Only methods that decompose one Jacobian, such as HIG, record its spectrum; MultiHIG does "
+    "where all losses share one prediction"
+)
 
 _EPILOG = """\
 Values are relative to the largest of their moment. Directions below the dashed line are dropped
@@ -67,7 +70,8 @@ def _draw_file(axes, file, moments):
             label=f"epoch {epochs[index]:.3g}",
         )
     if rcond > 0:
-        text = f"cut-off {np.format_float_scientific(rcond, trim='-', exp_digits=1)}"
+        number = np.format_float_scientific(rcond, precision=1, trim="-", exp_digits=1)
+        text = f"cut-off {number}"
         axes.axhline(rcond, color=_style.GREY, linestyle="--", linewidth=1.0, label=text)
     axes.set_yscale("log")
     axes.set_xlim(1, max(values.shape[1], 2))

@@ -42,10 +42,10 @@ def draw(files):
         _finish(axes)
         if len(problems) > 1:
             axes.set_title(problem.replace("_", " ") or "problem not named", loc="left")
+        _style.plain_ticks(axes.yaxis)
     grid[0, 0].set_ylabel("time per step (s)")
     lines = {line.get_label(): line for axes in grid[0] for line in axes.lines}
-    # The slowest stands at the top, as where the lines end.
-    handles = sorted(lines.values(), key=lambda line: -line.get_ydata()[-1])
+    handles = [lines[label] for label in dict.fromkeys(label for _, label in styles)]
     handles.append(Patch(color=_style.GREY, alpha=0.2, lw=0, label="min–max"))
     figure.legend(handles=handles, loc="outside right upper")
     return figure

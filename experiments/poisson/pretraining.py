@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=given.seed,
         device=given.device,
         dtype=given.dtype,
-        threads=given.threads,
+        threads=vars(given).get("threads"),
         quiet=given.quiet,
     )
     pretraining(problem, given.pretrain_time, given.batch_size_hig, options)

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
-from hig.conflictfree._backward import accumulate
+from hig._errors import described
+from hig.conflictfree._backward import accumulate, require_reached
+from hig.conflictfree._checks import check_count, check_state
 from hig.conflictfree._loss_gradients import differentiate
 from hig.conflictfree._momentum import MomentumOperator
 from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
-from hig.conflictfree._vectors import Parameters, tensors_of
+from hig.conflictfree._vectors import Parameters, trainable
 
 __all__ = ["AlternatingBackward"]
 
@@ -34,6 +36,7 @@ class AlternatingBackward:
         operator: as given; its ``report`` is that of the last direction.
 
     Raises:
+        TypeError: the number of losses is none, or the operator has no memory.
         ValueError: the operator is for another number of losses, or nothing requires a gradient.
     """
 
@@ -43,7 +46,14 @@ class AlternatingBackward:
         num_losses: int,
         operator: MomentumOperator | None = None,
     ):
-        self.operator = operator or PseudoMomentumOperator(num_losses)
+        remedy = "the arguments are AlternatingBackward(parameters, num_losses, operator)"
+        num_losses = check_count(num_losses, "num_losses", remedy)
+        self.operator = PseudoMomentumOperator(num_losses) if operator is None else operator
+        if not isinstance(self.operator, MomentumOperator):
+            raise TypeError(
+                f"the operator must have a memory, got {described(operator)}; wrap it: "
+                f"PseudoMomentumOperator({num_losses}, gradient_operator=...)"
+            )
         if self.operator.num_vectors != num_losses:
             raise ValueError(
                 f"the operator is for {self.operator.num_vectors} losses, num_losses is "
@@ -51,9 +61,7 @@ class AlternatingBackward:
             )
         self.next_loss = 0
         self._num_losses = num_losses
-        self._parameters = [p for p in tensors_of(parameters) if p.requires_grad]
-        if not self._parameters:
-            raise ValueError("no parameter that requires a gradient was given; pass a network")
+        self._parameters = trainable(parameters)
         self._reached = [False] * len(self._parameters)
 
     def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
@@ -65,11 +73,16 @@ class AlternatingBackward:
 
         Raises:
             NonFiniteError: its gradient holds NaN or Inf; nothing has changed.
-            ValueError: it is not a scalar with a graph.
+            TypeError: it is not a real floating-point tensor.
+            ValueError: it is not a scalar with a graph; or, when all have had their first turn,
+                none has reached any parameter.
         """
         matrix, reached = differentiate([loss], self._parameters, "separate", retain_graph)
+        reached = [a or b for a, b in zip(self._reached, reached, strict=True)]
+        if self.next_loss == self._num_losses - 1:
+            require_reached(reached)
         direction = self.operator.calculate_step([self.next_loss], matrix, [loss.detach()])
-        self._reached = [a or b for a, b in zip(self._reached, reached, strict=True)]
+        self._reached = reached
         accumulate(direction, self._parameters, self._reached)
         self.next_loss = (self.next_loss + 1) % self._num_losses
 
@@ -87,6 +100,7 @@ class AlternatingBackward:
         Raises:
             ValueError: the state is of other parameters or another number of losses.
         """
+        check_state(state_dict, self, "next_loss", "reached", "operator")
         found = len(state_dict["reached"])
         if found != len(self._parameters):
             raise ValueError(f"the state is of {found} parameters, got {len(self._parameters)}")

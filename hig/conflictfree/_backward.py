@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hig.conflictfree._checks import check_operator
 from hig.conflictfree._config import ConFIGOperator
-from hig.conflictfree._loss_gradients import differentiate
+from hig.conflictfree._loss_gradients import differentiate, listed
 from hig.conflictfree._momentum import MomentumOperator
 from hig.conflictfree._operator import Operator, combine
-from hig.conflictfree._vectors import Parameters, put_gradient, slices, tensors_of
+from hig.conflictfree._vectors import Parameters, put_gradient, slices, trainable
 
-__all__ = ["accumulate", "backward"]
+__all__ = ["accumulate", "backward", "require_reached"]
 
 
 def backward(
@@ -46,19 +47,48 @@ def backward(
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf; ``.grad`` is untouched.
-        TypeError: losses or parameters are not real floating-point tensors.
-        ValueError: a loss is not a scalar or has no graph, or nothing requires a gradient; or the
-            operator returns another number of entries.
+        TypeError: losses or parameters are not real floating-point tensors, the losses are no
+            list, or the operator is none.
+        ValueError: a loss is not a scalar or has no graph, nothing requires a gradient, no loss
+            reaches any parameter, the operator has a memory for another number of losses, or
+            it returns another number of entries.
     """
-    trainable = [parameter for parameter in tensors_of(parameters) if parameter.requires_grad]
-    losses = list(losses)
-    matrix, reached = differentiate(losses, trainable, method, retain_graph)
+    own, losses = trainable(parameters), listed(losses)
+    operator = ConFIGOperator() if operator is None else operator
+    remembers = isinstance(operator, MomentumOperator)
+    if not remembers:
+        check_operator(operator)
+    elif operator.num_vectors != len(losses):
+        # With fewer it would wait for ever for the gradients of the others.
+        raise ValueError(
+            f"the operator is for {operator.num_vectors} losses, got {len(losses)}; give all "
+            f"losses in every step, or construct {type(operator).__name__}({len(losses)}); for "
+            "one loss per step there is AlternatingBackward"
+        )
+    matrix, reached = differentiate(losses, own, method, retain_graph)
+    require_reached(reached)
     values = [loss.detach() for loss in losses]
-    if isinstance(operator, MomentumOperator):
+    if remembers:
         direction = operator.calculate_step(range(len(losses)), matrix, values)
     else:
-        direction = combine(operator or ConFIGOperator(), matrix, values)
-    accumulate(direction, trainable, reached)
+        direction = combine(operator, matrix, values)
+    accumulate(direction, own, reached)
+
+
+def require_reached(reached: Sequence[bool]) -> None:
+    """Raise if no loss depends on any parameter.
+
+    Args:
+        reached: which parameters some loss depends on.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if not any(reached):
+        raise ValueError(
+            f"no loss depends on any of the {len(reached)} parameters given; pass those of the "
+            "network that the losses were computed with"
+        )
 
 
 def accumulate(direction: Tensor, parameters: list[Tensor], reached: Sequence[bool]) -> None:

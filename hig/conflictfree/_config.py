@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hig.conflictfree._checks import check_model
 from hig.conflictfree._gradient_matrix import GradientMatrix
 from hig.conflictfree._lengths import CosineLength, LengthModel, ProjectionLength
 from hig.conflictfree._operator import GradientOperator, Gradients
@@ -30,6 +31,9 @@ class ConFIGOperator(GradientOperator):
         allow_simplified_model: without effect: two losses take no other route here.
         use_least_square: False decomposes the matrix itself in every call, instead of only where
             its Gram matrix is too coarse; the result is the same.
+
+    Raises:
+        TypeError: a model is a class, or not a model.
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class ConFIGOperator(GradientOperator):
         allow_simplified_model: bool = True,
         use_least_square: bool = True,
     ):
-        self.weight_model = weight_model or EqualWeight()
-        self.length_model = length_model or ProjectionLength()
+        self.weight_model = EqualWeight() if weight_model is None else weight_model
+        self.length_model = ProjectionLength() if length_model is None else length_model
+        check_model(self.weight_model, "weight_model", "get_weights", "EqualWeight()")
+        check_model(self.length_model, "length_model", "rescale_length", "ProjectionLength()")
         self.allow_simplified_model = allow_simplified_model
         self.use_least_square = use_least_square
 

@@ -6,6 +6,7 @@ These are computed in float64, once, and brought to the CPU; what follows is ari
 (m, m) matrix and one product at the end.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,8 +83,9 @@ class GradientMatrix:
             squares = gram.diagonal()
         lengths = squares.sqrt()
         self.norms = lengths if self._scale is None else lengths * self._scale.cpu()
-        safe = torch.where(lengths > 0, lengths, 1.0)
-        self.cosines = gram / safe / safe.unsqueeze(1)
+        # Lengths of the rows that `_chunks` yields; 1 for a zero row.
+        self._lengths = torch.where(lengths > 0, lengths, 1.0)
+        self.cosines = gram / self._lengths / self._lengths.unsqueeze(1)
 
     def combination(self, coefficients: Tensor) -> Combination:
         """The combination of unit gradients with given coefficients, (m,) float64 on the CPU."""
@@ -125,7 +127,7 @@ class GradientMatrix:
         left, values, right = self._singular(active, exact)
         spectral = weights @ left
         # Anti-parallel gradients, for one: no direction has a positive cosine with both.
-        if float(spectral.norm()) <= self.rcond * float(weights.norm()):
+        if _length(spectral) <= self.rcond * _length(weights):
             return self._nothing()
         components = spectral / values
         coefficients, projections = left @ (components / values), left @ spectral
@@ -134,7 +136,7 @@ class GradientMatrix:
             spread[:, active] = torch.stack([coefficients, projections])
             coefficients, projections = spread
         vector = None if right is None else right(components)
-        return Combination(coefficients, projections, float(components.norm()), vector)
+        return Combination(coefficients, projections, _length(components), vector)
 
     def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
         """A multiple of a combination as a vector (P,), dtype of the gradients."""
@@ -166,13 +168,8 @@ class GradientMatrix:
         if self._only_chunk is not None:
             self._only_chunk = self._only_chunk / self._scale.unsqueeze(1)
 
-    def _lengths(self) -> Tensor:
-        """Lengths of the rows that ``_chunks`` yields; 1 for a zero row."""
-        lengths = self.norms if self._scale is None else self.norms / self._scale.cpu()
-        return torch.where(lengths > 0, lengths, 1.0)
-
     def _combine(self, coefficients: Tensor) -> Tensor:
-        weights = (coefficients / self._lengths()).to(self.rows.device)
+        weights = (coefficients / self._lengths).to(self.rows.device)
         parts = [weights @ chunk for chunk in self._chunks()]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -180,7 +177,7 @@ class GradientMatrix:
         """Products of the unit gradients with a vector (P,) float64."""
         pieces = vector.split(self._width)
         products = sum(c @ p for c, p in zip(self._chunks(), pieces, strict=True))
-        return products.cpu() / self._lengths()
+        return products.cpu() / self._lengths
 
     def _nothing(self) -> Combination:
         zero = torch.zeros_like(self.norms)
@@ -215,7 +212,7 @@ class GradientMatrix:
         """Unit gradients of k losses, (k, P) float64: twice the memory of float32 gradients."""
         active = active.to(self.rows.device)
         rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
-        return rows / self._lengths()[active.cpu()].to(rows.device).unsqueeze(1)
+        return rows / self._lengths[active.cpu()].to(rows.device).unsqueeze(1)
 
 
 def check_finite(rows: Tensor, losses: Sequence[int] | None = None) -> None:
@@ -264,6 +261,11 @@ def _as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
             "parameters use their real view (torch.view_as_real)"
         )
     return gradients.detach()
+
+
+def _length(few: Tensor) -> float:
+    """Length of a vector of few numbers; faster than a call of torch."""
+    return math.hypot(*few.tolist())
 
 
 def _in_range(squares: Tensor, exact: bool) -> bool:

@@ -22,9 +22,9 @@ def imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
         A combination and the factor that makes the weights sum to 1; 0 where no factor does.
     """
     combination = gradients.pseudo_inverse(torch.ones_like(gradients.norms))
-    active = gradients.norms > 0
-    alphas = combination.coefficients[active] / gradients.norms[active]
-    total = float(alphas.sum())
-    if abs(total) <= gradients.rcond * float(alphas.abs().sum()):
+    pairs = zip(combination.coefficients.tolist(), gradients.norms.tolist(), strict=True)
+    alphas = [coefficient / norm for coefficient, norm in pairs if norm > 0]
+    total = sum(alphas)
+    if abs(total) <= gradients.rcond * sum(map(abs, alphas)):
         return combination, 0.0
     return combination, 1 / total

@@ -196,13 +196,18 @@ class TrackSpecific(TrackedLength):
     """The common length is that of one gradient; zero where that one is zero.
 
     Args:
-        track_id: number of its loss.
+        track_id: number of its loss; negative numbers count from the last.
     """
 
     def __init__(self, track_id: int):
         self.track_id = track_id
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
+        if not -len(grad_norms) <= self.track_id < len(grad_norms):
+            raise ValueError(
+                f"losses count from 0 to {len(grad_norms) - 1}, got TrackSpecific({self.track_id});"
+                " give the number of one of them"
+            )
         return grad_norms[self.track_id]
 
 

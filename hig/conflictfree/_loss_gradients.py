@@ -1,14 +1,15 @@
 """The gradients of several losses as one matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from hig._errors import described
 from hig._graph import nodes_behind
-from hig.conflictfree._vectors import Parameters, tensors_of
+from hig.conflictfree._vectors import Parameters, trainable
 
-__all__ = ["METHODS", "differentiate", "loss_gradients"]
+__all__ = ["METHODS", "differentiate", "listed", "loss_gradients"]
 
 METHODS = ("auto", "batched", "separate")
 
@@ -40,12 +41,25 @@ def loss_gradients(
         TypeError: losses or parameters are not real floating-point tensors.
         ValueError: a loss is not a scalar or has no graph, or nothing requires a gradient.
     """
-    trainable = [parameter for parameter in tensors_of(parameters) if parameter.requires_grad]
-    return differentiate(losses, trainable, method, retain_graph)[0]
+    return differentiate(listed(losses), trainable(parameters), method, retain_graph)[0]
+
+
+def listed(losses: Iterable[Tensor]) -> list[Tensor]:
+    """Several losses as a list, their elements as they are.
+
+    Raises:
+        TypeError: it is a single loss, or a mapping, or nothing that has elements.
+    """
+    remedy = "pass a list of losses, [loss] for a single one"
+    if isinstance(losses, Mapping):
+        remedy = "pass list(losses.values()), in the same order in every step"
+    elif isinstance(losses, Iterable) and getattr(losses, "ndim", 1):
+        return list(losses)
+    raise TypeError(f"losses must be a list of scalars, got {described(losses)}; {remedy}")
 
 
 def differentiate(
-    losses: Sequence[Tensor] | Tensor,
+    losses: list[Tensor],
     parameters: list[Tensor],
     method: str,
     retain_graph: bool,
@@ -53,18 +67,16 @@ def differentiate(
     """Gradients (m, P), and which parameters any of the losses reaches.
 
     Args:
-        losses: see :func:`loss_gradients`.
-        parameters: each requires a gradient.
+        losses: m scalars.
+        parameters: at least one; each requires a gradient.
         method: see :func:`loss_gradients`.
         retain_graph: see :func:`loss_gradients`.
 
     Raises:
         TypeError: a loss is not a real floating-point tensor.
-        ValueError: a loss is not a scalar or has no graph, or there is no parameter.
+        ValueError: a loss is not a scalar or has no graph.
     """
-    losses = _checked(losses)
-    if not parameters:
-        raise ValueError("no parameter that requires a gradient was given; pass a network")
+    _check(losses)
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     # On a CPU a vectorised pass is no faster, unless the graph is so small that neither takes time.
@@ -78,14 +90,16 @@ def differentiate(
     return _separate(losses, parameters, retain_graph)
 
 
-def _checked(losses: Sequence[Tensor] | Tensor) -> list[Tensor]:
-    losses = list(losses)
+def _check(losses: list[Tensor]) -> None:
     if not losses:
         raise ValueError("there must be at least one loss, got none")
     for number, loss in enumerate(losses):
         if not isinstance(loss, Tensor) or not loss.is_floating_point():
             kind = getattr(loss, "dtype", type(loss).__name__)
-            raise TypeError(f"loss {number} must be a real floating-point tensor, got {kind}")
+            raise TypeError(
+                f"loss {number} must be a real floating-point tensor, got {kind}; compute it from "
+                "the parameters by torch functions, without item or numpy"
+            )
         if loss.numel() != 1:
             raise ValueError(
                 f"loss {number} must be a scalar, got shape {tuple(loss.shape)}; take its mean"
@@ -95,7 +109,6 @@ def _checked(losses: Sequence[Tensor] | Tensor) -> list[Tensor]:
                 f"loss {number} carries no gradient graph; compute it from the parameters without "
                 "detach, item or no_grad"
             )
-    return losses
 
 
 def _separate(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool):

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from hig.conflictfree._checks import check_count, check_state
+
 __all__ = ["LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "as_list"]
 
 
@@ -26,9 +28,7 @@ class LossRecorder:
     """
 
     def __init__(self, num_losses: int):
-        if num_losses < 1:
-            raise ValueError(f"num_losses must be at least 1, got {num_losses}")
-        self.num_losses = num_losses
+        self.num_losses = num_losses = check_count(num_losses, "num_losses")
         self.current_losses: list = [0.0] * num_losses
 
     def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
@@ -75,6 +75,7 @@ class LossRecorder:
         Raises:
             ValueError: the state is of another number of losses.
         """
+        check_state(state_dict, self, "current_losses")
         found = len(state_dict["current_losses"])
         if found != self.num_losses:
             raise ValueError(f"the state is of {found} losses, the recorder of {self.num_losses}")
@@ -163,5 +164,6 @@ class MomentumLossRecorder(LossRecorder):
         Raises:
             ValueError: the state is of another number of losses.
         """
+        check_state(state_dict, self, "m", "t")
         super().load_state_dict(state_dict)
         self.m, self.t = list(state_dict["m"]), list(state_dict["t"])

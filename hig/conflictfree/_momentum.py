@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hig.conflictfree._checks import check_count, check_model, check_operator, check_state
 from hig.conflictfree._config import ConFIGOperator
 from hig.conflictfree._gradient_matrix import check_finite
 from hig.conflictfree._loss_recorders import LossRecorder, as_list
@@ -36,6 +37,7 @@ class MomentumOperator:
         t_grads: how many gradients of each loss have been seen.
 
     Raises:
+        TypeError: ``num_vectors`` is no whole number, or a part is a class or none.
         ValueError: a number is out of its range.
     """
 
@@ -47,14 +49,18 @@ class MomentumOperator:
         gradient_operator: Operator | None = None,
         loss_recorder: LossRecorder | None = None,
     ):
-        if num_vectors < 1:
-            raise ValueError(f"num_vectors must be at least 1, got {num_vectors}")
+        num_vectors = check_count(num_vectors, "num_vectors", "give the number of losses")
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
             if not 0 <= beta < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {beta}")
         self.num_vectors = num_vectors
         self.beta_1, self.beta_2 = beta_1, beta_2
-        self.gradient_operator = gradient_operator or ConFIGOperator()
+        gradient_operator = ConFIGOperator() if gradient_operator is None else gradient_operator
+        check_operator(gradient_operator, "gradient_operator")
+        self.gradient_operator = gradient_operator
+        if loss_recorder is not None:
+            example = f"LatestLossRecorder({num_vectors})"
+            check_model(loss_recorder, "loss_recorder", "record_loss", example)
         self.loss_recorder = loss_recorder
         self.m: Tensor | None = None
         self.s: Tensor | None = None
@@ -137,6 +143,7 @@ class MomentumOperator:
         Raises:
             ValueError: the state is of another number of losses, or of other parts.
         """
+        check_state(state_dict, self, "m", "s", "t_grads")
         found = len(state_dict["t_grads"])
         if found != self.num_vectors:
             raise ValueError(f"the state is of {found} losses, the operator of {self.num_vectors}")

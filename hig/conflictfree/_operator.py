@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from hig.conflictfree._checks import check_combined
 from hig.conflictfree._gradient_matrix import Combination, GradientMatrix, check_finite
 from hig.conflictfree._report import ConflictReport
 from hig.conflictfree._vectors import Parameters, apply_gradient_vector, tensors_of
@@ -99,11 +100,16 @@ def combine(operator: Operator, matrix: Tensor, losses: Sequence | None = None) 
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf.
+        TypeError: what comes back is no tensor.
+        ValueError: it has another shape.
     """
     if hasattr(operator, "calculate_gradient"):
-        return operator.calculate_gradient(matrix, losses)
-    check_finite(matrix)
-    return operator(matrix)
+        direction = operator.calculate_gradient(matrix, losses)
+    else:
+        check_finite(matrix)
+        direction = operator(matrix)
+    check_combined(direction, matrix)
+    return direction
 
 
 def write_gradient(parameters: list[Tensor], direction: Tensor) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_recorders import LossRecorder
 from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied
 from hig.conflictfree._operator import Operator, combine
@@ -80,5 +81,6 @@ class PseudoMomentumOperator(MomentumOperator):
         Raises:
             ValueError: the state is of another number of losses, or of other parts.
         """
+        check_state(state_dict, self, "fake_m", "t")
         super().load_state_dict(state_dict)
         self.fake_m, self.t = copied(state_dict["fake_m"]), state_dict["t"]

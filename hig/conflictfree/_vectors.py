@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from hig._errors import described
+
 __all__ = [
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
@@ -14,6 +16,7 @@ __all__ = [
     "put_gradient",
     "slices",
     "tensors_of",
+    "trainable",
 ]
 
 Parameters = torch.nn.Module | Tensor | Iterable[Tensor]
@@ -30,8 +33,15 @@ def tensors_of(network: Parameters) -> list[Tensor]:
     """
     if isinstance(network, torch.nn.Module):
         given = list(network.parameters())
+    elif isinstance(network, Tensor):
+        given = [network]
+    elif isinstance(network, Iterable):
+        given = list(network)
     else:
-        given = [network] if isinstance(network, Tensor) else list(network)
+        raise TypeError(
+            f"parameters must be a module or tensors, got {described(network)}; pass "
+            "network.parameters()"
+        )
     for parameter in given:
         if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
             kind = getattr(parameter, "dtype", type(parameter).__name__)
@@ -40,6 +50,31 @@ def tensors_of(network: Parameters) -> list[Tensor]:
                 "[*network.parameters(), more, ...]"
             )
     return list({id(parameter): parameter for parameter in given}.values())
+
+
+def trainable(parameters: Parameters) -> list[Tensor]:
+    """Those of the given parameters that require a gradient, each once.
+
+    Args:
+        parameters: a module; or tensors, in and outside of modules.
+
+    Raises:
+        TypeError: see :func:`tensors_of`.
+        ValueError: there is none.
+    """
+    given = tensors_of(parameters)
+    found = [parameter for parameter in given if parameter.requires_grad]
+    if not given:
+        raise ValueError(
+            "no parameter that requires a gradient was given, and no other; pass a network, or a "
+            "list: a generator such as network.parameters() can be gone through once"
+        )
+    if not found:
+        raise ValueError(
+            f"no parameter that requires a gradient was given: all {len(given)} are frozen; call "
+            "requires_grad_() on those that are to be trained"
+        )
+    return found
 
 
 def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from experiments._arguments import MOST_THREADS, parse
 from experiments._methods import METHODS
 from problems import NonlinearOscillators
 from problems._problem import location, parameter
+from problems.multitask import Toy
 
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
 PROBLEM = NonlinearOscillators()
@@ -177,6 +178,33 @@ def test_help_shows_the_defaults(method, capsys):
     assert "by default a budget of 3600 s" in text
     assert ("published settings" in text) == settings.published
     assert "(default: None)" not in text
+
+
+@pytest.mark.parametrize(
+    ("problem", "line", "message"),
+    [
+        (PROBLEM, "--oscillators 0", "got 0; give a number such as 2"),
+        (PROBLEM, "--dt 0", f"got 0; give a number such as {PROBLEM.dt:g}"),
+        (PROBLEM, "--threads 0", "got 0; give a number such as 1"),
+        (PROBLEM, "--epochs 0", "got 0; give a number such as 10"),
+        (Toy(), "--start 0", "got 0; give a number such as 1"),
+    ],
+)
+def test_what_an_error_proposes_is_taken(problem, line, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(problem, "adam", line.split())
+    error = capsys.readouterr().err
+    assert message in error
+    parse(problem, "adam", [line.split()[0], error.split()[-1]])
+
+
+def test_processor_time_is_that_of_one_thread(capsys):
+    assert parse(PROBLEM, "hig", [])[2].threads == torch.get_num_threads()
+    assert parse(PROBLEM, "hig", ["--clock", "processor"])[2].threads == 1
+    assert parse(PROBLEM, "hig", ["--clock", "processor", "--threads", "1"])[2].threads == 1
+    with pytest.raises(SystemExit):
+        parse(PROBLEM, "hig", ["--clock", "processor", "--threads", "2"])
+    assert "of all threads, got 2; give --threads 1 with it" in capsys.readouterr().err
 
 
 def test_threads_beyond_reason_are_refused(capsys):

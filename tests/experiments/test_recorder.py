@@ -84,5 +84,21 @@ def test_notes_once_each_in_order():
     assert recorder.results()["notes"] == ["b", "a"]
 
 
+def test_several_losses_of_one_jacobian():
+    whole = report(notes=["a"])
+    whole.step_size = None
+    recorder = JacobianRecorder()
+    recorder.step(0.0, 1.0, SimpleNamespace(parts=[whole], step_size=0.25))
+    results = recorder.results()
+    assert results["step_size"].tolist() == [0.25]
+    assert (results["rank"].tolist(), results["rows"], results["notes"]) == ([3], 4, ["a"])
+
+
+def test_several_jacobians_have_no_one_rank():
+    recorder = JacobianRecorder()
+    recorder.step(0.0, 1.0, SimpleNamespace(parts=[report(), report()], step_size=0.25))
+    assert recorder.results() == {}
+
+
 def test_nothing_recorded():
     assert JacobianRecorder().results() == {}

@@ -15,7 +15,7 @@ from tests.experiments.runs import TINY, Failing, Fresh, settings
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
 
 
-JACOBIAN = [name for name, method in METHODS.items() if method.jacobian]
+JACOBIAN = [name for name in SINGLE if METHODS[name].jacobian]
 
 
 @dataclass(frozen=True)

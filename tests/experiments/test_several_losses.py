@@ -64,6 +64,7 @@ def test_results_of_a_run(name, tmp_path):
     results = run(TINY, name, Settings(16, lr=1e-3, rcond=settings.rcond), options)
     assert results["stopped"] == "epochs"
     assert results["tested_by"] == "mean squared error"
+    assert ("rank" in results) == (name in ("hig", "gn", "lm", "multihig"))
     if "smallest_cosine" in results:  # weighted sums know of none
         assert len(results["smallest_cosine"]) == len(results["epochs"])
     assert ("smallest_cosine" in results) == (name not in ("minmax", "relobralo", "lra"))

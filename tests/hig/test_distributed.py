@@ -50,7 +50,8 @@ CASES = {
     "damped, many samples": (hig.LevenbergMarquardt, {**MANY, "rcond": 0.0, "damping": 1e-2}),
 }
 WITH_FOUR = [
-    "conv2d", "attention", "mlp by rows", "many samples", "svd", "products", "trust", "sum", "damped",
+    "conv2d", "attention", "mlp by rows", "many samples", "svd", "products", "trust", "sum",
+    "damped",
 ]  # fmt: skip
 
 

@@ -94,3 +94,38 @@ def test_the_report_tells_of_a_damping_below_the_rounding():
     optimizer.step(least_squares(network, inputs))
     assert not optimizer.report.notes
     assert optimizer.report.rcond == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "options", "remedy"),
+    [
+        (1.0, {}, "lr=0.5 suits"),
+        (2.0, {}, "lr=0.25 suits"),
+        (1.0, {"lr": 0.5}, None),
+        (0.5, {}, None),
+        (0.01, {}, None),
+        (1.0, {"step_rule": "trust"}, None),
+        (1.0, {"step_rule": "line_search"}, None),
+    ],
+)
+def test_the_report_tells_of_a_step_too_long_for_the_scale_of_the_loss(scale, options, remedy):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    inputs = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)
+
+    def closure():
+        prediction = network(inputs)
+        return scale * (prediction - (3 * inputs).sin()).square().sum(), prediction
+
+    optimizer = hig.LevenbergMarquardt(network.parameters(), **options)
+    notes = []
+    for _ in range(40):
+        loss = float(optimizer.step(closure)) / scale
+        notes += [note for note in optimizer.report.notes if "too large for the scale" in note]
+    assert bool(notes) == bool(remedy)
+    assert not remedy or remedy in notes[0]
+    if remedy:
+        assert len(notes) > 20
+        assert loss > 0.1  # it is stuck
+    else:
+        assert loss < 0.1 or scale == 0.01  # short steps are slow, but not stuck

@@ -68,9 +68,22 @@ def scalar_prediction(network, inputs):
     return prediction.square(), prediction
 
 
+def pairs(network, inputs):
+    prediction = network(inputs)
+    return [(mean_square(prediction), prediction)] * 2
+
+
+def parts_of_a_prediction(network, inputs):
+    inside, walls = network(inputs), network(inputs[:2])
+    return mean_square(inside) + mean_square(walls), torch.cat([inside, walls])
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
+        (pairs, ValueError, "got 2 pairs of these; hig.MultiHIG takes several"),
+        (lambda *given: pairs(*given)[:1], ValueError, "got 1 pairs of these"),
+        (parts_of_a_prediction, ValueError, r"not depend .*from pieces of it \(whole.split\)"),
         (no_pair, ValueError, r"must return \(loss, prediction\), got Tensor"),
         (numpy_prediction, TypeError, "prediction must be a tensor, got ndarray"),
         (detached, ValueError, "no gradient graph"),

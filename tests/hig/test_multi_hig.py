@@ -8,7 +8,12 @@ import torch
 from torch import nn
 
 import hig
-from hig.conflictfree import ConFIG_update, PCGradOperator
+from hig.conflictfree import (
+    ConFIG_update,
+    ConFIGOperator,
+    PCGradOperator,
+    PseudoMomentumOperator,
+)
 from tests.textbook import flat, relative_error, step_of, textbook_jacobian, textbook_power
 
 
@@ -178,6 +183,16 @@ def test_report_in_words():
     assert float(optimizer.report.loss) == pytest.approx(float(optimizer.report.losses.sum()))
     for part in ("ranks ", "smallest cosine ", "step size ", "gain ratio ", "ms: "):
         assert part in text
+    assert f"smallest slope {float(optimizer.report.slopes.min()):.3g}" in text
+    assert "raises" not in text
+
+
+def test_a_loss_that_is_raised_is_told_in_words():
+    network, closure = one_prediction()
+    optimizer = hig.MultiHIG(network.parameters(), lr=1e-8, operator=lambda rows: rows[0])
+    optimizer.step(closure)
+    assert [slope < 0 for slope in optimizer.report.slopes.tolist()] == [False, True, True]
+    assert "a short step raises loss 1, 2" in str(optimizer.report)
 
 
 def test_copies_go_on_alike():
@@ -209,23 +224,54 @@ def pair(network, scale=1.0):
 
 
 @pytest.mark.parametrize(
-    "outcome",
+    ("outcome", "found"),
     [
-        lambda network: pair(network),
-        lambda network: pair(network)[0],
-        lambda network: [],
-        lambda network: [pair(network)[:1]],
+        (lambda network: pair(network), r"a tuple of 2 whose element 0 is a tensor of shape \(\)"),
+        (lambda network: pair(network)[0], r"a tensor of shape \(\)"),
+        (lambda network: [], "an empty list"),
+        (lambda network: [pair(network), 2.0], "a list of 2 whose element 1 is 2.0"),
+        (lambda network: [pair(network)[:1]], "a list of 1 whose element 0 is a tuple of 1"),
     ],
 )
-def test_what_is_no_list_of_pairs(outcome):
-    refuse(outcome, ValueError, r"\(loss, prediction\) pairs")
+def test_what_is_no_list_of_pairs(outcome, found):
+    refuse(outcome, ValueError, rf"\(loss, prediction\) pairs, got {found}; beside each loss")
 
 
-def test_a_loss_that_is_not_finite_changes_nothing():
+BAD_LOSSES = pytest.mark.parametrize(
+    ("of", "error", "match"),
+    [
+        (lambda loss: 1.0, TypeError, "loss 1 must be a tensor, got 1.0"),
+        (lambda loss: loss * torch.ones(3), ValueError, r"loss 1 must be a scalar, got shape"),
+        (lambda loss: loss.long(), TypeError, "loss 1 must be real floating point"),
+        (lambda loss: loss * float("nan"), hig.NonFiniteError, "loss 1 is nan although prediction"),
+        (lambda loss: loss / 0, hig.NonFiniteError, "loss 1 is inf .*unchanged"),
+        (lambda loss: (loss * 0).sqrt(), hig.NonFiniteError, "loss 1"),
+    ],
+)
+
+
+@BAD_LOSSES
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_bad_loss_is_told_by_its_number(of, error, match, shared):
     def outcome(network):
-        return [pair(network), pair(network, float("nan"))]
+        first = pair(network)
+        loss, prediction = first if shared else pair(network)
+        return [first, (of(loss), prediction)]
 
-    refuse(outcome, hig.NonFiniteError, "unchanged")
+    refuse(outcome, error, match)
+
+
+def test_a_bad_prediction_is_told_by_its_number():
+    def outcome(network, scale):
+        return [pair(network), pair(network, scale)]
+
+    refuse(lambda network: outcome(network, float("nan")), hig.NonFiniteError, "prediction 1 holds")
+
+    def stray(network):
+        first, second = pair(network), pair(network)
+        return [first, (first[0], second[1])]
+
+    refuse(stray, ValueError, "for loss 1 of 2: the loss does not depend on the prediction")
 
 
 def test_a_loss_without_a_graph_is_refused():
@@ -240,11 +286,28 @@ def test_operators_of_another_shape():
     refuse(
         lambda network: [pair(network), pair(network)],
         ValueError,
-        r"operator must map directions \(2, 39\) to one of shape \(39,\), got \(2, 39\)",
+        r"operator must map \(2, 39\) to one of shape \(39,\), got \(2, 39\)",
         operator=lambda matrix: matrix,
     )
-    with pytest.raises(TypeError, match="operator must map"):
-        hig.MultiHIG([torch.zeros(1, requires_grad=True)], operator="config")
+    refuse(
+        lambda network: [pair(network), pair(network)],
+        TypeError,
+        r"to a tensor of shape \(39,\), got None",
+        operator=lambda matrix: None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("operator", "match"),
+    [
+        ("config", "operator must map"),
+        (ConFIGOperator, "got the class ConFIGOperator; make one"),
+        (PseudoMomentumOperator(2), r"without a memory.*take ConFIGOperator\(\), PCGradOperator"),
+    ],
+)
+def test_what_is_no_operator_is_refused_at_once(operator, match):
+    with pytest.raises(TypeError, match=match):
+        hig.MultiHIG([torch.zeros(1, requires_grad=True)], operator=operator)
 
 
 # -- several losses of one prediction: one Jacobian, one metric ------------------------------------

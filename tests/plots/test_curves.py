@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plots._curves import curve, median_and_band, positions, quantity_key
+from plots._curves import components, curve, median_and_band, positions, quantity_key
 from plots._files import PlotError, ResultFile
 
 LOSS = [1.0, 0.1, 0.01, 0.001]
@@ -58,6 +58,16 @@ def test_points_without_a_logarithm_are_left_out_and_told(capsys):
         curve(published(time=[0, 1], test_loss=[np.inf, -1.0]), "test", "time")
 
 
+def test_values_of_either_sign(capsys):
+    file = published(time=[0, 1, 2, 3], test_loss=[1.0, 0.0, -1.0, np.nan])
+    assert curve(file, "test", "time", log_y=False)[1].tolist() == [1.0, 0.0, -1.0]
+    assert "1 of 4 values" in (text := capsys.readouterr().err) and "--linear" not in text
+    assert curve(file, "test", "time")[1].tolist() == [1.0]
+    assert "left out; --linear shows those of either sign" in capsys.readouterr().err
+    with pytest.raises(PlotError, match=r"can show.*; --linear shows"):
+        curve(published(time=[0, 1], test_loss=[-2.0, -1.0]), "test", "time")
+
+
 def test_names_of_quantities():
     names = ["test", "train", "l1_distance", "test_l1_distance", "train_l1_distance"]
     assert [quantity_key(name) for name in names] == [
@@ -79,12 +89,49 @@ def test_cosines_have_either_sign_and_none_before_the_first_step(capsys):
 
 
 def test_any_recorded_quantity():
-    file = published(time=[0, 1, 2, 3], test_error=[4.0, 3.0, 2.0, 1.0], test_mean=np.ones((4, 2)))
+    file = published(time=[0, 1, 2, 3], test_error=[4.0, 3.0, 2.0, 1.0], step_size=[1.0, 2.0])
     assert curve(file, "error", "time")[1].tolist() == [4.0, 3.0, 2.0, 1.0]
-    with pytest.raises(PlotError, match=r"no 'test_eror'.*quantity can be train, test, error here"):
+    known = "quantity can be train, test, error, step_size here"
+    with pytest.raises(PlotError, match=rf"no 'test_eror'.*{known}"):
         curve(file, "eror", "time")
-    with pytest.raises(PlotError, match=r"1 dimension.*\(4, 2\).*can be train, test, error here"):
-        curve(file, "mean", "time")
+
+
+def labels(file, *arguments):
+    return [part.label for part in components(file, *arguments)]
+
+
+def test_components_of_a_quantity():
+    file = published(test_mse=np.arange(8.0).reshape(4, 2), test_one=np.arange(4.0).reshape(4, 1))
+    assert components(file, "test") == [file]
+    assert labels(file, "mse") == ["adam, 1", "adam, 2"]
+    assert components(file, "mse")[1].results["test_mse"].tolist() == [1, 3, 5, 7]
+    (plain,) = components(file, "one")
+    assert plain.label == "adam" and plain.results["test_one"].tolist() == [0, 1, 2, 3]
+    assert plain.method == "adam"
+    named = published(test_mse=np.ones((4, 2)), example={"unknowns": ["u", "p"]})
+    assert labels(named, "mse") == ["adam, u", "adam, p"]
+    assert labels(named, "mse", ["p"]) == ["adam, p"]
+    with pytest.raises(PlotError, match="no component q; --component can be u, p here"):
+        components(named, "mse", ["q"])
+
+
+def test_more_components_than_a_figure_tells_apart():
+    file = published(test_f1=np.ones((4, 40)), example={"tasks": [f"task {i}" for i in range(40)]})
+    with pytest.raises(PlotError, match=r"40 components, more than the 12 .* can be task 0, task"):
+        components(file, "f1")
+    assert len(components(file, "f1", ["task 3", "task 9"])) == 2
+
+
+def test_quantities_of_every_step():
+    file = published(
+        epochs=[0.0, 1.0, 2.0, 3.0], step_size=[1.0, 0.5, 0.0, 2.0, 2.0, 2.0],
+        step_time=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], pretraining_time=10.0,
+    )  # fmt: skip
+    assert curve(file, "step_size", "time")[0].tolist() == [11, 12, 14, 15, 16]
+    assert curve(file, "step_size", "epochs")[0].tolist() == [0.5, 1.0, 2.0, 2.5, 3.0]
+    short = published(step_size=[1.0, 2.0], step_time=[1.0])
+    with pytest.raises(PlotError, match="has 1 entries for 2 steps"):
+        curve(short, "step_size", "time")
 
 
 def test_a_run_from_saved_weights_goes_on_where_they_were_made():

@@ -94,6 +94,15 @@ def test_missing_and_damaged_files(figure, write, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("figure", FIGURES)
+def test_the_text_beside_a_result_file_is_none(figure, write, tmp_path, capsys):
+    path = Path(write("run", {}))
+    text = path.with_suffix(".txt")
+    text.write_text("label: HIG", encoding="utf-8")
+    assert figure.main([str(text), "--out", str(tmp_path / "a.png")]) == 2
+    assert f"{text} is no result file; give {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("figure", FIGURES)
 def test_missing_keys(figure, write, tmp_path, capsys):
     path = write("bare", {"seed": 1, "sim_par": {}})
     assert figure.main([path, "--out", str(tmp_path / "figure.png")]) == 2

@@ -27,7 +27,7 @@ def test_one_line_for_each_method(run_file):
     assert axes.get_yscale() == "log" and axes.get_xscale() == "linear"
     assert axes.get_xlabel() == "training time (s)"
     assert axes.get_ylabel() == "test loss per data point"
-    assert legend_of(figure) == ["Adam", "HIG"]  # from the highest end to the lowest
+    assert legend_of(figure) == ["HIG", "Adam"]  # in the order of all figures
 
 
 def test_seeds_become_a_median_in_a_band(run_file):
@@ -140,9 +140,60 @@ def test_options_reach_the_figure(run_file, tmp_path, monkeypatch):
     path = str(run_file().path)
     seen = []
     monkeypatch.setattr(loss, "draw", lambda files, *options: seen.append(options) or _Blank())
-    options = ["--x", "both", "--quantity", "l1_distance", "--log-x"]
+    options = ["--x", "both", "--quantity", "mse", "--log-x", "--linear", "--component", "u", "p"]
     assert loss.main([path, "--out", str(tmp_path / "a.png"), *options]) == 0
-    assert seen == [("both", "l1_distance", True)]
+    assert loss.main([path, "--out", str(tmp_path / "a.png")]) == 0
+    assert seen == [("both", "mse", True, True, ["u", "p"]), ("time", "test", False, False, None)]
+
+
+def test_components_have_a_line_each(run_file):
+    values = np.stack([np.linspace(2, 1, 9), np.linspace(4, 3, 9), np.linspace(6, 5, 9)], 1)
+    file = run_file(test_mse=values, example={"unknowns": ["u", "v", "p"]})
+    (axes,) = loss.draw([file], quantity="mse").axes
+    lines = named_lines(axes)
+    assert list(lines) == ["HIG, u", "HIG, v", "HIG, p"]
+    assert lines["HIG, p"].get_ydata().tolist() == values[:, 2].tolist()
+    assert axes.get_ylabel() == "test mse"
+    (axes,) = loss.draw([file], quantity="mse", component=["p"]).axes
+    assert list(named_lines(axes)) == ["HIG, p"]
+
+
+def test_values_of_either_sign_on_a_linear_axis(run_file, capsys):
+    values = np.linspace(1.0, -7.0, 9)
+    file = run_file(test_loss=values)
+    (axes,) = loss.draw([file], linear=True).axes
+    assert axes.get_yscale() == "linear" and axes.lines[0].get_ydata().tolist() == values.tolist()
+    assert capsys.readouterr().err == ""
+    loss.draw([file])
+    assert "left out; --linear shows those of either sign" in capsys.readouterr().err
+
+
+def test_step_sizes_stand_at_the_ends_of_their_steps(run_file, capsys):
+    steps = {"step_size": np.linspace(1.0, 0.1, 20), "step_time": np.linspace(0.4, 8.0, 20)}
+    files = [run_file("a", **steps), run_file("b", method="adam", label="Adam")]
+    time, epochs = loss.draw(files, x="both", quantity="step_size").axes
+    assert time.lines[0].get_xdata().tolist() == steps["step_time"].tolist()
+    np.testing.assert_allclose(epochs.lines[0].get_xdata(), 0.8 * np.arange(1, 21))
+    assert time.get_ylabel() == "step size"
+    assert "b.pickle has no 'step_size' and is left out" in capsys.readouterr().err
+
+
+def test_less_than_a_decade_has_plain_numbers(run_file):
+    file = run_file(test_loss=np.linspace(52.0, 31.5, 9))
+    for axes in loss.draw([file], x="both").axes:
+        low, high = axes.get_ylim()
+        ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+        assert len(ticks) > 2
+        assert all(text.isdigit() for text in axes.yaxis.get_major_formatter().format_ticks(ticks))
+        assert len(axes.get_yticks(minor=True)) == 0
+
+
+def test_legends_have_one_order(run_file):
+    methods = {"mconfig": "M-ConFIG", "adam": "Adam", "config": "ConFIG", "gn": "Gauss–Newton"}
+    files = [run_file(m, method=m, label=label) for m, label in methods.items()]
+    files.append(run_file("z", method="adam", label="Adam (batch 2)"))
+    expected = ["Gauss–Newton", "ConFIG", "M-ConFIG", "Adam", "Adam (batch 2)"]
+    assert legend_of(loss.draw(files)) == legend_of(loss.draw(files[::-1])) == expected
 
 
 class _Blank:

@@ -29,8 +29,9 @@ def test_reference_once_and_predictions_above_their_errors(solved_run):
     truth = field(files[0], "solution", (4, 3))
     np.testing.assert_array_equal(reference.get_array(), truth)  # time to the right
     across, up = reference.get_coordinates().transpose(2, 0, 1)
-    np.testing.assert_allclose(across[0], np.linspace(0, 1, 3))
-    np.testing.assert_allclose(up[:, 0], np.linspace(0, 1, 4))
+    # Cells around the points of the grid.
+    np.testing.assert_allclose(across[0], [-0.25, 0.25, 0.75, 1.25])
+    np.testing.assert_allclose(up[:, 0], np.linspace(-1 / 6, 7 / 6, 5))
     for file, found, error, axes in zip(files, predictions, errors, below, strict=True):
         own = field(file, "prediction", (4, 3))
         np.testing.assert_array_equal(found.get_array(), own)
@@ -38,8 +39,23 @@ def test_reference_once_and_predictions_above_their_errors(solved_run):
         assert axes.get_title() == f"error, MSE {np.mean((own - truth) ** 2):.2g}"
     assert [axes.get_title() for axes in above] == ["reference", "HIG", "Adam (batch 500)"]
     assert (above[0].get_xlabel(), above[0].get_ylabel()) == ("t", "x")
-    assert figure.get_suptitle() == ""
+    assert not figure.axes[3].texts
     assert [bar.get_ylabel() for bar in figure.axes[-2:]] == ["u", "absolute error"]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(4, 4), (5, 3), (7, 4)])
+def test_many_files_go_on_below(count, columns, solved_run):
+    files = [solved_run(f"f{i}", label=f"run {i}") for i in range(count)]
+    figure = solution.draw(files)
+    grid = np.array(figure.axes[: -2 * (1 + (count > 4))]).reshape(-1, 1 + columns)
+    assert len(grid) == (2 if count <= 4 else 4)
+    assert figure.get_size_inches()[0] < 11
+    above = [axes.get_title() for axes in grid[::2, 1:].ravel() if axes.axison]
+    assert above == [file.label for file in files]
+    below = [axes for axes in grid[1::2, 1:].ravel() if axes.axison]
+    assert len(below) == count and all("MSE" in axes.get_title() for axes in below)
+    assert all(axes.get_xlabel() == "t" for axes in below)
+    assert [axes.axison for axes in grid[:, 0]] == [True] + [False] * (len(grid) - 1)
 
 
 def test_scales_are_shared_and_those_of_the_values_are_of_the_reference(solved_run):
@@ -96,7 +112,8 @@ def test_a_plane_of_more_coordinates_is_stated(solved_run):
     np.testing.assert_array_equal(reference.get_array(), truth.T)  # x to the right
     np.testing.assert_array_equal(prediction.get_array(), found.T)
     assert below[0].get_title() == f"error, MSE {np.mean((found - truth) ** 2):.2g}"
-    assert figure.get_suptitle() == "at z = 0.25, t = 1"
+    (held,) = figure.axes[2].texts  # below the reference, where nothing else is
+    assert held.get_text() == "at z = 0.25\nt = 1"
     assert (above[0].get_xlabel(), above[0].get_ylabel()) == ("x", "y")
     assert figure.axes[-2].get_ylabel() == "p"
 

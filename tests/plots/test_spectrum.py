@@ -22,6 +22,12 @@ def test_normalised_values_and_the_cut_off(full_run):
     assert len({line.get_color() for line in curves}) == 3
 
 
+def test_a_cut_off_has_few_digits(full_run):
+    file = load(full_run)
+    file.results["spectrum"]["rcond"] = 1.1345011281488299e-7
+    assert spectrum.draw([file]).axes[0].lines[-1].get_label() == "cut-off 1.1e-7"
+
+
 def test_files_side_by_side_and_all_moments(full_run):
     first, second = spectrum.draw([load(full_run)] * 2, moments=50).axes
     assert len(first.lines) == len(second.lines) == 7

@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 from matplotlib.colors import to_rgb
 
+from experiments._methods import METHODS
 from plots import _style
 
 
@@ -12,6 +13,37 @@ def test_a_method_keeps_its_colour():
     alone = _style.line_styles({("adam", "Adam")})
     among = _style.line_styles({("adam", "Adam"), ("hig", "HIG"), ("kfac", "KFAC")})
     assert alone["adam", "Adam"] == among["adam", "Adam"]
+
+
+def test_every_method_has_a_look_of_its_own():
+    names = list(METHODS)
+    assert all(_style.is_known(name) for name in names)
+    looks = _style.line_styles({(name, name) for name in names})
+    for one, two in combinations(names, 2):
+        first, second = looks[one, one], looks[two, two]
+        if first["linestyle"] == second["linestyle"]:
+            colours = [np.array(to_rgb(style["color"])) for style in (first, second)]
+            assert np.abs(colours[0] - colours[1]).max() > 0.2, (one, two)
+    assert [name for name, _ in looks][:3] == ["hig", "multihig", "gn"]
+
+
+def test_variants_begin_with_the_dashes_of_the_method():
+    styles = _style.line_styles({("mconfig", label) for label in ("M-ConFIG", "M-ConFIG (lr 1)")})
+    alone = _style.line_styles({("mconfig", "M-ConFIG")})
+    first, second = styles.values()
+    assert first == alone["mconfig", "M-ConFIG"]
+    assert first["color"] == second["color"] and first["linestyle"] != second["linestyle"]
+
+
+def test_plain_ticks_are_for_less_than_a_decade():
+    _, grid = _style.panels(1, 2)
+    for axes, high in zip(grid[0], (5.0, 50.0), strict=True):
+        axes.plot([1, 2], [1.0, high])
+        axes.set_yscale("log")
+        _style.plain_ticks(axes.xaxis)
+        _style.plain_ticks(axes.yaxis)
+    kinds = [type(axes.yaxis.get_major_formatter()).__name__ for axes in grid[0]]
+    assert kinds == ["ScalarFormatter", "LogFormatterSciNotation"]
 
 
 def test_methods_differ_in_colour_and_variants_in_dashes():

@@ -7,6 +7,7 @@ from torch import nn
 import hig
 from hig.conflictfree import (
     AlternatingBackward,
+    ConFIGOperator,
     LatestLossRecorder,
     PCGradOperator,
     PseudoMomentumOperator,
@@ -112,3 +113,27 @@ def test_what_is_refused():
         AlternatingBackward(nn.Linear(1, 1), 2, PseudoMomentumOperator(3))
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         AlternatingBackward([torch.ones(2)], 2)
+    wrapped = r"got ConFIGOperator; wrap it: PseudoMomentumOperator\(2, gradient_operator=...\)"
+    with pytest.raises(TypeError, match=wrapped):
+        AlternatingBackward(nn.Linear(1, 1), 2, ConFIGOperator())
+    for count in (2.0, [1, 2], "2", nn.Linear(1, 1).parameters()):
+        with pytest.raises(TypeError, match=r"num_losses must be a whole number, .*\(parameters, "):
+            AlternatingBackward(nn.Linear(1, 1), count)
+    with pytest.raises(ValueError, match="num_losses must be at least 1, got 0"):
+        AlternatingBackward(nn.Linear(1, 1), 0)
+
+
+def test_losses_of_another_network_are_refused_after_a_turn():
+    _, loss = problem()
+    alternating = AlternatingBackward(nn.Linear(1, 1), 2)
+    alternating.backward(loss(0))  # a loss that reaches nothing counts as zero
+    with pytest.raises(ValueError, match="no loss depends on any of the 2 parameters"):
+        alternating.backward(loss(1))
+    assert alternating.operator.t_grads == [1, 0]
+
+
+@pytest.mark.parametrize("state", [{}, None, [1], {"next_loss": 0}])
+def test_what_is_no_state(state):
+    alternating = AlternatingBackward(nn.Linear(1, 1), 2)
+    with pytest.raises(ValueError, match=r"the state lacks .*AlternatingBackward.state_dict\(\)"):
+        alternating.load_state_dict(state)

@@ -118,9 +118,61 @@ def test_an_operator_with_a_memory_sees_all_losses(recorder):
 
 def test_an_operator_that_returns_something_else():
     network, losses = heads()
-    with pytest.raises(ValueError, match="the vector has shape"):
+    with pytest.raises(ValueError, match=r"must map \(3, \d+\) to one of shape"):
         backward(losses, network, lambda rows: rows)
     assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("given", [1, 3])
+def test_a_memory_for_another_number_of_losses_is_refused(given):
+    network, losses = heads()
+    with pytest.raises(ValueError, match=rf"for 2 losses, got {given}; .*Operator\({given}\)"):
+        backward(losses[:given], network, PseudoMomentumOperator(2))
+    assert all(p.grad is None for p in network.parameters())
+
+
+@METHOD
+def test_losses_of_another_network_are_refused(method):
+    network, losses = heads()
+    with pytest.raises(ValueError, match="no loss depends on any of the 2 parameters"):
+        backward(losses, nn.Linear(2, 2).double(), method=method)
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("of", "match"),
+    [
+        (lambda losses: losses[0], r"got a tensor of shape \(\); pass a list"),
+        (lambda losses: dict(enumerate(losses)), r"got dict; pass list\(losses.values\(\)\)"),
+        (lambda losses: 1.0, "must be a list of scalars, got 1.0"),
+        (lambda losses: [float(loss.detach()) for loss in losses], "got float; compute it from"),
+    ],
+)
+def test_what_is_no_list_of_losses(of, match):
+    network, losses = heads()
+    with pytest.raises(TypeError, match=match):
+        backward(of(losses), network)
+
+
+@pytest.mark.parametrize("operator", [ConFIGOperator, "config", 3])
+def test_what_is_no_operator(operator):
+    network, losses = heads()
+    with pytest.raises(TypeError, match="operator must "):
+        backward(losses, network, operator)
+
+
+def test_nothing_that_requires_a_gradient():
+    network = nn.Linear(2, 2)
+    losses = list(network(torch.ones(2)))
+    parameters = network.parameters()
+    assert len(list(parameters)) == 2
+    with pytest.raises(ValueError, match=r"generator such as network.parameters"):
+        backward(losses, parameters)
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"all 2 are frozen; call requires_grad_"):
+        backward(list(network(torch.ones(2))), network)
+    with pytest.raises(TypeError, match="a module or tensors, got 3"):
+        backward(losses, 3)
 
 
 @pytest.mark.cuda

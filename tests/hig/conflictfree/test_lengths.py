@@ -5,6 +5,7 @@ import torch
 
 from hig.conflictfree import (
     ConFIG_update,
+    ConFIGOperator,
     LengthModel,
     ProjectionLength,
     TrackArithmeticAverage,
@@ -89,3 +90,9 @@ def test_what_is_refused():
             model.get_length(gradients=torch.ones(2, 3))
     with pytest.raises(NotImplementedError, match="must define get_length"):
         LengthModel().rescale_length(torch.ones(3))
+
+
+def test_a_loss_that_is_not_there():
+    operator = ConFIGOperator(length_model=TrackSpecific(7))
+    with pytest.raises(ValueError, match=r"count from 0 to 1, got TrackSpecific\(7\)"):
+        operator(torch.eye(2))

@@ -245,10 +245,36 @@ def test_what_is_refused(kind, call, match):
 def test_numbers_out_of_range(kind):
     with pytest.raises(ValueError, match="num_vectors must be at least 1, got 0"):
         kind(0)
+    with pytest.raises(TypeError, match=r"num_vectors must be a whole number, got 2\.0"):
+        kind(2.0)
     with pytest.raises(ValueError, match=r"beta_2 must be in \[0, 1\), got 1.0"):
         kind(2, 0.9, 1.0)
     with pytest.raises(NotImplementedError, match="must define calculate_gradient"):
         MomentumOperator(2).calculate_gradient(0, torch.ones(2))
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ({"gradient_operator": "x"}, r"gradient_operator must map .*, got 'x'"),
+        ({"gradient_operator": ConFIGOperator}, r"the class ConFIGOperator; make one"),
+        ({"gradient_operator": PseudoMomentumOperator(2)}, "without a memory"),
+        ({"loss_recorder": LatestLossRecorder}, "the class LatestLossRecorder"),
+        ({"loss_recorder": 2}, r"a method record_loss, got 2; take LatestLossRecorder\(2\)"),
+    ],
+)
+def test_parts_that_do_not_fit(kind, parts, match):
+    with pytest.raises(TypeError, match=match):
+        kind(2, **parts)
+
+
+@KINDS
+def test_what_is_no_state(kind):
+    operator = kind(2)
+    with pytest.raises(ValueError, match=rf"it has nothing; load what {kind.__name__}.state_dict"):
+        operator.load_state_dict({})
+    assert operator.t_grads == [0, 0]
 
 
 @pytest.mark.cuda

@@ -1,0 +1,127 @@
+"""What users give in place of operators, models, counts and states, checked before it is used."""
+
+import operator as operators
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from hig._errors import described
+
+__all__ = ["check_combined", "check_count", "check_model", "check_operator", "check_state"]
+
+
+def check_operator(operator, name: str = "operator") -> None:
+    """Raise unless something maps gradients (m, P) to a direction (P,).
+
+    Args:
+        operator: an object with ``calculate_gradient``, or any callable.
+        name: what the argument is called.
+
+    Raises:
+        TypeError: it is a class, an operator with a memory, or can not be called.
+    """
+    _refuse_class(operator, name)
+    if hasattr(operator, "calculate_step"):
+        raise TypeError(
+            f"{name} must be one without a memory, which maps the gradients of all losses to a "
+            f"direction, got {described(operator)}; take ConFIGOperator(), PCGradOperator() or "
+            "IMTLGOperator()"
+        )
+    if not callable(operator) and not hasattr(operator, "calculate_gradient"):
+        raise TypeError(
+            f"{name} must map gradients (m, P) to a direction (P,), got {described(operator)}; "
+            "take ConFIGOperator() or another one of hig.conflictfree"
+        )
+
+
+def check_model(model, name: str, method: str, example: str) -> None:
+    """Raise unless an object has the method that it will be asked by.
+
+    Args:
+        model: a weight or length model, or a loss recorder.
+        name: what the argument is called.
+        method: the name of the method.
+        example: one that has it.
+
+    Raises:
+        TypeError: it is a class, or lacks the method.
+    """
+    _refuse_class(model, name)
+    if not callable(getattr(model, method, None)):
+        raise TypeError(
+            f"{name} must have a method {method}, got {described(model)}; take {example}"
+        )
+
+
+def check_combined(direction, matrix: Tensor) -> None:
+    """Raise unless what an operator has returned is a direction.
+
+    Args:
+        direction: what came back.
+        matrix: what the operator was given, (m, P).
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another shape than (P,).
+    """
+    shape, expected = tuple(matrix.shape), tuple(matrix.shape[1:])
+    if not isinstance(direction, Tensor):
+        raise TypeError(
+            f"the operator must map {shape} to a tensor of shape {expected}, got "
+            f"{described(direction)}; return a combination of the rows, such as matrix.sum(0)"
+        )
+    if direction.shape != expected:
+        raise ValueError(
+            f"the operator must map {shape} to one of shape {expected}, got "
+            f"{tuple(direction.shape)}; return a combination of the rows, such as matrix.sum(0)"
+        )
+
+
+def check_count(count, name: str, remedy: str = "") -> int:
+    """Return a whole number that is at least 1.
+
+    Args:
+        count: the number.
+        name: what the argument is called.
+        remedy: what to do, if there is more to say.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is less than 1.
+    """
+    try:
+        number = operators.index(count)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a whole number, got {described(count)}{remedy and f'; {remedy}'}"
+        ) from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}{remedy and f'; {remedy}'}")
+    return number
+
+
+def check_state(state_dict, owner: object, *names: str) -> None:
+    """Raise unless a state has all entries that its owner reads.
+
+    Args:
+        state_dict: what was given.
+        owner: what it is to be loaded into.
+        names: of the entries.
+
+    Raises:
+        ValueError: entries are missing.
+    """
+    found = list(state_dict) if isinstance(state_dict, Mapping) else described(state_dict)
+    missing = [name for name in names if name not in found]
+    if missing or not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"the state lacks {', '.join(missing or names)}, it has {found or 'nothing'}; load "
+            f"what {type(owner).__name__}.state_dict() gave"
+        )
+
+
+def _refuse_class(value, name: str) -> None:
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be an object, got {described(value)}; make one: {value.__name__}(...)"
+        )

@@ -14,6 +14,8 @@ from hig._errors import (
     UnsafeResultError,
 )
 from hig._half_inverse import half_inverse
+from hig._kronecker_hig import KroneckerHIG
+from hig._kronecker_report import KroneckerReport
 from hig._levenberg_marquardt import LevenbergMarquardt
 from hig._linear_step import LinearStep
 from hig._multi_hig import MultiHIG
@@ -34,6 +36,8 @@ __all__ = [
     "DecompositionError",
     "GaussNewton",
     "HalfInverse",
+    "KroneckerHIG",
+    "KroneckerReport",
     "LevenbergMarquardt",
     "LinearStep",
     "MultiHIG",

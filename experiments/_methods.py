@@ -51,7 +51,7 @@ class Method:
     @property
     def jacobian(self) -> bool:
         """Whether the optimiser reports on one joint Jacobian."""
-        return self.closure == "outputs"
+        return self.closure == "outputs" and "engine" in self.options
 
     @property
     def several_losses(self) -> bool:
@@ -144,6 +144,12 @@ METHODS = MappingProxyType(
             "Levenberg–Marquardt",
             hig.LevenbergMarquardt,
             {"damping": 1e-3, **_ROUTE},
+            closure="outputs",
+        ),
+        "khig": Method(
+            "Kronecker HIG",
+            hig.KroneckerHIG,
+            {"kappa": -0.5, "damping": 0.1, **_FIRST_ORDER},
             closure="outputs",
         ),
         "multihig": Method(

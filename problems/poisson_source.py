@@ -70,6 +70,7 @@ class PoissonSource(Poisson):
             "rmsprop": Settings(batch_size=64, lr=1e-3),
             "lbfgs": Settings(batch_size=256, lr=1.0),
             "soap": Settings(batch_size=64, lr=3e-3),
+            "khig": Settings(batch_size=64, lr=3e-3, schedule="cosine"),
             "muon": Settings(batch_size=64, lr=1e-2),
         }
     )

@@ -38,17 +38,15 @@ def random_probe(
 
     Args:
         prediction: (B, ...); shape, dtype and device count.
-        seed: decides the signs; torch's own generators are left alone.
+        seed: decides the signs, on any device; torch's own generators are left alone.
         metric_root: applies the symmetric root of M; None for the identity.
 
     Raises:
         ValueError: if the metric changes the shape.
     """
-    generator = torch.Generator(prediction.device).manual_seed(seed)
-    signs = torch.randint(0, 2, prediction.shape, generator=generator, device=prediction.device).to(
-        prediction.dtype
-    )
-    probe = 2 * signs - 1
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
+    signs = torch.randint(0, 2, prediction.shape, generator=generator)
+    probe = (2 * signs - 1).to(prediction)
     if metric_root is None:
         return probe
     probe = metric_root(probe)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hig._errors import DecompositionError
+
 __all__ = ["DampedPower", "damped_power", "input_factor", "output_factor"]
 
 
@@ -81,10 +83,23 @@ def damped_power(outputs: Tensor, inputs: Tensor, power: float, damping: float) 
 
     Returns:
         The power in the dtype of ``inputs``; zero for a product that is zero.
+
+    Raises:
+        DecompositionError: if a decomposition does not converge.
     """
-    output_values, output_vectors = torch.linalg.eigh(outputs.double())
-    input_values, input_vectors = torch.linalg.eigh(inputs.double())
+    output_values, output_vectors = _eigh(outputs)
+    input_values, input_vectors = _eigh(inputs)
     products = output_values.clamp_min(0)[:, :, None] * input_values.clamp_min(0)[:, None, :]
     damped = products + damping * products.mean((1, 2), keepdim=True)
     scale = torch.where(damped > 0, damped, 1).pow(-power) * (damped > 0)
     return DampedPower(*(part.to(inputs) for part in (output_vectors, input_vectors, scale)))
+
+
+def _eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return torch.linalg.eigh(factor.double())
+    except torch.linalg.LinAlgError as error:
+        raise DecompositionError(
+            f"the decomposition of a {tuple(factor.shape)} factor with largest entry "
+            f"{float(factor.abs().max()):.3g} did not converge ({error}); try a smaller lr"
+        ) from error

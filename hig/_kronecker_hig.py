@@ -95,7 +95,6 @@ class KroneckerHIG(torch.optim.Optimizer):
         seed: int = 0,
     ):
         _check_options(kappa, damping, graft, decay, probe_every, refresh_every)
-        check_lr(lr)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self._power, self._damping = (1 - kappa) / 2, damping
         self._graft, self._decay = graft, decay
@@ -121,8 +120,11 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
-        private = {name: value for name, value in self.__dict__.items() if name in _PRIVATE}
-        return {**super().__getstate__(), **private}
+        private = (
+            "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
+            "_metric_root", "_seed",
+        )  # fmt: skip
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Load learning rates, moments and factors; see ``torch.optim.Optimizer``."""
@@ -148,6 +150,8 @@ class KroneckerHIG(torch.optim.Optimizer):
         Raises:
             NonFiniteError: loss, prediction or their derivatives hold NaN or Inf; neither
                 parameters nor state have been changed.
+            DecompositionError: the factors of a layer cannot be decomposed; no parameter has been
+                changed.
             ValueError: the closure does not return what it should.
         """
         if closure is None:
@@ -283,12 +287,6 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return found
-
-
-_PRIVATE = (
-    "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
-    "_metric_root", "_seed",
-)  # fmt: skip
 
 
 def _direction(

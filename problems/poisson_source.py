@@ -57,6 +57,7 @@ class PoissonSource(Poisson):
 
     name: ClassVar[str] = "poisson_source"
     quantity: ClassVar[str] = "source"
+    inverse: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             # All of it our own choice, from short trials with batches of 8 for Jacobian methods.

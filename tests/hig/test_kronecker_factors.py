@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hig import DecompositionError
 from hig._kronecker_factors import damped_power, input_factor, output_factor
 
 DOUBLE = {"dtype": torch.float64}
@@ -87,3 +88,12 @@ def test_singular_factors_in_single_precision():
     found = damped_power(row.mT @ row, torch.eye(2)[None], 0.75, 1e-6)
     assert found.scale.dtype == found.inputs.dtype == found.outputs.dtype == torch.float32
     assert bool(torch.isfinite(found(torch.ones(1, 3, 2))).all())
+
+
+def test_a_decomposition_that_does_not_converge(monkeypatch):
+    def refuse(_):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", refuse)
+    with pytest.raises(DecompositionError, match=r"\(1, 3, 3\) factor with largest entry .*lr"):
+        damped_power(spd(1, 3), spd(1, 4), 0.75, 0.1)

@@ -136,7 +136,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "damping": {
             "type": positive_float,
             "metavar": "λ",
-            "help": "damping: of Levenberg–Marquardt the initial one",
+            "help": "damping, where it adapts the initial one",
         },
         "engine": {
             "choices": ("auto", "layerwise", "rows"),

@@ -140,7 +140,11 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "help": "drop singular values up to C times the largest",
         },
         "kappa": {"type": _kappa, "metavar": "κ", "help": "exponent of the singular values"},
-        "damping": {"type": positive_float, "metavar": "λ", "help": "initial damping"},
+        "damping": {
+            "type": positive_float,
+            "metavar": "λ",
+            "help": "damping, where it adapts the initial one",
+        },
         "engine": {
             "choices": ("auto", "layerwise", "rows"),
             "help": "how the Jacobian is obtained",

@@ -51,7 +51,7 @@ class Method:
     @property
     def jacobian(self) -> bool:
         """Whether the optimiser reports on joint Jacobians."""
-        return self.closure in ("outputs", "pairs")
+        return self.closure in ("outputs", "pairs") and "engine" in self.options
 
     @property
     def several_losses(self) -> bool:
@@ -75,7 +75,7 @@ class Method:
         """
         settings = self.complete(settings)
         options = {name: getattr(settings, name) for name in self.options if name != "schedule"}
-        if self.closure == "outputs":  # MultiHIG steps in one process
+        if self.jacobian and self.closure == "outputs":  # MultiHIG steps in one process
             options["reduction"] = reduction
         return self.build(parameters, lr=settings.lr, **options)
 
@@ -154,6 +154,12 @@ METHODS = MappingProxyType(
             "Levenberg–Marquardt",
             hig.LevenbergMarquardt,
             {"damping": 1e-3, **_ROUTE},
+            closure="outputs",
+        ),
+        "khig": Method(
+            "Kronecker HIG",
+            hig.KroneckerHIG,
+            {"kappa": -0.5, "damping": 0.1, **_FIRST_ORDER},
             closure="outputs",
         ),
         "multihig": Method(

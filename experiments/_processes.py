@@ -66,8 +66,14 @@ class Processes:
         """Refuse what cannot be shared.
 
         Raises:
-            ProcessesError: The problem or the method has several losses.
+            ProcessesError: The problem or the method has several losses, or the method steps in
+                one process alone.
         """
+        if self.size > 1 and method.closure == "outputs" and not method.jacobian:
+            raise ProcessesError(
+                f"{method.label} runs in one process, got {self.size}; start it without torchrun, "
+                "or take hig"
+            )
         if self.size > 1 and (method.several_losses or isinstance(problem, SeveralLosses)):
             raise ProcessesError(
                 f"{problem.name} with {method.label} runs in one process, got {self.size}: several "

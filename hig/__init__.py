@@ -15,6 +15,8 @@ from hig._errors import (
     UnsafeResultError,
 )
 from hig._half_inverse import half_inverse
+from hig._kronecker_hig import KroneckerHIG
+from hig._kronecker_report import KroneckerReport
 from hig._lanczos import Lanczos
 from hig._levenberg_marquardt import LevenbergMarquardt
 from hig._linear_step import LinearStep
@@ -36,6 +38,8 @@ __all__ = [
     "DecompositionError",
     "GaussNewton",
     "HalfInverse",
+    "KroneckerHIG",
+    "KroneckerReport",
     "Lanczos",
     "LevenbergMarquardt",
     "LinearStep",

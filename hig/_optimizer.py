@@ -20,7 +20,15 @@ from hig._split import check_reduction
 from hig._step_rules import make_step_rule
 from hig._trial import RandomState, Trial
 
-__all__ = ["HIG", "GaussNewton", "JacobianOptimizer"]
+__all__ = [
+    "HIG",
+    "Closure",
+    "GaussNewton",
+    "JacobianOptimizer",
+    "check_group",
+    "check_lr",
+    "loss_and_prediction",
+]
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 
@@ -65,7 +73,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         check_process_group(process_group)
         check_reduction(reduction)
         self._rule = make_step_rule(step_rule)
-        _check_lr(lr)
+        check_lr(lr)
         super().__init__(params, {"lr": lr})
         self.filter = filter
         self.report: StepReport | None = None
@@ -81,14 +89,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             TypeError: for complex parameters.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        _check_lr(group["lr"])
-        for parameter in group["params"]:
-            if not parameter.is_floating_point():
-                raise TypeError(
-                    f"parameters must be real floating point, got {parameter.dtype}; keep real "
-                    "and imaginary parts in one real parameter (torch.view_as_real)"
-                )
+        check_group(self.param_groups[-1])
 
     def __getstate__(self) -> dict:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
@@ -165,7 +166,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     ) -> Linearisation:
         """What the closure returned, as a decomposed Jacobian."""
         with ranks.agreement(), clock.phase("loss gradient"):
-            loss, prediction = _pair(outcome)
+            loss, prediction = loss_and_prediction(outcome)
             gradient = loss_gradient(loss, prediction, parameters, curvature=self._measures())
         computation = whole_batch(
             uses, loss, prediction, gradient, parameters, names, ranks,
@@ -209,7 +210,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         parameters, lrs, names = [], [], []
         seen: set[int] = set()  # a parameter given twice has one column all the same
         for group in self.param_groups:
-            _check_lr(group["lr"])  # schedulers write here
+            check_lr(group["lr"])  # schedulers write here
             given = group.get("param_names", [None] * len(group["params"]))
             for parameter, name in zip(group["params"], given, strict=True):
                 if parameter.requires_grad and id(parameter) not in seen:
@@ -329,12 +330,30 @@ class GaussNewton(HIG):
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
 
 
-def _check_lr(lr: float) -> None:
+def check_group(group: dict) -> None:
+    """Check a new parameter group.
+
+    Raises:
+        TypeError: for complex parameters.
+        ValueError: for a learning rate out of range.
+    """
+    check_lr(group["lr"])
+    for parameter in group["params"]:
+        if not parameter.is_floating_point():
+            raise TypeError(
+                f"parameters must be real floating point, got {parameter.dtype}; keep real "
+                "and imaginary parts in one real parameter (torch.view_as_real)"
+            )
+
+
+def check_lr(lr: float) -> None:
+    """Raise a `ValueError` for a learning rate that is negative or not finite."""
     if not 0 <= float(lr) < float("inf"):
         raise ValueError(f"lr must be non-negative and finite, got {lr}; 1.0 is the published one")
 
 
-def _pair(result) -> tuple[Tensor, Tensor]:
+def loss_and_prediction(result) -> tuple[Tensor, Tensor]:
+    """What a closure returned; raise a `ValueError` where it is no pair."""
     if isinstance(result, tuple | list) and result and all(map(_is_pair, result)):
         raise ValueError(
             f"the closure must return (loss, prediction), got {len(result)} pairs of these; "

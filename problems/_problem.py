@@ -39,13 +39,14 @@ class Settings:
         batch_size: Samples per step.
         lr: Step size η.
         rcond: Relative cut-off of the singular values; truncating Jacobian methods only.
-        kappa: Exponent of the singular values; HIG only.
-        damping: Initial damping; Levenberg–Marquardt only.
+        kappa: Exponent of the singular values; HIG and Kronecker HIG only.
+        damping: Initial damping of Levenberg–Marquardt; of Kronecker HIG, in units of the mean
+            eigenvalue.
         engine: How the Jacobian is obtained; Jacobian methods only.
         method: How the Jacobian is decomposed; Jacobian methods only.
         step_rule: ``"fixed"``, ``"trust"`` or ``"line_search"``; Jacobian methods only.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
-            a cosine after a short warm-up; methods of first order only.
+            a cosine after a short warm-up; methods of first order and Kronecker HIG only.
         published: True for values from the publication of the problem, False for our own choice.
     """
 

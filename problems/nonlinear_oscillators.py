@@ -80,6 +80,7 @@ class NonlinearOscillators(Problem):
             # The whole training set: from one small batch to the next L-BFGS diverges.
             "lbfgs": Settings(batch_size=4096, lr=1.0),
             "soap": Settings(batch_size=128, lr=1e-2),
+            "khig": Settings(batch_size=128, lr=3e-3, schedule="cosine"),
             "muon": Settings(batch_size=128, lr=1e-2),
         }
     )

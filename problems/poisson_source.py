@@ -57,6 +57,7 @@ class PoissonSource(Poisson):
 
     name: ClassVar[str] = "poisson_source"
     quantity: ClassVar[str] = "source"
+    inverse: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             # All of it our own choice, from short trials with batches of 8 for Jacobian methods.
@@ -70,6 +71,7 @@ class PoissonSource(Poisson):
             "rmsprop": Settings(batch_size=64, lr=1e-3),
             "lbfgs": Settings(batch_size=256, lr=1.0),
             "soap": Settings(batch_size=64, lr=3e-3),
+            "khig": Settings(batch_size=64, lr=3e-3, schedule="cosine"),
             "muon": Settings(batch_size=64, lr=1e-2),
         }
     )

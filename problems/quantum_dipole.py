@@ -86,6 +86,7 @@ class QuantumDipole(Problem):
             "rmsprop": Settings(batch_size=16, lr=1e-3),
             "lbfgs": Settings(batch_size=1024, lr=1.0),
             "soap": Settings(batch_size=16, lr=3e-3),
+            "khig": Settings(batch_size=16, lr=3e-3, schedule="cosine"),
             "muon": Settings(batch_size=16, lr=3e-3),
         }
     )

@@ -29,6 +29,19 @@ def test_steps_equal_those_on_the_cpu(name, engine, step_rule):
     assert relative_error(*results) < 1e-6
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_kronecker_steps_equal_those_on_the_cpu(name):
+    results = []
+    for device in ("cpu", "cuda"):
+        network, inputs = build(name)
+        network, inputs = network.to(device), inputs.to(device)
+        optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.step(least_squares(network, inputs))
+        results.append(flat(network.parameters()).cpu())
+    assert relative_error(*results) < 1e-6
+
+
 @pytest.mark.parametrize("kind", [hig.GaussNewton, hig.LevenbergMarquardt])
 def test_siblings(kind):
     network, inputs = build("mlp", torch.float32)

@@ -46,6 +46,30 @@ def test_jacobian_methods_get_their_options():
     assert METHODS["lm"].optimizer(parameters, settings).filter.damping == 0.5
 
 
+def test_kronecker_steps_get_their_options_and_report_on_no_jacobian():
+    torch.manual_seed(0)
+    network, inputs = nn.Linear(3, 2).double(), torch.randn(16, 3).double()
+    method = METHODS["khig"]
+    settings = Settings(batch_size=16, lr=0.05, kappa=-1.0, damping=0.5, schedule="cosine")
+    optimizer = method.optimizer(list(network.parameters()), settings)
+    expected = hig.KroneckerHIG(network.parameters(), lr=0.05, kappa=-1.0, damping=0.5)
+
+    def closure():
+        prediction = network(inputs)
+        return prediction.square().sum(), prediction
+
+    start = [p.detach().clone() for p in network.parameters()]
+    optimizer.step(closure)
+    moved = [p.detach().clone() for p in network.parameters()]
+    with torch.no_grad():
+        for p, value in zip(network.parameters(), start, strict=True):
+            p.copy_(value)
+    expected.step(closure)
+    for p, value in zip(network.parameters(), moved, strict=True):
+        assert torch.equal(p, value)
+    assert not method.jacobian and METHODS["hig"].jacobian and METHODS["lm"].jacobian
+
+
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.closure == "backward"])
 def test_baselines_decrease_a_quadratic(name):
     torch.manual_seed(0)

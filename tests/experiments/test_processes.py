@@ -115,6 +115,12 @@ def test_several_losses_are_not_shared(method):
     Processes().check(Toy(), METHODS[method])
 
 
+def test_factored_steps_are_not_shared():
+    with pytest.raises(ProcessesError, match=r"runs in one process, got 2; .* or take hig"):
+        of(1, 2).check(TINY, METHODS["khig"])
+    of(1, 2).check(TINY, METHODS["hig"])
+
+
 def test_without_torchrun_there_is_no_group():
     with process_group("cpu"):
         assert not torch.distributed.is_initialized()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from problems import Poisson
+from problems import Poisson, PoissonSource
 from problems._fields import math
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "poisson.npz"
@@ -108,6 +108,37 @@ def test_loss_is_the_sum_of_what_phiflow_calls_l2_loss(dtype):
     (gradient,) = torch.autograd.grad(loss, prediction)
     torch.testing.assert_close(gradient, difference)
     assert Poisson.loss_reduction == "sum"
+
+
+def dense_metric(size, power):
+    """(L Lᵀ)^power of the Laplacian as a matrix."""
+    cells = size**2
+    matrix = laplacian(torch.eye(cells, dtype=torch.float64).view(cells, size, size)).flatten(1)
+    values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return vectors @ torch.diag(values**power) @ vectors.T
+
+
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_root_of_the_metric(size):
+    fields = torch.randn(3, size, size, dtype=torch.float64)
+    expected = fields.flatten(1) @ dense_metric(size, -1 / 8)
+    found = Poisson(size=size).metric_root(fields)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-10, atol=1e-12)
+    assert Poisson(size=size).metric_root(fields.float()).dtype == torch.float32
+    expected = fields.flatten(1) @ dense_metric(size, 1 / 8)
+    found = PoissonSource(size=size).metric_root(fields)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_metric_changes_the_gradient_and_not_the_loss():
+    problem, network, batch = case(metric=True)
+    prediction = problem.predict(network, batch)
+    loss = problem.loss(prediction, batch)
+    assert loss.item() == Poisson().loss(prediction, batch).item()
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    residual = (prediction - batch["target"]).detach()
+    expected = residual.flatten(1) @ dense_metric(8, -1 / 4)
+    torch.testing.assert_close(gradient.flatten(1), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_metrics():

@@ -1,0 +1,384 @@
+"""The Kronecker step: exact where the factorisation is, Adam's elsewhere, and well-behaved."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from tests.hig.networks import build, least_squares
+from tests.textbook import flat, relative_error, step_of, textbook_jacobian
+
+DOUBLE = {"dtype": torch.float64}
+EXACT = {"damping": 1e-14, "graft": None, "betas": (0.0, 0.0)}
+
+
+def problem(name="mlp", dtype=torch.float64):
+    network, inputs = build(name, dtype)
+    return network, least_squares(network, inputs)
+
+
+def linear_physics(bias, samples=8):
+    """Prediction C (W x + b), with probes U of Uᵀ U = samples: there S ⊗ A is JᵀJ."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2, bias=bias).double()
+    physics = torch.randn(4, 2, **DOUBLE)
+    inputs, target = torch.randn(samples, 3, **DOUBLE), torch.randn(samples, 4, **DOUBLE)
+    orthogonal = torch.linalg.qr(torch.randn(samples, 4, **DOUBLE)).Q * samples**0.5
+
+    def closure():
+        prediction = network(inputs) @ physics.T
+        return (prediction - target).pow(4).sum(), prediction
+
+    return network, closure, lambda _: orthogonal
+
+
+def dense_direction(network, closure, kappa):
+    """(JᵀJ)^((kappa - 1) / 2) Jᵀ g."""
+    loss, prediction = closure()
+    (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
+    jacobian = textbook_jacobian(prediction, network.parameters())
+    values, vectors = torch.linalg.eigh(jacobian.T @ jacobian)
+    power = vectors @ torch.diag(values ** ((kappa - 1) / 2)) @ vectors.T
+    return power @ (jacobian.T @ gradient.flatten())
+
+
+@pytest.mark.parametrize("kappa", [-1.0, -0.5, 0.0, 1.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_exact_where_the_factorisation_is(kappa, bias):
+    network, closure, root = linear_physics(bias)
+    expected = -0.3 * dense_direction(network, closure, kappa)
+    optimizer = hig.KroneckerHIG(
+        network.parameters(), lr=0.3, kappa=kappa, metric_root=root, **EXACT
+    )
+    assert relative_error(step_of(optimizer, closure), expected) < 1e-9
+
+
+def test_the_half_inverse_is_that_of_hig():
+    network, closure, root = linear_physics(bias=True)
+    again = copy.deepcopy(network)
+    exact = hig.HIG(network.parameters(), lr=1.0, rcond=1e-9)
+    expected = step_of(exact, closure)
+    network.load_state_dict(again.state_dict())
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=1.0, metric_root=root, **EXACT)
+    assert relative_error(step_of(optimizer, closure), expected) < 1e-9
+
+
+def test_a_convolution_steps_like_the_linear_layer_on_its_patches():
+    torch.manual_seed(0)
+    convolution = nn.Conv1d(2, 3, 2).double()
+    linear = nn.Linear(4, 3).double()
+    linear.weight.data = convolution.weight.data.flatten(1).clone()
+    linear.bias.data = convolution.bias.data.clone()
+    series = torch.randn(6, 2, 5, **DOUBLE)
+    patches = series.unfold(2, 2, 1).transpose(1, 2).flatten(2)  # (B, positions, in)
+
+    def closure_of(predict):
+        def closure():
+            prediction = predict()
+            return prediction.pow(4).sum(), prediction
+
+        return closure
+
+    steps = [
+        step_of(hig.KroneckerHIG(module.parameters(), lr=0.1), closure_of(predict))
+        for module, predict in (
+            (convolution, lambda: convolution(series)),
+            (linear, lambda: linear(patches).mT),
+        )
+    ]
+    assert relative_error(*steps) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "feedback", "shared", "depthwise", "tied"])
+@pytest.mark.parametrize("graft", ["global", "layer"])
+def test_steps_have_the_norm_of_adam(name, graft):
+    network, closure = problem(name)
+    again, closure_again = problem(name)
+    adam = torch.optim.Adam(again.parameters(), lr=0.01)
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01, graft=graft)
+    for _ in range(3):
+        again.load_state_dict(network.state_dict())  # both see the same gradients
+        before = flat(again.parameters())
+        adam.zero_grad()
+        closure_again()[0].backward()
+        adam.step()
+        expected = float((flat(again.parameters()) - before).norm())
+        assert float(step_of(optimizer, closure).norm()) == pytest.approx(expected, rel=1e-9)
+        assert optimizer.report.step_norm == pytest.approx(expected / 0.01, rel=1e-9)
+
+
+def test_grafting_by_layer_and_by_none():
+    network, closure = problem()
+    start = copy.deepcopy(network.state_dict())
+
+    def parts(graft):
+        network.load_state_dict(start)
+        optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01, graft=graft)
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in network[::2]]
+        return step_of(optimizer, closure).split(sizes), optimizer.report.graft
+
+    layer, factors = parts("layer")
+    plain, ones = parts(None)
+    together, equal = parts("global")
+    assert ones == [1.0] * 3 and len(set(factors)) == 3 and len(set(equal)) == 1
+    for one, other, third, factor in zip(layer, plain, together, factors, strict=True):
+        torch.testing.assert_close(one, factor * other)
+        torch.testing.assert_close(third, equal[0] * other)
+        # Adam's first step is lr for each entry that has a gradient.
+        assert float(one.norm()) <= 0.01 * len(one) ** 0.5 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["layer norm", "viscosity", "recurrent", "embedding"])
+def test_other_parameters_take_the_steps_of_adam(name):
+    network, closure = problem(name)
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01, eps=1e-6)
+    layers = {id(p) for m in network.modules() if isinstance(m, nn.Linear) for p in m.parameters()}
+    others = {n: p for n, p in network.named_parameters() if id(p) not in layers}
+    twins = {n: p.detach().clone().requires_grad_() for n, p in others.items()}
+    adam = torch.optim.Adam(twins.values(), lr=0.01, eps=1e-6)
+    for _ in range(4):
+        gradients = torch.autograd.grad(closure()[0], others.values())
+        for n, g in zip(others, gradients, strict=True):
+            twins[n].grad = g
+        adam.step()
+        optimizer.step(closure)
+        for n, p in others.items():
+            torch.testing.assert_close(p.detach(), twins[n].detach(), rtol=1e-12, atol=0)
+    assert optimizer.report.others == len(others)
+
+
+@pytest.mark.parametrize("kappa", [-1.0, -0.5, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_lowers_the_loss(kappa, dtype):
+    network, closure = problem(dtype=dtype)
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.02, kappa=kappa)
+    losses = [float(optimizer.step(closure)) for _ in range(60)]
+    assert losses[-1] < 0.1 * losses[0]
+    assert all(p.dtype == dtype for p in network.parameters())
+
+
+def test_loss_and_gradients():
+    network, closure = problem()
+    first = next(network.parameters())
+    first.grad = torch.ones_like(first)
+    expected = closure()[0].detach()
+    loss = hig.KroneckerHIG(network.parameters()).step(closure)
+    assert torch.equal(loss, expected) and not loss.requires_grad
+    assert torch.equal(first.grad, torch.ones_like(first))
+
+
+def test_when_factors_are_updated_and_decomposed():
+    network, closure = problem()
+    optimizer = hig.KroneckerHIG(network.parameters(), decay=0.75, probe_every=3, refresh_every=6)
+    seen = []
+    for _ in range(13):
+        optimizer.step(closure)
+        seen.append((optimizer.report.probed, optimizer.report.refreshed))
+    assert [i for i, (probed, _) in enumerate(seen) if probed] == [0, 1, 2, 3, 6, 9, 12]
+    # After 1, 2, 4, ... steps; where factors come only every three, when they do.
+    assert [i for i, (_, refreshed) in enumerate(seen) if refreshed] == [0, 1, 2, 6, 12]
+
+
+def test_factors_are_running_means_without_bias_to_zero():
+    network, closure = problem("narrow")
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.0, decay=0.5, graft=None)
+    optimizer.step(closure)
+    weight = network[0].weight
+    once = {k: optimizer.state[weight][k].clone() for k in ("inputs", "scale")}
+    optimizer.step(closure)
+    state = optimizer.state[weight]
+    torch.testing.assert_close(state["inputs"] / 0.75, once["inputs"] / 0.5)  # lr 0: same inputs
+    assert state["updates"] == 2
+
+
+def test_frozen_parameters_stay():
+    network, closure = problem()
+    network[0].weight.requires_grad_(False)
+    network[2].bias.requires_grad_(False)
+    start = copy.deepcopy(network.state_dict())
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01)
+    optimizer.step(closure)
+    moved = {n for n, p in network.named_parameters() if not torch.equal(p, start[n])}
+    assert moved == {"0.bias", "2.weight", "4.weight", "4.bias"}
+    assert (optimizer.report.layers, optimizer.report.others) == (2, 1)
+
+
+def test_freezing_and_thawing_between_steps():
+    network, closure = problem()
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01, decay=0.0, probe_every=4)
+    optimizer.step(closure)
+    bias = network[2].bias
+    bias.requires_grad_(False)
+    before = bias.clone()
+    for _ in range(4):  # the last of these makes factors without the bias
+        optimizer.step(closure)
+    assert torch.equal(bias, before)
+    assert optimizer.state[network[2].weight]["inputs"].shape == (1, 8, 8)
+    bias.requires_grad_(True)
+    for _ in range(4):
+        optimizer.step(closure)
+    assert not torch.equal(bias, before)
+    assert optimizer.state[network[2].weight]["inputs"].shape == (1, 9, 9)
+
+
+def test_groups_have_their_own_learning_rate():
+    network, closure = problem()
+    start = copy.deepcopy(network.state_dict())
+    whole = step_of(hig.KroneckerHIG(network.parameters(), lr=0.01), closure)
+    network.load_state_dict(start)
+    groups = [
+        {"params": network[0].parameters(), "lr": 0.02},
+        {"params": [network[2].weight], "lr": 0.0},
+        {"params": [network[2].bias, *network[4].parameters()]},
+    ]
+    optimizer = hig.KroneckerHIG(groups, lr=0.01)
+    parts = step_of(optimizer, closure)
+    factors = [2.0] * 40 + [0.0] * 64 + [1.0] * 35
+    torch.testing.assert_close(parts, whole * torch.tensor(factors, **DOUBLE))
+
+
+def test_schedulers():
+    network, closure = problem()
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)
+    first = step_of(optimizer, closure).norm()
+    scheduler.step()
+    assert step_of(optimizer, closure).norm() < 0.2 * first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "layer norm"])
+def test_a_saved_run_goes_on_bit_for_bit(name, dtype):
+    network, closure = problem(name, dtype)
+    options = {"lr": 0.01, "decay": 0.5, "probe_every": 3, "refresh_every": 6}
+    optimizer = hig.KroneckerHIG(network.parameters(), **options)
+    for _ in range(4):
+        optimizer.step(closure)
+    file = io.BytesIO()
+    torch.save([network.state_dict(), optimizer.state_dict()], file)
+    for _ in range(5):
+        optimizer.step(closure)
+    file.seek(0)
+    weights, memory = torch.load(file, weights_only=True)
+    other_network, other_closure = problem(name, dtype)
+    other_network.load_state_dict(weights)
+    other = hig.KroneckerHIG(other_network.parameters(), **options)
+    other.load_state_dict(memory)
+    for _ in range(5):
+        other.step(other_closure)
+    assert torch.equal(flat(network.parameters()), flat(other_network.parameters()))
+    assert other.state["count"] == {"steps": 9} and memory["state"]["count"] == {"steps": 4}
+
+
+def test_copies_and_pickles():
+    network, _ = build("mlp")
+    inputs = torch.randn(5, 4, **DOUBLE)
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01)
+    optimizer.step(least_squares(network, inputs))
+    both = [copy.deepcopy((network, optimizer)), pickle.loads(pickle.dumps((network, optimizer)))]
+    optimizer.step(least_squares(network, inputs))
+    for again, other in both:
+        other.step(least_squares(again, inputs))
+        assert torch.equal(flat(network.parameters()), flat(again.parameters()))
+
+
+def test_the_state_of_another_optimizer():
+    network, _ = problem()
+    state = torch.optim.Adam(network.parameters()).state_dict()
+    with pytest.raises(ValueError, match=r"no count of steps.*KroneckerHIG.state_dict"):
+        hig.KroneckerHIG(network.parameters()).load_state_dict(state)
+
+
+def test_a_parameter_of_a_skipped_branch_waits():
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    inputs = torch.randn(4, 3)
+    optimizer = hig.KroneckerHIG([*first.parameters(), *second.parameters()], lr=0.1)
+
+    def closure_of(layer):
+        def closure():
+            prediction = layer(inputs)
+            return prediction.square().sum(), prediction
+
+        return closure
+
+    before = flat(second.parameters())
+    optimizer.step(closure_of(first))
+    assert torch.equal(flat(second.parameters()), before)
+    optimizer.step(closure_of(second))
+    assert not torch.equal(flat(second.parameters()), before)
+    assert optimizer.report.layers == 1
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["prediction", "derivative"])
+def test_nothing_changes_where_numbers_are_not_finite(where):
+    network, _ = build("mlp")
+    inputs = torch.randn(5, 4, **DOUBLE)
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01, decay=0.0)
+    optimizer.step(least_squares(network, inputs))
+    before, memory = flat(network.parameters()), copy.deepcopy(optimizer.state_dict())
+
+    def closure():
+        outputs = network(inputs)
+        if where == "prediction":
+            prediction = outputs / 0
+        else:  # sqrt has an infinite derivative at zero
+            prediction = (outputs - outputs.detach()).abs().sqrt() + outputs
+        return prediction.square().sum(), prediction
+
+    with pytest.raises(hig.NonFiniteError, match="NaN or Inf"):
+        optimizer.step(closure)
+    assert torch.equal(flat(network.parameters()), before)
+    for key, state in memory["state"].items():
+        now = optimizer.state_dict()["state"][key]
+        for name, value in state.items():
+            same = torch.equal(value, now[name]) if torch.is_tensor(value) else value == now[name]
+            assert same, (key, name)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"kappa": -1.5}, r"kappa must be in \[-1, 1\], got -1.5"),
+        ({"damping": 0.0}, "damping must be positive and finite, got 0.0"),
+        ({"damping": math.inf}, "damping must be positive and finite, got inf"),
+        ({"graft": "adam"}, "graft must be one of .*'global'.*, got 'adam'"),
+        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+        ({"probe_every": 0}, "probe_every must be a whole number, at least 1, got 0"),
+        ({"refresh_every": 2.5}, "refresh_every must be a whole number, at least 1, got 2.5"),
+        ({"lr": -1.0}, "lr must be non-negative and finite, got -1.0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+    ],
+)
+def test_options_out_of_range(options, text):
+    with pytest.raises(ValueError, match=text):
+        hig.KroneckerHIG(nn.Linear(2, 2).parameters(), **options)
+
+
+def test_closures_that_do_not_fit():
+    network, closure = problem()
+    optimizer = hig.KroneckerHIG(network.parameters())
+    with pytest.raises(ValueError, match="got None"):
+        optimizer.step(None)
+    with pytest.raises(ValueError, match=r"must return \(loss, prediction\), got Tensor"):
+        optimizer.step(lambda: closure()[0])
+    other, other_closure = build("narrow")[0], problem("narrow")[1]
+    with pytest.raises(ValueError, match="depends on none of the parameters"):
+        hig.KroneckerHIG(other.parameters()).step(other_closure)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="none of the optimizer's parameters requires a gradient"):
+        optimizer.step(closure)
+
+
+def test_complex_parameters_are_refused():
+    with pytest.raises(TypeError, match="view_as_real"):
+        hig.KroneckerHIG([torch.zeros(2, dtype=torch.complex64, requires_grad=True)])

@@ -154,6 +154,12 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "help": "how it is decomposed; auto takes the slow and exact svd in float64, lanczos "
             "approximates from products alone, for very many rows",
         },
+        "lanczos_steps": {
+            "type": positive_int,
+            "metavar": "K",
+            "help": "most products with the Jacobian for --method lanczos; few act like a higher "
+            "cut-off",
+        },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }

@@ -45,7 +45,7 @@ class Method:
 
     label: str
     build: Callable[..., Optimizer]
-    options: Mapping[str, float | str] = field(default_factory=dict)
+    options: Mapping[str, float | int | str] = field(default_factory=dict)
     closure: Literal["backward", "outputs", "pairs", "losses", "turns"] = "backward"
 
     @property
@@ -75,6 +75,9 @@ class Method:
         """
         settings = self.complete(settings)
         options = {name: getattr(settings, name) for name in self.options if name != "schedule"}
+        steps = options.pop("lanczos_steps", None)
+        if options.get("method") == "lanczos":
+            options["method"] = hig.Lanczos(steps=steps)
         if self.jacobian and self.closure == "outputs":  # MultiHIG steps in one process
             options["reduction"] = reduction
         return self.build(parameters, lr=settings.lr, **options)
@@ -143,7 +146,7 @@ def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method
     return Method(label, alternating(operator), _FIRST_ORDER, closure="turns")
 
 
-_ROUTE = {"engine": "auto", "method": "auto", "step_rule": "fixed"}
+_ROUTE = {"engine": "auto", "method": "auto", "lanczos_steps": 300, "step_rule": "fixed"}
 _FIRST_ORDER = {"schedule": "constant"}
 
 METHODS = MappingProxyType(

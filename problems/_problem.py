@@ -44,6 +44,7 @@ class Settings:
             eigenvalue.
         engine: How the Jacobian is obtained; Jacobian methods only.
         method: How the Jacobian is decomposed; Jacobian methods only.
+        lanczos_steps: Most steps of the decomposition ``"lanczos"``; Jacobian methods only.
         step_rule: ``"fixed"``, ``"trust"`` or ``"line_search"``; Jacobian methods only.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
             a cosine after a short warm-up; methods of first order and Kronecker HIG only.
@@ -57,6 +58,7 @@ class Settings:
     damping: float | None = None
     engine: str | None = None
     method: str | None = None
+    lanczos_steps: int | None = None
     step_rule: str | None = None
     schedule: str | None = None
     published: bool = False

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,16 @@ def test_jacobian_methods_get_their_options():
     gauss_newton = METHODS["gn"].optimizer(parameters, settings)
     assert (gauss_newton.filter.kappa, gauss_newton.filter.rcond) == (-1.0, 1e-3)
     assert METHODS["lm"].optimizer(parameters, settings).filter.damping == 0.5
+
+
+@pytest.mark.parametrize("name", ["hig", "gn", "lm", "multihig"])
+def test_lanczos_gets_its_steps(name):
+    parameters = list(nn.Linear(2, 2).parameters())
+    settings = Settings(batch_size=8, lr=1.0, method="lanczos", lanczos_steps=7)
+    assert METHODS[name].optimizer(parameters, settings)._method == hig.Lanczos(steps=7)
+    default = METHODS[name].optimizer(parameters, replace(settings, lanczos_steps=None))
+    assert default._method == hig.Lanczos()
+    assert METHODS[name].optimizer(parameters, replace(settings, method="gram"))._method == "gram"
 
 
 def test_kronecker_steps_get_their_options_and_report_on_no_jacobian():

@@ -20,11 +20,14 @@ class Backward:
     Attributes:
         chunk: passes in one batch; None chooses by memory. Halved when memory runs out.
         batched: whether passes are vectorised; turned off by a graph that refuses.
+        trusting: whether factors of layers may be used before it is known that they are exact;
+            turned off where they once were not.
         notes: what had to be done differently in this step, in words.
     """
 
     chunk: int | None = None
     batched: bool = True
+    trusting: bool = True
     notes: list[str] = field(default_factory=list)
 
     def gradients(

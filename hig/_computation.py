@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hig._capture import LayerUse
+from hig._checks import Checks
 from hig._ranks import Ranks
 from hig._spectral import SpectralFilter
 from hig._split import Split
@@ -29,6 +30,7 @@ class Computation:
         names: what to call them in messages.
         split: the samples of each rank.
         weight: what the loss of this rank counts in that of the whole batch.
+        checks: conditions on loss, prediction and gradient that are still to be settled.
     """
 
     uses: Sequence[LayerUse]
@@ -40,6 +42,7 @@ class Computation:
     names: Sequence[str]
     split: Split
     weight: float
+    checks: Checks
 
 
 def whole_batch(
@@ -51,6 +54,7 @@ def whole_batch(
     names: Sequence[str],
     ranks: Ranks,
     reduction: str,
+    checks: Checks,
     settings: int = 0,
 ) -> Computation:
     """Make the losses of all ranks one loss.
@@ -64,6 +68,7 @@ def whole_batch(
         names: what to call them in messages.
         ranks: the ranks of the step.
         reduction: "mean" or "sum", see :meth:`Split.weight`.
+        checks: conditions of this rank that are still to be settled.
         settings: digest of what decides on the step beside the parameters.
 
     Raises:
@@ -81,7 +86,9 @@ def whole_batch(
             loss, ranks.sum_of(weight * float(loss.detach())), requires_grad=False
         )
     flat = split.joined(gradient.detach().double().flatten())
-    return Computation(uses, loss, prediction, gradient, flat, parameters, names, split, weight)
+    return Computation(
+        uses, loss, prediction, gradient, flat, parameters, names, split, weight, checks
+    )
 
 
 def digest(*facts: object) -> int:

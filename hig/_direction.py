@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from hig._backward import Backward
 from hig._blocks import JointJacobian
 from hig._computation import Computation
 from hig._decompose import Decomposition, choose_route, decompose
-from hig._engine import EngineResult
+from hig._engine import EngineResult, InexactLayersError
 from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._report import PhaseClock, StepReport
@@ -130,15 +131,7 @@ def linearise(
         ValueError: unknown engine or method, a prediction without parameters, or ranks that hold
             different columns.
     """
-    route = choose_route((0, 0), computation.prediction.dtype, filter, method)
-    with clock.phase("jacobian"), torch.no_grad():
-        found = build_shared(computation, engine, backward, products=route == "lanczos")
-    if not found.order:
-        raise ValueError(
-            "the prediction depends on none of the parameters; check that the closure runs the "
-            "network whose parameters the optimizer holds, and with gradients enabled"
-        )
-    decomposition = _decomposed(found, computation, filter, method, clock)
+    found, decomposition = _attempt(computation, filter, engine, method, backward, clock)
     notes = [*found.notes, *backward.notes]
     if filter.needs_small_values and filter.rcond < decomposition.floor:
         notes.append(
@@ -146,6 +139,32 @@ def linearise(
             f"'{decomposition.route}' resolves"
         )
     return Linearisation(computation, found, decomposition, clock, notes)
+
+
+def _attempt(
+    computation: Computation,
+    filter: SpectralFilter,
+    engine: str,
+    method: str | Lanczos,
+    backward: Backward,
+    clock: PhaseClock,
+) -> tuple[EngineResult, Decomposition]:
+    """Jacobian and decomposition; all conditions are read once, before it is decomposed."""
+    checks = computation.checks
+    trusting = backward.trusting and computation.split.ranks.size == 1
+    products = choose_route((0, 0), computation.prediction.dtype, filter, method) == "lanczos"
+    with clock.phase("jacobian"), torch.no_grad():
+        found = build_shared(computation, engine, backward, products, checks if trusting else None)
+    if not found.order:
+        raise ValueError(
+            "the prediction depends on none of the parameters; check that the closure runs the "
+            "network whose parameters the optimizer holds, and with gradients enabled"
+        )
+    try:
+        return found, _decomposed(found, computation, filter, method, clock)
+    except InexactLayersError:
+        backward.trusting = False  # such networks stay so: from now on told before the Gram matrix
+    return _attempt(computation, filter, engine, method, backward, clock)
 
 
 def _decomposed(
@@ -158,12 +177,14 @@ def _decomposed(
     jacobian, dtype = found.jacobian, computation.prediction.dtype
     route = choose_route(jacobian.shape, dtype, filter, method)
     if route == "lanczos":
+        computation.checks.settle()
         return Krylov(jacobian, dtype, method if isinstance(method, Lanczos) else Lanczos())
     with torch.no_grad():
         with clock.phase("gram"):
             matrix = _form(jacobian, route)
-            if not bool(torch.isfinite(matrix).all()):
-                _raise_non_finite(found, computation)
+            finite = torch.isfinite(matrix).all()
+            computation.checks.expect(finite, partial(_raise_non_finite, found, computation))
+            computation.checks.settle()
         with clock.phase("decomposition"), computation.split.ranks.agreement():
             return decompose(jacobian, matrix, route, filter)
 

@@ -16,15 +16,16 @@ from torch import Tensor
 from hig._backward import Backward
 from hig._blocks import Block, JointJacobian
 from hig._capture import LayerUse
+from hig._checks import Checks
 from hig._errors import SampleDependenceError
 from hig._factored_block import FactoredBlock
 from hig._graph import nodes_behind
-from hig._layerwise import factor_bytes, find_layers, layer_blocks
+from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._product_block import ProductBlock
 from hig._reasons import why_not_exact, why_not_layered
 from hig._rows import HELD_BYTES, rows_block
 
-__all__ = ["ENGINES", "EngineResult", "build_jacobian"]
+__all__ = ["ENGINES", "EngineResult", "InexactLayersError", "build_jacobian"]
 
 ENGINES = ("auto", "layerwise", "rows")
 
@@ -52,6 +53,10 @@ class EngineResult:
         return "+".join(used) or "none"
 
 
+class InexactLayersError(Exception):
+    """Factors that were used in good faith are not exact: the Jacobian must be built again."""
+
+
 def build_jacobian(
     uses: Sequence[LayerUse],
     prediction: Tensor,
@@ -61,6 +66,7 @@ def build_jacobian(
     backward: Backward,
     held_bytes: int = HELD_BYTES,
     products: bool = False,
+    checks: Checks | None = None,
 ) -> EngineResult:
     """The joint Jacobian of ``prediction`` with respect to ``parameters``.
 
@@ -75,6 +81,8 @@ def build_jacobian(
             of the "layerwise" one, are held.
         products: whether products with vectors are all that will be asked for: columns of the
             "rows" engine are then never formed.
+        checks: takes the conditions that factors are exact; settling them raises an
+            :class:`InexactLayersError`. None has them read here, and acted on.
 
     Raises:
         SampleDependenceError: engine "layerwise" cannot give all columns exactly.
@@ -82,44 +90,27 @@ def build_jacobian(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
-    positions = {id(parameter): index for index, parameter in enumerate(parameters)}
-    blocks: list[Block] = []
-    order: list[int] = []
-    notes: list[str] = []
-    samples = len(prediction)
+    samples, notes = len(prediction), []
     layers = [] if engine == "rows" else find_layers(uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
     if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
-    # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
-    found = layer_blocks(layers, prediction, backward)
-    probe = _Probe(prediction, parameters)
-    routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
-    inexact: set[int] = set()
-    for layer, block in zip(layers, found, strict=True):
-        own = [positions[id(parameter)] for parameter in layer.parameters]
-        if any(routes[index] == "unused" for index in own):
-            continue
-        if not probe.agrees(block, own):
-            inexact.update(own)
-            continue
-        blocks.append(block)
-        order.extend(own)
-        for index in own:
-            routes[index] = "layerwise"
+    exact, routes, inexact = _exact_layers(layers, prediction, parameters, backward, checks)
+    blocks: list[Block] = [block for block, _ in exact]
+    order = [index for _, own in exact for index in own]
     rest = [index for index, route in enumerate(routes) if route == "rows"]
-    reasons: dict[str, list[str]] = {}
     if rest and engine != "rows" and not too_large:
+        reasons: dict[str, list[str]] = {}
         why = why_not_exact(prediction) if inexact else ""
         for index in rest:
             own = why if index in inexact else why_not_layered(parameters[index], uses, samples)
             reasons.setdefault(own, []).append(names[index])
-    if rest and engine == "layerwise":
-        raise SampleDependenceError(_refusal(reasons))
-    if rest:
+        if engine == "layerwise":
+            raise SampleDependenceError(_refusal(reasons))
         route = "products by autograd" if products else "rows engine"
         notes.extend(f"{route} for {_listed(own)}: {reason}" for reason, own in reasons.items())
+    if rest:
         others = [parameters[index] for index in rest]
         if products:
             blocks.append(ProductBlock(prediction, others, backward))
@@ -135,6 +126,37 @@ def build_jacobian(
     return EngineResult(jacobian, order, routes, notes)
 
 
+def _exact_layers(
+    layers: Sequence[Layer],
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    backward: Backward,
+    checks: Checks | None,
+) -> tuple[list[tuple[FactoredBlock, list[int]]], list[str], set[int]]:
+    """The exact ones among the layers.
+
+    Returns:
+        Factors and parameters of each; the route of every parameter, "rows" for those that no
+        exact layer has; and the parameters of the layers that are not exact.
+    """
+    positions = {id(parameter): index for index, parameter in enumerate(parameters)}
+    # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
+    found = layer_blocks(layers, prediction, backward)
+    probe = _Probe(prediction, parameters)
+    routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
+    pairs = [
+        (block, [positions[id(parameter)] for parameter in layer.parameters])
+        for layer, block in zip(layers, found, strict=True)
+    ]
+    pairs = [(b, own) for b, own in pairs if all(routes[index] == "rows" for index in own)]
+    exact = probe.exact(pairs, checks)
+    for _, own in exact:
+        for index in own:
+            routes[index] = "layerwise"
+    inexact = {index for _, own in pairs for index in own if routes[index] == "rows"}
+    return exact, routes, inexact
+
+
 class _Probe:
     """One plain backward pass with a random cotangent, to hold the factors against."""
 
@@ -148,26 +170,45 @@ class _Probe:
         )
         self._weights = cotangent.double().flatten()
 
-    def agrees(self, block: FactoredBlock, indices: Sequence[int]) -> bool:
-        """Whether ``block`` gives the gradients of its parameters, up to rounding."""
+    def exact(
+        self, pairs: Sequence[tuple[FactoredBlock, list[int]]], checks: Checks | None
+    ) -> list[tuple[FactoredBlock, list[int]]]:
+        """Those whose factors give the gradients of their parameters, up to rounding."""
+        near = [self._near(block, own, 0.0) for block, own in pairs]
+        if checks is not None:
+            for holds in near:
+                checks.expect(holds, _raise_inexact)
+            return list(pairs)
+        flags = torch.stack(near).tolist() if near else []
+        # Where all contributions cancel (the bias of attention's keys) both are rounding of what
+        # has cancelled.
+        return [
+            (block, own)
+            for holds, (block, own) in zip(flags, pairs, strict=True)
+            if holds or bool(self._near(block, own, block.norm_bound()))
+        ]
+
+    def _near(self, block: FactoredBlock, indices: Sequence[int], scale: float) -> Tensor:
+        """Whether a block agrees with its gradients, or differs by rounding of ``scale``."""
         expected = [self.gradients[index].flatten() for index in indices]
         found = block.vjp(self._weights).split([len(gradient) for gradient in expected])
-        pairs = list(zip(found, expected, strict=True))
-        return all(_close(a, b, 0.0) for a, b in pairs) or all(
-            _close(a, b, block.norm_bound()) for a, b in pairs
-        )
+        near = [_close(a, b, scale) for a, b in zip(found, expected, strict=True)]
+        return torch.stack(near).all()
 
 
-def _close(found: Tensor, expected: Tensor, scale: float) -> bool:
+def _raise_inexact() -> None:
+    raise InexactLayersError
+
+
+def _close(found: Tensor, expected: Tensor, scale: float) -> Tensor:
     # A few times the square root of the rounding unit: far above the rounding of a long backward
     # pass, far below what one coupled sample or one missed use changes.
     eps = torch.finfo(expected.dtype).eps
     expected = expected.double()
     difference = (found - expected).norm()
-    # Where all contributions cancel (the bias of attention's keys) both are rounding of ``scale``.
     allowed = 3 * eps**0.5 * torch.maximum(found.norm(), expected.norm()) + 30 * eps * scale
     # A NaN agrees with nothing, but it is not for the probe to report it.
-    return not bool(difference > allowed)
+    return ~(difference > allowed)
 
 
 def _refuse_reentrant_checkpoints(prediction: Tensor, unused: list[str]) -> None:

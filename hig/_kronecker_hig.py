@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hig._adam import AdamStep, adam_step
 from hig._capture import Capture
+from hig._checks import Checks
 from hig._errors import NonFiniteError
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
 from hig._kronecker_factors import DampedPower, damped_power
@@ -174,7 +175,9 @@ class KroneckerHIG(torch.optim.Optimizer):
             outcome = closure()
         loss, prediction = loss_and_prediction(outcome)
         with clock.phase("gradient"):
-            outward = loss_gradient(loss, prediction, parameters, curvature=False)
+            checks = Checks()
+            outward = loss_gradient(loss, prediction, parameters, False, checks)
+            checks.settle()
             found = torch.autograd.grad(
                 prediction, parameters, outward, retain_graph=probing, allow_unused=True
             )

@@ -1,17 +1,25 @@
 """The gradient of the loss in the outputs, after checking what a closure returned."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from hig._checks import Checks
 from hig._errors import NonFiniteError, described
 from hig._graph import leaves, nodes_behind
 
-__all__ = ["check_finite", "check_pair", "loss_gradient"]
+__all__ = ["check_pair", "expect_finite", "loss_gradient"]
 
 
-def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor], curvature: bool):
+def loss_gradient(
+    loss: Tensor,
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    curvature: bool,
+    checks: Checks,
+):
     """Gradient of the loss with respect to the prediction, after checking both.
 
     Args:
@@ -19,14 +27,14 @@ def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]
         prediction: (B, ...), real floating point, with a graph.
         parameters: the parameters of the step.
         curvature: keep the graph of the gradient, for products with the Hessian.
+        checks: takes the conditions that loss, prediction and gradient are finite.
 
     Raises:
-        NonFiniteError: loss, prediction or gradient hold NaN or Inf.
         TypeError: loss or prediction is not a real floating-point tensor.
         ValueError: shapes are wrong, the loss does not depend on the prediction, or it depends
             on a parameter in another way than through the prediction.
     """
-    check_pair(loss, prediction)
+    check_pair(loss, prediction, checks)
     (gradient,) = torch.autograd.grad(
         loss, prediction, retain_graph=True, create_graph=curvature, allow_unused=True
     )
@@ -38,13 +46,14 @@ def loss_gradient(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]
             "pieces of it (whole.split)"
         )
     _check_path(loss, prediction, parameters)
-    check_finite("the gradient of the loss", gradient.detach())
+    expect_finite("the gradient of the loss", gradient, checks)
     return gradient
 
 
 def check_pair(
     loss: Tensor,
     prediction: Tensor,
+    checks: Checks,
     names: tuple[str, str] = ("the loss", "the prediction"),
     known: bool = False,
 ) -> None:
@@ -53,11 +62,11 @@ def check_pair(
     Args:
         loss: scalar.
         prediction: (B, ...), real floating point, with a graph.
+        checks: takes the conditions that both are finite.
         names: what to call both.
         known: the prediction has been checked before.
 
     Raises:
-        NonFiniteError: one of both holds NaN or Inf.
         TypeError: one of both is not a real floating-point tensor.
         ValueError: one of both has the wrong shape or no graph.
     """
@@ -68,17 +77,20 @@ def check_pair(
             f"{name} must be a scalar, got shape {tuple(loss.shape)}; take the mean over samples"
         )
     if not known:
-        _check_prediction(prediction, names[1])
+        _check_prediction(prediction, names[1], checks)
     if not loss.requires_grad:
         raise ValueError(
             f"{name} carries no gradient graph; compute it from the prediction without detach, "
             "item or no_grad, and do not call backward in the closure"
         )
-    if not bool(torch.isfinite(loss.detach())):
-        raise NonFiniteError(
-            f"{name} is {float(loss.detach())} although {names[1]} is finite; parameters "
-            "are unchanged; check the loss function and the target"
-        )
+    checks.expect(torch.isfinite(loss), partial(_refuse_loss, loss, names))
+
+
+def _refuse_loss(loss: Tensor, names: tuple[str, str]) -> None:
+    raise NonFiniteError(
+        f"{names[0]} is {float(loss.detach())} although {names[1]} is finite; parameters are "
+        "unchanged; check the loss function and the target"
+    )
 
 
 def _check_tensor(tensor: Tensor, name: str) -> None:
@@ -94,7 +106,7 @@ def _check_tensor(tensor: Tensor, name: str) -> None:
         )
 
 
-def _check_prediction(prediction: Tensor, name: str) -> None:
+def _check_prediction(prediction: Tensor, name: str, checks: Checks) -> None:
     _check_tensor(prediction, name)
     if prediction.ndim < 1 or not prediction.numel():
         raise ValueError(
@@ -106,23 +118,23 @@ def _check_prediction(prediction: Tensor, name: str) -> None:
             f"{name} carries no gradient graph; run the closure with gradients enabled, "
             "and do not detach between network and prediction"
         )
-    check_finite(name, prediction.detach())
+    expect_finite(name, prediction, checks)
 
 
-def check_finite(what: str, tensor: Tensor) -> None:
-    """Raise if a tensor is not finite.
+def expect_finite(what: str, tensor: Tensor, checks: Checks) -> None:
+    """Let a tensor be checked, which raises a :class:`NonFiniteError` that names the samples.
 
     Args:
         what: what the tensor is called.
         tensor: (B, ...).
-
-    Raises:
-        NonFiniteError: with the samples that hold NaN or Inf.
+        checks: takes the condition.
     """
-    finite = torch.isfinite(tensor)
-    if bool(finite.all()):
-        return
-    samples = (~finite).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+    tensor = tensor.detach()
+    checks.expect(torch.isfinite(tensor).all(), partial(_refuse_tensor, what, tensor))
+
+
+def _refuse_tensor(what: str, tensor: Tensor) -> None:
+    samples = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
     shown = f"{samples[:8]}{'...' if len(samples) > 8 else ''}"
     raise NonFiniteError(
         f"{what} holds NaN or Inf for {len(samples)} of {len(tensor)} samples: {shown}; "

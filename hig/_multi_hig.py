@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from hig._capture import LayerUse
+from hig._checks import Checks
 from hig._combined_directions import OnePrediction, PredictionEach
 from hig._errors import NonFiniteError, described
 from hig._graph import nodes_behind
 from hig._lanczos import Lanczos
-from hig._loss_gradient import check_finite, check_pair
+from hig._loss_gradient import check_pair, expect_finite
 from hig._optimizer import JacobianOptimizer
 from hig._ranks import ProcessGroup, Ranks
 from hig._report import PhaseClock
@@ -119,16 +120,22 @@ class MultiHIG(JacobianOptimizer):
                 "process_group=None to step in each process alone, or take HIG on the sum of the "
                 "losses"
             )
-        pairs = _checked(outcome)
+        checks = Checks()
+        pairs = _checked(outcome, checks)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
             # First: what is wrong with one of the losses is told by its number.
-            gradients = [_own_gradient(i, loss, prediction) for i, (loss, _) in enumerate(pairs)]
+            gradients = [
+                _own_gradient(index, loss, prediction, checks)
+                for index, (loss, _) in enumerate(pairs)
+            ]
+            checks.settle()
             whole = super()._linearise(
                 (self._loss(pairs), prediction), uses, parameters, names, clock, ranks
             )
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
             return OnePrediction(whole, losses, torch.stack(gradients), self.operator)
+        checks.settle()
         parts = []
         for index, pair in enumerate(pairs):
             own = _reached(uses, pair[1])
@@ -143,16 +150,16 @@ class MultiHIG(JacobianOptimizer):
         return torch.stack([loss.reshape(()) for loss, _ in outcome]).sum()
 
 
-def _own_gradient(index: int, loss: Tensor, prediction: Tensor) -> Tensor:
+def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) -> Tensor:
     """Gradient (n,) float64 of one of several losses in the outputs; zero where it has none."""
     (gradient,) = torch.autograd.grad(
         loss, prediction, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    check_finite(f"the gradient of loss {index}", gradient.detach())
+    expect_finite(f"the gradient of loss {index}", gradient, checks)
     return gradient.detach().double().flatten()
 
 
-def _checked(outcome: Pairs) -> Pairs:
+def _checked(outcome: Pairs, checks: Checks) -> Pairs:
     """The (loss, prediction) pairs that the closure returned, after checking each."""
     pairs = list(outcome) if isinstance(outcome, tuple | list) else []
     wrong = [i for i, p in enumerate(pairs) if not isinstance(p, tuple | list) or len(p) != 2]
@@ -168,7 +175,7 @@ def _checked(outcome: Pairs) -> Pairs:
     before = None
     for index, (loss, prediction) in enumerate(pairs):
         names = f"loss {index}", f"prediction {index}"
-        check_pair(loss, prediction, names, known=prediction is before)
+        check_pair(loss, prediction, checks, names, known=prediction is before)
         before = prediction
     return pairs
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
+from hig._checks import Checks
 from hig._computation import digest, digest_of_filter, whole_batch
 from hig._decompose import check_method
 from hig._direction import Linearisation, linearise
@@ -165,12 +166,15 @@ class JacobianOptimizer(torch.optim.Optimizer):
         ranks: Ranks,
     ) -> Linearisation:
         """What the closure returned, as a decomposed Jacobian."""
+        checks, curvature = Checks(), self._measures()
         with ranks.agreement(), clock.phase("loss gradient"):
             loss, prediction = loss_and_prediction(outcome)
-            gradient = loss_gradient(loss, prediction, parameters, curvature=self._measures())
+            gradient = loss_gradient(loss, prediction, parameters, curvature, checks)
+            if ranks.size > 1:  # before what they compute together
+                checks.settle()
         computation = whole_batch(
             uses, loss, prediction, gradient, parameters, names, ranks,
-            self._reduction, self._settings() if ranks.size > 1 else 0,
+            self._reduction, checks, self._settings() if ranks.size > 1 else 0,
         )  # fmt: skip
         return linearise(
             computation, self.filter, self._engine, self._method, self._backward, clock

@@ -137,6 +137,8 @@ class Ranks:
 
     def whole_numbers(self, number: int) -> list[int]:
         """A whole number of each rank."""
+        if self.size == 1:
+            return [number]
         return [int(value) for value in self.every(self._numbers([number]))]
 
     # -- details -------------------------------------------------------------------------------

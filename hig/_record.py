@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig._capture import Capture
+from hig._checks import Checks
 from hig._computation import digest_of_filter, whole_batch
 from hig._direction import linearise
 from hig._lanczos import Lanczos
@@ -96,13 +97,15 @@ class record:
         """
         check_process_group(process_group)
         check_reduction(reduction)
-        ranks, clock = Ranks(process_group), PhaseClock()
+        ranks, clock, checks = Ranks(process_group), PhaseClock(), Checks()
         with ranks.agreement():
-            gradient = loss_gradient(loss, prediction, self._parameters, curvature=False)
+            gradient = loss_gradient(loss, prediction, self._parameters, False, checks)
+            if ranks.size > 1:  # before what they compute together
+                checks.settle()
         names = [f"parameter {i} {tuple(p.shape)}" for i, p in enumerate(self._parameters)]
         computation = whole_batch(
             self._capture.uses, loss, prediction, gradient, self._parameters, names, ranks,
-            reduction, digest_of_filter(filter),
+            reduction, checks, digest_of_filter(filter),
         )  # fmt: skip
         linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from hig._backward import Backward
+from hig._checks import Checks
 from hig._computation import Computation, digest
 from hig._engine import EngineResult, build_jacobian
 from hig._factored_block import FactoredBlock
@@ -12,7 +13,11 @@ __all__ = ["build_shared"]
 
 
 def build_shared(
-    computation: Computation, engine: str, backward: Backward, products: bool = False
+    computation: Computation,
+    engine: str,
+    backward: Backward,
+    products: bool = False,
+    checks: Checks | None = None,
 ) -> EngineResult:
     """The joint Jacobian of the whole batch; see :func:`hig._engine.build_jacobian`.
 
@@ -21,6 +26,7 @@ def build_shared(
         engine: "auto", "layerwise" or "rows".
         backward: runs the backward passes.
         products: whether products with vectors are all that will be asked for.
+        checks: as there; of no use where there are several ranks, which must agree at once.
 
     Raises:
         SampleDependenceError: engine "layerwise" cannot give all columns exactly, on some rank.
@@ -33,7 +39,7 @@ def build_shared(
         with ranks.agreement():
             return build_jacobian(
                 found.uses, found.prediction, found.parameters, found.names, engine, backward,
-                products=products,
+                products=products, checks=checks,
             )  # fmt: skip
 
     result = built(engine)

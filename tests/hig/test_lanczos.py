@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 import hig
+from hig._backward import Backward
 from hig._blocks import DenseBlock, JointJacobian
+from hig._capture import Capture
+from hig._engine import build_jacobian
 from hig._lanczos import Krylov
 from hig._spectral import Damped, HalfInverse
 from tests.hig.networks import ALL, build, least_squares
@@ -243,14 +246,20 @@ def test_a_graph_without_second_derivative_is_refused():
         optimizer.step(least_squares(network, inputs))
 
 
-def test_factors_too_large_to_hold_are_not_taken(monkeypatch):
+@pytest.mark.parametrize(("held_bytes", "route"), [(0, "products"), (2**20, "layerwise")])
+def test_factors_too_large_to_hold_are_not_taken(held_bytes, route):
     network, inputs = build("mlp")
-    monkeypatch.setattr("hig._engine.HELD_BYTES", 0)
-    found = hig.HIG(network.parameters(), method="lanczos")
-    monkeypatch.setattr("hig._engine.build_jacobian.__defaults__", (0, False))
-    found.step(least_squares(network, inputs))
-    assert found.report.engine == "products"
-    assert any("products by autograd: factors of" in note for note in found.report.notes)
+    parameters = list(network.parameters())
+    with Capture(parameters) as capture:
+        prediction = network(inputs)
+    names = [name for name, _ in network.named_parameters()]
+    found = build_jacobian(
+        capture.uses, prediction, parameters, names, "auto", Backward(), held_bytes, products=True
+    )
+    assert set(found.routes) == {route}
+    assert bool(found.notes) == (route == "products")
+    if found.notes:
+        assert found.notes[0].startswith("products by autograd: factors of ")
 
 
 def test_unknown_methods_are_refused():

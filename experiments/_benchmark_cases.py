@@ -56,7 +56,7 @@ class Cases:
 
     def textbook(self) -> Step:
         """The published algorithm, written down directly: every output's gradient, then an SVD."""
-        network = self._network()
+        network = self.network()
 
         def step() -> None:
             jacobian, gradient = self._textbook_jacobian(network)
@@ -122,17 +122,17 @@ class Cases:
         return self._step(problem, "adam", problem.settings["adam"])
 
     def _step(self, problem: Problem, method: str, settings: Settings) -> Step:
-        return repeatable_step(problem, METHODS[method], self._network(), settings, self.batch)
+        return repeatable_step(problem, METHODS[method], self.network(), settings, self.batch)
 
     def eigh(self) -> Step:
         """The decomposition of a Gram matrix of the same size, in float64, and nothing else."""
-        rows = self.problem.predict(self._network(), self.batch).numel()
+        rows = self.problem.predict(self.network(), self.batch).numel()
         generator = torch.Generator().manual_seed(self.seed)
         factor = torch.randn(rows, 2 * rows, generator=generator, dtype=torch.float64)
         scales = torch.logspace(0, -6, rows, dtype=torch.float64)[:, None]
         gram = (scales * factor @ factor.T * scales.T).to(self.device)
         return lambda: torch.linalg.eigh(gram)
 
-    def _network(self) -> nn.Module:
+    def network(self) -> nn.Module:
         torch.manual_seed(self.seed)
         return self.problem.network().to(self.device)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from hig._ranks import Communication
 
@@ -90,7 +92,7 @@ class StepReport:
 
 
 class PhaseClock:
-    """Adds up seconds per named phase."""
+    """Adds up seconds per named phase; under ``torch.profiler`` phases show as "hig: name"."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -98,9 +100,13 @@ class PhaseClock:
     @contextmanager
     def phase(self, name: str):
         """Count the time inside the context under ``name``."""
+        # Outside of the profiler its marks would cost more than the clock.
+        profiled = torch.autograd._profiler_enabled()
+        mark = record_function(f"hig: {name}") if profiled else nullcontext()
         start = time.perf_counter()
         try:
-            yield
+            with mark:
+                yield
         finally:
             elapsed = time.perf_counter() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed

@@ -22,15 +22,15 @@ class Watched(Cases):
         self.settings = replace(self.settings, lr=0.1, rcond=1e-3)
         self.made = []
 
-    def _network(self):
-        self.made.append(super()._network())
+    def network(self):
+        self.made.append(super().network())
         return self.made[-1]
 
 
 def after_one_step(make, problem=TINY):
     cases = Watched(problem)
     make(cases)()
-    start = flat(cases._network().parameters())
+    start = flat(cases.network().parameters())
     return flat(cases.made[0].parameters()) - start
 
 

@@ -106,3 +106,11 @@ def test_the_clock_counts_a_phase_that_fails():
     with pytest.raises(KeyError), clock.phase("gram"):
         raise KeyError
     assert "gram" in clock.seconds
+
+
+def test_phases_show_under_the_profiler():
+    clock = PhaseClock()
+    with torch.autograd.profiler.profile(use_kineto=False) as profile, clock.phase("gram"):
+        torch.ones(2)
+    assert "hig: gram" in {event.name for event in profile.function_events}
+    assert clock.seconds["gram"] > 0

@@ -24,7 +24,7 @@ def test_every_method_has_a_look_of_its_own():
         if first["linestyle"] == second["linestyle"]:
             colours = [np.array(to_rgb(style["color"])) for style in (first, second)]
             assert np.abs(colours[0] - colours[1]).max() > 0.2, (one, two)
-    assert [name for name, _ in looks][:3] == ["hig", "multihig", "gn"]
+    assert [name for name, _ in looks][:4] == ["hig", "khig", "multihig", "gn"]
 
 
 def test_variants_begin_with_the_dashes_of_the_method():

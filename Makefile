@@ -6,9 +6,10 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 DEMO   := results/demo
+CUDA   := results/cuda
 SECONDS_EACH ?= 60
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark cuda clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -32,6 +33,15 @@ lint: $(STAMP)
 
 benchmark: $(STAMP)
 	$(PY) -m experiments.benchmark
+
+# Where everything is installed already: make cuda PY=python3 STAMP=Makefile
+cuda: $(STAMP)
+	nvidia-smi
+	$(PY) -m pytest -m cuda
+	$(PY) -m experiments.benchmark --device cuda --rounds 31 --json $(CUDA)/benchmark.json
+	$(PY) -m experiments.phases --device cuda --json $(CUDA)/phases.json
+	for axis in parameters rows fields; do $(PY) -m experiments.scaling $$axis --device cuda --out $(CUDA); done
+	$(PY) -m plots.scaling $(CUDA)/scaling_*.pickle --out $(CUDA)/scaling.png
 
 clean:
 	rm -rf $(VENV) results build dist *.egg-info .pytest_cache .ruff_cache

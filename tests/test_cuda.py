@@ -29,6 +29,22 @@ def test_steps_equal_those_on_the_cpu(name, engine, step_rule):
     assert relative_error(*results) < 1e-6
 
 
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+@pytest.mark.parametrize("name", ["mlp", "conv2d", "feedback", "layer norm"])
+def test_products_alone_give_the_steps_of_the_cpu(name, engine):
+    results = []
+    for device in ("cpu", "cuda"):
+        network, inputs = build(name)
+        network, inputs = network.to(device), inputs.to(device)
+        optimizer = hig.HIG(
+            network.parameters(), lr=0.3, rcond=1e-4, engine=engine, method=hig.Lanczos(1e-10)
+        )
+        optimizer.step(least_squares(network, inputs))
+        assert optimizer.report.singular_values.device.type == device
+        results.append(flat(network.parameters()).cpu())
+    assert relative_error(*results) < 1e-6
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_kronecker_steps_equal_those_on_the_cpu(name):
     results = []

@@ -142,7 +142,7 @@ class PeerCases:
                         quantity,
                         f"{name}, plain loop",
                         lambda make=make: make(plain),
-                        "autograd through the time loop instead of hig.rollout",
+                        "autograd through the time loop, without hig.rollout",
                     )
                 )
             found.extend(others)
@@ -286,10 +286,9 @@ class PeerCases:
 
     def _step_peers(self) -> list[PeerCase]:
         name = "torch-levenberg-marquardt"
-        note = "J dense by torch.func; J Jᵀ and solution in the precision of the network"
         return [
-            PeerCase(STEP, f"{name}, QR", lambda: self.torch_lm("qr"), f"its default; {note}"),
-            PeerCase(STEP, f"{name}, Cholesky", lambda: self.torch_lm("cholesky"), note),
+            PeerCase(STEP, f"{name}, QR", lambda: self.torch_lm("qr"), "its default; J dense"),
+            PeerCase(STEP, f"{name}, Cholesky", lambda: self.torch_lm("cholesky"), "J dense"),
         ]
 
     def _direction_peers(self) -> list[PeerCase]:
@@ -305,13 +304,14 @@ class PeerCases:
                 DIRECTION,
                 f"curvlinops, CG to {CG_TOLERANCE:.0e}",
                 self.curvlinops,
-                "products with JᵀJ alone, J never formed; simulates anew in each of them",
+                "products with JᵀJ alone; each simulates anew",
             ),
         ]
 
     def _gram_peers(self) -> list[PeerCase]:
-        note = "rows of J for one layer at a time, in the precision of the network"
-        return [PeerCase(GRAM, "torchjd.autogram.Engine", self.torchjd, note)]
+        return [
+            PeerCase(GRAM, "torchjd.autogram.Engine", self.torchjd, "J dense, layer after layer")
+        ]
 
     def _loss_and_prediction(self, problem: Problem, network: nn.Module) -> tuple[Tensor, Tensor]:
         prediction = problem.predict(network, self.batch)

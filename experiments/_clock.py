@@ -1,12 +1,31 @@
 """The training clock."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def seconds_of(kind: str, device: str | torch.device) -> Callable[[], float]:
+    """What tells the seconds so far of a kind of clock.
+
+    Args:
+        kind: ``"wall"`` or ``"processor"``, see `TrainingClock`.
+        device: Device of the work.
+
+    Raises:
+        ValueError: If the kind is unknown, or ``"processor"`` on another device than the CPU.
+    """
+    if kind not in CLOCKS:
+        raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {kind!r}")
+    if kind == "processor" and torch.device(device).type != "cpu":
+        raise ValueError(
+            f"the processor clock does not see the work of {device}; use the wall clock"
+        )
+    return CLOCKS[kind]
 
 
 class TrainingClock:
@@ -29,13 +48,7 @@ class TrainingClock:
     def __init__(self, device: str | torch.device, kind: str = "wall"):
         self.seconds = 0.0
         self._device = torch.device(device)
-        if kind not in CLOCKS:
-            raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {kind!r}")
-        if kind == "processor" and self._device.type != "cpu":
-            raise ValueError(
-                f"the processor clock does not see the work of {self._device}; use the wall clock"
-            )
-        self._now = CLOCKS[kind]
+        self._now = seconds_of(kind, self._device)
 
     @contextmanager
     def running(self) -> Iterator[None]:

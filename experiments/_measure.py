@@ -4,11 +4,12 @@ import math
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+
+from experiments._clock import seconds_of
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -19,6 +20,7 @@ def interleaved_seconds(
     warm_up: int,
     device: str,
     patience: float = math.inf,
+    clock: str = "wall",
 ) -> dict[str, list[float]]:
     """Seconds of each function in each round, A B C A B C …, so that drift hits all alike.
 
@@ -28,16 +30,23 @@ def interleaved_seconds(
         warm_up: calls of each that are not counted.
         device: torch device; CUDA kernels are waited for.
         patience: seconds after which a function has no further turn, once it was counted.
+        clock: ``"wall"`` or ``"processor"``, see `TrainingClock`.
+
+    Raises:
+        ValueError: If the clock is unknown or cannot be used on the device.
     """
+    read = seconds_of(clock, device)
     spent = dict.fromkeys(functions, 0.0)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(warm_up + rounds):
         for name, function in functions.items():
             if spent[name] > patience and (seconds[name] or turn < warm_up):
                 continue
-            start = _now(device)
+            _synchronize(device)
+            start = read()
             function()
-            elapsed = _now(device) - start
+            _synchronize(device)
+            elapsed = read() - start
             spent[name] += elapsed
             if turn >= warm_up:
                 seconds[name].append(elapsed)
@@ -70,10 +79,9 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
     return _resident("VmHWM") - before
 
 
-def _now(device: str) -> float:
+def _synchronize(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _resident(key: str) -> int:

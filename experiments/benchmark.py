@@ -4,6 +4,8 @@
 textbook half-inverse step (all rows of the Jacobian of network and solver, then a float32 SVD),
 every engine, Adam on the same batch, and a bare ``eigh`` of the same size. The textbook and one of
 the Adams take the simulation as one would write it down, without the fast rollout.
+
+With ``--peers`` it compares this package with others that compute the same, where they do.
 """
 
 import argparse
@@ -16,8 +18,11 @@ from pathlib import Path
 
 from experiments._arguments import device_argument, positive_int
 from experiments._benchmark_cases import ADAM, TEXTBOOK, Cases
+from experiments._clock import CLOCKS, seconds_of
 from experiments._machine import machine
 from experiments._measure import interleaved_seconds, median_ratio
+from experiments._peer_comparison import PEER_PROBLEMS, compare, peer_table, peer_versions
+from experiments._peers import require_peers
 from experiments._problems import PROBLEMS
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
@@ -25,7 +30,9 @@ DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 PATIENCE = 60.0
 
 
-def benchmark(name: str, batch_size: int, rounds: int, device: str) -> list[dict[str, object]]:
+def benchmark(
+    name: str, batch_size: int, rounds: int, device: str, clock: str = "wall"
+) -> list[dict[str, object]]:
     """Measure all cases of one problem.
 
     Args:
@@ -33,6 +40,7 @@ def benchmark(name: str, batch_size: int, rounds: int, device: str) -> list[dict
         batch_size: samples per step.
         rounds: counted steps of each case, taken in turn.
         device: torch device.
+        clock: ``"wall"`` or ``"processor"``.
 
     Returns:
         One row per case: ``case``, ``rounds`` counted, ``median_ms``, ``min_ms``, ``max_ms``,
@@ -42,7 +50,7 @@ def benchmark(name: str, batch_size: int, rounds: int, device: str) -> list[dict
     """
     cases = Cases(PROBLEMS[name](), batch_size, device)
     steps = {case: make() for case, make in cases.makers().items()}
-    seconds = interleaved_seconds(steps, rounds, 2, device, PATIENCE)
+    seconds = interleaved_seconds(steps, rounds, 2, device, PATIENCE, clock)
     return [
         {
             "case": case,
@@ -75,19 +83,54 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
-    options = _parser().parse_args(arguments)
-    facts = machine(options.device)
-    report: dict[str, object] = {"machine": facts, "rounds": options.rounds, "problems": {}}
+    options = _options(arguments)
+    facts = machine(options.device) | (peer_versions() if options.peers else {})
+    facts["clock"] = options.clock
+    measured: dict[str, object] = {}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    for name in options.problem or DEFAULT:
-        batch_size = options.batch_size or PROBLEMS[name]().settings["hig"].batch_size
-        rows = benchmark(name, batch_size, options.rounds, options.device)
-        report["problems"][name] = {"batch_size": batch_size, "cases": rows}
-        print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{table(rows)}")
+    for name in options.problem:
+        batch_size, rows, text = (_compared if options.peers else _measured)(name, options)
+        measured[name] = {"batch_size": batch_size, "cases": rows}
+        print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{text}")
     if options.json:
+        report = {"machine": facts, "rounds": options.rounds}
+        report["peers" if options.peers else "problems"] = measured
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nwritten to {options.json}")
+
+
+def _measured(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
+    """Batch size, rows and table of the cases of this package."""
+    batch_size = options.batch_size or PROBLEMS[name]().settings["hig"].batch_size
+    rows = benchmark(name, batch_size, options.rounds, options.device, options.clock)
+    return batch_size, rows, table(rows)
+
+
+def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
+    """The same for the comparison with other packages."""
+    problem = PEER_PROBLEMS[name]()
+    batch_size = options.batch_size or problem.settings["lm"].batch_size
+    rows = compare(problem, batch_size, options.rounds, options.device, options.clock, PATIENCE)
+    return batch_size, rows, peer_table(rows)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with what belongs together checked."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    known = PEER_PROBLEMS if options.peers else PROBLEMS
+    for name in options.problem:
+        if name not in known:
+            parser.error(f"argument PROBLEM: must be one of {', '.join(known)}, got {name!r}")
+    options.problem = options.problem or list(PEER_PROBLEMS if options.peers else DEFAULT)
+    try:
+        seconds_of(options.clock, options.device)
+        if options.peers:
+            require_peers()
+    except (ImportError, ValueError) as error:
+        parser.error(str(error))
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,9 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "problem",
         nargs="*",
-        type=_problem,
         metavar="PROBLEM",
-        help=f"problems to measure, of {', '.join(PROBLEMS)} (default: {', '.join(DEFAULT)})",
+        help=f"problems to measure, of {', '.join(PROBLEMS)} (default: {', '.join(DEFAULT)}); with "
+        f"--peers of {', '.join(PEER_PROBLEMS)} (default: all)",
+    )
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="compare with other packages, which pip install 'hig[peers]' gets",
     )
     parser.add_argument(
         "--rounds", type=positive_int, default=15, help="steps of each (default 15)"
@@ -110,14 +158,14 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=positive_int, help="samples per step (default: the published one)"
     )
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="what seconds are; processor time of one thread is what a quiet machine would take",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     return parser
-
-
-def _problem(text: str) -> str:
-    if text not in PROBLEMS:
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(PROBLEMS)}, got {text!r}")
-    return text
 
 
 def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:

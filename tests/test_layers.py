@@ -13,6 +13,7 @@ ALLOWED = {
     "problems": {"problems", "hig", "torch", "numpy", "phi", "PIL"},
     "experiments": {
         "experiments", "problems", "hig", "torch", "numpy", "tqdm", "pytorch_optimizer",
+        "torch_levenberg_marquardt", "curvlinops", "torchjd",  # to compare with
     },
     "plots": {"plots", "hig", "numpy", "matplotlib"},
 }  # fmt: skip

@@ -1,6 +1,8 @@
 import json
+import sys
 
 import pytest
+import torch
 
 from experiments import benchmark
 
@@ -30,9 +32,46 @@ def test_table_and_json(tmp_path, capsys):
         (["unknown"], "must be one of nonlinear_oscillators, quantum_dipole"),
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--device", "tpu"], "must be cpu, cuda"),
+        (["--clock", "sun"], "invalid choice: 'sun'"),
+        (
+            ["poisson", "--peers"],
+            "must be one of nonlinear_oscillators, quantum_dipole, regression",
+        ),
+        (["regression"], "must be one of nonlinear_oscillators, quantum_dipole, poisson"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_a_processor_clock_does_not_go_with_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--clock", "processor", "--device", "cuda"])
+    assert "does not see the work of cuda; use the wall clock" in capsys.readouterr().err
+
+
+def test_packages_to_compare_with_are_asked_for(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch_levenberg_marquardt", None)
+    with pytest.raises(SystemExit):
+        benchmark.main(["--peers"])
+    assert "pip install 'hig[peers]'" in capsys.readouterr().err
+
+
+def test_other_packages_table_and_json(tmp_path, capsys):
+    for package in ("torch_levenberg_marquardt", "curvlinops", "torchjd.autogram"):
+        pytest.importorskip(package)
+    file = tmp_path / "peers.json"
+    arguments = ["nonlinear_oscillators", "--peers", "--rounds", "1", "--batch-size", "2"]
+    benchmark.main([*arguments, "--clock", "processor", "--json", str(file)])
+    printed, report = capsys.readouterr().out, json.loads(file.read_text())
+    problem = report["peers"]["nonlinear_oscillators"]
+    assert problem["batch_size"] == 2
+    assert report["machine"]["clock"] == "processor"
+    assert report["machine"]["curvlinops-for-pytorch"] in printed
+    for row in problem["cases"]:
+        assert row["error"] < 1e-2, row["case"]
+        assert f"| {row['case']} |" in printed

@@ -27,6 +27,13 @@ def test_slow_functions_have_fewer_turns():
     assert median_ratio(seconds["slow"], seconds["fast"]) > 1
 
 
+def test_processor_time_leaves_waiting_out():
+    functions = {"asleep": lambda: time.sleep(0.05), "awake": lambda: sum(range(100_000))}
+    seconds = interleaved_seconds(functions, 1, 0, "cpu", clock="processor")
+    assert seconds["asleep"][0] < 0.05
+    assert seconds["awake"][0] > 0
+
+
 def test_ratios_are_taken_round_by_round():
     # A machine that slows down threefold in the last rounds changes nothing.
     assert median_ratio([2.0, 2.0, 6.0, 6.0], [1.0, 1.0, 3.0, 3.0]) == pytest.approx(2)

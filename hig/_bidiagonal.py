@@ -14,6 +14,10 @@ from torch import Tensor
 __all__ = ["Bidiagonalisation", "Products"]
 
 
+# Of the length of a vector that is orthogonal enough after one pass.
+ENOUGH = 0.7
+
+
 class Products(Protocol):
     """What is asked of a Jacobian (n, P)."""
 
@@ -31,8 +35,9 @@ class Products(Protocol):
 class Bidiagonalisation:
     """Bases that grow step by step, each step one product with J and one with its transpose.
 
-    All vectors are made orthogonal to all earlier ones, twice, which is enough (Giraud et al.
-    2005): without it singular values that are found would be found again and again.
+    All vectors are made orthogonal to all earlier ones: without it singular values that are found
+    would be found again and again. Where that takes away most of a vector it is done once more,
+    which is enough (Daniel et al., Math. Comp. 1976).
 
     Args:
         jacobian: J.
@@ -79,7 +84,10 @@ class Bidiagonalisation:
 
     def _step(self, k: int) -> None:
         last = self._left[k].double()
-        self._diagonal.append(_append(self._right, k, self._jacobian.vjp(last)))
+        transposed = self._jacobian.vjp(last)
+        if k:  # what two neighbours share is known, and most of what has to go
+            transposed -= self._below[-1] * self._right[k - 1]
+        self._diagonal.append(_append(self._right, k, transposed))
         newest = self._right[k].double()
         product = self._jacobian.jvp(newest)
         if k == 0:
@@ -87,7 +95,7 @@ class Bidiagonalisation:
             scale = torch.maximum(length, product.norm())  # a first length may itself be rounding
             tiny = torch.finfo(torch.float64).tiny
             self.adjoint_error = (last @ product - length).abs() / scale.clamp_min(tiny)
-        self._below.append(_append(self._left, k + 1, product))
+        self._below.append(_append(self._left, k + 1, product - self._diagonal[k] * last))
 
     def matrix(self) -> Tensor:
         """B (k + 1, k), float64."""
@@ -112,8 +120,11 @@ def _append(basis: Tensor, count: int, vector: Tensor) -> Tensor:
     whose direction does not matter; an exact zero stays one.
     """
     found, vector = basis[:count], vector.to(basis.dtype)
-    for _ in range(2):
-        vector = vector - found.T @ (found @ vector)
     length = vector.double().norm()
+    for _ in range(2):
+        before, vector = length, vector - found.T @ (found @ vector)
+        length = vector.double().norm()
+        if bool(length > ENOUGH * before):
+            break
     basis[count] = vector / length.clamp_min(torch.finfo(torch.float64).tiny).to(vector.dtype)
     return length

@@ -14,6 +14,9 @@ from hig._ranks import Communication
 
 __all__ = ["PhaseClock", "StepReport"]
 
+# Of a Gram matrix whose decomposition takes longer than a hundred products with the Jacobian.
+LARGE_SIDE = 1024
+
 
 @dataclass
 class StepReport:
@@ -88,7 +91,14 @@ class StepReport:
         parts.append(f"ms: {phases}")
         if self.communication is not None:
             parts.append(str(self.communication))
-        return "; ".join(parts + self.notes)
+        hint = ["few singular values of many are kept: method='lanczos' finds them faster"]
+        return "; ".join(parts + self.notes + hint * self._is_low_rank)
+
+    @property
+    def _is_low_rank(self) -> bool:
+        side = min(self.rows, self.columns)
+        decomposed = self.route in ("rows", "columns") and self.rcond > 0
+        return decomposed and side >= LARGE_SIDE and 8 * self.rank <= side
 
 
 class PhaseClock:

@@ -82,6 +82,22 @@ def test_the_smaller_side_bounds_the_rank():
     assert "rank 2 of 4 (J 9 x 4" in str(report(rows=9, columns=4))
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"rows": 1023}, False),
+        ({"rcond": 0.0}, False),
+        ({"route": "lanczos"}, False),
+        ({"rcond": 1e-9}, False),  # keeps all
+    ],
+)
+def test_few_values_of_many_are_a_case_for_products_alone(changes, expected):
+    values = torch.cat([torch.ones(128), torch.full((896,), 1e-3)]).double()
+    large = {"rows": 1024, "columns": 2000, "rcond": 1e-2, "spectrum": lambda: values}
+    assert ("method='lanczos' finds them faster" in str(report(**(large | changes)))) == expected
+
+
 def test_reports_do_not_share_their_notes():
     first, second = report(), report()
     first.notes.append("mine")

@@ -166,3 +166,14 @@ def test_going_on_from_weights(kept, monkeypatch):
     goes_on = replace(kept, init_from=kept.out / first["weights_file"])
     whole, resumed = whole_and_in_parts(TINY, "adam", settings("adam"), goes_on, monkeypatch)
     assert_same_runs(whole, resumed, kept.out)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["adam", "hig", "mconfig", "minmax"])
+def test_cuda(method, kept, monkeypatch):
+    problem = Toy() if METHODS[method].several_losses else TINY
+    chosen = settings(method) if problem is TINY else problem.settings[method]
+    on_gpu = replace(kept, device="cuda", epochs=6 if problem is TINY else 1)
+    whole, resumed = whole_and_in_parts(problem, method, chosen, on_gpu, monkeypatch)
+    np.testing.assert_allclose(resumed["test_loss"], whole["test_loss"], rtol=1e-3)

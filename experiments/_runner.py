@@ -1,6 +1,8 @@
 """The training loop that all problems and methods share."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -120,12 +122,13 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             "stopped": stopped,
             **({"tested_by": problem.tested_by} if problem.tested_by else {}),
             **_results(training),
-            **_save_weights(training, path, names),
         }
-        if processes.rank == 0:
-            _save(path, results)
-            if failure is None and stopped not in EXIT_STATUS:
-                checkpoints.remove()
+        with _told_what_to_do():
+            results |= _save_weights(training, path, names)
+            if processes.rank == 0:
+                hig.save_results(path, results)
+        if processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
+            checkpoints.remove()
         _summarise(progress, results, path, checkpoints.path)
     processes.wait()
     if failure:
@@ -137,13 +140,15 @@ class ResultsError(OSError):
     """The results of a run cannot be written; the text says why and what would help."""
 
 
-def _save(path: Path, results: dict[str, object]) -> None:
+@contextmanager
+def _told_what_to_do() -> Iterator[None]:
+    """Tell the user what can be done where the files of the end cannot be written."""
     try:
-        hig.save_results(path, results)
+        yield
     except OSError as error:
         raise ResultsError(
-            f"the results cannot be written: {error}; results of that name and the last checkpoint "
-            "are as they were: make room and go on with --resume, or give another --out"
+            f"the results cannot be written: {error}; the file there before and the last "
+            "checkpoint are as they were: make room and go on with --resume"
         ) from error
 
 

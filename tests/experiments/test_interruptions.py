@@ -130,7 +130,9 @@ def test_checkpoints_that_cannot_be_written_do_not_end_the_run(options, monkeypa
     assert "No space left on device; there is none yet" in text
 
 
-def test_results_that_cannot_be_written_leave_everything_as_it_was(options, monkeypatch):
+@pytest.mark.parametrize("weights", [False, True])
+def test_results_that_cannot_be_written_leave_everything_as_it_was(weights, options, monkeypatch):
+    options = replace(options, save_weights=weights)
     monkeypatch.setattr(_checkpoint, "SHARE", 1e9)
     path = interrupted(options, monkeypatch)
     before = {file.name: file.read_bytes() for file in options.out.iterdir()}

@@ -84,6 +84,7 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_settings(parser, method, defaults)
     add_run(parser, Path("results") / problem.name)
     _add_weights(parser)
+    _add_interruptions(parser)
     _add_parameters(parser, problem)
     return parser
 
@@ -202,7 +203,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
         type=Path,
         metavar="DIR",
         default=out,
-        help="directory of the result files",
+        help="directory of the result files; those of an equal command line are overwritten",
     )
     group.add_argument(
         "--quiet", action="store_true", default=Options.quiet, help="no progress, no summary"
@@ -219,6 +220,25 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--init-from", type=Path, metavar="FILE", help="go on from the weights of an earlier run"
+    )
+
+
+def _add_interruptions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("interruptions")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        default=Options.resume,
+        help="go on from the checkpoint that an interrupted run of the same command line has left; "
+        "start afresh where there is none",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=positive_float,
+        metavar="S",
+        default=Options.checkpoint_every,
+        help="seconds of wall-clock from one checkpoint to the next; more where writing them would "
+        "take over 1 %% of the run",
     )
 
 

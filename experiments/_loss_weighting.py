@@ -41,6 +41,14 @@ class Weighting(GradientOperator):
         self.weights = self.next_weights(values.to(gradients).double(), gradients.double())
         return self.weights.to(gradients) @ gradients
 
+    def state_dict(self) -> dict:
+        """The weights of the last step, which those of the next may depend on."""
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+        self.weights = state_dict["weights"]
+
 
 class MinMax(Weighting):
     """Weights that grow where losses are large: Adam *ascends* the weighted sum in the weights.
@@ -60,12 +68,29 @@ class MinMax(Weighting):
     def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
         """Ones at first, then after a step of Adam per step."""
         if self._adam is None:
-            self._following = torch.ones_like(losses)
-            self._adam = torch.optim.Adam([self._following], lr=self._lr, maximize=True)
+            self._start(torch.ones_like(losses))
         weights = self._following.clone()
         self._following.grad = losses  # the derivative of the weighted sum by the weights
         self._adam.step()
         return weights
+
+    def state_dict(self) -> dict:
+        """With the weights of the next step and Adam's memory of them."""
+        adam = self._adam and self._adam.state_dict()
+        return {**super().state_dict(), "following": self._following, "adam": adam}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+        super().load_state_dict(state_dict)
+        if state_dict["adam"] is None:
+            self._following, self._adam = None, None
+            return
+        self._start(state_dict["following"].clone())
+        self._adam.load_state_dict(state_dict["adam"])
+
+    def _start(self, weights: Tensor) -> None:
+        self._following = weights
+        self._adam = torch.optim.Adam([weights], lr=self._lr, maximize=True)
 
 
 class ReLoBRaLo(Weighting):
@@ -101,6 +126,18 @@ class ReLoBRaLo(Weighting):
             weights = self._beta * past + (1 - self._beta) * self._balance(losses, self._last)
         self._last = losses
         return weights
+
+    def state_dict(self) -> dict:
+        """With the first and the last losses, and where the draws are."""
+        random = self._generator.get_state()
+        own = {"first": self._first, "last": self._last, "random": random}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+        super().load_state_dict(state_dict)
+        self._first, self._last = state_dict["first"], state_dict["last"]
+        self._generator.set_state(state_dict["random"].cpu())
 
     def _balance(self, losses: Tensor, earlier: Tensor) -> Tensor:
         tiny = torch.finfo(losses.dtype).tiny

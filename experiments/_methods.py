@@ -28,6 +28,12 @@ class Optimizer(Protocol):
     def step(self, closure: Callable[[], object]) -> Tensor:
         """Take one step; returns the loss before it."""
 
+    def state_dict(self) -> dict:
+        """All that the next step depends on beside parameters and closure."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -121,6 +127,15 @@ class MuonAdamW:
         for part in self.parts:
             part.step()
         return loss
+
+    def state_dict(self) -> dict:
+        """Those of both halves."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
 
 
 def _lbfgs(parameters: Parameters, lr: float) -> Optimizer:

@@ -29,6 +29,8 @@ class Options:
         quiet: No progress and no summary.
         save_weights: Write the weights of the last evaluation beside the result file.
         init_from: Weights file of an earlier run to go on from, or None for fresh weights.
+        resume: Go on from the checkpoint that an interrupted run of the same name has left.
+        checkpoint_every: Seconds of wall-clock from one checkpoint to the next, at least.
     """
 
     out: Path
@@ -44,6 +46,8 @@ class Options:
     quiet: bool = False
     save_weights: bool = False
     init_from: Path | None = None
+    resume: bool = False
+    checkpoint_every: float = 60.0
 
     def __post_init__(self):
         if self.dtype not in DTYPES:

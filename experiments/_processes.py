@@ -80,6 +80,18 @@ class Processes:
                 "losses are no mean or sum over one set of samples; start it without torchrun"
             )
 
+    def alone(self, option: str) -> None:
+        """Refuse an option that takes one process.
+
+        Raises:
+            ProcessesError: There are several.
+        """
+        if self.size > 1:
+            raise ProcessesError(
+                f"{option} takes one process, got {self.size}; leave it out, or start the run "
+                "without torchrun"
+            )
+
     def share(self, batch: Batch) -> Batch:
         """The samples of this process: consecutive, the first processes have one more.
 
@@ -125,10 +137,11 @@ class Processes:
             with suppress(RuntimeError):  # raised where one is lost, which need not be waited for
                 dist.barrier()
 
-    def first(self, number: float, device: str) -> float:
-        """A number of the first process, such as its clock, on which all decide alike."""
+    def first(self, seconds: float, signal: int, device: str) -> tuple[float, int]:
+        """Clock and signal of the first process, on which all decide alike."""
         if self.size == 1:
-            return number
-        tensor = torch.tensor(number, dtype=torch.float64, device=device)
-        dist.broadcast(tensor, 0)
-        return tensor.item()
+            return seconds, signal
+        numbers = torch.tensor([seconds, signal], dtype=torch.float64, device=device)
+        dist.broadcast(numbers, 0)
+        seconds, signal = numbers.tolist()
+        return seconds, int(signal)

@@ -77,10 +77,18 @@ class Progress:
             interval = (self._now() - self._started) / 10
             self._due = self._now() + min(max(interval, SHORTEST_INTERVAL), LONGEST_INTERVAL)
 
+    def resumed(self, steps: int) -> None:
+        """Count these steps, taken before an interruption, as done."""
+        self._steps = steps
+
+    def warn(self, text: str) -> None:
+        """Print a line of its own, quiet or not, also while there is a bar."""
+        tqdm.write(text, file=self._stream)
+
     def say(self, text: str) -> None:
         """Print a line of its own, unless quiet."""
         if not self._quiet:
-            print(text, file=self._stream, flush=True)
+            self.warn(text)
 
     def _make_bar(self) -> tqdm | None:
         if self._quiet or not self._stream.isatty():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hig import MultiStepReport, StepReport
@@ -74,6 +75,34 @@ class Recorder:
             },
         }
 
+    def state_dict(self) -> dict[str, object]:
+        """All of it, in tensors and plain Python."""
+        metrics = [{n: torch.from_numpy(v) for n, v in found.items()} for found in self.metrics]
+        return {**{name: list(getattr(self, name)) for name in _LISTS}, "metrics": metrics}
+
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+        """Go on where another one was."""
+        for name in _LISTS:
+            setattr(self, name, list(state_dict[name]))
+        self.metrics = [
+            {name: value.numpy() for name, value in found.items()}
+            for found in state_dict["metrics"]
+        ]
+
+
+_LISTS = ("epochs", "seconds", "train_loss", "test_loss", "smallest_cosine")
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is left of a report once its run has been interrupted.
+
+    Attributes:
+        singular_values: Those of the step.
+    """
+
+    singular_values: Tensor
+
 
 @dataclass
 class JacobianRecorder:
@@ -90,7 +119,7 @@ class JacobianRecorder:
     shape: tuple[int, int] | None = None
     rcond: float | None = None
     spectra: dict[float, Tensor] = field(default_factory=dict)
-    latest: tuple[float, StepReport] | None = None
+    latest: tuple[float, StepReport | Spectrum] | None = None
     due: int = 1
 
     def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> None:
@@ -138,3 +167,27 @@ class JacobianRecorder:
             },
             "notes": list(self.notes),
         }
+
+    def state_dict(self) -> dict[str, object]:
+        """All of it, in tensors and plain Python; long lists as tensors, which are read faster."""
+        latest = self.latest and (self.latest[0], self.latest[1].singular_values)
+        return {
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "rank": torch.tensor(self.rank, dtype=torch.int64),
+            "step_size": torch.tensor(self.step_size, dtype=torch.float64),
+            "notes": list(self.notes),
+            "spectra": dict(self.spectra),
+            "latest": latest,
+            **{name: getattr(self, name) for name in ("shape", "rcond", "due")},
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
+        """Go on where another one was."""
+        for name in ("seconds", "rank", "step_size"):
+            setattr(self, name, state_dict[name].tolist())
+        self.notes = dict.fromkeys(state_dict["notes"])
+        self.spectra = dict(state_dict["spectra"])
+        latest = state_dict["latest"]
+        self.latest = latest and (latest[0], Spectrum(latest[1]))
+        for name in ("shape", "rcond", "due"):
+            setattr(self, name, state_dict[name])

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import hig
-from experiments import _names, _weights
+from experiments import _checkpoint, _names, _weights
+from experiments._batches import Batches
+from experiments._checkpoint import Checkpoints
 from experiments._clock import TrainingClock
 from experiments._evaluation import loss_per_sample, mean_loss, metrics
 from experiments._learning_rate import factor, set_learning_rate
 from experiments._machine import machine
-from experiments._methods import METHODS, Method, Optimizer
+from experiments._methods import METHODS, Method
 from experiments._options import DTYPES, Options
 from experiments._processes import Processes
 from experiments._progress import Progress
-from experiments._recorder import JacobianRecorder, Recorder
 from experiments._schedule import schedule
+from experiments._signals import EXIT_STATUS, INTERRUPTED, STOPPED, Signals
 from experiments._step import take_step
-from experiments._weights import Pretraining, Snapshot
+from experiments._training import Training
+from experiments._weights import Pretraining
 from problems import Batch, Problem, Settings, SeveralLosses, samples
 
 # Streams of random numbers beside that of the initial weights, at every seed.
@@ -44,9 +48,14 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     results tell by ``pretraining`` and ``pretraining_time`` what came before. Where fresh samples
     are drawn it does not see those of the earlier run again.
 
-    A run that is interrupted from the keyboard or meets a non-finite loss ends early; what it
-    has recorded is saved all the same and ``stopped`` tells the reason. So it is before an error
-    is passed on that comes from the simulator, from the decomposition or for want of memory.
+    A run that is interrupted from the keyboard, terminated by a signal or meets a non-finite loss
+    ends early; what it has recorded is saved all the same and ``stopped`` tells the reason. So it
+    is before an error is passed on that comes from the simulator, from the decomposition or for
+    want of memory.
+
+    A checkpoint lies beside the result file while the run lasts, and stays where it has been cut
+    short. With ``options.resume`` a run goes on from there as if nothing had happened, and the
+    results tell by ``resumed_at`` at which training times that was.
 
     Under ``torchrun`` each process takes its share of every batch, and the steps are those of one
     process. All of them evaluate; the first one has the clock and writes.
@@ -65,7 +74,11 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             those given.
         DataError: If the files of the problem cannot be read; a `ValueError`.
         WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
-        OSError: If the output directory cannot be made or written.
+        CheckpointError: If the checkpoint to go on from is that of another run; a `ValueError`.
+        CorruptResultError: If it is damaged; a `ValueError`.
+        UnsafeResultError: If it asks for anything but tensors and plain Python; a `ValueError`.
+        OSError: If the output directory cannot be made.
+        ResultsError: If the results cannot be written; an `OSError`.
         ProcessesError: If several processes cannot share the run; a `ValueError`.
         RuntimeError: If the simulator fails, or another of several processes.
         DecompositionError: If no decomposition of a Jacobian converges.
@@ -81,6 +94,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
     processes = Processes()
     processes.check(problem, METHODS[method])
+    if options.resume:
+        processes.alone("--resume")
     if processes.rank > 0:
         options = replace(options, quiet=True)
     settings = _as_published(problem, method, settings)
@@ -95,23 +110,46 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
     training = _prepare(problem, METHODS[method], settings, options, earlier, processes)
     _check_shares(training)
-    with Progress(label, options) as progress:
-        stopped, failure = _train_to_the_end(training, progress)
-    run_names = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
-    results = {
-        **run_names,
-        "stopped": stopped,
-        **({"tested_by": problem.tested_by} if problem.tested_by else {}),
-        **_results(training),
-        **_save_weights(training, path, run_names),
-    }
-    if processes.rank == 0:
-        hig.save_results(path, results)
-    _summarise(progress, results, path)
+    names = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
+    course = _checkpoint.identity(problem, method, settings, options, earlier)
+    with Signals(options.quiet, passed_on=processes.size > 1) as signals:
+        with Progress(label, options) as progress:
+            checkpoints = Checkpoints(path, course, options.checkpoint_every, progress.warn)
+            _begin(training, checkpoints, progress)
+            stopped, failure = _train_to_the_end(training, checkpoints, signals, progress)
+        results = {
+            **names,
+            "stopped": stopped,
+            **({"tested_by": problem.tested_by} if problem.tested_by else {}),
+            **_results(training),
+        }
+        with _told_what_to_do():
+            results |= _save_weights(training, path, names)
+            if processes.rank == 0:
+                hig.save_results(path, results)
+        if processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
+            checkpoints.remove()
+        _summarise(progress, results, path, checkpoints.path)
     processes.wait()
     if failure:
         raise failure
     return results
+
+
+class ResultsError(OSError):
+    """The results of a run cannot be written; the text says why and what would help."""
+
+
+@contextmanager
+def _told_what_to_do() -> Iterator[None]:
+    """Tell the user what can be done where the files of the end cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(
+            f"the results cannot be written: {error}; the file there before and the last "
+            "checkpoint are as they were: make room and go on with --resume"
+        ) from error
 
 
 def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:
@@ -121,33 +159,6 @@ def _as_published(problem: Problem, method: str, settings: Settings) -> Settings
     return settings if settings == published else replace(settings, published=False)
 
 
-@dataclass
-class _Training:
-    """Everything that a run needs in one hand."""
-
-    problem: Problem
-    method: Method
-    settings: Settings
-    options: Options
-    network: nn.Module
-    optimizer: Optimizer
-    train: dict[str, Tensor]
-    test: dict[str, Tensor]
-    batches: Iterator[Batch]
-    clock: TrainingClock
-    earlier: Pretraining | None
-    average: AveragedModel | None
-    processes: Processes
-    latest: Snapshot | None = None
-    recorder: Recorder = field(default_factory=Recorder)
-    jacobian_recorder: JacobianRecorder = field(default_factory=JacobianRecorder)
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The network that is evaluated and kept."""
-        return self.network if self.average is None else self.average.module
-
-
 def _prepare(
     problem: Problem,
     method: Method,
@@ -155,7 +166,7 @@ def _prepare(
     options: Options,
     earlier: Pretraining | None,
     processes: Processes,
-) -> _Training:
+) -> Training:
     target = {"device": options.device, "dtype": DTYPES[options.dtype]}
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -166,7 +177,7 @@ def _prepare(
     train, test = problem.data(_generator(options.seed, DATA_STREAM))
     train, test = _placed(train, **target), _placed(test, **target)
     batches = _generator(options.seed, BATCH_STREAM + (earlier.runs if earlier else 0))
-    return _Training(
+    return Training(
         problem,
         method,
         settings,
@@ -175,7 +186,8 @@ def _prepare(
         method.optimizer(list(network.parameters()), settings, problem.loss_reduction),
         train,
         test,
-        problem.batches(train, settings.batch_size, batches),
+        Batches(problem, train, settings.batch_size, batches),
+        schedule(problem, _steps_per_epoch(train, settings), options),
         TrainingClock(options.device, options.clock),
         earlier,
         _average(network, options),
@@ -183,7 +195,7 @@ def _prepare(
     )
 
 
-def _check_shares(training: _Training) -> None:
+def _check_shares(training: Training) -> None:
     """Refuse a last batch of an epoch that has too few samples, before the epoch is trained."""
     if type(training.problem).batches is Problem.batches:
         last = samples(training.train) % training.settings.batch_size
@@ -211,51 +223,92 @@ def _generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _train_to_the_end(training: _Training, progress: Progress) -> tuple[str, Exception | None]:
+def _begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> None:
+    """Go on from a checkpoint, if that is wanted and there is one; tells which."""
+    if not training.options.resume:
+        if checkpoints.path.exists():
+            progress.say(
+                f"{checkpoints.path} of an interrupted run will be overwritten; stop now and give "
+                "--resume to go on from it"
+            )
+        return
+    state = checkpoints.load()
+    if state is None:
+        progress.say(f"there is no checkpoint {checkpoints.path}: starting afresh")
+        return
+    training.load_state_dict(state)
+    progress.resumed(training.steps)
+    progress.say(f"going on from {checkpoints.path}: {training.clock.seconds:.4g} s of training")
+
+
+def _train_to_the_end(
+    training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
+) -> tuple[str, Exception | None]:
     """Train; returns why it ended, and the error to pass on once what is there is saved."""
     try:
-        return _train(training, progress), None
+        return _train(training, checkpoints, signals, progress), None
     except hig.NonFiniteError as error:
         return f"non-finite: {error}", None
     except (KeyboardInterrupt, RuntimeError, hig.DecompositionError) as error:
         if not training.recorder.epochs:  # nothing to save yet
             raise
         if isinstance(error, KeyboardInterrupt):
-            return "interrupted", None
+            return INTERRUPTED, None
         return f"failed: {error}", error
 
 
-def _train(training: _Training, progress: Progress) -> str:
-    """Step until the budget is used up; returns which budget it was."""
-    _evaluate(training, progress, epoch=0.0)
-    problem, clock, processes = training.problem, training.clock, training.processes
-    steps_per_epoch = math.ceil(samples(training.train) / training.settings.batch_size)
-    evaluations = schedule(problem, steps_per_epoch, training.options)
-    for step, batch in enumerate(training.batches, start=1):
-        epoch = step / steps_per_epoch
-        _schedule_step_size(training, step - 1, (step - 1) / steps_per_epoch)
-        with clock.running():
-            loss = take_step(
-                problem, training.method, training.network, training.optimizer, batch
-            ).item()
-            if training.average is not None:
-                training.average.update_parameters(training.network)
-        clock.seconds = processes.first(clock.seconds, training.options.device)
-        _require_finite(loss, f"batch loss at epoch {epoch:.4g}", training)
-        if training.method.jacobian:
-            training.jacobian_recorder.step(
-                (step - 1) / steps_per_epoch, clock.seconds, training.optimizer.report
-            )
-        progress.stepped(epoch, clock.seconds, loss_per_sample(problem, loss, batch))
-        stop = _budget_used_up(training.options, epoch, clock.seconds)
-        if evaluations.due(step, clock.seconds) or stop:
+def _train(
+    training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
+) -> str:
+    """Step until the budget is used up or a signal has come; returns which it was."""
+    if not training.steps:
+        _evaluate(training, progress, epoch=0.0)
+    clock, options, processes = training.clock, training.options, training.processes
+    steps_per_epoch = _steps_per_epoch(training.train, training.settings)
+    for batch in training.batches:
+        _step(training, batch, steps_per_epoch, progress)
+        clock.seconds, signal = processes.first(clock.seconds, signals.number, options.device)
+        epoch = training.steps / steps_per_epoch
+        stop = _budget_used_up(options, epoch, clock.seconds)
+        if training.evaluations.due(training.steps, clock.seconds) or stop:
             _evaluate(training, progress, epoch)
         if stop:
             return stop
+        if checkpoints.due or signal:
+            _write_checkpoint(training, checkpoints)
+        if signal:
+            return STOPPED[signal]
     raise AssertionError("batches never end")
 
 
-def _schedule_step_size(training: _Training, step: int, epoch: float) -> None:
+def _write_checkpoint(training: Training, checkpoints: Checkpoints) -> None:
+    if training.processes.size == 1:  # those of several processes cannot go on
+        checkpoints.write(training.state_dict)
+
+
+def _steps_per_epoch(train: Batch, settings: Settings) -> int:
+    return math.ceil(samples(train) / settings.batch_size)
+
+
+def _step(training: Training, batch: Batch, steps_per_epoch: int, progress: Progress) -> None:
+    """Take a step and note it."""
+    problem, clock, steps = training.problem, training.clock, training.steps
+    before, after = steps / steps_per_epoch, (steps + 1) / steps_per_epoch
+    _schedule_step_size(training, steps, before)
+    with clock.running():
+        loss = take_step(
+            problem, training.method, training.network, training.optimizer, batch
+        ).item()
+        if training.average is not None:
+            training.average.update_parameters(training.network)
+    training.steps += 1
+    _require_finite(loss, f"batch loss at epoch {after:.4g}", training)
+    if training.method.jacobian:
+        training.jacobian_recorder.step(before, clock.seconds, training.optimizer.report)
+    progress.stepped(after, clock.seconds, loss_per_sample(problem, loss, batch))
+
+
+def _schedule_step_size(training: Training, step: int, epoch: float) -> None:
     settings, options = training.settings, training.options
     if settings.schedule in (None, "constant"):
         return
@@ -274,7 +327,7 @@ def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | Non
     return None
 
 
-def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
+def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     problem, network, seconds = training.problem, training.evaluated, training.clock.seconds
     losses = [mean_loss(problem, network, data) for data in (training.train, training.test)]
     measured = metrics(problem, network, training.test)
@@ -285,7 +338,7 @@ def _evaluate(training: _Training, progress: Progress, epoch: float) -> None:
     _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
 
 
-def _conflict(training: _Training) -> float:
+def _conflict(training: Training) -> float:
     """The smallest cosine of the last combined direction with a loss's own; NaN without one."""
     if not training.method.several_losses:
         return math.nan
@@ -294,7 +347,7 @@ def _conflict(training: _Training) -> float:
     return next((report.smallest_cosine for report in reports if report is not None), math.nan)
 
 
-def _require_finite(loss: float, what: str, training: _Training) -> None:
+def _require_finite(loss: float, what: str, training: Training) -> None:
     if not math.isfinite(loss):
         raise hig.NonFiniteError(
             f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
@@ -302,7 +355,7 @@ def _require_finite(loss: float, what: str, training: _Training) -> None:
         )
 
 
-def _save_weights(training: _Training, path: Path, names: dict[str, object]) -> dict[str, str]:
+def _save_weights(training: Training, path: Path, names: dict[str, object]) -> dict[str, str]:
     """Write the weights of the last evaluation, if asked for and finite; tells in which file."""
     wanted = training.options.save_weights and training.processes.rank == 0
     if not wanted or not training.latest.usable:
@@ -310,15 +363,17 @@ def _save_weights(training: _Training, path: Path, names: dict[str, object]) -> 
     return {"weights_file": _weights.save(path, training.latest, names, training.earlier).name}
 
 
-def _results(training: _Training) -> dict[str, object]:
+def _results(training: Training) -> dict[str, object]:
     problem, options, earlier = training.problem, training.options, training.earlier
     settings = {key: value for key, value in asdict(training.settings).items() if value is not None}
-    run_options = {key: value for key, value in asdict(options).items() if key != "quiet"}
+    hidden = ("quiet", "resume", "checkpoint_every")
+    run_options = {key: value for key, value in asdict(options).items() if key not in hidden}
     paths = {"out": str(options.out), "init_from": earlier and str(options.init_from)}
     return {
         **training.recorder.results(),
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
         **_pretraining(earlier),
+        **({"resumed_at": np.asarray(resumed)} if (resumed := training.resumed_at) else {}),
         "sim_par": {**asdict(problem), **settings, **run_options, **paths},
         "machine": {**machine(options.device), "processes": training.processes.size},
         **_example(training),
@@ -329,7 +384,7 @@ def _pretraining(earlier: Pretraining | None) -> dict[str, object]:
     return {"pretraining": earlier.label, "pretraining_time": earlier.seconds} if earlier else {}
 
 
-def _example(training: _Training) -> dict[str, object]:
+def _example(training: Training) -> dict[str, object]:
     """What the problem shows of the first test samples; left out where it shows nothing."""
     count = training.problem.examples
     batch = {key: value[:count] for key, value in training.test.items()}
@@ -339,17 +394,20 @@ def _example(training: _Training) -> dict[str, object]:
     return {"example": example} if example else {}
 
 
-def _summarise(progress: Progress, results: dict[str, object], path: Path) -> None:
+def _summarise(
+    progress: Progress, results: dict[str, object], path: Path, checkpoint: Path
+) -> None:
     train, test = results["train_loss"], results["test_loss"]
     best = int(np.argmin(np.nan_to_num(test, nan=np.inf)))
     weights = ""
     if results["sim_par"]["save_weights"]:
         weights = f", {results.get('weights_file', 'no weights: they are not finite')}"
+    left = f"\n  left   {checkpoint}: --resume goes on from it" if checkpoint.exists() else ""
     progress.say(
         f"{results['label']} stopped: {results['stopped']}\n"
         f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "
         f"(epoch {results['epochs'][-1]:.4g}, {results['simulation_time']:.4g} s of training)\n"
         f"  best   train {train[best]:.4e}   test {test[best]:.4e}   "
         f"(epoch {results['epochs'][best]:.4g})\n"
-        f"  files  {path}, {path.with_suffix('.txt').name}{weights}"
+        f"  files  {path}, {path.with_suffix('.txt').name}{weights}{left}"
     )

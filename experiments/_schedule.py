@@ -20,6 +20,12 @@ class Schedule(Protocol):
             seconds: Training time so far.
         """
 
+    def state_dict(self) -> dict:
+        """What the next answers depend on beside their questions."""
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+
 
 class EpochSchedule:
     """After each pass through the training data.
@@ -35,8 +41,29 @@ class EpochSchedule:
         """Whether a pass ends with this step."""
         return step % self._steps_per_epoch == 0
 
+    def state_dict(self) -> dict:
+        """Nothing."""
+        return {}
 
-class TimeSchedule:
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Nothing to do."""
+
+
+class _ByTime:
+    """The part of a schedule that knows the next time."""
+
+    _next: float
+
+    def state_dict(self) -> dict:
+        """The training time of the next evaluation."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+        self._next = state_dict["next"]
+
+
+class TimeSchedule(_ByTime):
     """At training times that grow by a constant factor, evenly spaced on a logarithmic axis."""
 
     def __init__(self):
@@ -50,7 +77,7 @@ class TimeSchedule:
         return True
 
 
-class EvenSchedule:
+class EvenSchedule(_ByTime):
     """At even training times.
 
     Args:

@@ -26,6 +26,14 @@ class _AlongGradients:
         """Clear the gradients."""
         self._base.zero_grad()
 
+    def state_dict(self) -> dict:
+        """All that the next step depends on beside parameters and closure."""
+        return {"base": self._base.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where another one was."""
+        self._base.load_state_dict(state_dict["base"])
+
 
 class Combined(_AlongGradients):
     """Adam along the direction that an operator makes of the gradients of all losses.
@@ -55,6 +63,18 @@ class Combined(_AlongGradients):
         backward(losses, self._parameters, self.operator)
         self._base.step()
         return torch.stack([loss.detach() for loss in losses]).sum()
+
+    def state_dict(self) -> dict:
+        """With the memory of the operator, where it has one."""
+        state = getattr(self.operator, "state_dict", dict)()
+        return {**super().state_dict(), "operator": state}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where one with the same kind of operator was."""
+        super().load_state_dict(state_dict)
+        if state_dict["operator"]:
+            device = self._parameters[0].device
+            self.operator.load_state_dict(placed(state_dict["operator"], device))
 
 
 class Alternating(_AlongGradients):
@@ -89,14 +109,40 @@ class Alternating(_AlongGradients):
             The loss before the step whose turn it is.
         """
         if self._momenta is None:
-            operator = PseudoMomentumOperator(count, gradient_operator=self._make_operator())
-            self._momenta = AlternatingBackward(self._parameters, count, operator)
+            self._momenta = self._new_momenta(count)
         self.zero_grad()
         with torch.enable_grad():
             loss = closure(self._momenta.next_loss)
         self._momenta.backward(loss)
         self._base.step()
         return loss.detach()
+
+    def state_dict(self) -> dict:
+        """With the momenta, and whose turn it is."""
+        return {**super().state_dict(), "momenta": self._momenta and self._momenta.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go on where one with the same kind of operator was."""
+        super().load_state_dict(state_dict)
+        momenta = state_dict["momenta"]
+        self._momenta = momenta and self._new_momenta(len(momenta["operator"]["t_grads"]))
+        if momenta:
+            self._momenta.load_state_dict(placed(momenta, self._parameters[0].device))
+
+    def _new_momenta(self, count: int) -> AlternatingBackward:
+        operator = PseudoMomentumOperator(count, gradient_operator=self._make_operator())
+        return AlternatingBackward(self._parameters, count, operator)
+
+
+def placed(state: object, device: torch.device) -> object:
+    """The same state with its tensors on a device."""
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: placed(value, device) for key, value in state.items()}
+    if isinstance(state, list):
+        return [placed(value, device) for value in state]
+    return state
 
 
 def combined(operator: Callable[[], Operator]) -> Callable[..., Combined]:

@@ -4,12 +4,17 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
+from experiments._checkpoint import CheckpointError
 from experiments._processes import ProcessesError, process_group
-from experiments._runner import run
+from experiments._runner import ResultsError, run
+from experiments._signals import EXIT_STATUS
 from experiments._weights import WeightsError
+from hig import CorruptResultError, UnsafeResultError
 from problems import DataError, Problem
 
-INTERRUPTED = 130  # what a shell reports for a process ended by Ctrl-C
+# What a user can mend, in words.
+_ERRORS = (WeightsError, CheckpointError, DataError, ProcessesError, ResultsError)
+_ERRORS += (CorruptResultError, UnsafeResultError)
 
 
 def submit(
@@ -27,19 +32,20 @@ def submit(
 
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
-            interruption, 1 for a non-finite loss; also for ``--help``, for arguments that are
-            not valid, for weights to go on from that do not fit, for data that cannot be read and
-            for runs that cannot be shared among the processes that ``torchrun`` started.
+            interruption, 143 for SIGTERM, 1 for a non-finite loss; also for ``--help``, for
+            arguments that are not valid, for weights or a checkpoint to go on from that do not
+            fit, for data that cannot be read, for results that cannot be written and for runs that
+            cannot be shared among the processes that ``torchrun`` started.
     """
     problem, settings, options = parse(problem, method, arguments)
     try:
         with process_group(options.device):
             results = run(problem, method, settings, options)
-    except (WeightsError, DataError, ProcessesError) as error:
+    except _ERRORS as error:
         sys.exit(f"error: {error}")
     stopped = results["stopped"]
-    if stopped == "interrupted":
-        sys.exit(INTERRUPTED)
+    if stopped in EXIT_STATUS:
+        sys.exit(EXIT_STATUS[stopped])
     if stopped.startswith("non-finite"):
         sys.exit(f"error: {stopped}")
     return results

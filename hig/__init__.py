@@ -6,6 +6,7 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.g
 
 from importlib.metadata import version
 
+from hig._atomic import write_atomically
 from hig._errors import (
     CorruptResultError,
     DecompositionError,
@@ -55,4 +56,5 @@ __all__ = [
     "record",
     "rollout",
     "save_results",
+    "write_atomically",
 ]

@@ -1,14 +1,13 @@
 """Result files: dictionaries of plain Python values and numpy arrays, read without running code."""
 
 import io
-import os
 import pickle
 import pickletools
-import uuid
 from pathlib import Path
 
 import numpy as np
 
+from hig._atomic import write_atomically
 from hig._errors import CorruptResultError, UnsafeResultError
 from hig._unpickle import KINDS, PLAIN, Unpickler, is_numpy_scalar, resolve
 
@@ -42,8 +41,8 @@ def save_results(path, results):
     _check(results, "results")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Protocol 4 keeps the file readable by every numpy; protocol 5 needs the newer `_frombuffer`.
-    _replace(path, pickle.dumps(results, protocol=4))
-    _replace(path.with_suffix(".txt"), "\n".join([*_scalar_lines(results), ""]).encode())
+    write_atomically(path, pickle.dumps(results, protocol=4))
+    write_atomically(path.with_suffix(".txt"), "\n".join([*_scalar_lines(results), ""]).encode())
 
 
 def load_results(path):
@@ -110,18 +109,6 @@ def _check(value, where):
             f"{where} is a {kind.__module__}.{kind.__qualname__}; results hold plain Python and "
             f"numpy values only: convert it with {remedy}"
         )
-
-
-def _replace(path, data):
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)  # os.replace: one atomic step within a folder
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _scalar_lines(values, indent=""):

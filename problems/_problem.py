@@ -174,7 +174,9 @@ class Problem(ABC):
     def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Batches without end: consecutive slices of the training data, the last one shorter.
 
-        A problem that draws fresh samples for every step overrides this.
+        A problem that draws fresh samples for every step overrides this. An interrupted run draws
+        again what was drawn last and passes over what it has had of it: whenever the generator is
+        drawn from, its state before must decide on all batches that follow.
 
         Args:
             train: Training data of `data`, on the device and in the dtype of the training.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments import Options, run
 from experiments._arguments import add_run, positive_float, positive_int
-from experiments._submit import INTERRUPTED
+from experiments._signals import EXIT_STATUS
 from problems import Poisson, Problem
 
 METHODS = ("adam", "hig")
@@ -50,8 +50,8 @@ def pretraining(
 
 def _run(problem, method, settings, options):
     results = run(problem, method, settings[method], options)
-    if results["stopped"] == "interrupted":
-        sys.exit(INTERRUPTED)
+    if results["stopped"] in EXIT_STATUS:
+        sys.exit(EXIT_STATUS[results["stopped"]])
     return results
 
 

@@ -1,5 +1,6 @@
 """Weightings against their formulas written out with plain numbers."""
 
+import copy
 import math
 
 import pytest
@@ -82,3 +83,17 @@ def test_annealing_leaves_a_loss_without_gradient_alone():
 def test_weights_need_losses():
     with pytest.raises(ValueError, match="needs the losses"):
         MinMax()(GRADIENTS)
+
+
+@pytest.mark.parametrize("kind", [MinMax, lambda: ReLoBRaLo(rho=0.5), LearningRateAnnealing])
+@pytest.mark.parametrize("steps", [0, 1, 6])
+def test_another_goes_on_where_one_was(kind, steps):
+    losses = [(2.0 / k, 0.1 * k) for k in range(1, 13)]
+    whole = kind()
+    weights_of(whole, *losses[:steps])
+    state = copy.deepcopy(whole.state_dict())
+    expected = weights_of(whole, *losses[steps:])
+    other = kind()
+    weights_of(other, (5.0, 7.0), (0.1, 3.0))  # which is to be forgotten
+    other.load_state_dict(state)
+    assert weights_of(other, *losses[steps:]) == expected

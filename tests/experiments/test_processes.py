@@ -124,7 +124,7 @@ def test_factored_steps_are_not_shared():
 def test_without_torchrun_there_is_no_group():
     with process_group("cpu"):
         assert not torch.distributed.is_initialized()
-    assert Processes().first(0.5, "cpu") == 0.5
+    assert Processes().first(0.5, 2, "cpu") == (0.5, 2)
 
 
 def test_more_processes_than_devices(monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hig import CorruptResultError, UnsafeResultError, _results, load_results, save_results
+from hig import CorruptResultError, UnsafeResultError, load_results, save_results
 
 
 def example_results():
@@ -129,20 +129,6 @@ def test_keys_and_the_top_are_checked_too(tmp_path):
         save_results(tmp_path / "a.pickle", [1])
     with pytest.raises(ValueError, match=r"must not end in \.txt"):
         save_results(tmp_path / "a.txt", {})
-
-
-def test_previous_file_survives_a_failed_write(tmp_path, monkeypatch):
-    path = tmp_path / "a.pickle"
-    save_results(path, {"seed": 1})
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(_results.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        save_results(path, {"seed": 2})
-    assert load_results(path) == {"seed": 1}
-    assert names(tmp_path) == ["a.pickle", "a.txt"]
 
 
 def test_missing_file_lists_what_is_there(tmp_path):

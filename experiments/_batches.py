@@ -1,0 +1,70 @@
+"""The batches of a run, with a memory of where they are."""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+
+from problems import Batch, Problem, samples
+
+
+class Batches:
+    """Draws the batches of a problem, and can go on where another one was.
+
+    A problem draws from its generator now and then, and yields batches of what it has drawn. Where
+    it is follows from the state of the generator before the last draw and the number of batches
+    since; a problem that never draws has one order, from the start.
+
+    Args:
+        problem: Whose `Problem.batches` to take.
+        train: Training data, on the device and in the dtype of the training.
+        size: Samples per batch.
+        generator: CPU generator of the problem's draws.
+    """
+
+    def __init__(self, problem: Problem, train: Batch, size: int, generator: torch.Generator):
+        self._generator = generator
+        self._before = generator.get_state()
+        self._taken = 0
+        fixed = type(problem).batches is Problem.batches
+        self._period = math.ceil(samples(train) / size) if fixed else None
+        self._start = lambda: problem.batches(train, size, generator)
+        self._batches = self._start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        before = self._generator.get_state()
+        batch = next(self._batches)
+        if not torch.equal(before, self._generator.get_state()):
+            self._before, self._taken = before, 0
+        self._taken += 1
+        if self._period:  # hours later, not millions of batches to pass over
+            self._taken %= self._period
+        return batch
+
+    def state_dict(self) -> dict[str, object]:
+        """The generator before its last draw and now, and the batches since that draw."""
+        now = self._generator.get_state()
+        return {"before": self._before, "now": now, "taken": self._taken}
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Draw again what was drawn last and pass over the batches that have been taken.
+
+        Raises:
+            RuntimeError: The generator is not where it was then: this problem's batches depend on
+                more than its state.
+        """
+        self._before, self._taken = state_dict["before"], state_dict["taken"]
+        self._generator.set_state(self._before)
+        self._batches = self._start()
+        for _ in islice(self._batches, self._taken):
+            pass
+        if not torch.equal(self._generator.get_state(), state_dict["now"]):
+            raise RuntimeError(
+                f"after {self._taken} batches the generator is not where it was in the checkpoint: "
+                "batches() of this problem keeps more between its draws than the generator's "
+                "state; run it without --resume"
+            )

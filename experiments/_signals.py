@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM: a run is asked to stop, and stops between two steps."""
+
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from types import FrameType
+from typing import Self
+
+INTERRUPTED, TERMINATED = "interrupted", "terminated"
+STOPPED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+# What a shell reports for a process that the signal has ended.
+EXIT_STATUS = {name: 128 + number for number, name in STOPPED.items()}
+
+
+class Signals:
+    """Takes note of the first of these signals; a second of the same kind ends the process at once.
+
+    Parameters that a step is changing are of no use to anyone, hence the wait for its end. Signals
+    that are ignored, as in the background of a shell script, stay ignored. Python lets the main
+    thread alone handle signals: in others this does nothing.
+
+    Args:
+        passed_on: Take note of further ones too: ``torchrun`` passes on those that its processes
+            have had already, and ends them itself after half a minute.
+        quiet: Do not tell on stderr that the first signal has come.
+
+    Attributes:
+        number: That of the last signal, 0 while there was none.
+    """
+
+    def __init__(self, quiet: bool = False, passed_on: bool = False):
+        self.number = 0
+        self._quiet, self._passed_on = quiet, passed_on
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPED:
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):  # None: not Python's, not to be restored
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # The system's own: it ends the process also amid a long call that is not Python's.
+        if not self._passed_on:
+            signal.signal(number, signal.SIG_DFL)
+        self.number = number
+        if not self._quiet:
+            # Not print, which may be interrupted by this very handler and then refuses.
+            with suppress(OSError):
+                text = f"\n{STOPPED[number]}: stopping after this step; once more ends it at once\n"
+                os.write(sys.__stderr__.fileno(), text.encode())

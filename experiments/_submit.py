@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
+from experiments._folders import make_folder
 from experiments._processes import ProcessesError, process_group
 from experiments._runner import run
 from experiments._weights import WeightsError
@@ -28,10 +29,12 @@ def submit(
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
             interruption, 1 for a non-finite loss; also for ``--help``, for arguments that are
-            not valid, for weights to go on from that do not fit, for data that cannot be read and
-            for runs that cannot be shared among the processes that ``torchrun`` started.
+            not valid, for an output directory that cannot be made, for weights to go on from that
+            do not fit, for data that cannot be read and for runs that cannot be shared among the
+            processes that ``torchrun`` started.
     """
     problem, settings, options = parse(problem, method, arguments)
+    make_folder(options.out)
     try:
         with process_group(options.device):
             results = run(problem, method, settings, options)

@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import _catalogue
+from experiments import _catalogue, _comparison
 
 _COMMANDS = {
     "list": (_catalogue, "problems, the methods of each, and their settings"),
+    "compare": (_comparison, "result files as a table: losses, times, time to a target"),
 }
 
 

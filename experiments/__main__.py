@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import _catalogue, _comparison
+from experiments import _catalogue, _comparison, _export
 
 _COMMANDS = {
     "list": (_catalogue, "problems, the methods of each, and their settings"),
     "compare": (_comparison, "result files as a table: losses, times, time to a target"),
+    "export": (_export, "result files as JSON or NPZ"),
 }
 
 

@@ -99,11 +99,3 @@ def test_a_target_is_a_number(target, capsys):
     with pytest.raises(SystemExit):
         command.main(["compare", "a.pickle", "--target", target])
     assert f"must be a finite number, got '{target}'; such as 1e-4" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [[], ["list"], ["compare"]])
-def test_help(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main([*arguments, "--help"])
-    assert stop.value.code == 0
-    assert f"usage: {' '.join(['python -m experiments', *arguments])} " in capsys.readouterr().out

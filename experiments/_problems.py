@@ -2,24 +2,45 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib import import_module
 from types import MappingProxyType
 
-import problems
 from problems import Problem
 
-
-def _make(name: str) -> Problem:
-    # Some problems import a simulation package for seconds: only the one that is asked for does.
-    return getattr(problems, name)()
-
-
-#: What makes each problem, with its published parameters.
-PROBLEMS: Mapping[str, Callable[[], Problem]] = MappingProxyType(
+#: Where the class of each problem is, by the folder of its submit scripts in `experiments`.
+FOLDERS: Mapping[str, str] = MappingProxyType(
     {
-        "nonlinear_oscillators": partial(_make, "NonlinearOscillators"),
-        "quantum_dipole": partial(_make, "QuantumDipole"),
-        "poisson": partial(_make, "Poisson"),
-        "poisson_source": partial(_make, "PoissonSource"),
-        "conditioning_toy": partial(_make, "ConditioningToy"),
+        "nonlinear_oscillators": "problems.NonlinearOscillators",
+        "quantum_dipole": "problems.QuantumDipole",
+        "poisson": "problems.Poisson",
+        "poisson_source": "problems.PoissonSource",
+        "conditioning_toy": "problems.ConditioningToy",
+        "pinn/burgers": "problems.pinn.Burgers",
+        "pinn/schroedinger": "problems.pinn.Schroedinger",
+        "pinn/kovasznay": "problems.pinn.Kovasznay",
+        "pinn/beltrami": "problems.pinn.Beltrami",
+        "multitask/toy": "problems.multitask.Toy",
+        "multitask/celeba": "problems.multitask.CelebA",
     }
+)
+
+
+def make(folder: str) -> Problem:
+    """The problem of a folder, with its published parameters.
+
+    Some problems import a simulation package for seconds: only the one that is asked for does.
+
+    Args:
+        folder: A key of `FOLDERS`.
+
+    Raises:
+        ImportError: The simulation package is not installed.
+    """
+    module, _, name = FOLDERS[folder].rpartition(".")
+    return getattr(import_module(module), name)()
+
+
+#: What makes each problem with one loss, with its published parameters.
+PROBLEMS: Mapping[str, Callable[[], Problem]] = MappingProxyType(
+    {folder: partial(make, folder) for folder in FOLDERS if "/" not in folder}
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from experiments._arguments import parse
 from experiments._checkpoint import CheckpointError
+from experiments._folders import make_folder
 from experiments._processes import ProcessesError, process_group
 from experiments._runner import ResultsError, run
 from experiments._signals import EXIT_STATUS
@@ -33,11 +34,13 @@ def submit(
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
             interruption, 143 for SIGTERM, 1 for a non-finite loss; also for ``--help``, for
-            arguments that are not valid, for weights or a checkpoint to go on from that do not
-            fit, for data that cannot be read, for results that cannot be written and for runs that
-            cannot be shared among the processes that ``torchrun`` started.
+            arguments that are not valid, for an output directory that cannot be made, for weights
+            or a checkpoint to go on from that do not fit, for data that cannot be read, for results
+            that cannot be written and for runs that cannot be shared among the processes that
+            ``torchrun`` started.
     """
     problem, settings, options = parse(problem, method, arguments)
+    make_folder(options.out)
     try:
         with process_group(options.device):
             results = run(problem, method, settings, options)

@@ -20,6 +20,7 @@ import torch
 
 import hig
 from experiments._arguments import device_argument, positive_int
+from experiments._folders import make_folder
 from experiments._machine import machine
 from experiments._scaling_point import STEPS
 
@@ -107,6 +108,7 @@ def _results(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
     options = _parser().parse_args(arguments)
+    make_folder(options.out)
     fixed = {"rows": options.rows, "parameters": options.parameters}
     measured = scaling(
         options.axis,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import hig
 from experiments._arguments import device_argument, positive_float, positive_int
+from experiments._folders import make_folder
 from experiments._machine import machine
 from experiments._measure import interleaved_seconds
 from experiments._methods import METHODS
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{problem.name} has no settings for {', '.join(unknown)}; "
             f"it has them for {', '.join(problem.settings)}"
         )
+    make_folder(options.out)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     sizes = sorted(set(options.batch_sizes))

@@ -56,6 +56,7 @@ def load_results(path):
 
     Raises:
         FileNotFoundError: There is no such file; the text lists the files that are there.
+        IsADirectoryError: The path is that of a folder; the text lists the result files in it.
         UnsafeResultError: The file asks for a function or class that is not on the short list
             of numpy's, or for an array of objects or records.
         CorruptResultError: The file is truncated, is not a pickle or holds no dict.
@@ -64,6 +65,9 @@ def load_results(path):
     if not path.exists():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.pickle"))[:10])
         raise FileNotFoundError(f"no result file {path}; in its folder: {there or 'none'}")
+    if path.is_dir():
+        there = ", ".join(sorted(file.name for file in path.glob("*.pickle"))[:10])
+        raise IsADirectoryError(f"{path} is a folder; give a result file, in it: {there or 'none'}")
     data = path.read_bytes()
     try:
         # A pickle of a few bytes may ask for a memo of many gigabytes.

@@ -111,6 +111,42 @@ def having(files, key):
     return found
 
 
+def newest(files):
+    """The files without those that a newer one of the same run replaces, with a note on each.
+
+    Two files are of the same run where problem, method, label, seed and the weights that they
+    started from agree: as seeds of one experiment they would count twice.
+
+    Args:
+        files: Sequence of ResultFile.
+
+    Returns:
+        List of ResultFile, in the order given. Files that do not tell their seed all stay.
+    """
+    latest = {}
+    for index, file in enumerate(files):
+        run = index if file.results.get("seed") is None else _run(file)
+        if run in latest:
+            older, index = sorted((latest[run], index), key=lambda i: _written(files[i]))
+            note(
+                f"{files[older].path} is left out: {files[index].path} has the same label "
+                f"'{file.label}' and seed {file.results['seed']}, and is newer or given twice"
+            )
+        latest[run] = index
+    return [files[index] for index in sorted(latest.values())]
+
+
+def _run(file):
+    settings = file.results.get("sim_par")
+    start = settings.get("init_from") if isinstance(settings, dict) else None
+    named = (file.problem, file.method, file.label, file.results["seed"], start)
+    return tuple(str(name) for name in named)
+
+
+def _written(file):
+    return file.path.stat().st_mtime_ns
+
+
 def load(path):
     """Reads one result file.
 

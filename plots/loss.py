@@ -18,11 +18,12 @@ from plots._curves import (
 
 _EPILOG = """\
 Files of one problem and one method label are the seeds of one experiment: their median is drawn
-over the range that all of them cover, in a band from the lowest to the highest. Each problem has
-its own row of panels. Files of the published training scripts go by their file names. The training
-time of a run that started from saved weights goes on from that of the run that made them. What has
-several components, such as an error of each unknown, has a line for each. Values of either sign
-need --linear. Methods stand in the legend in one order and keep their colours in all figures.
+over the range that all of them cover, in a band from the lowest to the highest. Of files that have
+the seed in common too the newest is taken. Each problem has its own row of panels. Files of the
+published training scripts go by their file names. The training time of a run that started from
+saved weights goes on from that of the run that made them. What has several components, such as an
+error of each unknown, has a line for each. Values of either sign need --linear. Methods stand in
+the legend in one order and keep their colours in all figures.
 
 examples:
   python -m plots.loss results/*.pickle --out loss.png
@@ -56,6 +57,7 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
     Raises:
         PlotError: A file lacks what the figure needs.
     """
+    files = _files.newest(files)
     axes_names = ("time", "epochs") if x == "both" else (x,)
     quantities = ("test", "train") if quantity == "both" else (quantity,)
     if quantity in (*SIGNED, *PER_STEP):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from experiments import Options, run
 from experiments._arguments import add_run, positive_float, positive_int
+from experiments._folders import make_folder
 from experiments._signals import EXIT_STATUS
 from problems import Poisson, Problem
 
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the experiment from the command line."""
     problem = Poisson()
     given = _parser(problem).parse_args(arguments)
+    make_folder(given.out)
     options = Options(
         out=given.out,
         time_budget=given.time_budget,

@@ -1,10 +1,14 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from experiments._problems import PROBLEMS
-from problems import Problem
+import experiments
+from experiments._problems import FOLDERS, PROBLEMS, make
+from problems import Problem, SeveralLosses
+
+EXPERIMENTS = Path(experiments.__file__).parent
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -13,6 +17,20 @@ def test_every_problem_is_made_with_its_defaults(name):
     assert isinstance(problem, Problem)
     assert problem == type(problem)()
     assert problem.name == name
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_folder_of_scripts_has_its_problem(folder):
+    problem = make(folder)
+    assert problem.name == folder.rpartition("/")[2]
+    assert isinstance(problem, SeveralLosses) == ("/" in folder)
+    scripts = {path.stem for path in (EXPERIMENTS / folder).glob("submit_*.py")}
+    assert scripts == {f"submit_{method}" for method in problem.settings}
+
+
+def test_no_folder_of_scripts_is_left_out():
+    found = {path.parent.relative_to(EXPERIMENTS) for path in EXPERIMENTS.rglob("submit_*.py")}
+    assert {folder.as_posix() for folder in found} == set(FOLDERS)
 
 
 def test_nothing_is_imported_before_it_is_asked_for():

@@ -139,6 +139,14 @@ def test_missing_file_lists_what_is_there(tmp_path):
         load_results(tmp_path / "no" / "hig.pickle")
 
 
+def test_a_folder_is_no_result_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"is a folder; give a result file, in it: none"):
+        load_results(tmp_path)
+    save_results(tmp_path / "adam.pickle", {})
+    with pytest.raises(IsADirectoryError, match=r"in it: adam\.pickle"):
+        load_results(str(tmp_path))
+
+
 class Calls:
     """Pickles as the call of a function."""
 

@@ -1,5 +1,6 @@
 """The command line that all figures share: formats, help, and errors without a traceback."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from plots import (
     step_time,
     trajectory,
 )
-from plots._files import PlotError, ResultFile, load
+from plots._files import PlotError, ResultFile, load, newest
 
 OF_SOLUTIONS = [solution]
 OTHERS = [
@@ -124,6 +125,34 @@ def test_names_of_a_file():
     bare = ResultFile(Path("oscillators_Adam_512.pickle"), {})
     assert (bare.label, bare.method) == ("oscillators_Adam_512", "adam")
     assert ResultFile(Path("my run.pickle"), {}).method == "myrun"
+
+
+def test_of_two_files_of_one_run_the_newest_is_taken(run_file, capsys):
+    files = [run_file(name, seed=seed) for name, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 0))]
+    for file, seconds in zip(files, (100, 300, 400, 200), strict=True):
+        os.utime(file.path, (seconds, seconds))
+    assert newest(files) == files[1:3]
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(" is left out")[0] for line in told] == [
+        f"note: {files[0].path}", f"note: {files[3].path}",
+    ]  # fmt: skip
+    assert f"{files[2].path} has the same label 'HIG' and seed 0" in told[0]
+    assert newest(files[:2]) == files[:2]
+    assert len(newest([files[0]] * 2)) == 1
+
+
+def test_runs_that_differ_in_anything_else_all_stay(run_file, capsys):
+    files = [
+        run_file("a"),
+        run_file("b", problem="poisson"),
+        run_file("c", label="HIG (trust)"),
+        run_file("d", method="gn"),
+        run_file("e", sim_par={"init_from": "results/adam_seed0_network.weights"}),
+        run_file("f", seed=None),
+        run_file("g", seed=None),
+    ]
+    assert newest(files) == files
+    assert not capsys.readouterr().err
 
 
 def test_arrays_of_a_file(tmp_path):

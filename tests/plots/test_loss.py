@@ -83,7 +83,7 @@ def test_cosines_are_drawn_on_a_linear_axis_where_there_are_any(run_file, capsys
     (line,) = axes.lines
     assert line.get_ydata().tolist() == cosine[1:].tolist()
     assert "b.pickle has no 'smallest_cosine' and is left out" in capsys.readouterr().err
-    seeds = [run_file(f"s{i}", smallest_cosine=cosine + i) for i in range(3)]
+    seeds = [run_file(f"s{i}", seed=i, smallest_cosine=cosine + i) for i in range(3)]
     (line,) = loss.draw(seeds, quantity="smallest_cosine").axes[0].lines
     np.testing.assert_allclose(line.get_ydata(), 1 + cosine[1:])
 
@@ -131,7 +131,7 @@ def test_log_x_drops_the_start(run_file):
 
 
 def test_seeds_without_a_common_range(run_file):
-    late = run_file("late", time=np.linspace(20.0, 30.0, 9))
+    late = run_file("late", seed=1, time=np.linspace(20.0, 30.0, 9))
     with pytest.raises(PlotError, match="2 files labelled 'HIG' cover no common range"):
         loss.draw([run_file(), late])
 

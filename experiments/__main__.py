@@ -1,0 +1,43 @@
+"""What there is to run, and what came out of it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from experiments import _catalogue, _comparison, _export
+
+_COMMANDS = {
+    "list": (_catalogue, "problems, the methods of each, and their settings"),
+    "compare": (_comparison, "result files as a table: losses, times, time to a target"),
+    "export": (_export, "result files as JSON or NPZ"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Command line without the program name, by default that of the process.
+
+    Returns:
+        Exit status.
+    """
+    options = _parser().parse_args(arguments)
+    return options.command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__,
+        epilog="python -m experiments COMMAND --help tells more; training runs are started by "
+        "python -m experiments.PROBLEM.submit_METHOD",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (module, summary) in _COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=summary, description=module.__doc__))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Result files for commands that take any number of them."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import hig
+
+SUFFIX = ".pickle"
+
+
+class ResultFileError(ValueError):
+    """Result files are not what a command needs; the text says why and what would help."""
+
+
+def files_in(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    """The result files that are named, and those in the folders that are.
+
+    Args:
+        paths: Of files and folders; of folders those below are not looked into.
+
+    Yields:
+        Path of a file, and whether it was found in a folder and not named itself.
+
+    Raises:
+        ResultFileError: A folder has no result files.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path, False
+            continue
+        found = sorted(path.glob(f"*{SUFFIX}"))
+        if not found:
+            below = sorted({str(file.parent) for file in path.rglob(f"*{SUFFIX}")})
+            remedy = f"give one of {', '.join(below[:10])}" if below else "give another folder"
+            raise ResultFileError(f"{path} has no result files (*{SUFFIX}) in it; {remedy}")
+        yield from ((file, True) for file in found)
+
+
+def read(path: Path) -> dict[str, object]:
+    """Read a result file.
+
+    Args:
+        path: That of a file.
+
+    Raises:
+        ResultFileError: The file is the text beside a result file.
+        OSError: There is no such file, or it cannot be read.
+        CorruptResultError: It is no result file.
+        UnsafeResultError: It asks for more than plain Python and numpy.
+    """
+    beside = path.with_suffix(SUFFIX)
+    if path.suffix == ".txt" and beside.exists():
+        raise ResultFileError(f"{path} is the text beside a result file; give {beside}")
+    return hig.load_results(path)
+
+
+def note(text: str) -> None:
+    """Tell on stderr what a command leaves out."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+#: All that `files_in` and `read` raise; the texts are for whoever typed the command.
+ERRORS = (ResultFileError, hig.CorruptResultError, hig.UnsafeResultError, OSError)

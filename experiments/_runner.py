@@ -83,15 +83,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         RuntimeError: If the simulator fails, or another of several processes.
         DecompositionError: If no decomposition of a Jacobian converges.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    if method not in problem.settings:
-        raise ValueError(
-            f"{problem.name} has no settings for {method!r}; "
-            f"it has them for {', '.join(problem.settings)}"
-        )
-    if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
-        raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
+    _check_method(problem, method)
     processes = Processes()
     processes.check(problem, METHODS[method])
     if options.resume:
@@ -134,6 +126,18 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     if failure:
         raise failure
     return results
+
+
+def _check_method(problem: Problem, method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    if method not in problem.settings:
+        raise ValueError(
+            f"{problem.name} has no settings for {method!r}; "
+            f"it has them for {', '.join(problem.settings)}"
+        )
+    if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
+        raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
 
 
 class ResultsError(OSError):

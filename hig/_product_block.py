@@ -52,15 +52,7 @@ class ProductBlock(StreamedBlock):
         """A cotangent c of zeros and Jᵀ c, with the graph from the one to the other."""
         cotangent = torch.zeros_like(self._prediction, requires_grad=True)
         with torch.enable_grad(), _twice():
-            gradients = torch.autograd.grad(
-                self._prediction,
-                list(self._parameters),
-                cotangent,
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        return cotangent, gradients
+            return cotangent, self.pulled_back(cotangent, create_graph=True)
 
 
 @contextmanager

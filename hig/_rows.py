@@ -90,15 +90,19 @@ class StreamedBlock:
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w by one backward pass, in the precision of the graph."""
         cotangent = weights.to(self._prediction.dtype).view_as(self._prediction)
-        gradients = torch.autograd.grad(
+        return torch.cat([gradient.double().flatten() for gradient in self.pulled_back(cotangent)])
+
+    def pulled_back(self, cotangent: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """The gradients of all parameters for one cotangent, shaped like the prediction."""
+        return torch.autograd.grad(
             self._prediction,
             list(self._parameters),
             cotangent,
             retain_graph=True,
+            create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )
-        return torch.cat([gradient.double().flatten() for gradient in gradients])
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d, recomputing J piece by piece."""

@@ -4,12 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import _catalogue, _comparison, _export
+from experiments import _catalogue
+from experiments._saved import comparison, export
 
 _COMMANDS = {
     "list": (_catalogue, "problems, the methods of each, and their settings"),
-    "compare": (_comparison, "result files as a table: losses, times, time to a target"),
-    "export": (_export, "result files as JSON or NPZ"),
+    "compare": (comparison, "result files as a table: losses, times, time to a target"),
+    "export": (export, "result files as JSON or NPZ"),
 }
 
 

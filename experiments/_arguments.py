@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from experiments._clock import CLOCKS
-from experiments._learning_rate import SCHEDULES
 from experiments._methods import METHODS
-from experiments._options import DTYPES, Options
+from experiments._run.clock import CLOCKS
+from experiments._run.learning_rate import SCHEDULES
+from experiments._run.options import DTYPES, Options
 from problems import Problem, Settings
 
 # Per core; the threads of many more would not find the memory for their stacks.

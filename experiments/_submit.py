@@ -4,12 +4,12 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
-from experiments._checkpoint import CheckpointError
-from experiments._folders import make_folder
-from experiments._processes import ProcessesError, process_group
-from experiments._runner import ResultsError, run
-from experiments._signals import EXIT_STATUS
-from experiments._weights import WeightsError
+from experiments._run.checkpoint import CheckpointError
+from experiments._run.processes import ProcessesError, process_group
+from experiments._run.runner import ResultsError, run
+from experiments._run.signals import EXIT_STATUS
+from experiments._run.weights import WeightsError
+from experiments._saved.folders import make_folder
 from hig import CorruptResultError, UnsafeResultError
 from problems import DataError, Problem
 

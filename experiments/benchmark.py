@@ -17,13 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments._arguments import device_argument, positive_int
-from experiments._benchmark_cases import ADAM, TEXTBOOK, Cases
-from experiments._clock import CLOCKS, seconds_of
 from experiments._machine import machine
-from experiments._measure import interleaved_seconds, median_ratio
-from experiments._peer_comparison import PEER_PROBLEMS, compare, peer_table, peer_versions
-from experiments._peers import require_peers
+from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
+from experiments._measure.peer_comparison import (
+    PEER_PROBLEMS,
+    compare,
+    peer_table,
+    peer_versions,
+)
+from experiments._measure.peers import require_peers
+from experiments._measure.timing import interleaved_seconds, median_ratio
 from experiments._problems import PROBLEMS
+from experiments._run.clock import CLOCKS, seconds_of
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
@@ -170,7 +175,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:
     """Peak memory of a case in a fresh process: what others left behind would hide it."""
-    command = [sys.executable, "-m", "experiments._benchmark_peak", name, case, str(batch_size)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments._measure.benchmark_peak",
+        name,
+        case,
+        str(batch_size),
+    ]
     done = subprocess.run([*command, device], capture_output=True, text=True, check=True)
     return int(done.stdout)
 

@@ -17,10 +17,10 @@ from torch.autograd.profiler import profile
 
 import hig
 from experiments._arguments import device_argument, positive_int
-from experiments._benchmark_cases import Cases
 from experiments._machine import machine
-from experiments._measure import interleaved_seconds
-from experiments._operations import OperationCounter, Rates, measure_rates
+from experiments._measure.benchmark_cases import Cases
+from experiments._measure.operations import OperationCounter, Rates, measure_rates
+from experiments._measure.timing import interleaved_seconds
 from experiments._problems import PROBLEMS
 
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")

@@ -20,9 +20,9 @@ import torch
 
 import hig
 from experiments._arguments import device_argument, positive_int
-from experiments._folders import make_folder
 from experiments._machine import machine
-from experiments._scaling_point import STEPS
+from experiments._measure.scaling_point import STEPS
+from experiments._saved.folders import make_folder
 
 SIZES = {
     "parameters": (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
@@ -81,7 +81,12 @@ def scaling(
 
 
 def _in_own_process(request: dict[str, object]) -> dict[str, object]:
-    command = [sys.executable, "-m", "experiments._scaling_point", json.dumps(request)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments._measure.scaling_point",
+        json.dumps(request),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 

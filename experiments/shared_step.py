@@ -18,7 +18,7 @@ from torch import Tensor
 import hig
 from experiments._arguments import positive_int
 from experiments._problems import PROBLEMS
-from experiments._processes import Processes, process_group
+from experiments._run.processes import Processes, process_group
 from problems import Problem
 
 WARM_UP = 1

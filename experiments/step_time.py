@@ -15,12 +15,12 @@ from torch import Tensor
 
 import hig
 from experiments._arguments import device_argument, positive_float, positive_int
-from experiments._folders import make_folder
 from experiments._machine import machine
-from experiments._measure import interleaved_seconds
+from experiments._measure.timing import interleaved_seconds
 from experiments._methods import METHODS
 from experiments._problems import PROBLEMS
-from experiments._step import repeatable_step
+from experiments._run.step import repeatable_step
+from experiments._saved.folders import make_folder
 from problems import Problem, samples
 
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)

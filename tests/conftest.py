@@ -1,11 +1,16 @@
 """What all tests share."""
 
+import signal
+
 import pytest
 import torch
 
 # The tests' matrices are tiny: a second thread gains nothing, and where the cores are shared its
 # waiting costs minutes.
 torch.set_num_threads(1)
+
+# Shells start what runs in the background with Ctrl-C ignored, and the tests interrupt themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

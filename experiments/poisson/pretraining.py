@@ -12,8 +12,8 @@ from pathlib import Path
 
 from experiments import Options, run
 from experiments._arguments import add_run, positive_float, positive_int
-from experiments._folders import make_folder
-from experiments._signals import EXIT_STATUS
+from experiments._run.signals import EXIT_STATUS
+from experiments._saved.folders import make_folder
 from problems import Poisson, Problem
 
 METHODS = ("adam", "hig")

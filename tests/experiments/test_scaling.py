@@ -5,9 +5,9 @@ import torch
 import hig
 from experiments import scaling
 from experiments._machine import machine
-from experiments._scaling_cases import dense_case, field_case
-from experiments._scaling_point import STEPS, build, measure
-from experiments._unet import UNet
+from experiments._measure.scaling_cases import dense_case, field_case
+from experiments._measure.scaling_point import STEPS, build, measure
+from experiments._measure.unet import UNet
 
 
 @pytest.mark.parametrize("parameters", [10_000, 123_456, 1_000_000])

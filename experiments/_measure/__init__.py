@@ -1,0 +1,1 @@
+"""What the commands measure: steps, their parts, other packages, sizes."""

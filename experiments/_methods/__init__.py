@@ -1,0 +1,5 @@
+"""The methods that the experiments compare."""
+
+from experiments._methods.table import METHODS, Method, MuonAdamW, Optimizer
+
+__all__ = ["METHODS", "Method", "MuonAdamW", "Optimizer"]

@@ -1,0 +1,201 @@
+"""Checkpoint files: where an interrupted run can go on."""
+
+import hashlib
+import io
+import pickle
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from glob import escape
+from pathlib import Path
+
+import torch
+
+import hig
+from experiments._run.options import Options
+from experiments._run.weights import Pretraining
+from problems import Problem, Settings
+
+# Not .pickle, so that `*.pickle` finds the result files alone.
+ENDING = ".checkpoint"
+
+# A checkpoint is this text, the SHA-256 of the rest, and what torch.save makes of the state. Torch
+# itself does not notice when bits of a tensor have changed.
+MAGIC = b"hig checkpoint 1\n"
+
+# Writing checkpoints takes at most this share of a run.
+SHARE = 0.01
+
+_OPTIONS = ("epochs", "time_budget", "evaluate_every", "clock", "average")
+_OPTIONS += ("seed", "device", "dtype")
+
+# What reading a pickle raises that is none, or asks for impossible values.
+_GARBAGE = (AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+_FRESH = "to start afresh remove it, or leave out --resume"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is not one of this run; the text says what differs and what would help."""
+
+
+def identity(
+    problem: Problem,
+    method: str,
+    settings: Settings,
+    options: Options,
+    earlier: Pretraining | None,
+) -> dict[str, str]:
+    """What decides on the course of a run, as texts by name.
+
+    Where its files are and how many threads it has does not.
+    """
+    values = {"problem": problem.name, "method": method}
+    values |= {f.name: getattr(problem, f.name) for f in fields(problem) if f.compare}
+    values |= {f.name: getattr(settings, f.name) for f in fields(settings)}
+    values |= {name: getattr(options, name) for name in _OPTIONS}
+    values.pop("published", None)
+    if earlier:
+        values["init_from"] = f"{earlier.label} of seed {earlier.seed}, {earlier.seconds} s"
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> None:
+    """Write a checkpoint so that the one there before survives a failure at any moment.
+
+    Args:
+        path: Where to write.
+        run: What decides on the course of the run, as texts by name.
+        state: Where it is, in tensors and plain Python.
+
+    Raises:
+        OSError: It cannot be written; the one there before is unchanged.
+    """
+    contents = io.BytesIO()
+    torch.save({"run": dict(run), "state": dict(state)}, contents)
+    data = contents.getvalue()
+    hig.write_atomically(path, MAGIC + hashlib.sha256(data).digest() + data)
+
+
+def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
+    """Read a checkpoint. No code from the file runs, whoever wrote it.
+
+    Args:
+        path: Where it is.
+        run: What decides on the course of the run that is to go on.
+
+    Returns:
+        The state, its tensors on the CPU; None if there is no file.
+
+    Raises:
+        CheckpointError: It is the checkpoint of another run.
+        CorruptResultError: It is not a whole checkpoint.
+        UnsafeResultError: It asks for something that is neither tensor nor plain Python.
+        OSError: It cannot be read.
+    """
+    if not path.exists():
+        return None
+    contents = _read(path)
+    differences = [
+        f"{name} is {run.get(name, 'none')}, there {contents['run'].get(name, 'none')}"
+        for name in sorted(run.keys() | contents["run"].keys())
+        if run.get(name) != contents["run"].get(name)
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path} is of another run: {'; '.join(differences)}; go on with the command line that "
+            f"it was written by, or {_FRESH}"
+        )
+    return contents["state"]
+
+
+def _read(path: Path) -> dict[str, dict]:
+    data = path.read_bytes()
+    start = len(MAGIC) + hashlib.sha256().digest_size
+    digest, contents = data[len(MAGIC) : start], data[start:]
+    if not data.startswith(MAGIC):
+        raise hig.CorruptResultError(
+            f"{path} ({len(data)} bytes) is no checkpoint of this version; {_FRESH}"
+        )
+    if hashlib.sha256(contents).digest() != digest:
+        raise hig.CorruptResultError(
+            f"{path} ({len(data)} bytes) is truncated or damaged, its checksum is wrong; {_FRESH}"
+        )
+    try:
+        if not zipfile.is_zipfile(io.BytesIO(contents)):  # torch would read its older formats too
+            raise EOFError("no archive")
+        found = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise hig.UnsafeResultError(
+            f"{path} asks for what a checkpoint does not need, nothing of it was run "
+            f"({str(error).splitlines()[0]}); {_FRESH}"
+        ) from None
+    except _GARBAGE as error:
+        raise hig.CorruptResultError(
+            f"{path} is not what torch.save wrote: {error}; {_FRESH}"
+        ) from error
+    whole = isinstance(found, dict) and all(
+        isinstance(found.get(k), dict) for k in ("run", "state")
+    )
+    if not whole:
+        raise hig.CorruptResultError(f"{path} holds no run and state; {_FRESH}")
+    return found
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run from time to time.
+
+    Args:
+        result: The result file that they lie beside, each in the place of the one before.
+        run: What decides on the course of the run; see `identity`.
+        every: Seconds of wall-clock from one to the next, at least; more where writing them would
+            take more than a hundredth of the run.
+        warn: Tells the user about one that could not be written.
+        now: Wall clock in seconds.
+    """
+
+    def __init__(
+        self,
+        result: Path,
+        run: Mapping[str, str],
+        every: float,
+        warn: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.path = result.with_suffix(ENDING)
+        self._run, self._every, self._warn, self._now = run, every, warn, now
+        self._next = now() + every
+
+    def load(self) -> dict[str, object] | None:
+        """The state to go on from, None where there is none; see `load`."""
+        return load(self.path, self._run)
+
+    @property
+    def due(self) -> bool:
+        """Whether to write one now."""
+        return self._now() >= self._next
+
+    def write(self, state: Callable[[], Mapping[str, object]]) -> None:
+        """Write one, measure how long that takes, and set the time of the next.
+
+        Where that fails, for want of space or of the right to, the one before is unchanged and the
+        user is told.
+
+        Args:
+            state: Gives the state of the run.
+        """
+        start = self._now()
+        try:
+            save(self.path, self._run, state())
+        except OSError as error:
+            left = "the one before is unchanged" if self.path.exists() else "there is none yet"
+            self._warn(f"no checkpoint, {self.path} cannot be written: {error}; {left}")
+        end = self._now()
+        self._next = end + max(self._every, (end - start) / SHARE)
+
+    def remove(self) -> None:
+        """Remove the checkpoint, and what killed processes have left of writing one."""
+        self.path.unlink(missing_ok=True)
+        for leftover in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)

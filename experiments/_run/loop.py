@@ -1,0 +1,142 @@
+"""Steps, evaluations and checkpoints until a run ends."""
+
+import math
+
+import hig
+from experiments._run.checkpoint import Checkpoints
+from experiments._run.evaluation import loss_per_sample, mean_loss, metrics
+from experiments._run.learning_rate import factor, set_learning_rate
+from experiments._run.options import Options
+from experiments._run.progress import Progress
+from experiments._run.signals import INTERRUPTED, STOPPED, Signals
+from experiments._run.step import take_step
+from experiments._run.training import Training
+from experiments._run.weights import snapshot
+from problems import Batch
+
+
+def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> None:
+    """Go on from a checkpoint, if that is wanted and there is one; tells which."""
+    if not training.options.resume:
+        if checkpoints.path.exists():
+            progress.say(
+                f"{checkpoints.path} of an interrupted run will be overwritten; stop now and give "
+                "--resume to go on from it"
+            )
+        return
+    state = checkpoints.load()
+    if state is None:
+        progress.say(f"there is no checkpoint {checkpoints.path}: starting afresh")
+        return
+    training.load_state_dict(state)
+    progress.resumed(training.steps)
+    progress.say(f"going on from {checkpoints.path}: {training.clock.seconds:.4g} s of training")
+
+
+def train(
+    training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
+) -> tuple[str, Exception | None]:
+    """Train; returns why it ended, and the error to pass on once what is there is saved."""
+    try:
+        return _steps(training, checkpoints, signals, progress), None
+    except hig.NonFiniteError as error:
+        return f"non-finite: {error}", None
+    except (KeyboardInterrupt, RuntimeError, hig.DecompositionError) as error:
+        if not training.recorder.epochs:  # nothing to save yet
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            return INTERRUPTED, None
+        return f"failed: {error}", error
+
+
+def _steps(
+    training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
+) -> str:
+    """Step until the budget is used up or a signal has come; returns which it was."""
+    if not training.steps:
+        _evaluate(training, progress, epoch=0.0)
+    clock, options, processes = training.clock, training.options, training.processes
+    for batch in training.batches:
+        _step(training, batch, progress)
+        clock.seconds, signal = processes.first(clock.seconds, signals.number, options.device)
+        epoch = training.steps / training.steps_per_epoch
+        stop = _budget_used_up(options, epoch, clock.seconds)
+        if training.evaluations.due(training.steps, clock.seconds) or stop:
+            _evaluate(training, progress, epoch)
+        if stop:
+            return stop
+        if checkpoints.due or signal:
+            _write_checkpoint(training, checkpoints)
+        if signal:
+            return STOPPED[signal]
+    raise AssertionError("batches never end")
+
+
+def _write_checkpoint(training: Training, checkpoints: Checkpoints) -> None:
+    if training.processes.size == 1:  # those of several processes cannot go on
+        checkpoints.write(training.state_dict)
+
+
+def _step(training: Training, batch: Batch, progress: Progress) -> None:
+    """Take a step and note it."""
+    problem, clock, steps = training.problem, training.clock, training.steps
+    before, after = steps / training.steps_per_epoch, (steps + 1) / training.steps_per_epoch
+    _schedule_step_size(training, steps, before)
+    with clock.running():
+        loss = take_step(
+            problem, training.method, training.network, training.optimizer, batch
+        ).item()
+        if training.average is not None:
+            training.average.update_parameters(training.network)
+    training.steps += 1
+    _require_finite(loss, f"batch loss at epoch {after:.4g}", training)
+    if training.method.jacobian:
+        training.jacobian_recorder.step(before, clock.seconds, training.optimizer.report)
+    progress.stepped(after, clock.seconds, loss_per_sample(problem, loss, batch))
+
+
+def _schedule_step_size(training: Training, step: int, epoch: float) -> None:
+    settings, options = training.settings, training.options
+    if settings.schedule in (None, "constant"):
+        return
+    if options.epochs is not None:
+        done = epoch / options.epochs
+    else:
+        done = training.clock.seconds / options.time_budget
+    set_learning_rate(training.optimizer, settings.lr * factor(settings.schedule, step, done))
+
+
+def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | None:
+    if options.epochs is not None and epoch >= options.epochs:
+        return "epochs"
+    if options.time_budget is not None and seconds >= options.time_budget:
+        return "time budget"
+    return None
+
+
+def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
+    problem, network, seconds = training.problem, training.evaluated, training.clock.seconds
+    losses = [mean_loss(problem, network, data) for data in (training.train, training.test)]
+    measured = metrics(problem, network, training.test)
+    # Those of an evaluation, whenever the run ends: within a step they may be half changed.
+    training.latest = snapshot(network, seconds, losses[1])
+    training.recorder.evaluation(epoch, seconds, *losses, measured, _conflict(training))
+    progress.evaluated(*losses)
+    _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
+
+
+def _conflict(training: Training) -> float:
+    """The smallest cosine of the last combined direction with a loss's own; NaN without one."""
+    if not training.method.several_losses:
+        return math.nan
+    holders = training.optimizer, getattr(training.optimizer, "operator", None)
+    reports = [getattr(holder, "report", None) for holder in holders]
+    return next((report.smallest_cosine for report in reports if report is not None), math.nan)
+
+
+def _require_finite(loss: float, what: str, training: Training) -> None:
+    if not math.isfinite(loss):
+        raise hig.NonFiniteError(
+            f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
+            "try a smaller one with --lr, or --step-rule trust where the method has it"
+        )

@@ -1,0 +1,67 @@
+"""What a run leaves behind: results, weights and a summary."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from experiments._machine import machine
+from experiments._run.progress import Progress
+from experiments._run.training import Training
+from experiments._run.weights import Pretraining, save
+
+
+def save_weights(training: Training, path: Path, names: dict[str, object]) -> dict[str, str]:
+    """Write the weights of the last evaluation, if asked for and finite; tells in which file."""
+    wanted = training.options.save_weights and training.processes.rank == 0
+    if not wanted or not training.latest.usable:
+        return {}
+    return {"weights_file": save(path, training.latest, names, training.earlier).name}
+
+
+def outcome(training: Training) -> dict[str, object]:
+    problem, options, earlier = training.problem, training.options, training.earlier
+    settings = {key: value for key, value in asdict(training.settings).items() if value is not None}
+    hidden = ("quiet", "resume", "checkpoint_every")
+    run_options = {key: value for key, value in asdict(options).items() if key not in hidden}
+    paths = {"out": str(options.out), "init_from": earlier and str(options.init_from)}
+    return {
+        **training.recorder.results(),
+        **(training.jacobian_recorder.results() if training.method.jacobian else {}),
+        **_pretraining(earlier),
+        **({"resumed_at": np.asarray(resumed)} if (resumed := training.resumed_at) else {}),
+        "sim_par": {**asdict(problem), **settings, **run_options, **paths},
+        "machine": {**machine(options.device), "processes": training.processes.size},
+        **_example(training),
+    }
+
+
+def _pretraining(earlier: Pretraining | None) -> dict[str, object]:
+    return {"pretraining": earlier.label, "pretraining_time": earlier.seconds} if earlier else {}
+
+
+def _example(training: Training) -> dict[str, object]:
+    """What the problem shows of the first test samples; left out where it shows nothing."""
+    count = training.problem.examples
+    batch = {key: value[:count] for key, value in training.test.items()}
+    training.latest.put_into(training.network)
+    training.network.eval()
+    example = training.problem.example(training.network, batch)
+    return {"example": example} if example else {}
+
+
+def summarise(progress: Progress, results: dict[str, object], path: Path, checkpoint: Path) -> None:
+    train, test = results["train_loss"], results["test_loss"]
+    best = int(np.argmin(np.nan_to_num(test, nan=np.inf)))
+    weights = ""
+    if results["sim_par"]["save_weights"]:
+        weights = f", {results.get('weights_file', 'no weights: they are not finite')}"
+    left = f"\n  left   {checkpoint}: --resume goes on from it" if checkpoint.exists() else ""
+    progress.say(
+        f"{results['label']} stopped: {results['stopped']}\n"
+        f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "
+        f"(epoch {results['epochs'][-1]:.4g}, {results['simulation_time']:.4g} s of training)\n"
+        f"  best   train {train[best]:.4e}   test {test[best]:.4e}   "
+        f"(epoch {results['epochs'][best]:.4g})\n"
+        f"  files  {path}, {path.with_suffix('.txt').name}{weights}{left}"
+    )

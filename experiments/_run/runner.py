@@ -1,0 +1,148 @@
+"""A run from its settings to its results, the same for all problems and methods."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import hig
+from experiments._methods import METHODS
+from experiments._run import names
+from experiments._run.checkpoint import Checkpoints, identity
+from experiments._run.loop import begin, train
+from experiments._run.options import Options
+from experiments._run.outcome import outcome, save_weights, summarise
+from experiments._run.processes import Processes
+from experiments._run.progress import Progress
+from experiments._run.setup import check_shares, prepare
+from experiments._run.signals import EXIT_STATUS, Signals
+from experiments._run.weights import load
+from problems import Problem, Settings, SeveralLosses
+
+
+def run(problem: Problem, method: str, settings: Settings, options: Options) -> dict[str, object]:
+    """Train a network on a problem and save the results.
+
+    Initial weights, data and batches depend on the problem and the seed alone: at equal seed every
+    method starts from the same point, and at equal batch size it sees the same batches. They are
+    fixed consecutive slices of the training data unless the problem draws fresh samples.
+
+    Losses are recorded per sample, when the problem says: after every epoch or by training time.
+    Drawing batches and evaluating count as no training time.
+
+    A run that goes on from weights starts with a new optimiser, and with the clock at zero; the
+    results tell by ``pretraining`` and ``pretraining_time`` what came before. Where fresh samples
+    are drawn it does not see those of the earlier run again.
+
+    A run that is interrupted from the keyboard, terminated by a signal or meets a non-finite loss
+    ends early; what it has recorded is saved all the same and ``stopped`` tells the reason. So it
+    is before an error is passed on that comes from the simulator, from the decomposition or for
+    want of memory.
+
+    A checkpoint lies beside the result file while the run lasts, and stays where it has been cut
+    short. With ``options.resume`` a run goes on from there as if nothing had happened, and the
+    results tell by ``resumed_at`` at which training times that was.
+
+    Under ``torchrun`` each process takes its share of every batch, and the steps are those of one
+    process. All of them evaluate; the first one has the clock and writes.
+
+    Args:
+        problem: What to train on.
+        method: A name in the table of methods, such as ``"hig"``.
+        settings: Batch size, step size and so on of the method.
+        options: Length, seed, device, dtype and output directory.
+
+    Returns:
+        The saved dict, in numpy arrays and plain Python.
+
+    Raises:
+        ValueError: If the method is unknown, the problem has no settings for it, or it refuses
+            those given.
+        DataError: If the files of the problem cannot be read; a `ValueError`.
+        WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
+        CheckpointError: If the checkpoint to go on from is that of another run; a `ValueError`.
+        CorruptResultError: If it is damaged; a `ValueError`.
+        UnsafeResultError: If it asks for anything but tensors and plain Python; a `ValueError`.
+        OSError: If the output directory cannot be made.
+        ResultsError: If the results cannot be written; an `OSError`.
+        ProcessesError: If several processes cannot share the run; a `ValueError`.
+        RuntimeError: If the simulator fails, or another of several processes.
+        DecompositionError: If no decomposition of a Jacobian converges.
+    """
+    _check_method(problem, method)
+    processes = Processes()
+    processes.check(problem, METHODS[method])
+    if options.resume:
+        processes.alone("--resume")
+    if processes.rank > 0:
+        options = replace(options, quiet=True)
+    settings = _as_published(problem, method, settings)
+    earlier = load(options.init_from, problem.name) if options.init_from else None
+    differences = names.deviations(problem, method, settings, options)
+    if earlier:
+        differences.append(f"after {earlier.label}")
+    label = names.label(method, differences)
+    if earlier and earlier.seed != options.seed:
+        differences.append(f"of seed {earlier.seed}")  # files apart, one name in legends
+    path = names.path(problem, method, differences, options)
+    path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
+    training = prepare(problem, METHODS[method], settings, options, earlier, processes)
+    check_shares(training)
+    heading = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
+    course = identity(problem, method, settings, options, earlier)
+    with Signals(options.quiet, passed_on=processes.size > 1) as signals:
+        with Progress(label, options) as progress:
+            checkpoints = Checkpoints(path, course, options.checkpoint_every, progress.warn)
+            begin(training, checkpoints, progress)
+            stopped, failure = train(training, checkpoints, signals, progress)
+        results = {
+            **heading,
+            "stopped": stopped,
+            **({"tested_by": problem.tested_by} if problem.tested_by else {}),
+            **outcome(training),
+        }
+        with _told_what_to_do():
+            results |= save_weights(training, path, heading)
+            if processes.rank == 0:
+                hig.save_results(path, results)
+        if processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
+            checkpoints.remove()
+        summarise(progress, results, path, checkpoints.path)
+    processes.wait()
+    if failure:
+        raise failure
+    return results
+
+
+def _check_method(problem: Problem, method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    if method not in problem.settings:
+        raise ValueError(
+            f"{problem.name} has no settings for {method!r}; "
+            f"it has them for {', '.join(problem.settings)}"
+        )
+    if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
+        raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
+
+
+class ResultsError(OSError):
+    """The results of a run cannot be written; the text says why and what would help."""
+
+
+@contextmanager
+def _told_what_to_do() -> Iterator[None]:
+    """Tell the user what can be done where the files of the end cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(
+            f"the results cannot be written: {error}; the file there before and the last "
+            "checkpoint are as they were: make room and go on with --resume"
+        ) from error
+
+
+def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:
+    """Complete settings that are called published only if they are."""
+    settings = METHODS[method].complete(settings)
+    published = METHODS[method].complete(problem.settings[method])
+    return settings if settings == published else replace(settings, published=False)

@@ -1,0 +1,98 @@
+"""What a run starts with: network, data, batches and optimiser."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from experiments._methods import Method
+from experiments._run.batches import Batches
+from experiments._run.clock import TrainingClock
+from experiments._run.options import DTYPES, Options
+from experiments._run.processes import Processes
+from experiments._run.schedule import schedule
+from experiments._run.training import Training
+from experiments._run.weights import Pretraining
+from problems import Batch, Problem, Settings, samples
+
+# Streams of random numbers beside that of the initial weights, at every seed.
+DATA_STREAM, BATCH_STREAM = 1, 2
+
+
+def prepare(
+    problem: Problem,
+    method: Method,
+    settings: Settings,
+    options: Options,
+    earlier: Pretraining | None,
+    processes: Processes,
+) -> Training:
+    """Make all that a run needs; problem and seed alone decide on weights, data and batches.
+
+    Args:
+        problem: What to train on.
+        method: What trains.
+        settings: Batch size, step size and so on of the method.
+        options: Length, seed, device and dtype.
+        earlier: Weights to go on from, if any.
+        processes: Those that share the run.
+
+    Returns:
+        The run before its first step.
+    """
+    target = {"device": options.device, "dtype": DTYPES[options.dtype]}
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    network = problem.network().to(**target)
+    if earlier:
+        earlier.put_into(network)
+    train, test = problem.data(generator(options.seed, DATA_STREAM))
+    train, test = _placed(train, **target), _placed(test, **target)
+    batches = generator(options.seed, BATCH_STREAM + (earlier.runs if earlier else 0))
+    return Training(
+        problem,
+        method,
+        settings,
+        options,
+        network,
+        method.optimizer(list(network.parameters()), settings, problem.loss_reduction),
+        train,
+        test,
+        Batches(problem, train, settings.batch_size, batches),
+        schedule(problem, math.ceil(samples(train) / settings.batch_size), options),
+        TrainingClock(options.device, options.clock),
+        earlier,
+        _average(network, options),
+        processes,
+    )
+
+
+def _average(network: nn.Module, options: Options) -> AveragedModel | None:
+    if options.average is None:
+        return None
+    average = get_ema_multi_avg_fn(options.average)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=False)
+
+
+def _placed(data: Batch, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Data on the device, real numbers in the dtype; whole numbers stay as small as they are."""
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in data.items()
+    }
+
+
+def generator(seed: int, stream: int) -> torch.Generator:
+    """A generator of its own: equal seeds would give equal numbers in weights, data, batches."""
+    state = np.random.SeedSequence((seed, stream)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def check_shares(training: Training) -> None:
+    """Refuse a last batch of an epoch that has too few samples, before the epoch is trained."""
+    if type(training.problem).batches is Problem.batches:
+        last = samples(training.train) % training.settings.batch_size
+        training.processes.share({key: value[-last:] for key, value in training.train.items()})

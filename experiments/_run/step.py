@@ -1,0 +1,81 @@
+"""One training step of any method on any problem."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from experiments._methods import Method, Optimizer
+from experiments._run.processes import Processes
+from problems import Batch, Problem, Settings
+
+
+def take_step(
+    problem: Problem, method: Method, network: nn.Module, optimizer: Optimizer, batch: Batch
+) -> Tensor:
+    """Let the optimiser step once on a batch, or on the share of it that this process takes.
+
+    Args:
+        problem: What to train on.
+        method: The method of the optimiser, which tells what closure it takes.
+        network: The network, whose parameters the optimiser has.
+        optimizer: Takes the step.
+        batch: Tensors of equal leading dimension, of the network's dtype and device.
+
+    Returns:
+        Scalar loss of the batch before the step, mean or sum over its samples as the problem has
+        it, without a graph.
+    """
+    processes, whole = Processes(), problem.focus(network, batch)
+    batch = processes.share(whole)
+    if method.closure == "turns":
+        count = len(problem.loss_names)
+        return optimizer.step(lambda index: problem.single_loss(network, batch, index), count)
+
+    def outputs() -> tuple[Tensor, Tensor]:
+        prediction = problem.predict(network, batch)
+        return problem.loss(prediction, batch), prediction
+
+    def backward() -> Tensor:
+        optimizer.zero_grad()
+        loss = processes.weight(problem, batch, whole) * problem.batch_loss(network, batch)
+        loss.backward()
+        return processes.add_up(loss, network.parameters())
+
+    closures = {
+        "backward": backward,
+        "outputs": outputs,
+        "losses": lambda: problem.losses(network, batch),
+        "pairs": lambda: problem.loss_pairs(network, batch),
+    }
+    return optimizer.step(closures[method.closure]).detach()
+
+
+def repeatable_step(
+    problem: Problem, method: Method, network: nn.Module, settings: Settings, batch: Batch
+) -> Callable[[], Tensor]:
+    """The same training step as often as wanted, each from the present weights, for timing.
+
+    Step sizes that are meant for one batch size may diverge at another, or on one batch for long.
+
+    Args:
+        problem: What to train on.
+        method: The method that steps.
+        network: The network; its weights now are those that every step starts from.
+        settings: Settings of the method.
+        batch: As for `take_step`.
+
+    Returns:
+        Takes a step and returns the loss before it.
+    """
+    parameters = list(network.parameters())
+    start = [parameter.detach().clone() for parameter in parameters]
+    optimizer = method.optimizer(parameters, settings)
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, start, strict=True):
+                parameter.copy_(value)
+        return take_step(problem, method, network, optimizer, batch)
+
+    return step

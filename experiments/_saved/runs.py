@@ -1,0 +1,150 @@
+"""Training runs, read from their result files."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from experiments._saved.result_files import ResultFileError, files_in, note, read
+
+_KEYS = ("problem", "method", "label", "seed", "stopped", "time", "epochs", "sim_par")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a comparison takes from one result file.
+
+    Attributes:
+        path: The file.
+        results: Its contents.
+        losses: (E,) float64, one for each evaluation; infinite where they are not finite.
+        seconds: (E,) float64, training time until each evaluation, ascending.
+    """
+
+    path: Path
+    results: dict[str, object]
+    losses: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def experiment(self) -> tuple[str, ...]:
+        """What the seeds of one experiment have in common."""
+        return tuple(str(self.results[key]) for key in ("problem", "method", "label"))
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What two files of one run have in common; seeds may go on from several weights."""
+        start = self.fact("sim_par", "init_from")
+        return (*self.experiment, str(self.results["seed"]), str(start))
+
+    def fact(self, group: str, key: str) -> object:
+        """A value of a dict among the results, None where there is none."""
+        facts = self.results.get(group)
+        return facts.get(key) if isinstance(facts, dict) else None
+
+    @property
+    def final(self) -> float:
+        """The last loss."""
+        return float(self.losses[-1])
+
+    @property
+    def best(self) -> float:
+        """The lowest loss."""
+        return float(self.losses.min())
+
+    @property
+    def duration(self) -> float:
+        """Seconds of training."""
+        return float(self.seconds[-1])
+
+    @property
+    def epochs(self) -> float:
+        """Passes through the training data."""
+        return float(self.results["epochs"][-1])
+
+    @property
+    def steps(self) -> float:
+        """Number of steps; NaN where the run did not record them, as most methods do not."""
+        return float(len(self.results["step_time"])) if "step_time" in self.results else math.nan
+
+    @property
+    def stopped(self) -> str:
+        """Why it ended, in a word or two."""
+        return str(self.results["stopped"]).partition(":")[0]
+
+    def seconds_to(self, target: float) -> float:
+        """Training time until the first evaluation at the target or below; NaN without one."""
+        reached = np.flatnonzero(self.losses <= target)
+        return float(self.seconds[reached[0]]) if len(reached) else math.nan
+
+
+def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
+    """Take from the contents of a result file what a comparison needs.
+
+    Args:
+        path: The file, for error texts.
+        results: Its contents.
+        quantity: ``"test"`` or ``"train"``, the loss to compare.
+
+    Raises:
+        ResultFileError: They are not those of a training run.
+    """
+    remedy = "give files that a submit script wrote"
+    key = f"{quantity}_loss"
+    missing = [name for name in (*_KEYS, key) if name not in results]
+    if missing:
+        there = ", ".join(map(str, results)) or "nothing"
+        raise ResultFileError(
+            f"{path} is not of a training run, it has no '{missing[0]}'; it has {there}. {remedy}"
+        )
+    try:
+        curves = [np.asarray(results[name], dtype=np.float64) for name in (key, "time", "epochs")]
+        earlier = float(results.get("pretraining_time") or 0.0)
+    except (TypeError, ValueError) as error:
+        raise ResultFileError(f"losses or times in {path} are no numbers: {error}") from error
+    if len({curve.shape for curve in curves}) > 1 or curves[0].ndim != 1 or not len(curves[0]):
+        shapes = ", ".join(str(curve.shape) for curve in curves)
+        raise ResultFileError(
+            f"'{key}', 'time' and 'epochs' in {path} must be of one length, at least 1, and have "
+            f"shapes {shapes}; {remedy}"
+        )
+    losses = np.where(np.isfinite(curves[0]), curves[0], np.inf)
+    return Run(path, results, losses, curves[1] + earlier)
+
+
+def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
+    """Read the runs to compare, each seed of an experiment once, with notes on what is left out.
+
+    Args:
+        paths: Of files, and of folders, whose files of other kinds are left out.
+        quantity: As for `run_of`.
+
+    Raises:
+        ResultFileError: A file that was named, or all in the folders, is not of a training run.
+        OSError: A file cannot be read.
+        CorruptResultError: It is no result file.
+        UnsafeResultError: It asks for more than plain Python and numpy.
+    """
+    runs: dict[tuple[str, ...], Run] = {}
+    for path, in_folder in files_in(paths):
+        results = read(path)
+        if in_folder and not {"label", "time"} <= results.keys():
+            note(f"{path} is left out, it is not of a training run")
+            continue
+        run = run_of(path, results, quantity)
+        if run.identity in runs:
+            older, run = sorted((runs[run.identity], run), key=_written)
+            note(
+                f"{older.path} is left out: {run.path} has the same label '{run.experiment[-1]}' "
+                f"and seed {run.results['seed']}, and is newer or given twice"
+            )
+        runs[run.identity] = run
+    if not runs:
+        raise ResultFileError(f"no training runs in {', '.join(map(str, paths))}; give others")
+    return list(runs.values())
+
+
+def _written(run: Run) -> int:
+    return run.path.stat().st_mtime_ns

@@ -1,0 +1,48 @@
+import time
+
+import numpy as np
+import pytest
+
+from experiments._measure.timing import interleaved_seconds, median_ratio, peak_bytes
+
+
+def test_functions_are_called_in_turn_and_timed():
+    calls = []
+
+    def slow():
+        calls.append("slow")
+        time.sleep(0.02)
+
+    functions = {"slow": slow, "fast": lambda: calls.append("fast")}
+    seconds = interleaved_seconds(functions, rounds=3, warm_up=1, device="cpu")
+    assert calls == ["slow", "fast"] * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"slow": 3, "fast": 3}
+    assert min(seconds["slow"]) >= 0.02 > min(seconds["fast"])
+
+
+def test_slow_functions_have_fewer_turns():
+    functions = {"slow": lambda: time.sleep(0.02), "fast": lambda: None}
+    seconds = interleaved_seconds(functions, rounds=3, warm_up=2, device="cpu", patience=0.01)
+    assert {name: len(times) for name, times in seconds.items()} == {"slow": 1, "fast": 3}
+    assert median_ratio(seconds["slow"], seconds["fast"]) > 1
+
+
+def test_processor_time_leaves_waiting_out():
+    functions = {"asleep": lambda: time.sleep(0.05), "awake": lambda: sum(range(100_000))}
+    seconds = interleaved_seconds(functions, 1, 0, "cpu", clock="processor")
+    assert seconds["asleep"][0] < 0.05
+    assert seconds["awake"][0] > 0
+
+
+def test_ratios_are_taken_round_by_round():
+    # A machine that slows down threefold in the last rounds changes nothing.
+    assert median_ratio([2.0, 2.0, 6.0, 6.0], [1.0, 1.0, 3.0, 3.0]) == pytest.approx(2)
+
+
+def test_peak_memory_counts_what_is_freed_again():
+    def allocate():
+        # Too large for memory that was freed before and is still resident.
+        np.ones(80 * 2**20 // 8).sum()
+
+    assert 79 * 2**20 < peak_bytes(allocate, "cpu") < 120 * 2**20
+    assert peak_bytes(lambda: None, "cpu") < 5 * 2**20

@@ -1,0 +1,64 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from experiments import Options, run
+from experiments._methods import METHODS, MuonAdamW
+from experiments._run.learning_rate import factor, set_learning_rate
+from problems import NonlinearOscillators
+
+TINY = NonlinearOscillators(time_steps=8, dt=0.5, train_size=16, test_size=6)
+
+
+def test_constant():
+    assert factor("constant", 0, 0.0) == factor("constant", 10**6, 1.0) == 1
+
+
+def test_half_a_cosine_to_a_tenth():
+    assert factor("cosine", 5000, 0.5) == pytest.approx(0.55)
+    assert factor("cosine", 5000, 0.25) == pytest.approx(0.1 + 0.45 * (1 + math.sqrt(0.5)))
+    assert factor("cosine", 5000, 1.0) == pytest.approx(0.1)
+    assert factor("cosine", 5000, 1.7) == pytest.approx(0.1)
+
+
+def test_warm_up_of_100_steps_or_a_hundredth_of_the_run():
+    long = [factor("cosine", step, step / 10**6) for step in range(200)]
+    assert long[:100] == pytest.approx([(step + 1) / 100 for step in range(100)], rel=1e-6)
+    assert long[150] == pytest.approx(1, rel=1e-6)
+    short = [factor("cosine", step, step / 1000) for step in range(20)]
+    assert short[5] == pytest.approx(0.5, rel=1e-2)
+    assert short[12] == pytest.approx(1, rel=1e-2)
+    assert all(value > 0 for value in long + short)
+
+
+def test_all_groups_are_set():
+    network = torch.nn.Linear(2, 2)
+    optimizer = MuonAdamW(list(network.parameters()), lr=0.1)
+    set_learning_rate(optimizer, 0.3)
+    assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [0.3, 0.3]
+
+
+@pytest.mark.parametrize("length", [{"epochs": 6}, {"time_budget": 1.5}])
+def test_a_run_follows_the_schedule(length, tmp_path, monkeypatch):
+    seen = []
+    original = torch.optim.Adam.step
+
+    def step(self, closure):
+        seen.append(self.param_groups[0]["lr"])
+        return original(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    settings = replace(TINY.settings["adam"], batch_size=4, schedule="cosine", lr=1e-3)
+    results = run(TINY, "adam", settings, Options(out=tmp_path, quiet=True, **length))
+    assert "cosine" in results["label"]
+    peak = seen.index(max(seen))
+    assert max(seen) <= 1e-3
+    assert seen[peak:] == sorted(seen[peak:], reverse=True)
+    assert seen[-1] < 2e-4
+
+
+def test_only_methods_of_first_order_have_a_schedule():
+    assert "schedule" in METHODS["adam"].options
+    assert "schedule" not in METHODS["hig"].options

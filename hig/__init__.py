@@ -6,7 +6,9 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.g
 
 from importlib.metadata import version
 
+from hig import testing
 from hig._atomic import write_atomically
+from hig._black_box import black_box
 from hig._errors import (
     CorruptResultError,
     DecompositionError,
@@ -51,10 +53,12 @@ __all__ = [
     "SampleDependenceError",
     "StepReport",
     "UnsafeResultError",
+    "black_box",
     "half_inverse",
     "load_results",
     "record",
     "rollout",
     "save_results",
+    "testing",
     "write_atomically",
 ]

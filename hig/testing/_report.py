@@ -1,0 +1,75 @@
+"""What checks have found, for people."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Check", "SimulatorReport"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a simulator should do.
+
+    Attributes:
+        name: what was checked, in a word or two.
+        verdict: ``"ok"``; ``"note"`` where steps are exact, but slower or with restrictions;
+            ``"fail"`` where they would be wrong or impossible.
+        found: what was found.
+        remedy: what to change; empty where all is well.
+    """
+
+    name: str
+    verdict: Literal["ok", "note", "fail"]
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = f"\n{'':27}-> {self.remedy}" if self.remedy else ""
+        return f"{self.verdict:<5} {self.name:<20} {self.found}{remedy}"
+
+
+@dataclass(frozen=True)
+class SimulatorReport:
+    """What `check_simulator` has found; prints as a table.
+
+    Attributes:
+        checks: all that were made; after a failure those that build on it are left out.
+        engine: what ``engine="auto"`` takes for a plain network before the simulator,
+            ``"layerwise"`` or ``"rows"``; ``"none"`` where there is no derivative.
+        batched: whether backward passes run many at a time.
+        methods: values of ``method`` that the simulator allows.
+        passes: backward passes through the simulator per step.
+    """
+
+    checks: list[Check] = field(default_factory=list)
+    engine: Literal["layerwise", "rows", "none"] = "none"
+    batched: bool = False
+    methods: tuple[str, ...] = ()
+    passes: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check has failed; notes do not count."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that have failed."""
+        return [check for check in self.checks if check.verdict == "fail"]
+
+    @property
+    def notes(self) -> list[Check]:
+        """The checks that passed with a restriction."""
+        return [check for check in self.checks if check.verdict == "note"]
+
+    def __str__(self) -> str:
+        lines = [str(check) for check in self.checks]
+        if self.engine == "none":
+            return "\n".join([*lines, "not ready for a half-inverse step"])
+        how = "in batches" if self.batched else "one by one"
+        ready = "ready" if self.passed else "not ready"
+        lines.append(
+            f"{ready}: engine {self.engine}, {self.passes} backward passes a step {how}, "
+            f"method {', '.join(self.methods)}"
+        )
+        return "\n".join(lines)

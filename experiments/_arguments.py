@@ -83,6 +83,7 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_average(parser)
     _add_settings(parser, method, defaults)
     add_run(parser, Path("results") / problem.name)
+    _add_watching(parser)
     _add_weights(parser)
     _add_interruptions(parser)
     _add_parameters(parser, problem)
@@ -207,6 +208,23 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
     group.add_argument(
         "--quiet", action="store_true", default=Options.quiet, help="no progress, no summary"
+    )
+
+
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("watching")
+    group.add_argument(
+        "--summary",
+        action="store_true",
+        default=Options.summary,
+        help="the last and the best losses and the files at the end, also with --quiet",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=Options.tensorboard,
+        help="write losses, metrics and steps as they come, for tensorboard --logdir DIR, the "
+        "directory of --out",
     )
 
 

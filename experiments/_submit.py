@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
+from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError
 from experiments._run.processes import ProcessesError, process_group
 from experiments._run.runner import ResultsError, run
@@ -15,7 +16,7 @@ from problems import DataError, Problem
 
 # What a user can mend, in words.
 _ERRORS = (WeightsError, CheckpointError, DataError, ProcessesError, ResultsError)
-_ERRORS += (CorruptResultError, UnsafeResultError)
+_ERRORS += (BoardError, CorruptResultError, UnsafeResultError)
 
 
 def submit(
@@ -36,8 +37,8 @@ def submit(
             interruption, 143 for SIGTERM, 1 for a non-finite loss; also for ``--help``, for
             arguments that are not valid, for an output directory that cannot be made, for weights
             or a checkpoint to go on from that do not fit, for data that cannot be read, for results
-            that cannot be written and for runs that cannot be shared among the processes that
-            ``torchrun`` started.
+            that cannot be written, for events that TensorBoard could not get and for runs that
+            cannot be shared among the processes that ``torchrun`` started.
     """
     problem, settings, options = parse(problem, method, arguments)
     make_folder(options.out)

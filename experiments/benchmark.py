@@ -27,6 +27,7 @@ from experiments._measure.peer_comparison import (
 )
 from experiments._measure.peers import require_peers
 from experiments._measure.timing import interleaved_seconds, median_ratio
+from experiments._origin import origin
 from experiments._problems import PROBLEMS
 from experiments._run.clock import CLOCKS, seconds_of
 
@@ -91,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     facts = machine(options.device) | (peer_versions() if options.peers else {})
     facts["clock"] = options.clock
+    begun = origin()
     measured: dict[str, object] = {}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     for name in options.problem:
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured[name] = {"batch_size": batch_size, "cases": rows}
         print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{text}")
     if options.json:
-        report = {"machine": facts, "rounds": options.rounds}
+        report = {"origin": begun, "machine": facts, "rounds": options.rounds}
         report["peers" if options.peers else "problems"] = measured
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -21,6 +21,7 @@ from experiments._machine import machine
 from experiments._measure.benchmark_cases import Cases
 from experiments._measure.operations import OperationCounter, Rates, measure_rates
 from experiments._measure.timing import interleaved_seconds
+from experiments._origin import origin
 from experiments._problems import PROBLEMS
 
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{shown}, {rates.bytes / 1e9:.1f} GB/s, {1e6 * rates.launch:.1f} µs to start an operation"
     )
-    report: dict[str, object] = {"machine": facts, "problems": {}}
+    report: dict[str, object] = {"origin": origin(), "machine": facts, "problems": {}}
     for name in options.problem or DEFAULT:
         rows = phases(name, options.rounds, options.device, rates)
         report["problems"][name] = rows

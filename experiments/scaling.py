@@ -22,6 +22,7 @@ import hig
 from experiments._arguments import device_argument, positive_int
 from experiments._machine import machine
 from experiments._measure.scaling_point import STEPS
+from experiments._origin import origin
 from experiments._saved.folders import make_folder
 
 SIZES = {
@@ -114,6 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
     options = _parser().parse_args(arguments)
     make_folder(options.out)
+    begun = origin()
     fixed = {"rows": options.rows, "parameters": options.parameters}
     measured = scaling(
         options.axis,
@@ -126,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     paths = [options.out / f"scaling_{options.axis}_{method}.pickle" for method in measured]
     for path, results in zip(paths, measured.values(), strict=True):
-        hig.save_results(path, results)
+        hig.save_results(path, {"origin": begun, **results})
     files = " ".join(map(str, paths))
     print(f"draw them with: python -m plots.scaling {files} --out {options.out}/scaling.png")
 

@@ -92,6 +92,8 @@ def _step(training: Training, batch: Batch, progress: Progress) -> None:
     _require_finite(loss, f"batch loss at epoch {after:.4g}", training)
     if training.method.jacobian:
         training.jacobian_recorder.step(before, clock.seconds, training.optimizer.report)
+        if training.board:
+            training.board.stepped(training.steps, training.optimizer.report)
     progress.stepped(after, clock.seconds, loss_per_sample(problem, loss, batch))
 
 
@@ -122,6 +124,8 @@ def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     training.latest = snapshot(network, seconds, losses[1])
     training.recorder.evaluation(epoch, seconds, *losses, measured, _conflict(training))
     progress.evaluated(*losses)
+    if training.board:
+        training.board.evaluated(training.steps, training.recorder)
     _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
 
 

@@ -27,6 +27,8 @@ class Options:
         average: Evaluate, and keep, a running average of the weights in which the past counts with
             this factor after each step; None for the weights themselves.
         quiet: No progress and no summary.
+        summary: The summary at the end even so.
+        tensorboard: Write events for TensorBoard beside the result file.
         save_weights: Write the weights of the last evaluation beside the result file.
         init_from: Weights file of an earlier run to go on from, or None for fresh weights.
         resume: Go on from the checkpoint that an interrupted run of the same name has left.
@@ -44,6 +46,8 @@ class Options:
     clock: str = "wall"
     average: float | None = None
     quiet: bool = False
+    summary: bool = False
+    tensorboard: bool = False
     save_weights: bool = False
     init_from: Path | None = None
     resume: bool = False

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from experiments._methods import Method, Optimizer
 from experiments._run.batches import Batches
+from experiments._run.board import Board
 from experiments._run.clock import TrainingClock
 from experiments._run.options import Options
 from experiments._run.processes import Processes
@@ -31,6 +32,7 @@ class Training:
         latest: Weights at the last evaluation, None before the first.
         steps: Steps that have been taken.
         resumed_at: Training time at which the run went on after each interruption.
+        board: Takes part in evaluations and steps where TensorBoard is wanted.
     """
 
     problem: Problem
@@ -52,6 +54,7 @@ class Training:
     resumed_at: list[float] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
     jacobian_recorder: JacobianRecorder = field(default_factory=JacobianRecorder)
+    board: Board | None = None
 
     @property
     def steps_per_epoch(self) -> int:

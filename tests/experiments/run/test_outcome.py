@@ -30,7 +30,9 @@ def test_quiet_runs_have_a_summary_where_it_is_asked_for(told, options):
 
 
 def test_where_the_events_are(told, options):
-    (line,) = [x for x in told(summary=True, tensorboard=True).splitlines() if x.startswith("  events")]
+    (line,) = [
+        x for x in told(summary=True, tensorboard=True).splitlines() if x.startswith("  events")
+    ]
     folder = options.out / "tensorboard"
     assert line.split()[1] == str(next(folder.iterdir()))
 

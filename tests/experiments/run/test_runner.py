@@ -72,7 +72,8 @@ def test_result_file_keeps_the_contract(method, options, saved):
         "cpu",
         3,
     )
-    assert {"torch", "numpy", "python", "device", "threads"} <= set(results["machine"])
+    assert {"hig", "torch", "numpy", "python", "device", "threads"} <= set(results["machine"])
+    assert set(results["origin"]) == {"command", "revision", "started"}
 
 
 def test_example_of_the_trained_network(options, saved):

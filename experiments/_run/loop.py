@@ -30,6 +30,7 @@ def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> N
         return
     training.load_state_dict(state)
     progress.resumed(training.steps)
+    progress.evaluated(training.recorder.train_loss[-1], training.recorder.test_loss[-1])
     progress.say(f"going on from {checkpoints.path}: {training.clock.seconds:.4g} s of training")
 
 

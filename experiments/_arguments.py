@@ -12,6 +12,7 @@ import torch
 
 from experiments._methods import METHODS
 from experiments._run.clock import CLOCKS
+from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
 from experiments._run.options import DTYPES, Options
 from problems import Problem, Settings
@@ -86,6 +87,7 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_watching(parser)
     _add_weights(parser)
     _add_interruptions(parser)
+    _add_faults(parser)
     _add_parameters(parser, problem)
     return parser
 
@@ -257,6 +259,25 @@ def _add_interruptions(parser: argparse.ArgumentParser) -> None:
         default=Options.checkpoint_every,
         help="seconds of wall-clock from one checkpoint to the next; more where writing them would "
         "take over 1 %% of the run",
+    )
+
+
+def _add_faults(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("numerical faults")
+    group.add_argument(
+        "--on-fault",
+        choices=POLICIES,
+        default=Options.on_fault,
+        help="what NaN or Inf, a decomposition that does not converge, or too little memory do: "
+        "end the run, leave out the step, or go back to the last evaluation with half the step "
+        "size",
+    )
+    group.add_argument(
+        "--max-faults",
+        type=positive_int,
+        metavar="N",
+        default=Options.max_faults,
+        help="how many of them a run survives; the next one ends it",
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from hig._loss_gradient import loss_gradient
 from hig._optimizer import Closure, check_group, check_lr, loss_and_prediction
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
+from hig._trial import put_back
 
 __all__ = ["KroneckerHIG"]
 
@@ -191,11 +192,12 @@ class KroneckerHIG(torch.optim.Optimizer):
             _check(gradients, factors)
             with clock.phase("factors"):
                 refreshed = self._learn(factors, steps)
+            loss = loss.detach()
             with clock.phase("update"):
                 moved = self._move(gradients)
         self.state["count"]["steps"] = steps + 1
-        self.report = KroneckerReport(loss.detach(), *moved, probing, refreshed, clock.seconds)
-        return self.report.loss
+        self.report = KroneckerReport(loss, *moved, probing, refreshed, clock.seconds)
+        return loss
 
     # -- factors ---------------------------------------------------------------------------------
 
@@ -260,11 +262,15 @@ class KroneckerHIG(torch.optim.Optimizer):
                 for parameter in layers[-1]:
                     rest.pop(parameter, None)
         grafts, norm = self._grafts(layers, steps, rest)
-        for layer, graft in zip(layers, grafts, strict=True):
-            for parameter, direction in layer.items():
-                parameter.sub_(direction, alpha=graft * float(groups[parameter]["lr"]))
-        for parameter, step in rest.items():
-            step.move(parameter, float(groups[parameter]["lr"]))
+        start = [parameter.detach().clone() for parameter in gradients]
+        with ExitStack() as undo:  # what is done halfway, whatever is raised
+            undo.callback(put_back, gradients, start)
+            for layer, graft in zip(layers, grafts, strict=True):
+                for parameter, direction in layer.items():
+                    parameter.sub_(direction, alpha=graft * float(groups[parameter]["lr"]))
+            for parameter, step in rest.items():
+                step.move(parameter, float(groups[parameter]["lr"]))
+            undo.pop_all()
         return len(layers), len(rest), norm, grafts
 
     def _grafts(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hig._bidiagonal import Bidiagonalisation, Products
+from hig._converging import converging, thin_svd
 from hig._errors import NonFiniteError
 from hig._spectral import SpectralFilter, cutoff, filter_gains
 
@@ -89,6 +90,7 @@ class Krylov:
         """See :class:`hig._decompose.Decomposition`.
 
         Raises:
+            DecompositionError: no decomposition of the bidiagonal matrix converges.
             NonFiniteError: a product with J or its transpose holds NaN or Inf.
         """
         length = loss_gradient.norm()
@@ -146,7 +148,7 @@ class Krylov:
                 "a product with the Jacobian holds NaN or Inf; parameters are unchanged; check the "
                 "simulator's derivative: method='gram' names the samples"
             )
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        left, values, right = converging(thin_svd, matrix, [])
         self._found = values
         return right.T @ (values * filter_gains(filter, values, self.floor) * left[0])
 

@@ -1,6 +1,7 @@
 """Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -142,7 +143,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 change = linearisation.output_change(directions) if self._measures() else change
             model = linearisation.model(change) if self._measures() else _NO_MODEL
             resolution = torch.finfo(linearisation.loss.dtype).eps
-            return Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
+            trial = Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
+            undo.pop_all()  # trials before it have been taken back
+            undo.callback(trial.undo)
+            return trial
 
         def evaluate() -> float:
             # With gradients enabled: a closure may differentiate its network inside.
@@ -150,9 +154,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 loss = float(self._loss(random_state.replay(closure)).detach())
             return loss if ranks.size == 1 else ranks.sum_of(linearisation.weight * loss)
 
-        with torch.no_grad():
-            self.report = self._advance(trial_of, linearisation, clock)
-        return linearisation.loss
+        with torch.no_grad(), ExitStack() as undo:  # what is done halfway, whatever is raised
+            report, loss = self._advance(trial_of, linearisation, clock), linearisation.loss
+            undo.pop_all()
+        self.report = report
+        return loss
 
     # -- what the siblings change --------------------------------------------------------------
 

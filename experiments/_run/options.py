@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from experiments._run.faults import POLICIES
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -33,6 +35,8 @@ class Options:
         init_from: Weights file of an earlier run to go on from, or None for fresh weights.
         resume: Go on from the checkpoint that an interrupted run of the same name has left.
         checkpoint_every: Seconds of wall-clock from one checkpoint to the next, at least.
+        on_fault: ``"raise"``, ``"skip"`` or ``"restore"``, see `Faults`.
+        max_faults: Faults that are survived; the next one ends the run.
     """
 
     out: Path
@@ -52,10 +56,21 @@ class Options:
     init_from: Path | None = None
     resume: bool = False
     checkpoint_every: float = 60.0
+    on_fault: str = "raise"
+    max_faults: int = 10
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.on_fault not in POLICIES:
+            raise ValueError(
+                f"on_fault must be one of {', '.join(POLICIES)}, got {self.on_fault!r}"
+            )
+        if self.max_faults < 1:
+            raise ValueError(
+                f"max_faults must be at least 1, got {self.max_faults}; take on_fault='raise' for "
+                "none"
+            )
         if self.clock == "processor" and (self.threads or 1) > 1:
             raise ValueError(
                 f"the processor clock adds up the time of all threads, got {self.threads}; give "

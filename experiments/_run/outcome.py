@@ -1,5 +1,6 @@
 """What a run leaves behind: results, weights and a summary."""
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def outcome(training: Training) -> dict[str, object]:
         **training.recorder.results(),
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
         **_pretraining(training.earlier),
+        **({"faults": faults} if (faults := training.faults.events) else {}),
         **({"resumed_at": np.asarray(resumed)} if (resumed := training.resumed_at) else {}),
         **circumstances(training),
         **_example(training),
@@ -74,8 +76,8 @@ def summarise(
     weights = ""
     if training.options.save_weights:
         weights = f", {results.get('weights_file', 'no weights: they are not finite')}"
-    faults = len(results.get("faults", ()))
-    trouble = f"\n  faults {faults}: 'faults' in the results tells which" if faults else ""
+    kinds = Counter(event["kind"] for event in results.get("faults", ()))
+    faults = "".join(f"\n  faults {count} {kind}" for kind, count in kinds.items())
     board = f"\n  events {training.board.folder}" if training.board else ""
     left = f"\n  left   {checkpoint}: --resume goes on from it" if checkpoint.exists() else ""
     progress.warn(
@@ -83,8 +85,7 @@ def summarise(
         f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "
         f"(epoch {results['epochs'][-1]:.4g}, {results['simulation_time']:.4g} s of training)\n"
         f"  best   train {train[best]:.4e}   test {test[best]:.4e}   "
-        f"(epoch {results['epochs'][best]:.4g})"
-        f"{trouble}\n"
+        f"(epoch {results['epochs'][best]:.4g})\n"
         f"  files  {path}, {path.with_suffix('.txt').name}{weights}"
-        f"{board}{left}"
+        f"{board}{faults}{left}"
     )

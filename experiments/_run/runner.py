@@ -40,7 +40,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     A run that is interrupted from the keyboard, terminated by a signal or meets a non-finite loss
     ends early; what it has recorded is saved all the same and ``stopped`` tells the reason. So it
     is before an error is passed on that comes from the simulator, from the decomposition or for
-    want of memory.
+    want of memory. Numerical faults are survived where ``options.on_fault`` says so, and listed in
+    ``faults``.
 
     A checkpoint lies beside the result file while the run lasts, and stays where it has been cut
     short. With ``options.resume`` a run goes on from there as if nothing had happened, and the
@@ -73,6 +74,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         ResultsError: If the results cannot be written; an `OSError`.
         BoardError: If TensorBoard cannot be written for; a `RuntimeError`.
         ProcessesError: If several processes cannot share the run; a `ValueError`.
+        MemoryError: If there is too little; a `RuntimeError` where torch wants it.
         RuntimeError: If the simulator fails, or another of several processes.
         DecompositionError: If no decomposition of a Jacobian converges.
     """
@@ -82,6 +84,8 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     processes.check(problem, METHODS[method])
     if options.resume:
         processes.alone("--resume")
+    if options.on_fault != "raise":  # what goes back must do so on all of them
+        processes.alone(f"--on-fault {options.on_fault}")
     if processes.rank > 0:
         options = replace(options, quiet=True, summary=False, tensorboard=False)
     if options.tensorboard:

@@ -12,6 +12,7 @@ from experiments._methods import Method, Optimizer
 from experiments._run.batches import Batches
 from experiments._run.board import Board
 from experiments._run.clock import TrainingClock
+from experiments._run.faults import Faults
 from experiments._run.options import Options
 from experiments._run.processes import Processes
 from experiments._run.recorder import JacobianRecorder, Recorder
@@ -21,7 +22,7 @@ from problems import Problem, Settings, samples
 
 # Parts with a state of their own; `average` and `jacobian_recorder` may have none.
 _PARTS = ("network", "average", "optimizer", "batches", "evaluations", "recorder")
-_PARTS += ("jacobian_recorder",)
+_PARTS += ("jacobian_recorder", "faults")  # faults last: they may remember where the others are
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Training:
     earlier: Pretraining | None
     average: AveragedModel | None
     processes: Processes
+    faults: Faults
     latest: Snapshot | None = None
     steps: int = 0
     resumed_at: list[float] = field(default_factory=list)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hig._converging import converging, eigenvectors, thin_svd
 from hig._errors import NonFiniteError
 
 __all__ = ["Combination", "GradientMatrix", "check_finite"]
@@ -195,11 +196,11 @@ class GradientMatrix:
         if not exact:
             complete = len(active) == len(self.norms)
             gram = self.cosines if complete else self.cosines[active][:, active]
-            squares, left = torch.linalg.eigh(gram)
+            squares, left = converging(eigenvectors, gram, [])
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
                 return left, squares.sqrt(), None
         basis, triangle = torch.linalg.qr(self._units(active).T)
-        left, values, right = torch.linalg.svd(triangle.T.cpu(), full_matrices=False)
+        left, values, right = converging(thin_svd, triangle.T.cpu(), [])
         keep = values > self.rcond * values[0]
         rotation = right[keep].T
 

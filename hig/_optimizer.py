@@ -117,6 +117,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             The loss before the step, detached; with several processes that of the whole batch.
 
         Raises:
+            DecompositionError: no decomposition of the Jacobian converges.
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf.
             RankError: another of several processes failed or was lost.
             SampleDependenceError: engine "layerwise" where samples influence one another.

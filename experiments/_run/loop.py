@@ -103,12 +103,12 @@ def _loss_of_step(training: Training, batch: Batch, epoch: float) -> float:
         loss = take_step(
             training.problem, training.method, training.network, training.optimizer, batch
         ).item()
-        if not math.isfinite(loss):
-            after = epoch + 1 / training.steps_per_epoch
-            raise _non_finite(loss, f"batch loss at epoch {after:.4g}", training)
-        training.faults.require_finite()
         if training.average is not None:
             training.average.update_parameters(training.network)
+    if not math.isfinite(loss):
+        after = epoch + 1 / training.steps_per_epoch
+        raise _non_finite(loss, f"batch loss at epoch {after:.4g}", training)
+    training.faults.require_finite()
     if training.method.jacobian:
         report = training.optimizer.report
         training.jacobian_recorder.step(epoch, training.clock.seconds, report)

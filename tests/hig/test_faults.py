@@ -127,7 +127,7 @@ def test_memory_that_runs_out_anywhere_in_a_step(kind):
     for place in places(none.operations):
         expected = whole  # backward passes that do not fit together are made in smaller batches
         try:
-            with OutOfMemoryAt(place) as mode:
+            with OutOfMemoryAt(place):
                 optimizer.step(closure)
         except RuntimeError as error:
             assert "allocate" in str(error)

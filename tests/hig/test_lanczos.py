@@ -103,11 +103,12 @@ def test_float32_bases():
     assert found.floor == pytest.approx(2.4e-7, rel=0.1)
 
 
+@pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("part", ["gradient", "jacobian"])
-def test_zeros_give_a_zero_step(part):
+def test_zeros_give_a_zero_step(part, dtype):
     jacobian, gradient = sample(SPECTRA["flat"])
     (gradient if part == "gradient" else jacobian).zero_()
-    found = krylov(jacobian)
+    found = krylov(jacobian.to(dtype), dtype)
     direction, change = found.step(HalfInverse(), gradient)
     assert direction.shape == (200,) and not direction.any()
     assert change.shape == (150,) and not change.any()

@@ -37,9 +37,15 @@ def test_where_the_events_are(told, options):
     assert line.split()[1] == str(next(folder.iterdir()))
 
 
-@pytest.mark.parametrize(("faults", "lines"), [([], []), ([{"step": 3}, {"step": 4}], ["2"])])
+@pytest.mark.parametrize(
+    ("faults", "lines"),
+    [
+        ([], []),
+        (["non-finite", "decomposition", "non-finite"], ["2 non-finite", "1 decomposition"]),
+    ],
+)
 def test_faults_are_counted(faults, lines, told, monkeypatch):
-    original = runner.outcome
-    monkeypatch.setattr(runner, "outcome", lambda training: original(training) | {"faults": faults})
+    original, events = runner.outcome, [{"kind": kind} for kind in faults]
+    monkeypatch.setattr(runner, "outcome", lambda training: original(training) | {"faults": events})
     text = told(summary=True).splitlines()
-    assert [line.split()[1].strip(":") for line in text if line.startswith("  faults")] == lines
+    assert [x.removeprefix("  faults ") for x in text if x.startswith("  faults")] == lines

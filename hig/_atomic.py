@@ -3,6 +3,9 @@
 import os
 import uuid
 
+from hig._arguments import check_path
+from hig._errors import described
+
 __all__ = ["write_atomically"]
 
 
@@ -14,12 +17,18 @@ def write_atomically(path, data):
     failure removes it.
 
     Args:
-        path: Where to write, a `pathlib.Path` in a folder that exists.
+        path: Where to write, as a str or path, in a folder that exists.
         data: The bytes of the whole file.
 
     Raises:
         OSError: The file cannot be written; the one there before is unchanged.
+        TypeError: The path is none, or the data are no bytes.
     """
+    path = check_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be that of a file, got the folder {path}; add a name")
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"data must be bytes, got {described(data)}; encode or pickle them first")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:

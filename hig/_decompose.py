@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hig._arguments import check_choice
 from hig._blocks import JointJacobian
 from hig._converging import converging, eigenvalues, eigenvectors, thin_svd
 from hig._lanczos import Lanczos
@@ -176,8 +177,8 @@ def _roots_of_eigenvalues(matrix: Tensor) -> Tensor:
 
 def check_method(method: str | Lanczos) -> None:
     """Raise ValueError unless it is a known method of decomposition."""
-    if method not in METHODS and not isinstance(method, Lanczos):
-        raise ValueError(f"method must be one of {METHODS} or a hig.Lanczos, got {method!r}")
+    if not isinstance(method, Lanczos):
+        check_choice(method, "method", METHODS, " or a hig.Lanczos")
 
 
 def gram_floor(size: int) -> float:

@@ -6,6 +6,14 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from hig._arguments import (
+    NON_NEGATIVE,
+    check_choice,
+    check_count,
+    check_number,
+    check_parameters,
+    check_same_device,
+)
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
 from hig._checks import Checks
@@ -67,11 +75,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
     ):
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+        params = check_parameters(params, "params")
+        check_choice(engine, "engine", ENGINES)
         check_method(method)
-        if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-            raise ValueError(f"chunk must be a whole number, at least 1, got {chunk}; or None")
+        if chunk is not None:
+            chunk = check_count(chunk, "chunk", "or None")
         check_process_group(process_group)
         check_reduction(reduction)
         self._rule = make_step_rule(step_rule)
@@ -346,9 +354,10 @@ def check_group(group: dict) -> None:
 
     Raises:
         TypeError: for complex parameters.
-        ValueError: for a learning rate out of range.
+        ValueError: for a learning rate out of range, or parameters on several devices.
     """
     check_lr(group["lr"])
+    check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
     for parameter in group["params"]:
         if not parameter.is_floating_point():
             raise TypeError(
@@ -358,9 +367,10 @@ def check_group(group: dict) -> None:
 
 
 def check_lr(lr: float) -> None:
-    """Raise a `ValueError` for a learning rate that is negative or not finite."""
-    if not 0 <= float(lr) < float("inf"):
-        raise ValueError(f"lr must be non-negative and finite, got {lr}; 1.0 is the published one")
+    """Raise for a learning rate that is no number, negative or not finite."""
+    # Schedulers and captured graphs keep it in a tensor.
+    number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
 
 
 def loss_and_prediction(result) -> tuple[Tensor, Tensor]:

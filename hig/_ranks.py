@@ -233,7 +233,7 @@ def check_process_group(process_group: ProcessGroup) -> None:
         TypeError: it is no process group, not "auto" and not None.
         ValueError: this process does not belong to the group.
     """
-    if process_group is None or process_group == "auto":
+    if process_group is None or (isinstance(process_group, str) and process_group == "auto"):
         return
     if dist.is_available() and process_group == dist.GroupMember.NON_GROUP_MEMBER:
         raise ValueError(

@@ -195,7 +195,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
     group.add_argument(
         "--threads",
-        type=_threads,
+        type=threads_argument,
         metavar="N",
         default=argparse.SUPPRESS,
         help="CPU threads; 1 where other processes keep the cores busy (default: "
@@ -359,7 +359,8 @@ def _kappa(text: str) -> float:
     return value
 
 
-def _threads(text: str) -> int:
+def threads_argument(text: str) -> int:
+    """Read a number of threads that this machine can have; for argparse."""
     value, cores = positive_int(text, example="1"), os.cpu_count() or 1
     if value > MOST_THREADS * cores:
         raise argparse.ArgumentTypeError(

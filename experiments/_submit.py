@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
+from experiments._run.batches import BatchSizeError
 from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError
 from experiments._run.processes import ProcessesError, process_group
@@ -16,7 +17,7 @@ from problems import DataError, Problem
 
 # What a user can mend, in words.
 _ERRORS = (WeightsError, CheckpointError, DataError, ProcessesError, ResultsError)
-_ERRORS += (BoardError, CorruptResultError, UnsafeResultError)
+_ERRORS += (BatchSizeError, BoardError, CorruptResultError, UnsafeResultError)
 
 
 def submit(
@@ -35,7 +36,8 @@ def submit(
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
             interruption, 143 for SIGTERM, 1 for a non-finite loss; also for ``--help``, for
-            arguments that are not valid, for an output directory that cannot be made, for weights
+            arguments that are not valid or a batch larger than the training data, for an output
+            directory that cannot be made, for weights
             or a checkpoint to go on from that do not fit, for data that cannot be read, for results
             that cannot be written, for events that TensorBoard could not get and for runs that
             cannot be shared among the processes that ``torchrun`` started.

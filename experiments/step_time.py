@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 import hig
-from experiments._arguments import device_argument, positive_float, positive_int
+from experiments._arguments import (
+    device_argument,
+    positive_float,
+    positive_int,
+    threads_argument,
+)
 from experiments._machine import machine
 from experiments._measure.timing import interleaved_seconds
 from experiments._methods import METHODS
@@ -177,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="largest Gram matrix of a Jacobian method; its step needs a few times as much (4)",
     )
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=threads_argument, metavar="N", help="CPU threads")
     parser.add_argument(
         "--out",
         type=Path,

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 
 from experiments._run.faults import POLICIES
+from hig._arguments import POSITIVE, Range, check_choice, check_count, check_number, check_path
 
+AVERAGE = Range("between 0 and 1", lambda x: 0 < x < 1)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -37,6 +39,11 @@ class Options:
         checkpoint_every: Seconds of wall-clock from one checkpoint to the next, at least.
         on_fault: ``"raise"``, ``"skip"`` or ``"restore"``, see `Faults`.
         max_faults: Faults that are survived; the next one ends the run.
+
+    Raises:
+        TypeError: If what should be a number or a path is none.
+        ValueError: If a number lies outside its range, options do not go together, or there is no
+            such device, dtype or clock.
     """
 
     out: Path
@@ -60,17 +67,15 @@ class Options:
     max_faults: int = 10
 
     def __post_init__(self):
+        object.__setattr__(self, "out", check_path(self.out, "out"))
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", check_path(self.init_from, "init_from"))
+        self._check_numbers()
+        _check_device(self.device)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.on_fault not in POLICIES:
-            raise ValueError(
-                f"on_fault must be one of {', '.join(POLICIES)}, got {self.on_fault!r}"
-            )
-        if self.max_faults < 1:
-            raise ValueError(
-                f"max_faults must be at least 1, got {self.max_faults}; take on_fault='raise' for "
-                "none"
-            )
+        check_choice(self.on_fault, "on_fault", POLICIES)
+        check_count(self.max_faults, "max_faults", "take on_fault='raise' for none")
         if self.clock == "processor" and (self.threads or 1) > 1:
             raise ValueError(
                 f"the processor clock adds up the time of all threads, got {self.threads}; give "
@@ -81,3 +86,23 @@ class Options:
                 f"a run needs either epochs or a time budget, got epochs={self.epochs} and "
                 f"time_budget={self.time_budget}; set one of them"
             )
+
+    def _check_numbers(self) -> None:
+        check_count(self.seed, "seed", "give a number such as 0", least=0)
+        for name in ("epochs", "threads"):
+            if (value := getattr(self, name)) is not None:
+                check_count(value, name, "give a number such as 1")
+        for name in ("time_budget", "evaluate_every", "checkpoint_every"):
+            if (value := getattr(self, name)) is not None:
+                check_number(value, name, POSITIVE, "give seconds such as 60.0")
+        if self.average is not None:
+            check_number(self.average, "average", AVERAGE, "0.8 averages over some five steps")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be one of torch, got {device!r}; such as 'cpu' or 'cuda'"
+        ) from error

@@ -13,6 +13,7 @@ from experiments._run.signals import EXIT_STATUS
 from experiments._run.weights import WeightsError
 from experiments._saved.folders import make_folder
 from hig import CorruptResultError, UnsafeResultError
+from hig._backward import out_of_memory
 from problems import DataError, Problem
 
 # What a user can mend, in words.
@@ -49,6 +50,13 @@ def submit(
             results = run(problem, method, settings, options)
     except _ERRORS as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        sys.exit(
+            f"error: not enough memory on {options.device}: {str(error).partition('. ')[0]}; give "
+            "a smaller --batch-size or a smaller problem"
+        )
     stopped = results["stopped"]
     if stopped in EXIT_STATUS:
         sys.exit(EXIT_STATUS[stopped])

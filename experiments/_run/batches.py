@@ -26,7 +26,7 @@ def check_batch_size(size: int, train: Batch) -> None:
     if size > samples(train):
         raise BatchSizeError(
             f"the batch size must be at most {samples(train)}, the number of training samples, got "
-            f"{size}; give --batch-size {samples(train)}, or a larger --train-size"
+            f"{size}; give {samples(train)} or fewer, or more training data"
         )
 
 

@@ -234,7 +234,7 @@ def test_parameters_must_be_of_their_kind(field, value, match):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("dt", math.inf), ("oscillators", 0), ("dt", -0.1), ("dt", math.nan), ("hidden", (20, 0))],
+    [("oscillators", 0), ("dt", -0.1), ("dt", math.nan), ("dt", math.inf), ("hidden", (20, 0))],
 )
 def test_parameters_must_be_positive(field, value):
     with pytest.raises(ValueError, match=f"{field} must be .*, got"):

@@ -355,7 +355,7 @@ def test_several_processes_do_not_go_back(options, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"on_fault": "ignore"}, "on_fault must be one of raise, skip, restore, got 'ignore'"),
+        ({"on_fault": "ignore"}, "on_fault must be one of .*, got 'ignore'"),
         ({"max_faults": 0}, "max_faults must be at least 1, got 0; take on_fault='raise'"),
     ],
 )

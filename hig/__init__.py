@@ -9,6 +9,7 @@ from importlib.metadata import version
 from hig import testing
 from hig._atomic import write_atomically
 from hig._black_box import black_box
+from hig._diagnose import Diagnosis, Direction, diagnose
 from hig._errors import (
     CorruptResultError,
     DecompositionError,
@@ -39,6 +40,8 @@ __all__ = [
     "CorruptResultError",
     "Damped",
     "DecompositionError",
+    "Diagnosis",
+    "Direction",
     "GaussNewton",
     "HalfInverse",
     "KroneckerHIG",
@@ -54,6 +57,7 @@ __all__ = [
     "StepReport",
     "UnsafeResultError",
     "black_box",
+    "diagnose",
     "half_inverse",
     "load_results",
     "record",

@@ -32,6 +32,7 @@ from hig._report import StepReport
 from hig._results import load_results, save_results
 from hig._rollout import rollout
 from hig._spectral import Damped, HalfInverse
+from hig._unpickle import unpickle
 
 __version__ = version("hig")
 
@@ -64,5 +65,6 @@ __all__ = [
     "rollout",
     "save_results",
     "testing",
+    "unpickle",
     "write_atomically",
 ]

@@ -1,22 +1,21 @@
 """Result files: dictionaries of plain Python values and numpy arrays, read without running code."""
 
-import io
 import pickle
-import pickletools
 
 import numpy as np
 
 from hig._arguments import check_path
 from hig._atomic import write_atomically
 from hig._errors import CorruptResultError, UnsafeResultError, described
-from hig._unpickle import KINDS, PLAIN, Unpickler, is_numpy_scalar, resolve
+from hig._stand_ins import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar, resolve
+from hig._unpickle import unpickle
 
 __all__ = ["load_results", "save_results"]
 
 # What unpickling raises on bytes that are no (whole) pickle or ask for impossible values. An
 # out-of-date escape in an old string opcode is a warning, hence an error where warnings are errors.
-_GARBAGE = (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OverflowError)
-_GARBAGE += (RecursionError, TypeError, ValueError, DeprecationWarning)
+_GARBAGE = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
+_GARBAGE += (ValueError, DeprecationWarning)
 
 
 def save_results(path, results):
@@ -80,11 +79,7 @@ def load_results(path):
         raise IsADirectoryError(f"{path} is a folder; give a result file, in it: {there or 'none'}")
     data = path.read_bytes()
     try:
-        # A pickle of a few bytes may ask for a memo of many gigabytes.
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name.endswith("PUT") and argument > len(data):
-                raise ValueError(f"memo index {argument} in a file of {len(data)} bytes")
-        results = resolve(Unpickler(io.BytesIO(data)).load(), {})
+        results = resolve(unpickle(data, FUNCTIONS, build), {})
         if type(results) is not dict:
             raise TypeError(f"it holds one {type(results).__qualname__}")
     except UnsafeResultError as error:

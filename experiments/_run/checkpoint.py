@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 import hig
+from experiments._run import archive
 from experiments._run.options import Options
 from experiments._run.weights import Pretraining
 from problems import Problem, Settings
@@ -30,8 +32,9 @@ SHARE = 0.01
 _OPTIONS = ("epochs", "time_budget", "evaluate_every", "clock", "average")
 _OPTIONS += ("seed", "device", "dtype")
 
-# What reading a pickle raises that is none, or asks for impossible values.
-_GARBAGE = (AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+# What reading an archive raises that is none, or asks for impossible values.
+_GARBAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError)
+_GARBAGE += (TypeError, ValueError, struct.error, zipfile.BadZipFile)
 
 _FRESH = "to start afresh remove it, or leave out --resume"
 
@@ -124,10 +127,8 @@ def _read(path: Path) -> dict[str, dict]:
             f"{path} ({len(data)} bytes) is truncated or damaged, its checksum is wrong; {_FRESH}"
         )
     try:
-        if not zipfile.is_zipfile(io.BytesIO(contents)):  # torch would read its older formats too
-            raise EOFError("no archive")
-        found = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        found = archive.read(contents)
+    except (hig.UnsafeResultError, pickle.UnpicklingError) as error:
         raise hig.UnsafeResultError(
             f"{path} asks for what a checkpoint does not need, nothing of it was run "
             f"({str(error).splitlines()[0]}); {_FRESH}"

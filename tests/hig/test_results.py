@@ -186,7 +186,7 @@ def test_functions_on_the_list_cannot_be_changed(tmp_path):
     path = tmp_path / "a.pickle"
     for name in (b"numpy\ndtype", b"numpy._core.numeric\n_frombuffer", b"builtins\ncomplex"):
         path.write_bytes(b"\x80\x02c" + name + b"\nN}X\x01\x00\x00\x00aK\x01s\x86b.")
-        with pytest.raises(UnsafeResultError, match="a change to a function"):
+        with pytest.raises(UnsafeResultError, match="a change to a _Named"):
             load_results(path)
 
 
@@ -209,7 +209,6 @@ def test_the_dtype_of_every_other_array_stays(tmp_path):
         pickle.dumps(example_results())[:-20],
         pickle.dumps({"a": bytearray(b"1")}, protocol=5),
         b"\x80\x04\x8f(\x8ct.",
-        b"\x80\x02}r\xff\xff\xff\x7f.",  # a memo of 2**31 entries
     ],
 )
 def test_corrupt_files(tmp_path, data):

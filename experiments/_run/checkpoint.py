@@ -16,6 +16,7 @@ import torch
 import hig
 from experiments._run import archive
 from experiments._run.options import Options
+from experiments._run.processes import Processes
 from experiments._run.weights import Pretraining
 from problems import Problem, Settings
 
@@ -53,12 +54,14 @@ def identity(
     """What decides on the course of a run, as texts by name.
 
     Where its files are and how many threads it has does not; nor what is done about faults, so
-    that a run that one has ended can go on under another policy.
+    that a run that one has ended can go on under another policy. The number of processes does:
+    sums over them differ in their last bits.
     """
     values = {"problem": problem.name, "method": method}
     values |= {f.name: getattr(problem, f.name) for f in fields(problem) if f.compare}
     values |= {f.name: getattr(settings, f.name) for f in fields(settings)}
     values |= {name: getattr(options, name) for name in _OPTIONS}
+    values["processes"] = Processes().size
     values.pop("published", None)
     if earlier:
         values["init_from"] = f"{earlier.label} of seed {earlier.seed}, {earlier.seconds} s"
@@ -85,6 +88,8 @@ def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> Non
 def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     """Read a checkpoint. No code from the file runs, whoever wrote it.
 
+    Where several processes share the run the first one reads and hands out what it has read.
+
     Args:
         path: Where it is.
         run: What decides on the course of the run that is to go on.
@@ -98,9 +103,12 @@ def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
         UnsafeResultError: It asks for something that is neither tensor nor plain Python.
         OSError: It cannot be read.
     """
-    if not path.exists():
+    processes = Processes()
+    there = processes.rank == 0 and path.exists()
+    data = processes.hand_out(path.read_bytes() if there else None)
+    if data is None:
         return None
-    contents = _read(path)
+    contents = _read(path, data)
     differences = [
         f"{name} is {run.get(name, 'none')}, there {contents['run'].get(name, 'none')}"
         for name in sorted(run.keys() | contents["run"].keys())
@@ -114,8 +122,7 @@ def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     return contents["state"]
 
 
-def _read(path: Path) -> dict[str, dict]:
-    data = path.read_bytes()
+def _read(path: Path, data: bytes) -> dict[str, dict]:
     start = len(MAGIC) + hashlib.sha256().digest_size
     digest, contents = data[len(MAGIC) : start], data[start:]
     if not data.startswith(MAGIC):
@@ -181,15 +188,18 @@ class Checkpoints:
     def write(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Write one, measure how long that takes, and set the time of the next.
 
-        Where that fails, for want of space or of the right to, the one before is unchanged and the
+        Of several processes the first one writes, and all call this. Where that fails, for want of space or of the right to, the one before is unchanged and the
         user is told.
 
         Args:
             state: Gives the state of the run.
         """
         start = self._now()
+        current = state()
+        if Processes().rank > 0:
+            return
         try:
-            save(self.path, self._run, state())
+            save(self.path, self._run, current)
         except OSError as error:
             left = "the one before is unchanged" if self.path.exists() else "there is none yet"
             self._warn(f"no checkpoint, {self.path} cannot be written: {error}; {left}")

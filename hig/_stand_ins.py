@@ -5,6 +5,7 @@ known length and kind.
 """
 
 import re
+import sys
 
 import numpy as np
 
@@ -65,7 +66,9 @@ def _array(data, dtype, shape, order="C"):
     if array.nbytes != len(data) or array.size > max(len(data), 1):
         raise ValueError(f"array of shape {shape} and dtype {dtype.dtype} in {len(data)} bytes")
     if array.dtype.kind == "U":
-        array.tolist()  # an error where a number is no character
+        codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.dtype.byteorder))
+        if codes.max(initial=0) > sys.maxunicode:
+            raise ValueError("a string with a number that is no character")
     return array.copy(order="K")  # `data` is read-only
 
 

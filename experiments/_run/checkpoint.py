@@ -188,8 +188,8 @@ class Checkpoints:
     def write(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Write one, measure how long that takes, and set the time of the next.
 
-        Of several processes the first one writes, and all call this. Where that fails, for want of space or of the right to, the one before is unchanged and the
-        user is told.
+        Of several processes the first one writes, and all call this. Where that fails, for want of
+        space or of the right to, the one before is unchanged and the user is told.
 
         Args:
             state: Gives the state of the run.

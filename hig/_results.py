@@ -12,11 +12,6 @@ from hig._unpickle import unpickle
 
 __all__ = ["load_results", "save_results"]
 
-# What unpickling raises on bytes that are no (whole) pickle or ask for impossible values. An
-# out-of-date escape in an old string opcode is a warning, hence an error where warnings are errors.
-_GARBAGE = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError)
-_GARBAGE += (ValueError, DeprecationWarning)
-
 
 def save_results(path, results):
     """Writes a result file so that the file there before survives a failure at any moment.
@@ -87,9 +82,9 @@ def load_results(path):
             f"{path} asks for {error}, which a result file does not need; nothing of it was run. "
             "If its author is trusted, read it with pickle and write it with hig.save_results"
         ) from None
-    except _GARBAGE as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise CorruptResultError(
-            f"{path} ({len(data)} bytes) is not a whole result file: {error or type(error)}; "
+            f"{path} ({len(data)} bytes) is not a whole result file: {error}; "
             "run the experiment again, or restore the file"
         ) from error
     return results

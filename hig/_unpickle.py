@@ -16,6 +16,10 @@ MOST_IN_A_KEY = 1000
 # What calls copy for each byte of the file, at most. A few bytes may ask for a copy of all others.
 COPIES = 4
 
+# What garbage leads to beside a ValueError. An out-of-date escape in an old string opcode is a
+# warning, hence an error where warnings are errors.
+_GARBAGE = (AttributeError, DeprecationWarning, LookupError, OverflowError, TypeError)
+
 _SIZED = (bytes, bytearray, str, list, tuple, dict, set, frozenset)
 
 
@@ -34,10 +38,16 @@ def unpickle(data, functions, build, persistent_load=None):
     Raises:
         UnsafeResultError: It asks for another name or opcode; the text is its name alone.
         ValueError: It is no whole pickle, asks for impossible values or for far more memory than
-            it takes itself. On its way through garbage anything of IndexError, KeyError,
-            OverflowError, TypeError and what the functions raise may come up too.
+            it takes itself.
     """
     machine = _Machine(len(data), functions, build, persistent_load)
+    try:
+        return _run(machine, data)
+    except _GARBAGE as error:
+        raise ValueError(f"no whole pickle: {type(error).__name__} {error}") from error
+
+
+def _run(machine, data):
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in _PUSHED:
             machine.stack.append(argument)

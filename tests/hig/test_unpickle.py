@@ -99,7 +99,7 @@ def test_what_is_refused(data, name):
     ],
 )  # fmt: skip
 def test_garbage(data):
-    with pytest.raises((ValueError, IndexError, KeyError, TypeError, OverflowError)):
+    with pytest.raises(ValueError):
         load(data)
 
 

@@ -32,5 +32,6 @@ def test_mutated_files_are_loaded_or_refused(kind, tmp_path):
     assert done.returncode == 0, f"case {last}: {done.returncode}; {again}\n{done.stderr[-3000:]}"
     ends = json.loads(done.stdout)
     print(f"\n{kind}: {ends}")
-    assert sum(ends.values()) - ends.pop("slowest") == COUNT
-    assert min(ends.get(name, 0) for name in ends) > 0 and len(ends) >= 2
+    del ends["slowest"]
+    assert sum(ends.values()) == COUNT
+    assert {"loaded"} < ends.keys()  # neither all nor none

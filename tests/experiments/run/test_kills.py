@@ -121,5 +121,5 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
             assert_same(weights, found_weights)
             runs += 1
             folder = tmp_path / str(runs)
-    print(f"\n{killed.total()} kills, {dict(killed)}, in {runs} runs")
+    print(f"\n{killed.total()} kills, {dict(+killed)}, in {runs} runs")
     assert killed.total() == kills and (kills > len(MOMENTS) or runs == 1)

@@ -80,6 +80,18 @@ class Processes:
                 "losses are no mean or sum over one set of samples; start it without torchrun"
             )
 
+    def alone(self, option: str) -> None:
+        """Refuse an option that takes one process.
+
+        Raises:
+            ProcessesError: There are several.
+        """
+        if self.size > 1:
+            raise ProcessesError(
+                f"{option} takes one process, got {self.size}; leave it out, or start the run "
+                "without torchrun"
+            )
+
     def share(self, batch: Batch) -> Batch:
         """The samples of this process: consecutive, the first processes have one more.
 

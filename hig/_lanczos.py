@@ -39,7 +39,7 @@ class Lanczos:
     tolerance: float = 1e-3
     steps: int = 300
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must be in (0, 1), got {self.tolerance}; try 1e-3")
         if not isinstance(self.steps, int) or self.steps < 1:
@@ -65,6 +65,8 @@ class Krylov:
     """
 
     route = "lanczos"
+    _bases: Bidiagonalisation  # from the first gradient on, as are
+    _found: Tensor  # the singular values
 
     def __init__(self, jacobian: Products, dtype: torch.dtype, settings: Lanczos):
         self.notes: list[str] = []
@@ -73,8 +75,6 @@ class Krylov:
         self.floor = 2 * torch.finfo(dtype).eps
         self._jacobian, self._dtype, self._settings = jacobian, dtype, settings
         self._start: Tensor | None = None
-        self._bases: Bidiagonalisation | None = None
-        self._found: Tensor | None = None
 
     @property
     def singular_values(self) -> Tensor:

@@ -1,7 +1,7 @@
 """What a step tells about itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,11 +104,11 @@ class StepReport:
 class PhaseClock:
     """Adds up seconds per named phase; under ``torch.profiler`` phases show as "hig: name"."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str):
+    def phase(self, name: str) -> Iterator[None]:
         """Count the time inside the context under ``name``."""
         # Outside of the profiler its marks would cost more than the clock.
         profiled = torch.autograd._profiler_enabled()

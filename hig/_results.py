@@ -3,7 +3,10 @@
 import io
 import pickle
 import pickletools
+from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +18,13 @@ __all__ = ["load_results", "save_results"]
 
 # What unpickling raises on bytes that are no (whole) pickle or ask for impossible values. An
 # out-of-date escape in an old string opcode is a warning, hence an error where warnings are errors.
-_GARBAGE = (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OverflowError)
-_GARBAGE += (RecursionError, TypeError, ValueError, DeprecationWarning)
+_GARBAGE = (
+    pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OverflowError,
+    RecursionError, TypeError, ValueError, DeprecationWarning,
+)  # fmt: skip
 
 
-def save_results(path, results):
+def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
     """Writes a result file so that the file there before survives a failure at any moment.
 
     The scalars among the results, `sim_par` first of all, are written beside it as `<stem>.txt`.
@@ -45,7 +50,7 @@ def save_results(path, results):
     write_atomically(path.with_suffix(".txt"), "\n".join([*_scalar_lines(results), ""]).encode())
 
 
-def load_results(path):
+def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
     """Reads a result file. No code from the file runs, whoever wrote it.
 
     Args:
@@ -72,7 +77,7 @@ def load_results(path):
     try:
         # A pickle of a few bytes may ask for a memo of many gigabytes.
         for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name.endswith("PUT") and argument > len(data):
+            if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
                 raise ValueError(f"memo index {argument} in a file of {len(data)} bytes")
         results = resolve(Unpickler(io.BytesIO(data)).load(), {})
         if type(results) is not dict:
@@ -90,7 +95,7 @@ def load_results(path):
     return results
 
 
-def _check(value, where):
+def _check(value: Any, where: str) -> None:
     kind = type(value)
     if kind is dict:
         for key, item in value.items():
@@ -115,7 +120,7 @@ def _check(value, where):
         )
 
 
-def _scalar_lines(values, indent=""):
+def _scalar_lines(values: dict[Any, Any], indent: str = "") -> Iterator[str]:
     for key, value in values.items():
         if type(value) in PLAIN or is_numpy_scalar(value):
             yield f"{indent}{key}: {' '.join(str(value).split())}"

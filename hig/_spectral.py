@@ -52,7 +52,7 @@ class HalfInverse:
     kappa: float = -0.5
     rcond: float = 1e-6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_rcond(self.rcond)
         if not -1 <= self.kappa <= 1:
             raise ValueError(
@@ -85,7 +85,7 @@ class Damped:
     damping: float = 1e-3
     rcond: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_rcond(self.rcond)
         if not 0 < self.damping < float("inf"):
             raise ValueError(

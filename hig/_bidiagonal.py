@@ -56,7 +56,7 @@ class Bidiagonalisation:
     def __init__(self, jacobian: Products, start: Tensor, dtype: torch.dtype):
         rows, columns = jacobian.shape
         self.steps = 0
-        self.adjoint_error = start.new_zeros(())
+        self.adjoint_error: Tensor | None = None
         self._jacobian = jacobian
         self._left = start.new_empty((1, rows), dtype=dtype)
         self._right = start.new_empty((0, columns), dtype=dtype)

@@ -151,6 +151,7 @@ class Krylov:
         return right.T @ (values * filter_gains(filter, values, self.floor) * left[0])
 
     def _require_sound_products(self) -> None:
+        assert self._bases.adjoint_error is not None  # the first step has measured it
         error = float(self._bases.adjoint_error)
         if error > 10 * torch.finfo(self._dtype).eps ** 0.5:
             raise ValueError(

@@ -12,6 +12,7 @@ import torch
 
 from experiments._methods import METHODS
 from experiments._run.clock import CLOCKS
+from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
 from experiments._run.options import DTYPES, Options
 from problems import Problem, Settings
@@ -83,8 +84,10 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_average(parser)
     _add_settings(parser, method, defaults)
     add_run(parser, Path("results") / problem.name)
+    _add_watching(parser)
     _add_weights(parser)
     _add_interruptions(parser)
+    _add_faults(parser)
     _add_parameters(parser, problem)
     return parser
 
@@ -192,7 +195,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
     group.add_argument(
         "--threads",
-        type=_threads,
+        type=threads_argument,
         metavar="N",
         default=argparse.SUPPRESS,
         help="CPU threads; 1 where other processes keep the cores busy (default: "
@@ -207,6 +210,23 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
     group.add_argument(
         "--quiet", action="store_true", default=Options.quiet, help="no progress, no summary"
+    )
+
+
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("watching")
+    group.add_argument(
+        "--summary",
+        action="store_true",
+        default=Options.summary,
+        help="the last and the best losses and the files at the end, also with --quiet",
+    )
+    group.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=Options.tensorboard,
+        help="write losses, metrics and steps as they come, for tensorboard --logdir DIR, the "
+        "directory of --out",
     )
 
 
@@ -239,6 +259,25 @@ def _add_interruptions(parser: argparse.ArgumentParser) -> None:
         default=Options.checkpoint_every,
         help="seconds of wall-clock from one checkpoint to the next; more where writing them would "
         "take over 1 %% of the run",
+    )
+
+
+def _add_faults(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("numerical faults")
+    group.add_argument(
+        "--on-fault",
+        choices=POLICIES,
+        default=Options.on_fault,
+        help="what NaN or Inf, a decomposition that does not converge, or too little memory do: "
+        "end the run, leave out the step, or go back to the last evaluation with half the step "
+        "size",
+    )
+    group.add_argument(
+        "--max-faults",
+        type=positive_int,
+        metavar="N",
+        default=Options.max_faults,
+        help="how many of them a run survives; the next one ends it",
     )
 
 
@@ -320,7 +359,8 @@ def _kappa(text: str) -> float:
     return value
 
 
-def _threads(text: str) -> int:
+def threads_argument(text: str) -> int:
+    """Read a number of threads that this machine can have; for argparse."""
     value, cores = positive_int(text, example="1"), os.cpu_count() or 1
     if value > MOST_THREADS * cores:
         raise argparse.ArgumentTypeError(

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,19 @@ import hig
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """Versions, device and thread count, in plain Python.
+    """Versions, device and thread count, in plain Python; PhiFlow's where it has been imported.
 
     Args:
         device: torch device of the run.
     """
+    phiflow = sys.modules.get("phi")
     on_gpu = torch.device(device).type == "cuda"
     return {
         "hig": hig.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
+        **({"phiflow": phiflow.__version__} if phiflow else {}),
         "platform": platform.platform(terse=True),
         "processor": _processor(),
         "cores": os.cpu_count() or 1,

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments._arguments import parse
+from experiments._run.batches import BatchSizeError
+from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError
 from experiments._run.processes import ProcessesError, process_group
 from experiments._run.runner import ResultsError, run
@@ -11,11 +13,12 @@ from experiments._run.signals import EXIT_STATUS
 from experiments._run.weights import WeightsError
 from experiments._saved.folders import make_folder
 from hig import CorruptResultError, UnsafeResultError
+from hig._backward import out_of_memory
 from problems import DataError, Problem
 
 # What a user can mend, in words.
 _ERRORS = (WeightsError, CheckpointError, DataError, ProcessesError, ResultsError)
-_ERRORS += (CorruptResultError, UnsafeResultError)
+_ERRORS += (BatchSizeError, BoardError, CorruptResultError, UnsafeResultError)
 
 
 def submit(
@@ -34,10 +37,11 @@ def submit(
     Raises:
         SystemExit: With the exit status of a run that ended early, after saving: 130 for an
             interruption, 143 for SIGTERM, 1 for a non-finite loss; also for ``--help``, for
-            arguments that are not valid, for an output directory that cannot be made, for weights
+            arguments that are not valid or a batch larger than the training data, for an output
+            directory that cannot be made, for weights
             or a checkpoint to go on from that do not fit, for data that cannot be read, for results
-            that cannot be written and for runs that cannot be shared among the processes that
-            ``torchrun`` started.
+            that cannot be written, for events that TensorBoard could not get and for runs that
+            cannot be shared among the processes that ``torchrun`` started.
     """
     problem, settings, options = parse(problem, method, arguments)
     make_folder(options.out)
@@ -46,6 +50,13 @@ def submit(
             results = run(problem, method, settings, options)
     except _ERRORS as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        sys.exit(
+            f"error: not enough memory on {options.device}: {str(error).partition('. ')[0]}; give "
+            "a smaller --batch-size or a smaller problem"
+        )
     stopped = results["stopped"]
     if stopped in EXIT_STATUS:
         sys.exit(EXIT_STATUS[stopped])

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from experiments._arguments import device_argument, positive_int
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
@@ -27,8 +29,11 @@ from experiments._measure.peer_comparison import (
 )
 from experiments._measure.peers import require_peers
 from experiments._measure.timing import interleaved_seconds, median_ratio
+from experiments._origin import origin
 from experiments._problems import PROBLEMS
+from experiments._run.batches import check_batch_size
 from experiments._run.clock import CLOCKS, seconds_of
+from experiments._saved.folders import make_place
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
@@ -91,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     facts = machine(options.device) | (peer_versions() if options.peers else {})
     facts["clock"] = options.clock
+    begun = origin()
     measured: dict[str, object] = {}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     for name in options.problem:
@@ -98,9 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured[name] = {"batch_size": batch_size, "cases": rows}
         print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{text}")
     if options.json:
-        report = {"machine": facts, "rounds": options.rounds}
+        report = {"origin": begun, "machine": facts, "rounds": options.rounds}
         report["peers" if options.peers else "problems"] = measured
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nwritten to {options.json}")
 
@@ -133,8 +138,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         seconds_of(options.clock, options.device)
         if options.peers:
             require_peers()
+        if options.batch_size:
+            for name in options.problem:
+                train, _ = known[name]().data(torch.Generator())
+                check_batch_size(options.batch_size, train)
     except (ImportError, ValueError) as error:
         parser.error(str(error))
+    if options.json:
+        make_place(options.json, "--json")
     return options
 
 

@@ -16,12 +16,14 @@ import torch
 from torch.autograd.profiler import profile
 
 import hig
-from experiments._arguments import device_argument, positive_int
+from experiments._arguments import device_argument, positive_int, threads_argument
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import Cases
 from experiments._measure.operations import OperationCounter, Rates, measure_rates
 from experiments._measure.timing import interleaved_seconds
+from experiments._origin import origin
 from experiments._problems import PROBLEMS
+from experiments._saved.folders import make_place
 
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 DECOMPOSITION = "decomposition"
@@ -98,6 +100,8 @@ def table(rows: Sequence[dict[str, object]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
     options = _parser().parse_args(arguments)
+    if options.json:
+        make_place(options.json, "--json")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     facts, rates = machine(options.device), measure_rates(options.device)
@@ -106,13 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"{shown}, {rates.bytes / 1e9:.1f} GB/s, {1e6 * rates.launch:.1f} µs to start an operation"
     )
-    report: dict[str, object] = {"machine": facts, "problems": {}}
+    report: dict[str, object] = {"origin": origin(), "machine": facts, "problems": {}}
     for name in options.problem or DEFAULT:
         rows = phases(name, options.rounds, options.device, rates)
         report["problems"][name] = rows
         print(f"\n{name}, medians of {options.rounds} steps\n\n{table(rows)}")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nwritten to {options.json}")
 
@@ -132,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=positive_int, default=15, help="steps (default 15)")
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=threads_argument, metavar="N", help="CPU threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     return parser
 

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 
 import hig
-from experiments._arguments import device_argument, positive_int
+from experiments._arguments import device_argument, positive_int, threads_argument
 from experiments._machine import machine
+from experiments._measure.scaling_cases import OUTPUTS
 from experiments._measure.scaling_point import STEPS
+from experiments._origin import origin
 from experiments._saved.folders import make_folder
 
 SIZES = {
@@ -112,8 +114,15 @@ def _results(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if odd := [rows for rows in _all_rows(options) if rows % OUTPUTS]:
+        parser.error(
+            f"rows must be a multiple of {OUTPUTS}, the outputs of a sample, got {odd[0]}; "
+            f"try {OUTPUTS * odd[0]}"
+        )
     make_folder(options.out)
+    begun = origin()
     fixed = {"rows": options.rows, "parameters": options.parameters}
     measured = scaling(
         options.axis,
@@ -126,9 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     paths = [options.out / f"scaling_{options.axis}_{method}.pickle" for method in measured]
     for path, results in zip(paths, measured.values(), strict=True):
-        hig.save_results(path, results)
+        hig.save_results(path, {"origin": begun, **results})
     files = " ".join(map(str, paths))
     print(f"draw them with: python -m plots.scaling {files} --out {options.out}/scaling.png")
+
+
+def _all_rows(options: argparse.Namespace) -> Sequence[int]:
+    """Rows of the dense networks that are asked for."""
+    if options.axis == "rows":
+        return options.sizes or SIZES["rows"]
+    return [options.rows] if options.axis == "parameters" else []
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -163,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--threads", type=positive_int, default=torch.get_num_threads(), help="CPU threads"
+        "--threads", type=threads_argument, default=torch.get_num_threads(), help="CPU threads"
     )
     parser.add_argument(
         "--out",

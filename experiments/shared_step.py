@@ -8,6 +8,7 @@ shortest time that took on this machine.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ from torch import Tensor
 import hig
 from experiments._arguments import positive_int
 from experiments._problems import PROBLEMS
+from experiments._run.batches import BatchSizeError, check_batch_size
 from experiments._run.processes import Processes, process_group
 from problems import Problem
 
@@ -45,6 +47,7 @@ def measure(
     train = {key: value.float() for key, value in train.items()}
     generator = torch.Generator().manual_seed(0)
     batch = dict(next(iter(problem.batches(train, batch_size, generator))))
+    check_batch_size(batch_size, batch)
     alone = _stepper(problem, batch, engine, None)
     shared = _stepper(problem, processes.share(batch), engine, "auto")
     seconds_alone, seconds_shared, waiting = [], [], []
@@ -120,7 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with process_group("cpu"):
         size = options.batch_size or problem.settings["hig"].batch_size
-        measure(problem, size, options.engine, options.rounds)
+        try:
+            measure(problem, size, options.engine, options.rounds)
+        except BatchSizeError as error:
+            sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 
 import hig
-from experiments._arguments import device_argument, positive_float, positive_int
+from experiments._arguments import (
+    device_argument,
+    positive_float,
+    positive_int,
+    threads_argument,
+)
 from experiments._machine import machine
 from experiments._measure.timing import interleaved_seconds
 from experiments._methods import METHODS
+from experiments._origin import origin
 from experiments._problems import PROBLEMS
 from experiments._run.step import repeatable_step
 from experiments._saved.folders import make_folder
@@ -126,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"it has them for {', '.join(problem.settings)}"
         )
     make_folder(options.out)
+    begun = origin()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     sizes = sorted(set(options.batch_sizes))
@@ -134,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     paths = [options.out / f"{problem.name}_{method}_step_time.pickle" for method in measured]
     for path, results in zip(paths, measured.values(), strict=True):
-        hig.save_results(path, results)
+        hig.save_results(path, {"origin": begun, **results})
     if not paths:
         parser.error("nothing was measured; give smaller --batch-sizes or more --memory")
     files = " ".join(map(str, paths))
@@ -175,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="largest Gram matrix of a Jacobian method; its step needs a few times as much (4)",
     )
     parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=threads_argument, metavar="N", help="CPU threads")
     parser.add_argument(
         "--out",
         type=Path,

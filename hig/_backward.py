@@ -123,5 +123,6 @@ def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that memory ran out."""
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # The CPU allocator raises a plain RuntimeError, and so do the driver and its libraries.
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

@@ -126,5 +126,5 @@ def _append(basis: Tensor, count: int, vector: Tensor) -> Tensor:
         length = vector.double().norm()
         if bool(length > ENOUGH * before):
             break
-    basis[count] = vector / length.clamp_min(torch.finfo(torch.float64).tiny).to(vector.dtype)
+    basis[count] = vector / length.clamp_min(torch.finfo(vector.dtype).tiny).to(vector.dtype)
     return length

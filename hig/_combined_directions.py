@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hig._converging import converging, eigenvectors
 from hig._direction import Linearisation
 from hig._multi_report import MultiStepReport
 from hig._report import PhaseClock
@@ -137,7 +138,7 @@ def _weights(gram: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
 
     The operator sees coordinates: rows with these inner products.
     """
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = converging(eigenvectors, gram, [])
     lengths = values.clamp_min(0).sqrt()
     combined, cosines = _combine(vectors * lengths, operator)
     # What no direction reaches, an operator cannot ask for; rounding can.

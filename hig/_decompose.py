@@ -21,8 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hig._arguments import check_choice
 from hig._blocks import JointJacobian
-from hig._errors import DecompositionError
+from hig._converging import converging, eigenvalues, eigenvectors, thin_svd
 from hig._lanczos import Lanczos
 from hig._spectral import Damped, SpectralFilter, filter_gains
 
@@ -176,13 +177,14 @@ class _Shifted:
 
 
 def _roots_of_eigenvalues(matrix: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(matrix).clamp_min(0).sqrt().flip(0)
+    (values,) = converging(eigenvalues, matrix, [])
+    return values.clamp_min(0).sqrt().flip(0)
 
 
 def check_method(method: str | Lanczos) -> None:
     """Raise ValueError unless it is a known method of decomposition."""
-    if method not in METHODS and not isinstance(method, Lanczos):
-        raise ValueError(f"method must be one of {METHODS} or a hig.Lanczos, got {method!r}")
+    if not isinstance(method, Lanczos):
+        check_choice(method, "method", METHODS, " or a hig.Lanczos")
 
 
 def gram_floor(size: int) -> float:
@@ -238,7 +240,7 @@ def decompose(
     if route == "svd":
         notes: list[str] = []
         floor = torch.finfo(torch.float64).eps * max(matrix.shape)
-        left, singular_values, right = _converging(_thin_svd, matrix, notes)
+        left, singular_values, right = converging(thin_svd, matrix, notes)
         return _Singular(left, singular_values, right, floor, notes)
     if isinstance(filter, Damped) and filter.rcond == 0:
         return _Shifted(jacobian, matrix, route)
@@ -247,36 +249,7 @@ def decompose(
 
 def _by_eigenvectors(jacobian: JointJacobian, matrix: Tensor, route: str) -> Decomposition:
     notes: list[str] = []
-    eigenvalues, vectors = _converging(_eigh, matrix, notes)
-    ascending = eigenvalues.clamp_min(0).sqrt()
+    values, vectors = converging(eigenvectors, matrix, notes)
+    ascending = values.clamp_min(0).sqrt()
     kind = _Rows if route == "rows" else _Columns
     return kind(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)
-
-
-def _eigh(matrix: Tensor) -> tuple[Tensor, ...]:
-    return torch.linalg.eigh(matrix)
-
-
-def _thin_svd(matrix: Tensor) -> tuple[Tensor, ...]:
-    return torch.linalg.svd(matrix, full_matrices=False)
-
-
-def _converging(
-    decomposition: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor, notes: list[str]
-) -> tuple[Tensor, ...]:
-    """Run a decomposition; where it does not converge, again on the CPU, scaled to unit size."""
-    try:
-        return decomposition(matrix)
-    except torch.linalg.LinAlgError as error:
-        notes.append(f"decomposition repeated on the CPU: {str(error).splitlines()[0]}")
-    scale = matrix.abs().max().cpu()
-    try:
-        first, second, *rest = decomposition(matrix.cpu() / scale)
-    except torch.linalg.LinAlgError as error:
-        raise DecompositionError(
-            f"the decomposition of a {tuple(matrix.shape)} matrix with largest entry {scale:.3g} "
-            f"did not converge on {matrix.device.type} nor on the CPU ({error}); try another "
-            "batch, or method='svd'"
-        ) from error
-    parts = [first, second * scale] if rest else [first * scale, second]
-    return tuple(part.to(matrix.device) for part in (*parts, *rest))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hig._arguments import check_choice
 from hig._backward import Backward
 from hig._blocks import Block, JointJacobian
 from hig._capture import LayerUse
@@ -88,8 +89,7 @@ def build_jacobian(
         SampleDependenceError: engine "layerwise" cannot give all columns exactly.
         ValueError: unknown engine.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+    check_choice(engine, "engine", ENGINES)
     samples, notes = len(prediction), []
     layers = [] if engine == "rows" else find_layers(uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from hig._arguments import check_dense, check_same_device
 from hig._blocks import DenseBlock, JointJacobian
 from hig._decompose import Decomposition, choose_route, decompose
 from hig._errors import NonFiniteError
@@ -38,9 +39,9 @@ def half_inverse(
 
     Raises:
         NonFiniteError: if an entry of ``jacobian`` or ``loss_gradient`` is NaN or infinite.
-        TypeError: if ``jacobian`` is not a real floating-point tensor, or ``loss_gradient`` is
-            complex.
-        ValueError: if shapes do not match or an argument lies outside its range.
+        TypeError: if ``jacobian`` is not a dense real floating-point tensor, ``loss_gradient`` is
+            complex, or ``kappa`` or ``rcond`` is no number.
+        ValueError: if shapes or devices do not match or an argument lies outside its range.
     """
     filter = HalfInverse(kappa=kappa, rcond=rcond)
     _check(jacobian, loss_gradient)
@@ -66,6 +67,7 @@ def _check(jacobian: Tensor, loss_gradient: Tensor) -> None:
             raise TypeError(
                 f"{name} must be a tensor, got {type(tensor).__name__}; wrap it: torch.as_tensor"
             )
+        check_dense(tensor, name)
     if not jacobian.is_floating_point():
         raise TypeError(
             f"jacobian must be real floating point, got {jacobian.dtype}; for complex outputs let "
@@ -81,6 +83,7 @@ def _check(jacobian: Tensor, loss_gradient: Tensor) -> None:
             f"jacobian must be (n, P) and loss_gradient (n,), got {tuple(jacobian.shape)} and "
             f"{tuple(loss_gradient.shape)}; flatten the outputs of all samples into n rows"
         )
+    check_same_device({"jacobian": jacobian, "loss_gradient": loss_gradient})
     for name, tensor in (("jacobian", jacobian), ("loss_gradient", loss_gradient)):
         bad = ~torch.isfinite(tensor)
         if bad.any():

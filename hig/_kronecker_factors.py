@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hig._errors import DecompositionError
+from hig._converging import converging, eigenvectors
 
 __all__ = ["DampedPower", "damped_power", "input_factor", "output_factor"]
 
@@ -87,19 +87,9 @@ def damped_power(outputs: Tensor, inputs: Tensor, power: float, damping: float) 
     Raises:
         DecompositionError: if a decomposition does not converge.
     """
-    output_values, output_vectors = _eigh(outputs)
-    input_values, input_vectors = _eigh(inputs)
+    output_values, output_vectors = converging(eigenvectors, outputs.double(), [])
+    input_values, input_vectors = converging(eigenvectors, inputs.double(), [])
     products = output_values.clamp_min(0)[:, :, None] * input_values.clamp_min(0)[:, None, :]
     damped = products + damping * products.mean((1, 2), keepdim=True)
     scale = torch.where(damped > 0, damped, 1).pow(-power) * (damped > 0)
     return DampedPower(*(part.to(inputs) for part in (output_vectors, input_vectors, scale)))
-
-
-def _eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        return torch.linalg.eigh(factor.double())
-    except torch.linalg.LinAlgError as error:
-        raise DecompositionError(
-            f"the decomposition of a {tuple(factor.shape)} factor with largest entry "
-            f"{float(factor.abs().max()):.3g} did not converge ({error}); try a smaller lr"
-        ) from error

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +11,20 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hig._adam import AdamStep, adam_step
+from hig._arguments import (
+    FRACTION,
+    KAPPA,
+    NON_NEGATIVE,
+    POSITIVE,
+    check_choice,
+    check_count,
+    check_function,
+    check_number,
+    check_parameters,
+)
 from hig._capture import Capture
 from hig._checks import Checks
-from hig._errors import NonFiniteError
+from hig._errors import NonFiniteError, described
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
 from hig._kronecker_factors import DampedPower, damped_power
 from hig._kronecker_report import KroneckerReport
@@ -21,6 +32,7 @@ from hig._loss_gradient import loss_gradient
 from hig._optimizer import Closure, check_group, check_lr, loss_and_prediction
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
+from hig._trial import put_back
 
 __all__ = ["KroneckerHIG"]
 
@@ -104,7 +116,8 @@ class KroneckerHIG(torch.optim.Optimizer):
         seed: int = 0,
         process_group: ProcessGroup = "auto",
     ):
-        _check_options(kappa, damping, graft, decay, probe_every, refresh_every)
+        params = check_parameters(params, "params")
+        _check_options(kappa, damping, graft, decay, probe_every, refresh_every, metric_root, seed)
         check_process_group(process_group)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self._power, self._damping = (1 - kappa) / 2, damping
@@ -119,16 +132,18 @@ class KroneckerHIG(torch.optim.Optimizer):
         """Add parameters; see ``torch.optim.Optimizer``.
 
         Raises:
-            TypeError: for complex parameters.
-            ValueError: for a learning rate or betas out of range.
+            TypeError: for complex parameters, and for what is no number.
+            ValueError: for a learning rate, betas or eps out of range.
         """
         super().add_param_group(param_group)
-        check_group(self.param_groups[-1])
-        if not all(0 <= beta < 1 for beta in self.param_groups[-1]["betas"]):
-            raise ValueError(
-                f"betas must be in [0, 1), got {self.param_groups[-1]['betas']}; (0.9, 0.999) are "
-                "Adam's"
-            )
+        group = self.param_groups[-1]
+        check_group(group)
+        check_number(group["eps"], "eps", NON_NEGATIVE, "1e-8 is Adam's")
+        betas, remedy = group["betas"], "(0.9, 0.999) are Adam's"
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise TypeError(f"betas must be two numbers, got {described(betas)}; {remedy}")
+        for index, beta in enumerate(betas):
+            check_number(beta, f"betas[{index}]", FRACTION, remedy)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
@@ -196,11 +211,12 @@ class KroneckerHIG(torch.optim.Optimizer):
             _check(gradients, factors)
             with clock.phase("factors"):
                 refreshed = self._learn(factors, steps)
+            loss = loss.detach()
             with clock.phase("update"):
                 moved = self._move(gradients)
         self.state["count"]["steps"] = steps + 1
-        self.report = KroneckerReport(loss.detach(), *moved, probing, refreshed, clock.seconds)
-        return self.report.loss
+        self.report = KroneckerReport(loss, *moved, probing, refreshed, clock.seconds)
+        return loss
 
     # -- factors ---------------------------------------------------------------------------------
 
@@ -265,11 +281,15 @@ class KroneckerHIG(torch.optim.Optimizer):
                 for parameter in layers[-1]:
                     rest.pop(parameter, None)
         grafts, norm = self._grafts(layers, steps, rest)
-        for layer, graft in zip(layers, grafts, strict=True):
-            for parameter, direction in layer.items():
-                parameter.sub_(direction, alpha=graft * float(groups[parameter]["lr"]))
-        for parameter, step in rest.items():
-            step.move(parameter, float(groups[parameter]["lr"]))
+        start = [parameter.detach().clone() for parameter in gradients]
+        with ExitStack() as undo:  # what is done halfway, whatever is raised
+            undo.callback(put_back, gradients, start)
+            for layer, graft in zip(layers, grafts, strict=True):
+                for parameter, direction in layer.items():
+                    parameter.sub_(direction, alpha=graft * float(groups[parameter]["lr"]))
+            for parameter, step in rest.items():
+                step.move(parameter, float(groups[parameter]["lr"]))
+            undo.pop_all()
         return len(layers), len(rest), norm, grafts
 
     def _grafts(
@@ -367,15 +387,15 @@ def _check_options(
     decay: float,
     probe_every: int,
     refresh_every: int,
+    metric_root: Callable[[Tensor], Tensor] | None,
+    seed: int,
 ) -> None:
-    if not -1 <= kappa <= 1:
-        raise ValueError(f"kappa must be in [-1, 1], got {kappa}; -0.5 is the half-inverse")
-    if not 0 < damping < math.inf:
-        raise ValueError(f"damping must be positive and finite, got {damping}; try 0.1")
-    if graft not in GRAFTS:
-        raise ValueError(f"graft must be one of {GRAFTS}, got {graft!r}")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}; try 0.95")
-    for name, value in (("probe_every", probe_every), ("refresh_every", refresh_every)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1, got {value}")
+    check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
+    check_number(damping, "damping", POSITIVE, "try 0.1")
+    check_choice(graft, "graft", GRAFTS)
+    check_number(decay, "decay", FRACTION, "try 0.95")
+    check_count(probe_every, "probe_every", "try 10")
+    check_count(refresh_every, "refresh_every", "try 50")
+    if metric_root is not None:
+        check_function(metric_root, "metric_root", "(outputs) -> outputs")
+    check_count(seed, "seed", "try 0", least=0)

@@ -16,11 +16,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from hig._arguments import Range, check_count, check_number
 from hig._bidiagonal import Bidiagonalisation, Products
+from hig._converging import converging, thin_svd
 from hig._errors import NonFiniteError
 from hig._spectral import SpectralFilter, cutoff, filter_gains
 
 __all__ = ["Krylov", "Lanczos"]
+
+TOLERANCE = Range("in (0, 1)", lambda x: 0 < x < 1)
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,16 @@ class Lanczos:
             vectors of n and of P numbers are held.
 
     Raises:
-        ValueError: if an argument lies outside its range.
+        TypeError: if an argument is no number.
+        ValueError: if it lies outside its range.
     """
 
     tolerance: float = 1e-3
     steps: int = 300
 
     def __post_init__(self) -> None:
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must be in (0, 1), got {self.tolerance}; try 1e-3")
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be a whole number, at least 1, got {self.steps}; try 300")
+        check_number(self.tolerance, "tolerance", TOLERANCE, "try 1e-3")
+        check_count(self.steps, "steps", "try 300")
 
 
 # The bases grow by a quarter from one look at the direction to the next.
@@ -89,6 +92,7 @@ class Krylov:
         """See :class:`hig._decompose.Decomposition`.
 
         Raises:
+            DecompositionError: no decomposition of the bidiagonal matrix converges.
             NonFiniteError: a product with J or its transpose holds NaN or Inf.
         """
         length = loss_gradient.norm()
@@ -146,7 +150,7 @@ class Krylov:
                 "a product with the Jacobian holds NaN or Inf; parameters are unchanged; check the "
                 "simulator's derivative: method='gram' names the samples"
             )
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        left, values, right = converging(thin_svd, matrix, [])
         self._found = values
         return right.T @ (values * filter_gains(filter, values, self.floor) * left[0])
 

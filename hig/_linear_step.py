@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hig._adjoint import Piece
+from hig._arguments import check_function
 from hig._step_jacobians import check_repeatable
 
 __all__ = ["LinearStep", "check_change", "linear_pieces", "linear_states", "runs"]
@@ -26,10 +27,19 @@ class LinearStep:
         change: the derivative of the step by the control, where it is cheaper to write down than
             to differentiate ``matrices``: (control (..., C) or (...), matrices (..., S, S), state
             before (..., S), state after (..., S)) -> (..., S, C); C is 1 for a control (...).
+
+    Raises:
+        TypeError: if one of both is no function.
     """
 
     matrices: Callable[[Tensor], Tensor]
     change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_function(self.matrices, "matrices", "(control) -> step matrices")
+        if self.change is not None:
+            form = "(control, matrices, state before, state after) -> derivative"
+            check_function(self.change, "change", form)
 
     def __call__(self, state: Tensor, control: Tensor) -> Tensor:
         """One step: state (B, S), control of one time -> (B, S)."""

@@ -2,12 +2,21 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hig._arguments import (
+    NON_NEGATIVE,
+    check_choice,
+    check_count,
+    check_number,
+    check_parameters,
+    check_same_device,
+)
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
 from hig._checks import Checks
@@ -74,11 +83,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
     ):
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+        params = check_parameters(params, "params")
+        check_choice(engine, "engine", ENGINES)
         check_method(method)
-        if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-            raise ValueError(f"chunk must be a whole number, at least 1, got {chunk}; or None")
+        if chunk is not None:
+            chunk = check_count(chunk, "chunk", "or None")
         check_process_group(process_group)
         check_reduction(reduction)
         self._rule = make_step_rule(step_rule)
@@ -126,6 +135,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             The loss before the step, detached; with several processes that of the whole batch.
 
         Raises:
+            DecompositionError: no decomposition of the Jacobian converges.
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf.
             RankError: another of several processes failed or was lost.
             SampleDependenceError: engine "layerwise" where samples influence one another.
@@ -152,7 +162,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 change = linearisation.output_change(directions) if self._measures() else change
             model = linearisation.model(change) if self._measures() else _NO_MODEL
             resolution = torch.finfo(linearisation.loss.dtype).eps
-            return Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
+            trial = Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
+            undo.pop_all()  # trials before it have been taken back
+            undo.callback(trial.undo)
+            return trial
 
         def evaluate() -> float:
             # With gradients enabled: a closure may differentiate its network inside.
@@ -161,9 +174,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 loss = float(self._loss(random_state.replay(closure)).detach())
             return loss if ranks.size == 1 else ranks.sum_of(linearisation.weight * loss)
 
-        with torch.no_grad():
-            self.report = self._advance(trial_of, linearisation, clock)
-        return linearisation.loss
+        with torch.no_grad(), ExitStack() as undo:  # what is done halfway, whatever is raised
+            report, loss = self._advance(trial_of, linearisation, clock), linearisation.loss
+            undo.pop_all()
+        self.report = report
+        return loss
 
     # -- what the siblings change --------------------------------------------------------------
 
@@ -354,9 +369,10 @@ def check_group(group: dict[str, Any]) -> None:
 
     Raises:
         TypeError: for complex parameters.
-        ValueError: for a learning rate out of range.
+        ValueError: for a learning rate out of range, or parameters on several devices.
     """
     check_lr(group["lr"])
+    check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
     for parameter in group["params"]:
         if not parameter.is_floating_point():
             raise TypeError(
@@ -366,9 +382,10 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def check_lr(lr: float) -> None:
-    """Raise a `ValueError` for a learning rate that is negative or not finite."""
-    if not 0 <= float(lr) < float("inf"):
-        raise ValueError(f"lr must be non-negative and finite, got {lr}; 1.0 is the published one")
+    """Raise for a learning rate that is no number, negative or not finite."""
+    # Schedulers and captured graphs keep it in a tensor.
+    number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:

@@ -241,9 +241,10 @@ def check_process_group(process_group: object) -> None:
         TypeError: it is no process group, not "auto" and not None.
         ValueError: this process does not belong to the group.
     """
-    if process_group is None or process_group == "auto":
+    if process_group is None or (isinstance(process_group, str) and process_group == "auto"):
         return
-    if dist.is_available() and process_group == dist.GroupMember.NON_GROUP_MEMBER:
+    absent = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
+    if type(process_group) is type(absent) and process_group == absent:
         raise ValueError(
             "this process does not belong to the process_group; make the optimizer in its members "
             "only, or pass process_group=None for steps of this process alone"

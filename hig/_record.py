@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from hig._arguments import check_count, check_parameters
 from hig._backward import Backward
 from hig._capture import Capture
 from hig._checks import Checks
@@ -15,7 +16,7 @@ from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
-from hig._spectral import SpectralFilter
+from hig._spectral import SpectralFilter, check_filter
 from hig._split import check_reduction
 
 __all__ = ["record"]
@@ -41,12 +42,12 @@ class record:
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
-        given = list(parameters)
+        given = check_parameters(parameters, "parameters")
         for parameter in given:
             if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
                 kind = getattr(parameter, "dtype", type(parameter).__name__)
                 raise TypeError(
-                    f"record takes real floating-point tensors, got {kind}; pass "
+                    f"record takes real floating-point parameters, got {kind}; pass "
                     "network.parameters()"
                 )
         unique = {id(parameter): parameter for parameter in given}
@@ -94,8 +95,12 @@ class record:
         Raises:
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is untouched.
             SampleDependenceError: engine "layerwise" where samples influence one another.
+            TypeError: the filter is none.
             ValueError: see :meth:`hig.HIG.step`.
         """
+        check_filter(filter)
+        if chunk is not None:
+            chunk = check_count(chunk, "chunk", "or None")
         check_process_group(process_group)
         check_reduction(reduction)
         ranks, clock, checks = Ranks(process_group), PhaseClock(), Checks()

@@ -5,13 +5,13 @@ import pickle
 import pickletools
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hig._arguments import check_path
 from hig._atomic import write_atomically
-from hig._errors import CorruptResultError, UnsafeResultError
+from hig._errors import CorruptResultError, UnsafeResultError, described
 from hig._unpickle import KINDS, PLAIN, Unpickler, is_numpy_scalar, resolve
 
 __all__ = ["load_results", "save_results"]
@@ -36,18 +36,28 @@ def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
 
     Raises:
         TypeError: A value is of another type. The text names its key path and the remedy.
-        ValueError: `path` ends in `.txt`, the name of the text beside it.
+        ValueError: `path` ends in `.txt`, the name of the text beside it; or the results are
+            nested without end.
     """
-    path = Path(path)
+    path = check_path(path)
     if path.suffix == ".txt":
         raise ValueError(f"path must not end in .txt, got {path}: the settings are written there")
     if type(results) is not dict:
-        raise TypeError(f"results must be a dict, got {type(results).__qualname__}")
-    _check(results, "results")
+        raise TypeError(
+            f"results must be a dict, got {described(results)}; such as {{'results': ...}}"
+        )
+    try:
+        _check(results, "results")
+    except RecursionError:
+        raise ValueError(
+            "results must not hold themselves, or lists in lists some hundred levels deep; save "
+            "copies of what is shared, or flatten it"
+        ) from None
     path.parent.mkdir(parents=True, exist_ok=True)
     # Protocol 4 keeps the file readable by every numpy; protocol 5 needs the newer `_frombuffer`.
     write_atomically(path, pickle.dumps(results, protocol=4))
-    write_atomically(path.with_suffix(".txt"), "\n".join([*_scalar_lines(results), ""]).encode())
+    lines = "\n".join([*_scalar_lines(results), ""])
+    write_atomically(path.with_suffix(".txt"), lines.encode(errors="backslashreplace"))
 
 
 def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
@@ -66,7 +76,7 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
             of numpy's, or for an array of objects or records.
         CorruptResultError: The file is truncated, is not a pickle or holds no dict.
     """
-    path = Path(path)
+    path = check_path(path)
     if not path.exists():
         there = ", ".join(sorted(file.name for file in path.parent.glob("*.pickle"))[:10])
         raise FileNotFoundError(f"no result file {path}; in its folder: {there or 'none'}")

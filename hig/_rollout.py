@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hig._adjoint import Piece, adjoint, real_cotangents, whole_jacobian
+from hig._arguments import check_choice, check_function, check_same_device
 from hig._linear_step import LinearStep, check_change, linear_pieces, linear_states
-from hig._step_check import refusal_of_step
+from hig._step_check import check_state, refusal_of_step
 from hig._step_jacobians import Step, step_jacobians
 
 __all__ = ["rollout"]
@@ -50,9 +51,10 @@ def rollout(
     Raises:
         ValueError: if shapes or ``method`` are wrong, or "jacobians" cannot be used.
         RuntimeError: in the backward pass, if the step is seen not to be deterministic.
-        TypeError: if state, controls or what the step returns is no tensor.
+        TypeError: if state, controls or what the step returns is no tensor, or the step is no
+            function.
     """
-    _check(state, controls, method)
+    _check(step, state, controls, method)
     differentiated = torch.is_grad_enabled() and (state.requires_grad or controls.requires_grad)
     refusal = _refusal(step, state, controls) if differentiated and method != "loop" else ""
     if method == "jacobians" and refusal:
@@ -155,6 +157,8 @@ def _loop(step: Step, state: Tensor, controls: Tensor) -> list[Tensor]:
     states = [state]
     for control in controls.unbind(1):
         states.append(step(states[-1], control))
+        if len(states) == 2:
+            check_state(states[1], state)
     return states
 
 
@@ -180,9 +184,9 @@ def _through_the_loop(
     return tuple(next(gradients) if t.requires_grad else None for t in (state, controls))
 
 
-def _check(state: Tensor, controls: Tensor, method: str) -> None:
-    if method not in ROLLOUT_METHODS:
-        raise ValueError(f"method must be one of {ROLLOUT_METHODS}, got {method!r}")
+def _check(step: Step, state: Tensor, controls: Tensor, method: str) -> None:
+    check_choice(method, "method", ROLLOUT_METHODS)
+    check_function(step, "step", "(state, control) -> state")
     for name, given in (("state", state), ("controls", controls)):
         if not isinstance(given, Tensor):
             raise TypeError(
@@ -195,7 +199,10 @@ def _check(state: Tensor, controls: Tensor, method: str) -> None:
             "sample"
         )
     if not controls.shape[1]:
-        raise ValueError(f"controls have no time step, got shape {tuple(controls.shape)}")
+        raise ValueError(
+            f"controls have no time step, got shape {tuple(controls.shape)}; give one at least"
+        )
+    check_same_device({"state": state, "controls": controls})
 
 
 def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:

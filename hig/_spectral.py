@@ -11,6 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hig._arguments import FRACTION, KAPPA, POSITIVE, check_number
+from hig._errors import described
+
 __all__ = ["Damped", "HalfInverse", "SpectralFilter"]
 
 
@@ -46,7 +49,8 @@ class HalfInverse:
         rcond: relative cut-off in [0, 1); strict, ``s > rcond * s_max`` is kept.
 
     Raises:
-        ValueError: if ``kappa`` or ``rcond`` lies outside its range.
+        TypeError: if ``kappa`` or ``rcond`` is no number.
+        ValueError: if it lies outside its range.
     """
 
     kappa: float = -0.5
@@ -54,11 +58,8 @@ class HalfInverse:
 
     def __post_init__(self) -> None:
         check_rcond(self.rcond)
-        if not -1 <= self.kappa <= 1:
-            raise ValueError(
-                f"kappa must be in [-1, 1], got {self.kappa}; -0.5 is the half-inverse gradient, "
-                "-1 Gauss-Newton, 1 gradient descent"
-            )
+        remedy = "-0.5 is the half-inverse gradient, -1 Gauss-Newton, 1 gradient descent"
+        check_number(self.kappa, "kappa", KAPPA, remedy)
 
     @property
     def needs_small_values(self) -> bool:
@@ -79,6 +80,7 @@ class Damped:
         rcond: relative cut-off in [0, 1), as in :class:`HalfInverse`.
 
     Raises:
+        TypeError: if ``damping`` or ``rcond`` is no number.
         ValueError: if ``damping`` is not positive and finite, or ``rcond`` outside its range.
     """
 
@@ -87,11 +89,8 @@ class Damped:
 
     def __post_init__(self) -> None:
         check_rcond(self.rcond)
-        if not 0 < self.damping < float("inf"):
-            raise ValueError(
-                f"damping must be positive and finite, got {self.damping}; use GaussNewton or "
-                "HalfInverse(kappa=-1) for a step without damping"
-            )
+        remedy = "use GaussNewton or HalfInverse(kappa=-1) for a step without damping"
+        check_number(self.damping, "damping", POSITIVE, remedy)
 
     @property
     def needs_small_values(self) -> bool:
@@ -103,12 +102,19 @@ class Damped:
         return 1 / (singular_values.square() + self.damping)
 
 
-def check_rcond(rcond: float) -> None:
-    """Raise ValueError unless ``0 <= rcond < 1``."""
-    if not 0 <= rcond < 1:
-        raise ValueError(
-            f"rcond must be in [0, 1), got {rcond}; 1e-6 suits float32 Jacobians of neural networks"
+def check_filter(filter: SpectralFilter) -> None:
+    """Raise a `TypeError` unless something has what a decomposition needs to know of a filter."""
+    names = ("rcond", "needs_small_values", "gain")
+    if isinstance(filter, type) or not all(hasattr(filter, name) for name in names):
+        raise TypeError(
+            f"filter must be a spectral filter, got {described(filter)}; such as hig.HalfInverse() "
+            "or hig.Damped(1e-3)"
         )
+
+
+def check_rcond(rcond: float) -> None:
+    """Raise unless ``0 <= rcond < 1``."""
+    check_number(rcond, "rcond", FRACTION, "1e-6 suits float32 Jacobians of neural networks")
 
 
 def filter_gains(filter: SpectralFilter, singular_values: Tensor, floor: float) -> Tensor:

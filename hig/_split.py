@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hig._arguments import check_choice
 from hig._ranks import Ranks
 
 __all__ = ["Split", "check_reduction"]
@@ -83,5 +84,4 @@ class Split:
 
 def check_reduction(reduction: str) -> None:
     """Raise ValueError unless it is "mean" or "sum"."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
+    check_choice(reduction, "reduction", REDUCTIONS)

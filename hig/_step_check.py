@@ -6,7 +6,7 @@ from torch import Tensor
 from hig._graph import leaves, nodes_behind
 from hig._step_jacobians import Step
 
-__all__ = ["refusal_of_step"]
+__all__ = ["check_state", "refusal_of_step"]
 
 
 def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
@@ -59,16 +59,35 @@ def _near(tensor: Tensor) -> Tensor:
     return tensor + 1e-3 * noise * (1 + tensor.abs())
 
 
-def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
+def check_state(after: Tensor, state: Tensor) -> None:
+    """Raise unless a step has returned a state of the shape that it was given.
+
+    Args:
+        after: what it returned.
+        state: (B, ...), what it was given.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another shape.
+    """
     if not isinstance(after, Tensor):
         raise TypeError(
             f"the step must return the next state as one tensor, got {type(after).__name__}; "
             "stack its parts along the last axis (torch.cat)"
         )
-    if after.shape != state.shape or after.dtype != state.dtype:
+    if after.shape != state.shape:
         raise ValueError(
-            f"the step must keep shape and dtype of the state, {tuple(state.shape)} and "
-            f"{state.dtype}, got {tuple(after.shape)} and {after.dtype}; check its broadcasting"
+            f"the step must keep the shape of the state, {tuple(state.shape)}, got "
+            f"{tuple(after.shape)}; check its broadcasting"
+        )
+
+
+def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
+    check_state(after, state)
+    if after.dtype != state.dtype:
+        raise ValueError(
+            f"the step must keep the dtype of the state, {state.dtype}, got {after.dtype}; convert "
+            "what is of another one"
         )
     if any(tensor._version for tensor in given):
         raise ValueError(

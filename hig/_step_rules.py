@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hig._arguments import check_choice
 from hig._trial import Trial
 
 __all__ = ["STEP_RULES", "Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule"]
@@ -148,6 +149,5 @@ def make_step_rule(name: str) -> StepRule:
     Raises:
         ValueError: if there is no rule of that name.
     """
-    if name not in STEP_RULES:
-        raise ValueError(f"step_rule must be one of {tuple(STEP_RULES)}, got {name!r}")
+    check_choice(name, "step_rule", tuple(STEP_RULES))
     return STEP_RULES[name]()

@@ -1,13 +1,13 @@
 """A step that can be tried, measured and taken back."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["RandomState", "Trial", "curvature_along"]
+__all__ = ["RandomState", "Trial", "curvature_along", "put_back"]
 
 
 class RandomState:
@@ -67,26 +67,27 @@ class Trial:
         """Put the parameters at ``start - step_size * direction``; 0 restores them exactly."""
         if self._start is None:
             self._start = [parameter.detach().clone() for parameter in self._parameters]
+        if step_size == 0:
+            self.undo()
+            return
         for parameter, start, direction in zip(
             self._parameters, self._start, self._directions, strict=True
         ):
-            if step_size == 0:
-                parameter.copy_(start)
-            else:
-                parameter.copy_(start - step_size * direction)
+            parameter.copy_(start - step_size * direction)
         self.step_size = step_size
+
+    def undo(self) -> None:
+        """Put the parameters back to where they were, also from halfway; takes no memory."""
+        if self._start is not None:
+            put_back(self._parameters, self._start)
+        self.step_size = 0.0
 
     def measure(self, step_size: float) -> float:
         """Move there and return the loss; infinite where it is not a finite number."""
         if self.step_size != step_size or self._start is None:
             self.move(step_size)
         if step_size not in self._losses:
-            loss = None
-            try:
-                loss = self._evaluate()
-            finally:
-                if loss is None:  # an error, or an interruption, inside the closure
-                    self.move(0)
+            loss = self._evaluate()
             self._losses[step_size] = loss if math.isfinite(loss) else math.inf
         return self._losses[step_size]
 
@@ -103,6 +104,13 @@ class Trial:
         if predicted <= self._unseen and abs(achieved) <= self._unseen:
             return math.nan
         return achieved / predicted
+
+
+@torch.no_grad()
+def put_back(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Copy values into parameters."""
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Tensor:

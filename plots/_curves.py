@@ -47,10 +47,12 @@ def components(file, quantity, chosen=None):
         List of ResultFile: the given one, for a quantity that is one number at a time.
 
     Raises:
-        PlotError: There is no such component, or they are too many for a figure.
+        PlotError: There is no such component, or none at all, or they are too many for a figure.
     """
     key = quantity_key(quantity)
     values = np.asarray(file.results.get(key, ()))
+    if values.ndim == 1 and chosen:
+        raise PlotError(f"'{key}' in {file.path} has no components; leave --component out")
     if values.ndim != 2:
         return [file]
     names = _component_names(file, values.shape[1])

@@ -162,7 +162,7 @@ def load(path):
     try:
         return ResultFile(Path(path), load_results(path))
     except (OSError, ValueError) as error:  # load_results' own errors are ValueErrors
-        beside = Path(path).with_suffix(".pickle")
+        beside = Path(path).parent / f"{Path(path).stem}.pickle"
         if Path(path) != beside and beside.exists():
             raise PlotError(f"{path} is no result file; give {beside}") from error
         raise PlotError(str(error)) from error
@@ -211,8 +211,15 @@ def write(options, draw):
             figure = draw([load(path) for path in options.results])
             options.out.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(options.out)
-    except (PlotError, OSError) as error:
+    except PlotError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: --out must be a file that can be written, got {options.out}: "
+            f"{error.strerror or error}; give another place",
+            file=sys.stderr,
+        )
         return 2
     print(f"figure written to {options.out}")
     return 0

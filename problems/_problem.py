@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hig._arguments import FRACTION, KAPPA, POSITIVE, check_count, check_number
+from hig._errors import described
+
 Batch = Mapping[str, Tensor]
 
 
@@ -49,6 +52,10 @@ class Settings:
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
             a cosine after a short warm-up; methods of first order and Kronecker HIG only.
         published: True for values from the publication of the problem, False for our own choice.
+
+    Raises:
+        TypeError: If what should be a number is none.
+        ValueError: If a number lies outside its range.
     """
 
     batch_size: int
@@ -62,6 +69,20 @@ class Settings:
     step_rule: str | None = None
     schedule: str | None = None
     published: bool = False
+
+    def __post_init__(self):
+        check_count(self.batch_size, "batch_size", "give the number of samples per step")
+        check_number(self.lr, "lr", POSITIVE, "give a step size such as 1e-3")
+        optional = {
+            "rcond": (FRACTION, "1e-6 suits float32 Jacobians"),
+            "kappa": (KAPPA, "-0.5 is the half-inverse gradient"),
+            "damping": (POSITIVE, "give a number such as 1e-3"),
+        }
+        for name, (within, remedy) in optional.items():
+            if (value := getattr(self, name)) is not None:
+                check_number(value, name, within, remedy)
+        if self.lanczos_steps is not None:
+            check_count(self.lanczos_steps, "lanczos_steps", "give a number such as 300")
 
 
 def parameter(default: int | float | bool | str, text: str, choices: Sequence[str] = ()):
@@ -100,19 +121,28 @@ class DataError(ValueError):
 
 
 def require_positive_numbers(problem: "Problem") -> None:
-    """Check the numbers among the fields of a problem, those in tuples included.
+    """Check that the fields of a problem are what their defaults are, and numbers positive.
 
     Raises:
-        ValueError: If one is not positive.
+        TypeError: If a field is of another type, such as a text for a number.
+        ValueError: If a number, those in tuples included, is not positive and finite.
     """
-    for described in fields(problem):
-        value = getattr(problem, described.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if not isinstance(value, str | bool) and not all(number > 0 for number in numbers):
-            raise ValueError(
-                f"{described.name} must be positive, got {value}; "
-                f"the default is {described.default}"
-            )
+    for given in fields(problem):
+        value, default, name = getattr(problem, given.name), given.default, given.name
+        remedy = f"the default is {default!r}"
+        if isinstance(default, str | bool):
+            if not isinstance(value, type(default)):
+                kind = "a text" if isinstance(default, str) else "True or False"
+                raise TypeError(f"{name} must be {kind}, got {described(value)}; {remedy}")
+        elif isinstance(default, int):
+            check_count(value, name, remedy)
+        elif isinstance(default, float):
+            check_number(value, name, POSITIVE, remedy)
+        elif not isinstance(value, tuple):
+            raise TypeError(f"{name} must be a tuple, got {described(value)}; {remedy}")
+        else:
+            for number in value:
+                check_count(number, f"each of {name}", remedy)
 
 
 class Problem(ABC):

@@ -1,9 +1,15 @@
 """What all tests share."""
 
+import os
 import signal
+import tempfile
 
+import hypothesis
 import pytest
 import torch
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from tests.faults import TALLY
 
 # The tests' matrices are tiny: a second thread gains nothing, and where the cores are shared its
 # waiting costs minutes.
@@ -11,6 +17,25 @@ torch.set_num_threads(1)
 
 # Shells start what runs in the background with Ctrl-C ignored, and the tests interrupt themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# The same examples in every run, a few by default; nothing is kept from one run to the next.
+hypothesis.settings.register_profile(
+    "hig",
+    max_examples=int(os.environ.get("HIG_EXAMPLES", "30")),
+    derandomize=True,
+    database=None,
+    deadline=None,
+)
+hypothesis.settings.load_profile("hig")
+set_hypothesis_home_dir(tempfile.mkdtemp(prefix="hypothesis-"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Tell how many faults were injected, where any were."""
+    if TALLY["injected"]:
+        counts = f"{TALLY['injected']}, parameters corrupted: {TALLY['corrupted']}"
+        terminalreporter.write_line(f"faults injected: {counts}")
 
 
 def pytest_collection_modifyitems(items):

@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
+
+import hig
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -35,6 +38,19 @@ def test_snippets_of_the_pages_run():
     assert names["operator"].report.smallest_cosine > 0
     assert names["alternating"].operator.all_initialized
     assert len(names["multi"].report.parts) == 1
+    assert names["black_box_report"].passed
+    assert not names["black_box_report"].batched
+
+
+def test_the_simulator_in_jax():
+    pytest.importorskip("jax")
+    page = README.parent / "docs" / "own_simulator.md"
+    (snippet,) = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    names = {"hig": hig}
+    exec(compile(snippet, str(page), "exec"), names)
+    report = hig.testing.check_simulator(names["through_jax"], torch.randn(4, 20))
+    assert report.passed, report
+    assert report.passes == 2
 
 
 def is_command(module):

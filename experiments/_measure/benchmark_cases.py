@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from experiments._methods import METHODS
+from experiments._run.batches import check_batch_size
 from experiments._run.step import repeatable_step
 from problems import Problem, Settings, samples
 
@@ -33,10 +34,7 @@ class Cases:
             key: value[:batch_size].to(device, torch.float32) for key, value in train.items()
         }
         self.settings = problem.settings["hig"]
-        if samples(self.batch) < batch_size:
-            raise ValueError(
-                f"batch_size is {batch_size}, the training data has {samples(self.batch)} samples"
-            )
+        check_batch_size(batch_size, train)
         self._plain = problem.plain()
 
     def makers(self) -> dict[str, Callable[[], Step]]:

@@ -18,6 +18,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.utils import parameters_to_vector
 
 import hig
+from experiments._run.batches import check_batch_size
 from hig._backward import Backward
 from hig._capture import Capture
 from hig._engine import build_jacobian
@@ -116,10 +117,7 @@ class PeerCases:
     ):
         self.problem, self.device, self.dtype, self.seed = problem, device, dtype, seed
         train, _ = problem.data(torch.Generator().manual_seed(seed))
-        if samples(train) < batch_size:
-            raise ValueError(
-                f"batch_size is {batch_size}, the training data has {samples(train)} samples"
-            )
+        check_batch_size(batch_size, train)
         # Through float32, so that all precisions compute the same.
         self.batch = {
             key: value[:batch_size].float().to(device, dtype) for key, value in train.items()

@@ -9,6 +9,27 @@ import torch
 from problems import Batch, Problem, samples
 
 
+class BatchSizeError(ValueError):
+    """A batch is to have more samples than there are; the text says how many may be asked for."""
+
+
+def check_batch_size(size: int, train: Batch) -> None:
+    """Refuse what would otherwise be cut to the training data, under the name of the larger batch.
+
+    Args:
+        size: Samples per batch.
+        train: What they are taken from.
+
+    Raises:
+        BatchSizeError: There are fewer.
+    """
+    if size > samples(train):
+        raise BatchSizeError(
+            f"the batch size must be at most {samples(train)}, the number of training samples, got "
+            f"{size}; give {samples(train)} or fewer, or more training data"
+        )
+
+
 class Batches:
     """Draws the batches of a problem, and can go on where another one was.
 
@@ -21,6 +42,9 @@ class Batches:
         train: Training data, on the device and in the dtype of the training.
         size: Samples per batch.
         generator: CPU generator of the problem's draws.
+
+    Raises:
+        BatchSizeError: A problem that never draws has fewer samples.
     """
 
     def __init__(self, problem: Problem, train: Batch, size: int, generator: torch.Generator):
@@ -29,6 +53,8 @@ class Batches:
         self._taken = 0
         fixed = type(problem).batches is Problem.batches
         self._period = math.ceil(samples(train) / size) if fixed else None
+        if fixed:
+            check_batch_size(size, train)
         self._start = lambda: problem.batches(train, size, generator)
         self._batches = self._start()
 

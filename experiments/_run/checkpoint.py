@@ -22,7 +22,7 @@ ENDING = ".checkpoint"
 
 # A checkpoint is this text, the SHA-256 of the rest, and what torch.save makes of the state. Torch
 # itself does not notice when bits of a tensor have changed.
-MAGIC = b"hig checkpoint 1\n"
+MAGIC = b"hig checkpoint 2\n"
 
 # Writing checkpoints takes at most this share of a run.
 SHARE = 0.01
@@ -49,7 +49,8 @@ def identity(
 ) -> dict[str, str]:
     """What decides on the course of a run, as texts by name.
 
-    Where its files are and how many threads it has does not.
+    Where its files are and how many threads it has does not; nor what is done about faults, so
+    that a run that one has ended can go on under another policy.
     """
     values = {"problem": problem.name, "method": method}
     values |= {f.name: getattr(problem, f.name) for f in fields(problem) if f.compare}

@@ -5,6 +5,7 @@ import math
 import hig
 from experiments._run.checkpoint import Checkpoints
 from experiments._run.evaluation import loss_per_sample, mean_loss, metrics
+from experiments._run.faults import ERRORS
 from experiments._run.learning_rate import factor, set_learning_rate
 from experiments._run.options import Options
 from experiments._run.progress import Progress
@@ -30,6 +31,7 @@ def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> N
         return
     training.load_state_dict(state)
     progress.resumed(training.steps)
+    progress.evaluated(training.recorder.train_loss[-1], training.recorder.test_loss[-1])
     progress.say(f"going on from {checkpoints.path}: {training.clock.seconds:.4g} s of training")
 
 
@@ -41,7 +43,7 @@ def train(
         return _steps(training, checkpoints, signals, progress), None
     except hig.NonFiniteError as error:
         return f"non-finite: {error}", None
-    except (KeyboardInterrupt, RuntimeError, hig.DecompositionError) as error:
+    except (KeyboardInterrupt, *ERRORS) as error:
         if not training.recorder.epochs:  # nothing to save yet
             raise
         if isinstance(error, KeyboardInterrupt):
@@ -78,32 +80,63 @@ def _write_checkpoint(training: Training, checkpoints: Checkpoints) -> None:
 
 
 def _step(training: Training, batch: Batch, progress: Progress) -> None:
-    """Take a step and note it."""
-    problem, clock, steps = training.problem, training.clock, training.steps
-    before, after = steps / training.steps_per_epoch, (steps + 1) / training.steps_per_epoch
-    _schedule_step_size(training, steps, before)
-    with clock.running():
+    """Take a step and note it, or note the fault that it failed by."""
+    problem, faults, loss = training.problem, training.faults, None
+    epoch = training.steps / training.steps_per_epoch
+    _set_step_size(training, epoch)
+    faults.before_step()
+    try:
+        loss = _loss_of_step(training, batch, epoch)
+    except ERRORS as error:
+        _meet(training, error, "step", epoch, progress)
+    training.steps += 1
+    if loss is None:
+        faults.put_back()
+        return
+    after = training.steps / training.steps_per_epoch
+    progress.stepped(after, training.clock.seconds, loss_per_sample(problem, loss, batch))
+
+
+def _loss_of_step(training: Training, batch: Batch, epoch: float) -> float:
+    """Take a step; returns the loss of the batch before it."""
+    with training.clock.running():
         loss = take_step(
-            problem, training.method, training.network, training.optimizer, batch
+            training.problem, training.method, training.network, training.optimizer, batch
         ).item()
         if training.average is not None:
             training.average.update_parameters(training.network)
-    training.steps += 1
-    _require_finite(loss, f"batch loss at epoch {after:.4g}", training)
+    if not math.isfinite(loss):
+        after = epoch + 1 / training.steps_per_epoch
+        raise _non_finite(loss, f"batch loss at epoch {after:.4g}", training)
+    training.faults.require_finite()
     if training.method.jacobian:
-        training.jacobian_recorder.step(before, clock.seconds, training.optimizer.report)
-    progress.stepped(after, clock.seconds, loss_per_sample(problem, loss, batch))
+        report = training.optimizer.report
+        training.jacobian_recorder.step(epoch, training.clock.seconds, report)
+        if training.board:
+            training.board.stepped(training.steps + 1, report)
+    return loss
 
 
-def _schedule_step_size(training: Training, step: int, epoch: float) -> None:
+def _set_step_size(training: Training, epoch: float) -> None:
     settings, options = training.settings, training.options
-    if settings.schedule in (None, "constant"):
-        return
-    if options.epochs is not None:
-        done = epoch / options.epochs
-    else:
-        done = training.clock.seconds / options.time_budget
-    set_learning_rate(training.optimizer, settings.lr * factor(settings.schedule, step, done))
+    lr = training.faults.factor * settings.lr
+    if settings.schedule not in (None, "constant"):
+        if options.epochs is not None:
+            done = epoch / options.epochs
+        else:
+            done = training.clock.seconds / options.time_budget
+        lr *= factor(settings.schedule, training.steps, done)
+    set_learning_rate(training.optimizer, lr)
+
+
+def _meet(
+    training: Training, error: Exception, during: str, epoch: float, progress: Progress
+) -> None:
+    """Note a fault and tell it; raises the error again where the run does not survive it."""
+    seconds, lr = training.clock.seconds, training.settings.lr
+    where = {"step": training.steps, "epoch": epoch, "seconds": seconds}
+    event = training.faults.meet(error, during, lr, **where)
+    progress.warn(training.faults.told(event))
 
 
 def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | None:
@@ -116,13 +149,28 @@ def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | Non
 
 def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     problem, network, seconds = training.problem, training.evaluated, training.clock.seconds
-    losses = [mean_loss(problem, network, data) for data in (training.train, training.test)]
+    what, losses = f"training loss at epoch {epoch:.4g}", _mean_losses(training)
+    while training.faults.restores and not math.isfinite(losses[0]):
+        _meet(training, _non_finite(losses[0], what, training), "evaluation", epoch, progress)
+        training.faults.put_back()
+        losses = _mean_losses(training)  # of what the run goes on with
     measured = metrics(problem, network, training.test)
     # Those of an evaluation, whenever the run ends: within a step they may be half changed.
     training.latest = snapshot(network, seconds, losses[1])
     training.recorder.evaluation(epoch, seconds, *losses, measured, _conflict(training))
     progress.evaluated(*losses)
-    _require_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
+    if training.board:
+        training.board.evaluated(training.steps, training.recorder)
+    if math.isfinite(losses[0]):
+        training.faults.evaluated()
+    else:
+        _meet(training, _non_finite(losses[0], what, training), "evaluation", epoch, progress)
+
+
+def _mean_losses(training: Training) -> list[float]:
+    """Mean losses of training and test data."""
+    data = training.train, training.test
+    return [mean_loss(training.problem, training.evaluated, part) for part in data]
 
 
 def _conflict(training: Training) -> float:
@@ -134,9 +182,9 @@ def _conflict(training: Training) -> float:
     return next((report.smallest_cosine for report in reports if report is not None), math.nan)
 
 
-def _require_finite(loss: float, what: str, training: Training) -> None:
-    if not math.isfinite(loss):
-        raise hig.NonFiniteError(
-            f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
-            "try a smaller one with --lr, or --step-rule trust where the method has it"
-        )
+def _non_finite(loss: float, what: str, training: Training) -> hig.NonFiniteError:
+    lr = training.faults.factor * training.settings.lr
+    return hig.NonFiniteError(
+        f"the {what} is {loss}; the step size is {lr:g}, "
+        "try a smaller one with --lr, or --step-rule trust where the method has it"
+    )

@@ -1,5 +1,6 @@
 """What a run leaves behind: results, weights and a summary."""
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from experiments._machine import machine
 from experiments._run.progress import Progress
 from experiments._run.training import Training
 from experiments._run.weights import Pretraining, save
+
+# Options that leave the results as they are.
+_HIDDEN = ("quiet", "summary", "tensorboard", "resume", "checkpoint_every")
 
 
 def save_weights(training: Training, path: Path, names: dict[str, object]) -> dict[str, str]:
@@ -20,19 +24,26 @@ def save_weights(training: Training, path: Path, names: dict[str, object]) -> di
 
 
 def outcome(training: Training) -> dict[str, object]:
-    problem, options, earlier = training.problem, training.options, training.earlier
-    settings = {key: value for key, value in asdict(training.settings).items() if value is not None}
-    hidden = ("quiet", "resume", "checkpoint_every")
-    run_options = {key: value for key, value in asdict(options).items() if key not in hidden}
-    paths = {"out": str(options.out), "init_from": earlier and str(options.init_from)}
     return {
         **training.recorder.results(),
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
-        **_pretraining(earlier),
+        **_pretraining(training.earlier),
+        **({"faults": faults} if (faults := training.faults.events) else {}),
         **({"resumed_at": np.asarray(resumed)} if (resumed := training.resumed_at) else {}),
-        "sim_par": {**asdict(problem), **settings, **run_options, **paths},
-        "machine": {**machine(options.device), "processes": training.processes.size},
+        **circumstances(training),
         **_example(training),
+    }
+
+
+def circumstances(training: Training) -> dict[str, dict[str, object]]:
+    """What a run goes by and what it goes on, known before its first step."""
+    options, earlier = training.options, training.earlier
+    settings = {key: value for key, value in asdict(training.settings).items() if value is not None}
+    run_options = {key: value for key, value in asdict(options).items() if key not in _HIDDEN}
+    paths = {"out": str(options.out), "init_from": earlier and str(options.init_from)}
+    return {
+        "sim_par": {**asdict(training.problem), **settings, **run_options, **paths},
+        "machine": {**machine(options.device), "processes": training.processes.size},
     }
 
 
@@ -50,18 +61,31 @@ def _example(training: Training) -> dict[str, object]:
     return {"example": example} if example else {}
 
 
-def summarise(progress: Progress, results: dict[str, object], path: Path, checkpoint: Path) -> None:
+def summarise(
+    training: Training,
+    progress: Progress,
+    results: dict[str, object],
+    path: Path,
+    checkpoint: Path,
+) -> None:
+    """Tell how a run ended, its last and its best losses, and where its files are."""
+    if training.options.quiet and not training.options.summary:
+        return
     train, test = results["train_loss"], results["test_loss"]
     best = int(np.argmin(np.nan_to_num(test, nan=np.inf)))
     weights = ""
-    if results["sim_par"]["save_weights"]:
+    if training.options.save_weights:
         weights = f", {results.get('weights_file', 'no weights: they are not finite')}"
+    kinds = Counter(event["kind"] for event in results.get("faults", ()))
+    faults = "".join(f"\n  faults {count} {kind}" for kind, count in kinds.items())
+    board = f"\n  events {training.board.folder}" if training.board else ""
     left = f"\n  left   {checkpoint}: --resume goes on from it" if checkpoint.exists() else ""
-    progress.say(
+    progress.warn(
         f"{results['label']} stopped: {results['stopped']}\n"
         f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "
         f"(epoch {results['epochs'][-1]:.4g}, {results['simulation_time']:.4g} s of training)\n"
         f"  best   train {train[best]:.4e}   test {test[best]:.4e}   "
         f"(epoch {results['epochs'][best]:.4g})\n"
-        f"  files  {path}, {path.with_suffix('.txt').name}{weights}{left}"
+        f"  files  {path}, {path.with_suffix('.txt').name}{weights}"
+        f"{board}{faults}{left}"
     )

@@ -1,5 +1,6 @@
 """Progress of a run on stderr: a bar on a terminal, plain lines elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from experiments._run.options import Options
 
 # In a log file the next line comes after a tenth of the time so far, within these bounds.
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 5.0, 60.0
+
+# What the bar and its frame take of a line of a terminal.
+BAR_WIDTH = 20
 
 
 class Progress:
@@ -42,7 +46,9 @@ class Progress:
         self._started = now()
         self._due = self._started + SHORTEST_INTERVAL
         self._steps = 0
-        self._losses = ""
+        self._first: tuple[float, float] | None = None
+        self._losses: list[str] = []
+        self._room = math.inf
         self._bar = self._make_bar()
 
     def __enter__(self) -> Self:
@@ -54,7 +60,7 @@ class Progress:
 
     def evaluated(self, train_loss: float, test_loss: float) -> None:
         """Take up new mean losses."""
-        self._losses = f"test {test_loss:.2e}, train {train_loss:.2e}"
+        self._losses = [f"test {test_loss:.2e}", f"train {train_loss:.2e}"]
 
     def stepped(self, epoch: float, seconds: float, loss: float) -> None:
         """Show that a step is done.
@@ -68,6 +74,7 @@ class Progress:
         if self._quiet:
             return
         done = min(seconds if self._timed else epoch, self._total)
+        self._first = self._first or (self._now(), done)
         text = self._text(epoch, seconds, loss, done)
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
@@ -94,8 +101,10 @@ class Progress:
         if self._quiet or not self._stream.isatty():
             return None
         number = "{n:.0f}/{total:.0f} s" if self._timed else "epoch {n:.2f}/{total}"
+        widest = number.format(n=self._total, total=self._total)
         layout = f"{{desc}} {{percentage:3.0f}}%|{{bar}}| {number}{{postfix}}"
         size = get_terminal_size()  # 80 × 24 where the terminal does not know, as in containers
+        self._room = size.columns - len(self._label) - len(widest) - BAR_WIDTH
         return tqdm(
             total=self._total,
             desc=self._label,
@@ -111,10 +120,19 @@ class Progress:
         return f"epoch {done:.2f} of {self._total}"
 
     def _text(self, epoch: float, seconds: float, loss: float, done: float) -> str:
-        left = (self._total - done) * seconds / done if done > 0 else float("inf")
         rate = self._steps / seconds if seconds > 0 else 0.0
-        # The most wanted first: a narrow terminal cuts off the end.
-        parts = [f"{left:.0f} s left", f"{rate:.3g} steps/s", self._losses, f"batch {loss:.2e}"]
+        # The most wanted first: on a narrow terminal those at the end find no room.
+        parts = [*self._left(done), *self._losses, f"{rate:.3g} steps/s", f"batch {loss:.2e}"]
         if self._timed:
             parts.append(f"epoch {epoch:.2f}")
-        return ", ".join(part for part in parts if part)
+        while parts and len(", ".join(parts)) > self._room:
+            parts.pop()
+        return ", ".join(parts)
+
+    def _left(self, done: float) -> list[str]:
+        """Time left, with what evaluations and checkpoints take; nothing after a single step."""
+        start, before = self._first
+        if done <= before:
+            return []
+        left = (self._total - done) * (self._now() - start) / (done - before)
+        return [f"{left:.0f} s left" if left < 100 else f"{tqdm.format_interval(left)} left"]

@@ -134,8 +134,9 @@ class JacobianRecorder:
         if len(parts) > 1:
             return
         report = parts[0]
+        rank = int(report.rank)  # first: its decomposition may fail
         self.seconds.append(seconds)
-        self.rank.append(int(report.rank))
+        self.rank.append(rank)
         self.step_size.append(float(step_size))
         self.notes.update(dict.fromkeys(report.notes))
         if self.shape is None:

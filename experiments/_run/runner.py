@@ -1,20 +1,24 @@
 """A run from its settings to its results, the same for all problems and methods."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import hig
 from experiments._methods import METHODS
+from experiments._origin import origin
 from experiments._run import names
+from experiments._run.board import Board, folder_of, writer_class
 from experiments._run.checkpoint import Checkpoints, identity
 from experiments._run.loop import begin, train
 from experiments._run.options import Options
-from experiments._run.outcome import outcome, save_weights, summarise
+from experiments._run.outcome import circumstances, outcome, save_weights, summarise
 from experiments._run.processes import Processes
 from experiments._run.progress import Progress
 from experiments._run.setup import check_shares, prepare
 from experiments._run.signals import EXIT_STATUS, Signals
+from experiments._run.training import Training
 from experiments._run.weights import load
 from problems import Problem, Settings, SeveralLosses
 
@@ -36,11 +40,15 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     A run that is interrupted from the keyboard, terminated by a signal or meets a non-finite loss
     ends early; what it has recorded is saved all the same and ``stopped`` tells the reason. So it
     is before an error is passed on that comes from the simulator, from the decomposition or for
-    want of memory.
+    want of memory. Numerical faults are survived where ``options.on_fault`` says so, and listed in
+    ``faults``.
 
     A checkpoint lies beside the result file while the run lasts, and stays where it has been cut
     short. With ``options.resume`` a run goes on from there as if nothing had happened, and the
     results tell by ``resumed_at`` at which training times that was.
+
+    With ``options.tensorboard`` losses, metrics and, of Jacobian methods, the latest step are
+    written as they come, to an event file in ``<out>/tensorboard``, which takes no training time.
 
     Under ``torchrun`` each process takes its share of every batch, and the steps are those of one
     process. All of them evaluate; the first one has the clock and writes.
@@ -64,17 +72,24 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         UnsafeResultError: If it asks for anything but tensors and plain Python; a `ValueError`.
         OSError: If the output directory cannot be made.
         ResultsError: If the results cannot be written; an `OSError`.
+        BoardError: If TensorBoard cannot be written for; a `RuntimeError`.
         ProcessesError: If several processes cannot share the run; a `ValueError`.
+        MemoryError: If there is too little; a `RuntimeError` where torch wants it.
         RuntimeError: If the simulator fails, or another of several processes.
         DecompositionError: If no decomposition of a Jacobian converges.
     """
     _check_method(problem, method)
+    begun = origin()  # not later: the files of the code may change while the run lasts
     processes = Processes()
     processes.check(problem, METHODS[method])
     if options.resume:
         processes.alone("--resume")
+    if options.on_fault != "raise":  # what goes back must do so on all of them
+        processes.alone(f"--on-fault {options.on_fault}")
     if processes.rank > 0:
-        options = replace(options, quiet=True)
+        options = replace(options, quiet=True, summary=False, tensorboard=False)
+    if options.tensorboard:
+        writer_class()  # an error now, not after the data are made
     settings = _as_published(problem, method, settings)
     earlier = load(options.init_from, problem.name) if options.init_from else None
     differences = names.deviations(problem, method, settings, options)
@@ -93,11 +108,13 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         with Progress(label, options) as progress:
             checkpoints = Checkpoints(path, course, options.checkpoint_every, progress.warn)
             begin(training, checkpoints, progress)
-            stopped, failure = train(training, checkpoints, signals, progress)
+            with _board(training, path, begun, progress):
+                stopped, failure = train(training, checkpoints, signals, progress)
         results = {
             **heading,
             "stopped": stopped,
             **({"tested_by": problem.tested_by} if problem.tested_by else {}),
+            "origin": begun,
             **outcome(training),
         }
         with _told_what_to_do():
@@ -106,11 +123,22 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
                 hig.save_results(path, results)
         if processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
             checkpoints.remove()
-        summarise(progress, results, path, checkpoints.path)
+        summarise(training, progress, results, path, checkpoints.path)
     processes.wait()
     if failure:
         raise failure
     return results
+
+
+def _board(
+    training: Training, path: Path, begun: dict[str, str], progress: Progress
+) -> AbstractContextManager[Board | None]:
+    """What writes for TensorBoard, if that is wanted, with the circumstances written."""
+    if not training.options.tensorboard:
+        return nullcontext()
+    training.board = Board(folder_of(path), training.steps, progress.warn)
+    training.board.described(training.steps, {"origin": begun, **circumstances(training)})
+    return training.board
 
 
 def _check_method(problem: Problem, method: str) -> None:

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from experiments._methods import Method
 from experiments._run.batches import Batches
 from experiments._run.clock import TrainingClock
+from experiments._run.faults import Faults
 from experiments._run.options import DTYPES, Options
 from experiments._run.processes import Processes
 from experiments._run.schedule import schedule
@@ -52,21 +53,25 @@ def prepare(
     train, test = problem.data(generator(options.seed, DATA_STREAM))
     train, test = _placed(train, **target), _placed(test, **target)
     batches = generator(options.seed, BATCH_STREAM + (earlier.runs if earlier else 0))
+    optimizer = method.optimizer(list(network.parameters()), settings, problem.loss_reduction)
+    average = _average(network, options)
+    changing = [part for part in (network, optimizer, average) if part is not None]
     return Training(
         problem,
         method,
         settings,
         options,
         network,
-        method.optimizer(list(network.parameters()), settings, problem.loss_reduction),
+        optimizer,
         train,
         test,
         Batches(problem, train, settings.batch_size, batches),
         schedule(problem, math.ceil(samples(train) / settings.batch_size), options),
         TrainingClock(options.device, options.clock),
         earlier,
-        _average(network, options),
+        average,
         processes,
+        Faults(options.on_fault, options.max_faults, changing),
     )
 
 

@@ -10,7 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from experiments._methods import Method, Optimizer
 from experiments._run.batches import Batches
+from experiments._run.board import Board
 from experiments._run.clock import TrainingClock
+from experiments._run.faults import Faults
 from experiments._run.options import Options
 from experiments._run.processes import Processes
 from experiments._run.recorder import JacobianRecorder, Recorder
@@ -20,7 +22,7 @@ from problems import Problem, Settings, samples
 
 # Parts with a state of their own; `average` and `jacobian_recorder` may have none.
 _PARTS = ("network", "average", "optimizer", "batches", "evaluations", "recorder")
-_PARTS += ("jacobian_recorder",)
+_PARTS += ("jacobian_recorder", "faults")  # faults last: they may remember where the others are
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Training:
         latest: Weights at the last evaluation, None before the first.
         steps: Steps that have been taken.
         resumed_at: Training time at which the run went on after each interruption.
+        board: Takes part in evaluations and steps where TensorBoard is wanted.
     """
 
     problem: Problem
@@ -47,11 +50,13 @@ class Training:
     earlier: Pretraining | None
     average: AveragedModel | None
     processes: Processes
+    faults: Faults
     latest: Snapshot | None = None
     steps: int = 0
     resumed_at: list[float] = field(default_factory=list)
     recorder: Recorder = field(default_factory=Recorder)
     jacobian_recorder: JacobianRecorder = field(default_factory=JacobianRecorder)
+    board: Board | None = None
 
     @property
     def steps_per_epoch(self) -> int:

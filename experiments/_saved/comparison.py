@@ -53,19 +53,28 @@ def _table(runs: Sequence[Run], quantity: str, target: float | None) -> str:
     ordered = sorted(experiments.values(), key=lambda seeds: np.median([r.final for r in seeds]))
     columns = ["method", "seeds", f"final {quantity} loss", "best", "training s", "steps", "epochs"]
     columns += [] if target is None else [f"s to {target:g}"]
-    lines = [_line([*columns, "stopped"]), f"|---|{'---:|' * (len(columns) - 1)}---|"]
+    lines = [[*columns, "stopped"]]
     for seeds in ordered:
         cells = [seeds[0].experiment[-1].replace("|", r"\|"), str(len(seeds))]
         for name, shown in _NUMBERS.items():
             cells.append(_median_and_range([getattr(run, name) for run in seeds], shown))
         if target is not None:
             cells.append(_to_target([run.seconds_to(target) for run in seeds]))
-        lines.append(_line([*cells, _reasons(seeds)]))
-    return "\n".join(lines)
+        lines.append([*cells, _reasons(seeds)])
+    return _markdown(lines)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table in a terminal too: words at both ends to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = []
+    for line in lines:
+        first, *numbers, last = zip(line, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in numbers)]
+        texts.append(f"| {' | '.join([*cells, last[0].ljust(last[1])])} |")
+    first, *numbers, last = ("-" * (width + 1) for width in widths)
+    texts.insert(1, f"|-{'|'.join([first, *(f'{dashes}:' for dashes in numbers), last])}-|")
+    return "\n".join(texts)
 
 
 def _median_and_range(numbers: Sequence[float], shown: Callable[[float], str]) -> str:
@@ -75,8 +84,8 @@ def _median_and_range(numbers: Sequence[float], shown: Callable[[float], str]) -
 
 def _to_target(seconds: Sequence[float]) -> str:
     reached = [number for number in seconds if not math.isnan(number)]
-    share = f"({len(reached)} of {len(seconds)})"
-    return f"{_amount(float(np.median(reached)))} {share}" if reached else f"– {share}"
+    share = f"{len(reached)} of {len(seconds)}"
+    return f"{_median_and_range(reached, _amount) if reached else '–'}, {share}"
 
 
 def _loss(number: float) -> str:

@@ -1,23 +1,46 @@
 """The folders that result files go to."""
 
+import os
 import sys
 from pathlib import Path
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder of ``--out`` before anything is computed that would be lost without it.
+def make_folder(folder: Path, option: str = "--out") -> None:
+    """Make the folder of an option before anything is computed that would be lost without it.
 
     Args:
         folder: Where files are going to be written; parents that are missing are made too.
+        option: What the user gave it by, for the error text.
 
     Raises:
-        SystemExit: With an error message, where something else has the name or it cannot be made.
+        SystemExit: With an error message, where something else has the name, it cannot be made or
+            nothing can be written in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         there = "a file of this name exists" if folder.is_file() else error.strerror
         sys.exit(
-            f"error: --out must be a folder that is there or can be made, got {folder}: {there}; "
-            "give another one, such as --out results"
+            f"error: {option} must be a folder that is there or can be made, got {folder}: "
+            f"{there}; give another one, such as results"
         )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        sys.exit(
+            f"error: {option} must be a folder that can be written to, got {folder}: Permission "
+            "denied; give another one, such as results"
+        )
+
+
+def make_place(file: Path, option: str) -> None:
+    """The same for a file: its folder is made, and it is no folder itself.
+
+    Args:
+        file: Where a file is going to be written.
+        option: What the user gave it by, for the error text.
+
+    Raises:
+        SystemExit: As for `make_folder`.
+    """
+    if file.is_dir():
+        sys.exit(f"error: {option} must be a file, got the folder {file}; add a name")
+    make_folder(file.parent, f"the folder of {option}")

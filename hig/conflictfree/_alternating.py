@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from hig._arguments import check_count
 from hig._errors import described
 from hig.conflictfree._backward import accumulate, require_reached
-from hig.conflictfree._checks import check_count, check_state
+from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_gradients import differentiate
 from hig.conflictfree._momentum import MomentumOperator
 from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator

@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from hig._arguments import check_same_device, check_tensor
+
 __all__ = ["estimate_conflict", "get_cos_similarity", "transfer_coef_double", "unit_vector"]
 
 
@@ -17,7 +19,12 @@ def unit_vector(vector: Tensor, warn_zero: bool = False) -> Tensor:
 
     Returns:
         (P,), dtype of ``vector``; zero for a zero vector.
+
+    Raises:
+        TypeError: it is no real floating-point tensor.
+        ValueError: it has another number of axes.
     """
+    check_tensor(vector, "vector", 1)
     vector = vector.detach()
     unit = _units(vector.unsqueeze(0))[0]
     if warn_zero and not bool(unit.any()):
@@ -34,7 +41,19 @@ def get_cos_similarity(vector1: Tensor, vector2: Tensor) -> Tensor:
 
     Returns:
         A scalar, dtype of ``vector1``; zero where one of both is zero.
+
+    Raises:
+        TypeError: one of both is no real floating-point tensor.
+        ValueError: they are not two vectors of one length on one device.
     """
+    check_tensor(vector1, "vector1", 1)
+    check_tensor(vector2, "vector2", 1)
+    check_same_device({"vector1": vector1, "vector2": vector2})
+    if len(vector1) != len(vector2):
+        raise ValueError(
+            f"vector1 and vector2 must have one length, got {len(vector1)} and {len(vector2)}; "
+            "take gradients by the same parameters"
+        )
     units = [_units(vector.detach().unsqueeze(0))[0] for vector in (vector1, vector2)]
     return torch.dot(*units).to(vector1.dtype)
 
@@ -47,7 +66,12 @@ def estimate_conflict(gradients: Tensor) -> Tensor:
 
     Returns:
         (m,), dtype of ``gradients``; zero for a zero gradient.
+
+    Raises:
+        TypeError: they are no real floating-point tensor.
+        ValueError: they have another number of axes.
     """
+    check_tensor(gradients, "gradients", 2)
     rows = gradients.detach().double()
     total = _units(rows.sum(0, keepdim=True))[0]
     return (_units(rows) @ total).to(gradients.dtype)

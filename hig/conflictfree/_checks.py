@@ -1,14 +1,14 @@
-"""What users give in place of operators, models, counts and states, checked before it is used."""
+"""What users give in place of operators, models and states, checked before it is used."""
 
-import operator as operators
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
+from hig._arguments import check_count
 from hig._errors import described
 
-__all__ = ["check_combined", "check_count", "check_model", "check_operator", "check_state"]
+__all__ = ["check_combined", "check_index", "check_model", "check_operator", "check_state"]
 
 
 def check_operator(operator: object, name: str = "operator") -> None:
@@ -33,6 +33,23 @@ def check_operator(operator: object, name: str = "operator") -> None:
             f"{name} must map gradients (m, P) to a direction (P,), got {described(operator)}; "
             "take ConFIGOperator() or another one of hig.conflictfree"
         )
+
+
+def check_index(index: Any, losses: int) -> int:
+    """Return the number of a loss.
+
+    Args:
+        index: what was given.
+        losses: how many there are.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: there is no such loss.
+    """
+    number = check_count(index, "the number of a loss", "losses count from 0", least=None)
+    if not 0 <= number < losses:
+        raise ValueError(f"losses count from 0 to {losses - 1}, got {number}")
+    return number
 
 
 def check_model(model: object, name: str, method: str, example: str) -> None:
@@ -76,29 +93,6 @@ def check_combined(direction: object, matrix: Tensor) -> None:
             f"the operator must map {shape} to one of shape {expected}, got "
             f"{tuple(direction.shape)}; return a combination of the rows, such as matrix.sum(0)"
         )
-
-
-def check_count(count: Any, name: str, remedy: str = "") -> int:
-    """Return a whole number that is at least 1.
-
-    Args:
-        count: the number.
-        name: what the argument is called.
-        remedy: what to do, if there is more to say.
-
-    Raises:
-        TypeError: it is no whole number.
-        ValueError: it is less than 1.
-    """
-    try:
-        number = operators.index(count)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be a whole number, got {described(count)}{remedy and f'; {remedy}'}"
-        ) from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}{remedy and f'; {remedy}'}")
-    return number
 
 
 def check_state(state_dict: object, owner: object, *names: str) -> None:

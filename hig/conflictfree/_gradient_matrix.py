@@ -7,16 +7,18 @@ These are computed in float64, once, and brought to the CPU; what follows is ari
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
-from hig._errors import NonFiniteError
+from hig._arguments import check_dense, check_same_device, check_tensor
+from hig._converging import converging, eigenvectors, thin_svd
+from hig._errors import NonFiniteError, described
 
-__all__ = ["Combination", "GradientMatrix", "check_finite"]
+__all__ = ["Combination", "GradientMatrix", "as_matrix", "check_finite"]
 
 # Left vectors, values, and what makes a vector of components along the right vectors.
 Singular = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
@@ -73,7 +75,7 @@ class GradientMatrix:
     """
 
     def __init__(self, gradients: Tensor | Sequence[Tensor]):
-        self.rows = _as_matrix(gradients)
+        self.rows = as_matrix(gradients)
         self.rcond = 8 * len(self.rows) * torch.finfo(self.rows.dtype).eps
         self._width = max(1, CHUNK_ENTRIES // len(self.rows))
         self._only_chunk = self.rows.double() if self.rows.shape[1] <= self._width else None
@@ -199,11 +201,11 @@ class GradientMatrix:
         if not exact:
             complete = len(active) == len(self.norms)
             gram = self.cosines if complete else self.cosines[active][:, active]
-            squares, left = torch.linalg.eigh(gram)
+            squares, left = converging(eigenvectors, gram, [])
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
                 return left, squares.sqrt(), None
         basis, triangle = torch.linalg.qr(self._units(active).T)
-        left, values, right = torch.linalg.svd(triangle.T.cpu(), full_matrices=False)
+        left, values, right = converging(thin_svd, triangle.T.cpu(), [])
         keep = values > self.rcond * values[0]
         rotation = right[keep].T
 
@@ -242,9 +244,26 @@ def check_finite(rows: Tensor, losses: Sequence[int] | None = None) -> None:
         )
 
 
-def _as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
+def as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
+    """Gradients as one matrix (m, P), without a graph.
+
+    Args:
+        gradients: (m, P), or a sequence of m vectors (P,).
+
+    Raises:
+        TypeError: they are not real floating-point tensors.
+        ValueError: they do not form a matrix with m > 0.
+    """
     if not isinstance(gradients, Tensor):
+        if not isinstance(gradients, Iterable):
+            raise TypeError(
+                f"gradients must be a matrix (m, P) or m vectors, got {described(gradients)}; "
+                "loss_gradients(losses, parameters) makes one"
+            )
         gradients = list(gradients)
+        for number, gradient in enumerate(gradients):
+            check_tensor(gradient, f"the gradient of loss {number}")
+        check_same_device({f"gradient {i}": gradient for i, gradient in enumerate(gradients)})
         shapes = {tuple(gradient.shape) for gradient in gradients}
         if len(shapes) > 1:
             raise ValueError(
@@ -264,6 +283,7 @@ def _as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
             f"gradients must be real floating point, got {gradients.dtype}; for complex "
             "parameters use their real view (torch.view_as_real)"
         )
+    check_dense(gradients, "gradients")
     return gradients.detach()
 
 

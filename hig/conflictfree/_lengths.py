@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hig._arguments import check_count
 from hig.conflictfree._angles import unit_vector
 
 __all__ = [
@@ -198,10 +199,13 @@ class TrackSpecific(TrackedLength):
 
     Args:
         track_id: number of its loss; negative numbers count from the last.
+
+    Raises:
+        TypeError: it is no whole number.
     """
 
     def __init__(self, track_id: int):
-        self.track_id = track_id
+        self.track_id = check_count(track_id, "track_id", "give that of a loss", least=None)
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         if not -len(grad_norms) <= self.track_id < len(grad_norms):

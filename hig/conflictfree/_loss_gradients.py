@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from hig._arguments import check_choice
 from hig._errors import described
 from hig._graph import nodes_behind
 from hig.conflictfree._vectors import Parameters, trainable
@@ -78,8 +79,7 @@ def differentiate(
         ValueError: a loss is not a scalar or has no graph.
     """
     _check(losses)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    check_choice(method, "method", METHODS)
     # On a CPU a vectorised pass is no faster, unless the graph is so small that neither takes time.
     on_gpu = losses[0].is_cuda
     if method == "batched" or (method == "auto" and on_gpu and _fewer_launches(losses)):

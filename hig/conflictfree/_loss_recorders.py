@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hig.conflictfree._checks import check_count, check_state
+from hig._arguments import FRACTION, check_count, check_number
+from hig.conflictfree._checks import check_index, check_state
 
 __all__ = ["LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "as_list"]
 
@@ -89,11 +90,9 @@ class LossRecorder:
             raise ValueError(
                 f"there must be one value per loss, got {len(losses)} for losses {indexes}"
             )
-        for index in indexes:
-            if not 0 <= index < self.num_losses:
-                raise ValueError(f"losses count from 0 to {self.num_losses - 1}, got {index}")
+        indexes = [check_index(index, self.num_losses) for index in indexes]
         values = [loss.detach() if isinstance(loss, Tensor) else loss for loss in losses]
-        return list(zip(map(int, indexes), values, strict=True))
+        return list(zip(indexes, values, strict=True))
 
 
 class LatestLossRecorder(LossRecorder):
@@ -127,6 +126,7 @@ class MomentumLossRecorder(LossRecorder):
         t: how many values each loss has had.
 
     Raises:
+        TypeError: a beta is no number, or ``num_losses`` no whole one.
         ValueError: a number is out of its range, or there is not one beta per loss.
     """
 
@@ -135,10 +135,12 @@ class MomentumLossRecorder(LossRecorder):
         self.betas = as_list(betas)
         if len(self.betas) == 1:
             self.betas = self.betas * num_losses
-        if len(self.betas) != num_losses or not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != num_losses:
             raise ValueError(
                 f"betas must be a number in [0, 1) or one per loss ({num_losses}), got {betas}"
             )
+        for beta in self.betas:
+            check_number(beta, "betas", FRACTION, "0.9 averages over some ten values")
         self.m: list[Any] = [0.0] * num_losses
         self.t = [0] * num_losses
 

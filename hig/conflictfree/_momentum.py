@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig.conflictfree._checks import check_count, check_model, check_operator, check_state
+from hig._arguments import FRACTION, check_count, check_number
+from hig.conflictfree._checks import check_index, check_model, check_operator, check_state
 from hig.conflictfree._config import ConFIGOperator
-from hig.conflictfree._gradient_matrix import check_finite
+from hig.conflictfree._gradient_matrix import as_matrix, check_finite
 from hig.conflictfree._loss_recorders import LossRecorder, as_list
 from hig.conflictfree._operator import Operator, write_gradient
 from hig.conflictfree._report import ConflictReport
@@ -38,7 +39,8 @@ class MomentumOperator:
         t_grads: how many gradients of each loss have been seen.
 
     Raises:
-        TypeError: ``num_vectors`` is no whole number, or a part is a class or none.
+        TypeError: ``num_vectors`` is no whole number, a beta no number, or a part is a class or
+            none.
         ValueError: a number is out of its range.
     """
 
@@ -52,8 +54,7 @@ class MomentumOperator:
     ):
         num_vectors = check_count(num_vectors, "num_vectors", "give the number of losses")
         for name, beta in (("beta_1", beta_1), ("beta_2", beta_2)):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {beta}")
+            check_number(beta, name, FRACTION, "0.9 and 0.999 are Adam's")
         self.num_vectors = num_vectors
         self.beta_1, self.beta_2 = beta_1, beta_2
         gradient_operator = ConFIGOperator() if gradient_operator is None else gradient_operator
@@ -165,10 +166,10 @@ class MomentumOperator:
 
         Raises before anything has changed.
         """
-        indexes = [int(index) for index in as_list(indexes)]
-        rows = grads if isinstance(grads, Tensor) else torch.stack(list(grads))
-        rows = rows.detach()
-        rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
+        indexes = [check_index(index, self.num_vectors) for index in as_list(indexes)]
+        if isinstance(grads, Tensor) and grads.ndim == 1:
+            grads = grads.unsqueeze(0)
+        rows = as_matrix(grads)
         expected = (len(indexes), rows.shape[-1] if self.m is None else self.m.shape[1])
         if rows.shape != expected:
             raise ValueError(
@@ -176,9 +177,6 @@ class MomentumOperator:
                 f"{tuple(rows.shape)}; where only some losses reach a parameter, use "
                 "get_gradient_vector(..., none_grad_mode='zero')"
             )
-        for index in indexes:
-            if not 0 <= index < self.num_vectors:
-                raise ValueError(f"losses count from 0 to {self.num_vectors - 1}, got {index}")
         check_finite(rows, indexes)
         if losses is not None:
             if self.loss_recorder is None:

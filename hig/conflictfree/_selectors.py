@@ -5,6 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from hig._arguments import check_count
+from hig._errors import described
+from hig.conflictfree._checks import check_state
+
 __all__ = ["OrderedSliceSelector", "RandomSliceSelector", "has_zero"]
 
 
@@ -42,7 +46,12 @@ class OrderedSliceSelector:
         return {"start_index": self.start_index}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another selector was."""
+        """Go on where another selector was.
+
+        Raises:
+            ValueError: the state is of something else.
+        """
+        check_state(state_dict, self, "start_index")
         self.start_index = state_dict["start_index"]
 
 
@@ -52,10 +61,18 @@ class RandomSliceSelector:
     Args:
         generator: the source of randomness; numpy's global one if None, which is not part of the
             ``state_dict``.
+
+    Raises:
+        TypeError: the generator is none of numpy's.
     """
 
     # In quotes: numpy imports its random numbers when they are first named.
     def __init__(self, generator: "np.random.Generator | None" = None):
+        if generator is not None and not isinstance(generator, np.random.Generator):
+            raise TypeError(
+                f"generator must be one of numpy, got {described(generator)}; make it with "
+                "np.random.default_rng(seed)"
+            )
         self.generator = generator
 
     def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
@@ -103,7 +120,7 @@ def has_zero(lists: Sequence[Any]) -> bool:
 
 
 def _check(n: int, length: int) -> None:
-    if not 0 < n <= length:
+    if check_count(n, "n", least=None) < 1 or n > length:
         raise ValueError(f"n must be between 1 and the length of the sequence, {length}, got {n}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from hig._arguments import check_choice, check_tensor
 from hig._errors import described
 
 __all__ = [
@@ -130,7 +131,7 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
         RuntimeError: a gradient is None with "raise", or every one with "skip".
         ValueError: an unknown mode.
     """
-    _check_mode("none_grad_mode", none_grad_mode, ("raise", "zero", "skip"))
+    check_choice(none_grad_mode, "none_grad_mode", ("raise", "zero", "skip"))
     parts = []
     for parameter in tensors_of(network):
         if parameter.grad is not None:
@@ -166,10 +167,12 @@ def apply_gradient_vector(
             vector, "pad_zero" zeros, "skip" nothing. Frozen parameters never get any.
 
     Raises:
+        TypeError: it is no real floating-point tensor.
         ValueError: the vector has another length, or a mode is unknown; no gradient has changed.
     """
-    _check_mode("none_grad_mode", none_grad_mode, ("zero", "skip"))
-    _check_mode("zero_grad_mode", zero_grad_mode, ("skip", "pad_zero", "pad_value"))
+    check_choice(none_grad_mode, "none_grad_mode", ("zero", "skip"))
+    check_choice(zero_grad_mode, "zero_grad_mode", ("skip", "pad_zero", "pad_value"))
+    check_tensor(grad_vec, "grad_vec")
     parameters = tensors_of(network)
     if none_grad_mode == "skip":
         parameters = [p for p in parameters if p.grad is not None]
@@ -189,6 +192,7 @@ def apply_gradient_vector_para_based(network: Parameters, grad_vec: Tensor) -> N
         grad_vec: (P,).
 
     Raises:
+        TypeError: it is no real floating-point tensor.
         ValueError: the vector has another length; no gradient has changed.
     """
     apply_gradient_vector(network, grad_vec, none_grad_mode="zero")
@@ -202,8 +206,10 @@ def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
         para_vec: (P,).
 
     Raises:
+        TypeError: it is no real floating-point tensor.
         ValueError: the vector has another length; no parameter has changed.
     """
+    check_tensor(para_vec, "para_vec")
     with torch.no_grad():
         for parameter, part in slices(para_vec.detach(), tensors_of(network)):
             parameter.copy_(part)
@@ -231,8 +237,3 @@ def _concatenate(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ValueError("there is no parameter; pass a network or [*network.parameters(), ...]")
     return torch.cat([part.reshape(-1) for part in parts])
-
-
-def _check_mode(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hig._arguments import check_tensor
+
 __all__ = ["EqualWeight", "WeightModel"]
 
 
@@ -57,8 +59,10 @@ class EqualWeight(WeightModel):
             (m,), dtype of the gradients.
 
         Raises:
-            ValueError: without gradients.
+            TypeError: the gradients are no real floating-point tensor.
+            ValueError: without gradients, or for another number of axes.
         """
         if gradients is None:
             raise ValueError("EqualWeight needs the gradients, got None; pass gradients=")
+        check_tensor(gradients, "gradients", 2)
         return torch.ones(len(gradients), dtype=gradients.dtype, device=device or gradients.device)

@@ -65,6 +65,20 @@ def test_everything_can_be_set():
     assert (options.dtype, options.out, options.quiet) == ("float64", Path("there"), True)
 
 
+def test_watching():
+    _, _, options = parse(PROBLEM, "adam", [])
+    assert (options.summary, options.tensorboard) == (False, False)
+    _, _, options = parse(PROBLEM, "adam", ["--quiet", "--summary", "--tensorboard"])
+    assert (options.quiet, options.summary, options.tensorboard) == (True, True, True)
+
+
+def test_faults():
+    options = parse(PROBLEM, "hig", [])[2]
+    assert (options.on_fault, options.max_faults) == ("raise", 10)
+    options = parse(PROBLEM, "hig", ["--on-fault=restore", "--max-faults=3"])[2]
+    assert (options.on_fault, options.max_faults) == ("restore", 3)
+
+
 def test_weights():
     _, _, options = parse(PROBLEM, "adam", ["--save-weights", "--init-from", "there/a.weights"])
     assert options.save_weights

@@ -24,6 +24,7 @@ def test_table_and_json(tmp_path, capsys):
         assert row["peak_mb"] >= 0
         assert f"| {case} |" in printed
     assert report["machine"]["torch"] in printed
+    assert report["origin"].keys() == {"command", "revision", "started"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from experiments import phases
 def test_every_phase_has_a_row(tmp_path, capsys):
     path = tmp_path / "phases.json"
     phases.main(["conditioning_toy", "--rounds", "2", "--json", str(path)])
-    (rows,) = json.loads(path.read_text())["problems"].values()
+    report = json.loads(path.read_text())
+    assert report["origin"].keys() == {"command", "revision", "started"}
+    (rows,) = report["problems"].values()
     names = [row["phase"] for row in rows]
     assert names == [
         "forward", "loss gradient", "jacobian", "gram", "decomposition", "direction", "update",

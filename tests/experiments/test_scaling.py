@@ -69,6 +69,7 @@ def test_result_files_and_the_command_to_draw_them(tmp_path, capsys):
     assert path.name == "scaling_rows_hig.pickle"
     assert (results["axis"], results["label"]) == ("rows", "HIG")
     assert results["machine"].keys() == machine("cpu").keys()
+    assert results["origin"].keys() == {"command", "revision", "started"}
     assert results["size"].tolist() == results["rows"].tolist() == [8, 16]
     assert np.all(results["seconds_per_step"] > 0) and np.all(results["peak_bytes"] >= 0)
     assert "8 rows: HIG" in printed and f"python -m plots.scaling {path}" in printed

@@ -22,6 +22,7 @@ def test_result_files_and_the_command_to_draw_them(tmp_path, capsys):
         results = hig.load_results(path)
         assert (results["problem"], results["method"]) == ("conditioning_toy", method)
         assert results["machine"] == machine("cpu")
+        assert results["origin"].keys() == {"command", "revision", "started"}
         assert results["batch_size"].tolist() == [2, 4]
         assert results["batch_size"].dtype == np.int64
         assert results["rows"].tolist() == [4, 8]

@@ -1,5 +1,6 @@
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,4 +125,5 @@ def test_both_ways_to_call_a_script(call, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "stopped: epochs" in done.stderr
-    assert len(list((tmp_path / "results").glob("*.pickle"))) == 1
+    (path,) = (tmp_path / "results").glob("*.pickle")
+    assert hig.load_results(path)["origin"]["command"] == shlex.join(["python", *line[1:]])

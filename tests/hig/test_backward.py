@@ -207,10 +207,11 @@ def limited(monkeypatch, most, error):
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("CUDA error: out of memory, nothing to allocate"),
 ]
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["device", "cpu"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["device", "cpu", "driver"])
 @pytest.mark.parametrize(
     ("most", "sizes", "chunk"),
     [(6, [12, 6, 6], 6), (3, [12, 6, 3, 3, 3, 3], 3), (1, [12, 6, 3] + [1] * 12, 1)],
@@ -249,7 +250,7 @@ def test_memory_that_runs_out_half_way_loses_no_row(monkeypatch):
     assert relative_error(found, expected) < 1e-14
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["device", "cpu"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["device", "cpu", "driver"])
 def test_a_single_pass_that_does_not_fit_is_an_error(monkeypatch, error):
     prediction, parameters, _ = problem()
     seen = limited(monkeypatch, 0, error)

@@ -95,5 +95,5 @@ def test_a_decomposition_that_does_not_converge(monkeypatch):
         raise torch.linalg.LinAlgError("no convergence")
 
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
-    with pytest.raises(DecompositionError, match=r"\(1, 3, 3\) factor with largest entry .*lr"):
+    with pytest.raises(DecompositionError, match=r"\(1, 3, 3\) matrix with largest entry .*lr"):
         damped_power(spd(1, 3), spd(1, 4), 0.75, 0.1)

@@ -352,10 +352,12 @@ def test_nothing_changes_where_numbers_are_not_finite(where):
         ({"damping": math.inf}, "damping must be positive and finite, got inf"),
         ({"graft": "adam"}, "graft must be one of .*'global'.*, got 'adam'"),
         ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
-        ({"probe_every": 0}, "probe_every must be a whole number, at least 1, got 0"),
-        ({"refresh_every": 2.5}, "refresh_every must be a whole number, at least 1, got 2.5"),
+        ({"probe_every": 0}, "probe_every must be at least 1, got 0; try 10"),
+        ({"refresh_every": -2}, "refresh_every must be at least 1, got -2; try 50"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"eps": -1e-8}, "eps must be non-negative and finite, got -1e-08"),
         ({"lr": -1.0}, "lr must be non-negative and finite, got -1.0"),
-        ({"betas": (0.9, 1.0)}, r"betas must be in \[0, 1\), got \(0.9, 1.0\)"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] must be in \[0, 1\), got 1.0; \(0.9, 0.999\)"),
     ],
 )
 def test_options_out_of_range(options, text):

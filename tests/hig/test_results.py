@@ -125,7 +125,7 @@ def test_other_types_are_refused_by_key_path(tmp_path, value, found, remedy):
 def test_keys_and_the_top_are_checked_too(tmp_path):
     with pytest.raises(TypeError, match=r"key .* of results\['sim_par'\] is a torch.dtype"):
         save_results(tmp_path / "a.pickle", {"sim_par": {torch.float32: 1}})
-    with pytest.raises(TypeError, match="must be a dict, got list"):
+    with pytest.raises(TypeError, match="must be a dict, got a list of 1"):
         save_results(tmp_path / "a.pickle", [1])
     with pytest.raises(ValueError, match=r"must not end in \.txt"):
         save_results(tmp_path / "a.txt", {})

@@ -216,8 +216,26 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("oscillators", 0), ("dt", -0.1), ("dt", math.nan), ("hidden", (20, 0))]
+    ("field", "value", "match"),
+    [
+        ("oscillators", 2.5, "oscillators must be a whole number, got 2.5; the default is 2"),
+        ("oscillators", "2", "oscillators must be a whole number, got '2'"),
+        ("oscillators", True, "oscillators must be a whole number, got True"),
+        ("dt", None, "dt must be a number, positive and finite, got None"),
+        ("hidden", 20, r"hidden must be a tuple, got 20; the default is \(20, 20, 20\)"),
+        ("hidden", (20, 2.5), "each of hidden must be a whole number, got 2.5"),
+        ("rollout", 3, "rollout must be a text, got 3; the default is 'auto'"),
+    ],
+)
+def test_parameters_must_be_of_their_kind(field, value, match):
+    with pytest.raises(TypeError, match=match):
+        NonlinearOscillators(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("oscillators", 0), ("dt", -0.1), ("dt", math.nan), ("dt", math.inf), ("hidden", (20, 0))],
 )
 def test_parameters_must_be_positive(field, value):
-    with pytest.raises(ValueError, match=f"{field} must be positive, got"):
+    with pytest.raises(ValueError, match=f"{field} must be .*, got"):
         NonlinearOscillators(**{field: value})

@@ -174,9 +174,9 @@ def test_published_settings():
     ("field", "value", "text"),
     [
         ("size", 1, "size must be at least 2, got 1"),
-        ("size", 0, "size must be positive, got 0"),
-        ("train_size", 0, "train_size must be positive, got 0"),
-        ("hidden", (64, 0), "hidden must be positive"),
+        ("size", 0, "size must be at least 1, got 0"),
+        ("train_size", 0, "train_size must be at least 1, got 0"),
+        ("hidden", (64, 0), "each of hidden must be at least 1, got 0"),
     ],
 )
 def test_parameters(field, value, text):

@@ -215,8 +215,8 @@ def test_training_without_the_graph_of_the_loop():
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"dt": -0.1}, "dt must be positive, got -0.1; the default is 0.05"),
-        ({"hidden": (20, 0)}, "hidden must be positive"),
+        ({"dt": -0.1}, "dt must be positive and finite, got -0.1; the default is 0.05"),
+        ({"hidden": (20, 0)}, "each of hidden must be at least 1, got 0"),
         ({"target": "state4"}, "target must be one of superposition, state2, state3"),
         ({"rollout": "fast"}, "rollout must be 'auto' or 'loop', got 'fast'"),
         ({"grid_points": 4}, "grid_points must be at least 5 for the target superposition"),

@@ -87,7 +87,7 @@ def test_a_plain_loop_is_compared_where_there_is_one():
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ValueError, match="batch_size is 9, the training data has 8"):
+    with pytest.raises(ValueError, match="at most 8, the number of training samples, got 9"):
         PeerCases(TINY, batch_size=9)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from experiments._run.batches import Batches
+from experiments._run.batches import Batches, BatchSizeError
 from problems import Poisson
 from tests.experiments.runs import TINY, Fresh
 
@@ -57,3 +57,13 @@ def test_batches_that_depend_on_more_than_the_generator_are_refused():
     next(first), next(first)
     with pytest.raises(RuntimeError, match=r"keeps more between its draws .* without --resume"):
         second.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("size", [17, 10**9])
+def test_fixed_batches_are_not_cut_to_the_training_data(size):
+    train, _ = TINY.data(torch.Generator())
+    with pytest.raises(BatchSizeError, match=f"at most 16, .* got {size}; give 16 or fewer"):
+        Batches(TINY, train, size, torch.Generator())
+    assert next(Batches(TINY, train, 16, torch.Generator()))["start"].shape == (16, 4)
+    fresh, _ = Fresh().data(torch.Generator())
+    Batches(Fresh(), fresh, size, torch.Generator())  # which draws as many as are wanted

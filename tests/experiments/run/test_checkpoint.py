@@ -109,7 +109,7 @@ def test_foreign_files(path, data):
 
 
 def test_all_that_decides_on_the_course_is_compared():
-    options = Options(out=None, epochs=3)
+    options = Options(out="results", epochs=3)
     chosen = METHODS["hig"].complete(settings("hig"))
 
     def of(problem=TINY, method="hig", settings=chosen, options=options):

@@ -91,7 +91,7 @@ def test_a_new_run_tells_that_it_will_overwrite(loud, monkeypatch, capsys):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"hig checkpoint 1\nabc"])
+@pytest.mark.parametrize("data", [b"", b"hig checkpoint 2\nabc"])
 def test_damaged_checkpoints_are_an_error_message(data, tmp_path, monkeypatch):
     interrupted_after(2, monkeypatch)
     line = [*LINE, f"--out={tmp_path}", "--quiet"]

@@ -47,7 +47,7 @@ def torchrun(script, *arguments, out, count=2):
 
 METHOD_ARGUMENTS = {
     "hig": ["--lr=0.1", "--step-rule=trust", "--rcond=1e-3", "--save-weights"],
-    "adam": ["--lr=0.01"],
+    "adam": ["--lr=0.01", "--tensorboard", "--quiet", "--summary"],
 }
 
 
@@ -57,10 +57,12 @@ def test_torchrun_gives_the_results_of_one_process(method, tmp_path):
     done = torchrun(f"{FOLDER}.submit_{method}", *extra, out=tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert len(re.findall("stopped: epochs", done.stderr)) == 1
-    names = sorted(path.suffix for path in (tmp_path / "two").iterdir())
+    names = sorted(path.suffix for path in (tmp_path / "two").iterdir() if path.is_file())
     saved = "--save-weights" in extra
     assert names == ([".pickle", ".txt", ".txt", ".weights"] if saved else [".pickle", ".txt"])
     (path,) = (tmp_path / "two").glob("*.pickle")
+    events = list((tmp_path / "two" / "tensorboard" / path.stem).glob("events*"))
+    assert len(events) == ("--tensorboard" in extra)
     line = [*SMALL, *extra, "--quiet", f"--out={tmp_path / 'one'}"]
     two, one = hig.load_results(path), submit(NonlinearOscillators(), method, line)
     assert two["machine"]["processes"] == 2 and one["machine"]["processes"] == 1

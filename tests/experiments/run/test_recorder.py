@@ -102,3 +102,19 @@ def test_several_jacobians_have_no_one_rank():
 
 def test_nothing_recorded():
     assert JacobianRecorder().results() == {}
+
+
+def test_a_rank_that_cannot_be_found_leaves_no_half_of_a_step():
+    class Undecided:
+        step_size = 0.5
+
+        @property
+        def rank(self):
+            raise ArithmeticError("no convergence")
+
+    recorder = JacobianRecorder()
+    recorder.step(0.0, 1.0, report())
+    with pytest.raises(ArithmeticError):
+        recorder.step(0.5, 2.0, Undecided())
+    results = recorder.results()
+    assert len(results["step_time"]) == len(results["rank"]) == len(results["step_size"]) == 1

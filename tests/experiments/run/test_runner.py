@@ -72,7 +72,8 @@ def test_result_file_keeps_the_contract(method, options, saved):
         "cpu",
         3,
     )
-    assert {"torch", "numpy", "python", "device", "threads"} <= set(results["machine"])
+    assert {"hig", "torch", "numpy", "python", "device", "threads"} <= set(results["machine"])
+    assert set(results["origin"]) == {"command", "revision", "started"}
 
 
 def test_example_of_the_trained_network(options, saved):
@@ -359,7 +360,7 @@ def test_a_method_that_the_problem_has_no_settings_for(fresh, options):
 
 
 def test_only_the_published_settings_are_called_published(options):
-    published = TINY.settings["adam"]
-    for given, expected in ((published, True), (replace(published, batch_size=8), False)):
-        results = run(TINY, "adam", given, replace(options, epochs=1))
+    problem, published = replace(TINY, train_size=512), TINY.settings["adam"]
+    for given, expected in ((published, True), (replace(published, batch_size=256), False)):
+        results = run(problem, "adam", given, replace(options, epochs=1))
         assert results["sim_par"]["published"] is expected

@@ -16,7 +16,8 @@ from problems.multitask import Toy
 from tests.experiments.run.test_runner import SteppingClock
 from tests.experiments.runs import TINY, Fresh, settings
 
-TIMES = {"time", "epoch_time", "step_time", "simulation_time", "machine", "resumed_at", "sim_par"}
+TIMES = {"time", "epoch_time", "step_time", "simulation_time", "resumed_at"}
+TIMES |= {"machine", "origin", "sim_par"}
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
 
 

@@ -14,7 +14,9 @@ def compared(tmp_path, capsys):
         paths = [str(save(tmp_path / f"{i}.pickle", **run)) for i, run in enumerate(runs)]
         assert command.main(["compare", *paths, *arguments]) == 0
         lines = capsys.readouterr().out.splitlines()
-        return [line.strip("| ").split(" | ") if line[:1] == "|" else line for line in lines]
+        tables = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+        pairs = zip(tables, lines, strict=True)
+        return [cells if line[:1] == "|" else line for cells, line in pairs]
 
     return compare
 
@@ -24,9 +26,18 @@ def test_one_run(compared):
         "## poisson",
         "",
         ["method", "seeds", "final test loss", "best", "training s", "steps", "epochs", "stopped"],
-        ["---|---:|---:|---:|---:|---:|---:|---"],
+        [8 * "-", *(f"{n * '-'}:" for n in (6, 16, 5, 11, 6, 7)), 9 * "-"],
         ["HIG", "1", "0.01", "0.01", "20", "–", "4", "epochs"],
     ]
+
+
+def test_columns_are_aligned(tmp_path, capsys):
+    for seed, label in enumerate(("HIG", "Gauss–Newton (trust)")):
+        save(tmp_path / f"{seed}.pickle", label=label, seed=seed)
+    command.main(["compare", str(tmp_path)])
+    _, _, *table = capsys.readouterr().out.splitlines()
+    places = [[place for place, letter in enumerate(line) if letter == "|"] for line in table]
+    assert len(table) == 4 and places[1:] == places[:-1]
 
 
 def test_seeds_as_median_and_range(compared):
@@ -59,8 +70,8 @@ def test_time_to_a_target_over_the_seeds_that_reach_it(compared):
         {"label": "Adam", "losses": [2.0, 2.0]},
     ]
     table = compared(runs, "--target", "0.1")
-    assert [row[7] for row in table[2::2]] == ["s to 0.1", "15 (2 of 3)"]
-    assert table[5][7] == "– (0 of 1)"
+    assert [row[7] for row in table[2::2]] == ["s to 0.1", "15 (10 to 20), 2 of 3"]
+    assert table[5][7] == "–, 0 of 1"
 
 
 def test_each_problem_has_a_table_and_its_own_meaning_of_the_test_loss(compared):

@@ -14,7 +14,6 @@ from hig.conflictfree import (
 )
 from hig.conflictfree._checks import (
     check_combined,
-    check_count,
     check_model,
     check_operator,
     check_state,
@@ -68,14 +67,6 @@ def test_what_is_no_length_model(model):
         ConFIGOperator(length_model=model)
     with pytest.raises(TypeError, match="weight_model must"):
         ConFIGOperator(weight_model=TrackMinimum())
-
-
-def test_counts():
-    assert check_count(np.int64(3), "count") == 3
-    with pytest.raises(TypeError, match=r"count must be a whole number, got 3\.0$"):
-        check_count(3.0, "count")
-    with pytest.raises(ValueError, match="count must be at least 1, got -2; take more"):
-        check_count(-2, "count", "take more")
 
 
 def test_states():

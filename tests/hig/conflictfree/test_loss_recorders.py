@@ -72,7 +72,7 @@ def test_exact_resume(kind, tmp_path):
         (lambda: LatestLossRecorder(2).record_loss([0, 1], [1.0]), "got 1 for losses"),
         (lambda: LatestLossRecorder(2).record_loss(2, 1.0), "losses count from 0 to 1, got 2"),
         (lambda: LatestLossRecorder(2).record_all_losses([1.0]), "2 losses, got 1 values"),
-        (lambda: MomentumLossRecorder(2, 1.0), "betas must be a number in"),
+        (lambda: MomentumLossRecorder(2, 1.0), r"betas must be in \[0, 1\), got 1.0"),
         (lambda: MomentumLossRecorder(2, [0.1] * 3), r"one per loss \(2\)"),
     ],
 )

@@ -114,5 +114,5 @@ def test_where_the_data_lie_makes_no_other_problem():
 
 @pytest.mark.parametrize("field", ["train_size", "test_size", "width"])
 def test_numbers_must_be_positive(field):
-    with pytest.raises(ValueError, match=f"{field} must be positive, got 0; the default is"):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0; the default is"):
         CelebA(**{field: 0})

@@ -173,8 +173,8 @@ def test_example_is_the_landscape():
     ("fields", "message"),
     [
         ({"start": 6}, "start must be from 1 to 5, got 6"),
-        ({"start": 0}, "start must be positive, got 0; the default is 1"),
-        ({"scale": -1.0}, "scale must be positive, got -1.0; the default is 0.1"),
+        ({"start": 0}, "start must be at least 1, got 0; the default is 1"),
+        ({"scale": -1.0}, "scale must be positive and finite, got -1.0; the default is 0.1"),
     ],
 )
 def test_errors(fields, message):

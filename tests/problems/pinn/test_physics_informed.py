@@ -353,9 +353,9 @@ def test_published_points():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("points_interior", 0, "points_interior must be positive, got 0; the default is 10000"),
-        ("width", -1, "width must be positive, got -1; the default is 50"),
-        ("viscosity", math.nan, "viscosity must be positive, got nan"),
+        ("points_interior", 0, "points_interior must be at least 1, got 0; the default is 10000"),
+        ("width", -1, "width must be at least 1, got -1; the default is 50"),
+        ("viscosity", math.nan, "viscosity must be positive and finite, got nan"),
         ("loss_count", 4, "loss_count must be 2 or 3, got 4; 3 is a loss per group"),
         ("resampling", "fixed", "resampling must be one of .*'residual'.*, got 'fixed'"),
     ],

@@ -1,0 +1,203 @@
+"""Numbers, choices, functions and paths that users give, checked before they are used.
+
+A value of another kind raises a `TypeError`, one out of its range a `ValueError`; the text names
+the argument, tells what was found, and what to give instead.
+"""
+
+import math
+import operator as operators
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hig._errors import described
+
+__all__ = [
+    "FRACTION",
+    "KAPPA",
+    "NON_NEGATIVE",
+    "POSITIVE",
+    "Range",
+    "check_choice",
+    "check_count",
+    "check_dense",
+    "check_function",
+    "check_number",
+    "check_parameters",
+    "check_path",
+    "check_same_device",
+    "check_tensor",
+]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a number may lie.
+
+    Attributes:
+        text: What the number must be, in words.
+        holds: Whether a number lies there; false for NaN.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE = Range("positive and finite", lambda x: 0 < x < math.inf)
+NON_NEGATIVE = Range("non-negative and finite", lambda x: 0 <= x < math.inf)
+FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
+KAPPA = Range("in [-1, 1]", lambda x: -1 <= x <= 1)
+
+
+def check_number(value: object, name: str, within: Range, remedy: str) -> None:
+    """Raise unless a value is a real number of Python or numpy in a range.
+
+    Args:
+        value: what was given; True and False are no numbers.
+        name: what the argument is called.
+        within: its range.
+        remedy: what to do.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, {within.text}, got {described(value)}; {remedy}")
+    if not within.holds(value):
+        raise ValueError(f"{name} must be {within.text}, got {value}; {remedy}")
+
+
+def check_count(count: Any, name: str, remedy: str = "", least: int | None = 1) -> int:
+    """Return a whole number that is not too small.
+
+    Args:
+        count: the number; True and False are none.
+        name: what the argument is called.
+        remedy: what to do, if there is more to say.
+        least: the smallest that is allowed, if there is one.
+    """
+    ending = remedy and f"; {remedy}"
+    whole: Any = None if isinstance(count, bool) else count
+    try:
+        number = operators.index(whole)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {described(count)}{ending}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}{ending}")
+    return number
+
+
+def check_choice(value: object, name: str, allowed: Sequence[object], others: str = "") -> None:
+    """Raise a `ValueError` unless a value is among a few texts, or None where that is one of them.
+
+    Args:
+        value: what was given.
+        name: what the argument is called.
+        allowed: what may be given.
+        others: what else may be given, in words.
+    """
+    if not isinstance(value, str | None) or value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}{others}, got {described(value)}")
+
+
+def check_function(value: object, name: str, form: str) -> None:
+    """Raise unless a value can be called.
+
+    Args:
+        value: what was given.
+        name: what the argument is called.
+        form: arguments and value of the function, in words.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function {form}, got {described(value)}; define one")
+
+
+def check_parameters(params: object, name: str) -> list[Any]:
+    """Return parameters, or groups of them, as a list.
+
+    Args:
+        params: what was given.
+        name: what the argument is called.
+    """
+    single = isinstance(params, Tensor | str | Mapping | torch.nn.Module)
+    if single or not isinstance(params, Iterable):
+        raise TypeError(
+            f"{name} must be an iterable of parameters, got {described(params)}; pass "
+            "network.parameters()"
+        )
+    if not (found := list(params)):
+        raise ValueError(
+            f"{name} must hold a parameter, got none; pass network.parameters(), anew each time: "
+            "a generator can be gone through once"
+        )
+    return found
+
+
+def check_tensor(value: object, name: str, ndim: int | None = None) -> None:
+    """Raise unless a value is a real floating-point tensor whose entries are all in memory.
+
+    Args:
+        value: what was given.
+        name: what the argument is called.
+        ndim: how many axes it must have, if that is known.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {described(value)}; wrap it: torch.as_tensor"
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name} must be real floating point, got {value.dtype}; convert it with .float(), "
+            "complex numbers with torch.view_as_real"
+        )
+    check_dense(value, name)
+    if ndim is not None and value.ndim != ndim:
+        raise ValueError(
+            f"{name} must have {ndim} axes, got shape {tuple(value.shape)}; reshape it"
+        )
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """Raise unless all entries of a tensor are in memory.
+
+    Args:
+        tensor: what was given.
+        name: what the argument is called.
+    """
+    if tensor.is_meta or tensor.layout != torch.strided:
+        kind = "one on the device meta" if tensor.is_meta else f"one of {tensor.layout}"
+        raise TypeError(
+            f"{name} must be a tensor with all entries in memory, got {kind}; make it one with "
+            ".to_dense(), or compute it on a device"
+        )
+
+
+def check_same_device(named: Mapping[str, Tensor]) -> None:
+    """Raise unless all tensors are on one device.
+
+    Args:
+        named: tensors, by the names of the arguments.
+    """
+    firsts: dict[torch.device, str] = {}
+    for name, tensor in named.items():
+        firsts.setdefault(tensor.device, name)
+    if len(firsts) > 1:
+        found = " and ".join(f"{name} on {device}" for device, name in firsts.items())
+        raise ValueError(f"all tensors must be on one device, got {found}; move them with .to()")
+
+
+def check_path(path: object, name: str = "path") -> Path:
+    """Return a path, which may be given as a text.
+
+    Args:
+        path: what was given.
+        name: what the argument is called.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"{name} must be a str or a path, got {described(path)}; such as 'results/run.pickle'"
+        )
+    return Path(path)

@@ -1,0 +1,56 @@
+"""Decompositions that do not always converge."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hig._errors import DecompositionError
+
+__all__ = ["converging", "eigenvalues", "eigenvectors", "thin_svd"]
+
+
+def converging(
+    decomposition: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor, notes: list[str]
+) -> tuple[Tensor, ...]:
+    """Run a decomposition; where it does not converge, again on the CPU, scaled to unit size.
+
+    Args:
+        decomposition: one of this file.
+        matrix: (..., n, k), finite, or symmetric (..., n, n).
+        notes: takes a line where it was repeated.
+
+    Raises:
+        DecompositionError: it does not converge there either.
+    """
+    try:
+        return decomposition(matrix)
+    except torch.linalg.LinAlgError as error:
+        notes.append(f"decomposition repeated on the CPU: {str(error).splitlines()[0]}")
+    scale = matrix.abs().max().cpu()
+    try:
+        found = list(decomposition(matrix.cpu() / scale))
+    except torch.linalg.LinAlgError as error:
+        raise DecompositionError(
+            f"the decomposition of a {tuple(matrix.shape)} matrix with largest entry {scale:.3g} "
+            f"did not converge on {matrix.device.type} nor on the CPU ({error}); try another "
+            "batch, a smaller lr, or method='svd'"
+        ) from error
+    values = 1 if decomposition is thin_svd else 0
+    found[values] = found[values] * scale
+    return tuple(part.to(matrix.device) for part in found)
+
+
+def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (..., n), ascending, and eigenvectors in columns of symmetric (..., n, n)."""
+    return torch.linalg.eigh(matrix)
+
+
+def eigenvalues(matrix: Tensor) -> tuple[Tensor]:
+    """Eigenvalues (..., n), ascending, of symmetric (..., n, n), alone in a tuple."""
+    return (torch.linalg.eigvalsh(matrix),)
+
+
+def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U (n, r), singular values (r,), descending, and V (r, k) of a matrix (n, k)."""
+    return torch.linalg.svd(matrix, full_matrices=False)

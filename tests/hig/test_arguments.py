@@ -1,0 +1,304 @@
+"""Every argument is checked where it is given, and the text names it."""
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hig
+from hig._arguments import (
+    FRACTION,
+    KAPPA,
+    NON_NEGATIVE,
+    POSITIVE,
+    check_choice,
+    check_count,
+    check_function,
+    check_number,
+    check_parameters,
+    check_path,
+    check_same_device,
+    check_tensor,
+)
+from hig.conflictfree import (
+    AlternatingBackward,
+    LatestLossRecorder,
+    MomentumLossRecorder,
+    OrderedSliceSelector,
+    PseudoMomentumOperator,
+    TrackSpecific,
+)
+from tests.textbook import step_of
+
+OTHERS = st.sampled_from(
+    [None, True, False, "", "0.5", b"1", 0.5j, [], [0.5], {}, torch.ones(2), np.ones(2), object()]
+)
+WHOLE = st.integers(-(2**70), 2**70)
+
+
+def outside(within):
+    """Numbers that are not in a range, of Python and of numpy, and what is no number."""
+    numbers = st.floats() | WHOLE | st.floats(width=32).map(np.float32)
+    return OTHERS | numbers.filter(lambda number: not within.holds(number))
+
+
+def no_count(least=1):
+    fractions = st.floats().filter(lambda number: not isinstance(number, int))
+    return OTHERS | fractions | WHOLE.filter(lambda number: number < least)
+
+
+def no_choice(*allowed):
+    others = OTHERS.filter(lambda value: not (value is None and None in allowed))
+    return others | st.floats() | st.text().filter(lambda text: text not in allowed)
+
+
+def parameters():
+    return [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(2))]
+
+
+OPEN = type(FRACTION)("in (0, 1)", lambda x: 0 < x < 1)
+ENGINE = no_choice("auto", "layerwise", "rows")
+METHOD = no_choice("auto", "gram", "svd", "lanczos")
+RULE = no_choice("fixed", "trust", "line_search")
+COMMON = {
+    "params": st.sampled_from([None, 3, "x", torch.ones(2), torch.nn.Linear(2, 2), {}, [], ["x"]]),
+    "lr": outside(NON_NEGATIVE).filter(lambda lr: not isinstance(lr, torch.Tensor)),
+    "engine": ENGINE,
+    "method": METHOD,
+    "step_rule": RULE,
+    "chunk": no_count().filter(lambda value: value is not None),
+    "process_group": OTHERS.filter(lambda value: value is not None),
+    "reduction": no_choice("mean", "sum"),
+}
+WITHOUT_REDUCTION = {name: values for name, values in COMMON.items() if name != "reduction"}
+FILTER = {"rcond": outside(FRACTION), "kappa": outside(KAPPA)}
+ARGUMENTS = {
+    hig.HIG: COMMON | FILTER,
+    hig.GaussNewton: COMMON | {"rcond": FILTER["rcond"]},
+    hig.LevenbergMarquardt: COMMON | {"damping": outside(POSITIVE), "rcond": FILTER["rcond"]},
+    hig.MultiHIG: WITHOUT_REDUCTION | FILTER | {"operator": OTHERS},
+    hig.KroneckerHIG: {
+        "params": COMMON["params"],
+        "lr": COMMON["lr"],
+        "kappa": outside(KAPPA),
+        "damping": outside(POSITIVE),
+        "betas": OTHERS | st.tuples(outside(FRACTION), outside(FRACTION)),
+        "eps": outside(NON_NEGATIVE),
+        "graft": no_choice(None, "global", "layer"),
+        "decay": outside(FRACTION),
+        "probe_every": no_count(),
+        "refresh_every": no_count(),
+        "metric_root": OTHERS.filter(lambda value: value is not None),
+        "seed": no_count(0),
+        "process_group": COMMON["process_group"],
+    },
+    hig.Lanczos: {"tolerance": outside(OPEN), "steps": no_count()},
+    hig.HalfInverse: FILTER,
+    hig.Damped: {"damping": outside(POSITIVE), "rcond": outside(FRACTION)},
+    hig.LinearStep: {"matrices": OTHERS},
+    hig.record: {"parameters": COMMON["params"]},
+    PseudoMomentumOperator: {
+        "num_vectors": no_count(),
+        "beta_1": outside(FRACTION),
+        "beta_2": outside(FRACTION),
+        "gradient_operator": OTHERS.filter(lambda value: value is not None),
+        "loss_recorder": OTHERS.filter(lambda value: value is not None),
+    },
+    AlternatingBackward: {"num_losses": no_count()},
+    LatestLossRecorder: {"num_losses": no_count()},
+    MomentumLossRecorder: {
+        "betas": outside(FRACTION).filter(
+            lambda value: not isinstance(value, torch.Tensor | np.ndarray | list | dict | bytes)
+        )
+    },
+    TrackSpecific: {"track_id": OTHERS | st.floats()},
+}
+NEEDED = {
+    hig.HIG: {"params": parameters},
+    hig.GaussNewton: {"params": parameters},
+    hig.LevenbergMarquardt: {"params": parameters},
+    hig.MultiHIG: {"params": parameters},
+    hig.KroneckerHIG: {"params": parameters},
+    hig.LinearStep: {"matrices": lambda: torch.diag_embed},
+    PseudoMomentumOperator: {"num_vectors": lambda: 2},
+    AlternatingBackward: {"parameters": parameters, "num_losses": lambda: 2},
+    MomentumLossRecorder: {"num_losses": lambda: 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind, arguments in ARGUMENTS.items() for name in arguments],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+@given(data=st.data())
+def test_what_a_constructor_refuses(kind, name, data):
+    value = data.draw(ARGUMENTS[kind][name])
+    arguments = {key: make() for key, make in NEEDED.get(kind, {}).items()}
+    with pytest.raises((TypeError, ValueError)) as caught:
+        kind(**{**arguments, name: value})
+    text = str(caught.value)
+    own = "param" if name in ("params", "parameters") else name
+    assert own in text
+    assert "must" in text or own == "param"  # what is no tensor in the list, torch tells
+    assert "'<=' not supported" not in text and "ambiguous" not in text
+
+
+@pytest.mark.parametrize("name", ["kappa", "rcond", "method"])
+@given(data=st.data())
+def test_what_half_inverse_refuses(name, data):
+    value = data.draw({**FILTER, "method": METHOD}[name])
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+        hig.half_inverse(torch.ones(2, 3), torch.ones(2), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("jacobian", "gradient", "match"),
+    [
+        (torch.ones(2, 3, device="meta"), torch.ones(2), "jacobian must be .* got one on the dev"),
+        (torch.ones(2, 3), torch.ones(2, device="meta"), "loss_gradient must be .* in memory"),
+        (torch.ones(2, 3).to_sparse(), torch.ones(2), r"jacobian .*torch.sparse_coo.*to_dense"),
+    ],
+)
+def test_tensors_without_entries(jacobian, gradient, match):
+    with pytest.raises(TypeError, match=match):
+        hig.half_inverse(jacobian, gradient)
+
+
+def test_parameters_on_two_devices_are_refused():
+    two = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2, device="meta"))]
+    with pytest.raises(ValueError, match="got parameter 0 on cpu and parameter 1 on meta; move"):
+        hig.HIG(two)
+    with pytest.raises(ValueError, match="got state on cpu and controls on meta"):
+        hig.rollout(lambda s, c: s, torch.ones(2, 3), torch.ones(2, 4, device="meta"))
+
+
+@pytest.mark.parametrize("value", [3, "half", hig.HalfInverse, None])
+def test_what_is_no_filter(value):
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    with hig.record([weight]) as record:
+        prediction = torch.ones(2, 2) @ weight
+    with pytest.raises(TypeError, match="filter must be a spectral filter, got"):
+        record.backward(prediction.square().sum(), prediction, filter=value)
+    with pytest.raises((TypeError, ValueError), match="chunk must be"):
+        record.backward(prediction.sum(), prediction, hig.HalfInverse(), chunk=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "error", "match"),
+    [
+        (None, TypeError, "step must be a function"),
+        (lambda s, c: None, TypeError, "as one tensor, got NoneType"),
+        (lambda s, c: torch.cat([s, s], 1), ValueError, r"\(2, 3\), got \(2, 6\)"),
+    ],
+)
+@pytest.mark.parametrize("method", ["auto", "loop"])
+def test_steps_that_are_no_steps_without_a_gradient(step, error, match, method):
+    with pytest.raises(error, match=match):
+        hig.rollout(step, torch.ones(2, 3), torch.ones(2, 4), method=method)
+
+
+def test_learning_rates_may_be_tensors():
+    assert hig.HIG(parameters(), lr=torch.tensor(0.5)).param_groups[0]["lr"] == 0.5
+    with pytest.raises(TypeError, match=r"lr must be a number, .* a tensor of shape"):
+        hig.HIG(parameters(), lr=torch.ones(2))
+
+
+@given(st.integers(1, 3), st.sampled_from(["fixed", "trust", "line_search"]), st.data())
+def test_states_go_on_where_they_were(steps, rule, data):
+    kind = data.draw(st.sampled_from([hig.HIG, hig.LevenbergMarquardt, hig.KroneckerHIG]))
+    options = {} if kind is hig.KroneckerHIG else {"step_rule": rule}
+    torch.manual_seed(data.draw(st.integers(0, 100)))
+    network, inputs = torch.nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+    optimizer = kind(network.parameters(), lr=0.1, **options)
+
+    def closure_of(net):
+        def closure():
+            prediction = net(inputs).tanh()
+            return (prediction - 1).square().sum(1).mean(), prediction
+
+        return closure
+
+    for _ in range(steps):
+        optimizer.step(closure_of(network))
+    twin = copy.deepcopy(network)
+    other = kind(twin.parameters(), lr=0.1, **options)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    expected = step_of(optimizer, closure_of(network))
+    assert torch.equal(step_of(other, closure_of(twin)), expected)
+
+
+# -- the checks themselves -------------------------------------------------------------------------
+
+
+def test_numbers():
+    for value in (0, 0.5, np.float32(0.25), np.int64(0)):
+        check_number(value, "x", FRACTION, "try 0.5")
+    with pytest.raises(TypeError, match=r"^x must be a number, in \[0, 1\), got '0.5'; try 0.5$"):
+        check_number("0.5", "x", FRACTION, "try 0.5")
+    with pytest.raises(ValueError, match=r"^x must be in \[0, 1\), got nan; try 0.5$"):
+        check_number(math.nan, "x", FRACTION, "try 0.5")
+
+
+def test_counts():
+    assert check_count(np.int64(3), "count") == 3
+    assert check_count(torch.tensor(3), "count") == 3
+    assert check_count(-3, "count", least=None) == -3
+    with pytest.raises(TypeError, match=r"count must be a whole number, got 3\.0$"):
+        check_count(3.0, "count")
+    with pytest.raises(TypeError, match="got True; take more"):
+        check_count(True, "count", "take more")
+    with pytest.raises(ValueError, match="count must be at least 1, got -2; take more"):
+        check_count(-2, "count", "take more")
+
+
+def test_choices_functions_and_paths():
+    check_choice(None, "x", ("a", None))
+    check_function(len, "x", "(list) -> int")
+    assert check_path("a/b") == check_path(Path("a/b")) == Path("a/b")
+    with pytest.raises(ValueError, match=r"x must be one of \('a',\) or b, got a list of 1"):
+        check_choice(["a"], "x", ("a",), " or b")
+    with pytest.raises(TypeError, match=r"x must be a function \(list\) -> int, got 3; define"):
+        check_function(3, "x", "(list) -> int")
+    with pytest.raises(TypeError, match="path must be a str or a path, got 3"):
+        check_path(3)
+
+
+def test_parameters_and_tensors():
+    given = iter(parameters())
+    assert len(check_parameters(given, "params")) == 2
+    with pytest.raises(ValueError, match=r"params must hold a parameter, got none; .*generator"):
+        check_parameters(given, "params")
+    check_tensor(torch.ones(2, dtype=torch.float16), "x", 1)
+    with pytest.raises(TypeError, match=r"x must be real floating point, got torch.int64"):
+        check_tensor(torch.ones(2, dtype=torch.int64), "x")
+    with pytest.raises(ValueError, match=r"x must have 2 axes, got shape \(2,\)"):
+        check_tensor(torch.ones(2), "x", 2)
+    check_same_device({"a": torch.ones(1), "b": torch.ones(2)})
+
+
+@pytest.mark.parametrize("value", [None, 3, [], object()])
+def test_paths_and_bytes_of_files(value, tmp_path):
+    with pytest.raises(TypeError, match="path must be a str or a path"):
+        hig.save_results(value, {})
+    with pytest.raises(TypeError, match="path must be a str or a path"):
+        hig.load_results(value)
+    with pytest.raises(TypeError, match="path must be a str or a path"):
+        hig.write_atomically(value, b"")
+    with pytest.raises(TypeError, match="data must be bytes"):
+        hig.write_atomically(tmp_path / "file", value)
+    with pytest.raises(IsADirectoryError, match="path must be that of a file"):
+        hig.write_atomically(tmp_path, b"")
+    hig.write_atomically(str(tmp_path / "file"), b"1")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("n", [0, -1, 4, 1.5, None, True, "1"])
+def test_slices(n):
+    with pytest.raises((TypeError, ValueError), match="n must be"):
+        OrderedSliceSelector().select(n, [1, 2, 3])

@@ -1,0 +1,34 @@
+"""Settings refuse numbers out of range before a run is named by them."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from problems import Settings
+
+
+@given(st.integers(1, 2**40), st.floats(1e-300, 1e300), st.floats(-1, 1), st.floats(0, 0.999))
+def test_what_is_taken(batch_size, lr, kappa, rcond):
+    settings = Settings(batch_size=batch_size, lr=lr, kappa=kappa, rcond=rcond, damping=lr)
+    assert (settings.batch_size, settings.lr, settings.damping) == (batch_size, lr, lr)
+    assert (settings.kappa, settings.rcond, settings.lanczos_steps) == (kappa, rcond, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0; give"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be a whole number, got 2.0"),
+        ({"lr": 0.0}, ValueError, "lr must be positive and finite, got 0.0"),
+        ({"lr": "0.1"}, TypeError, "lr must be a number, positive and finite, got '0.1'"),
+        ({"rcond": 1.0}, ValueError, r"rcond must be in \[0, 1\), got 1.0"),
+        ({"kappa": math.nan}, ValueError, r"kappa must be in \[-1, 1\], got nan"),
+        ({"damping": -1.0}, ValueError, "damping must be positive and finite, got -1.0"),
+        ({"lanczos_steps": 0}, ValueError, "lanczos_steps must be at least 1, got 0"),
+    ],
+)
+def test_what_is_refused(changes, error, match):
+    with pytest.raises(error, match=match):
+        Settings(**{"batch_size": 4, "lr": 0.1, **changes})

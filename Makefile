@@ -44,6 +44,7 @@ lower-bounds:
 	$(PYTHON) -m venv $(LOWER)
 	$(LOWER)/bin/python -m pip install --quiet --editable . $$($(PYTHON) .ci/lower_bounds.py)
 	$(LOWER)/bin/python -m pytest
+	$(LOWER)/bin/python -m ruff check .
 	$(LOWER)/bin/python -m mypy
 	$(LOWER)/bin/python -m mkdocs build --strict
 

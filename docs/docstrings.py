@@ -15,7 +15,7 @@ def markdown(text: str) -> str:
     text = CODE_BLOCK.sub(_code, text)
     text = re.sub(r":math:`([^`]+)`", r"$\1$", text)
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", text)
-    return re.sub(r"``([^`]+)``", r"`\1`", text).rstrip()
+    return re.sub(r"(?<!`)``([^`]+)``(?!`)", r"`\1`", text).rstrip()
 
 
 def _formula(found: re.Match[str]) -> str:

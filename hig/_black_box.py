@@ -12,7 +12,7 @@ from hig._errors import described
 
 __all__ = ["black_box"]
 
-Array = np.ndarray
+Array = np.ndarray[Any, np.dtype[Any]]
 Pullback = Callable[[Array], Array | Sequence[Array | None]]
 Linearise = Callable[..., tuple[Array, Pullback | Array | Sequence[Array | None]]]
 

@@ -67,7 +67,7 @@ class _Constructor:
 
 
 def _array(data: Any, dtype: _Dtype, shape: Any, order: Literal["C", "F"] = "C") -> Array:
-    array = np.ndarray(shape, dtype.dtype, data, order=order)
+    array: Array = np.ndarray(shape, dtype.dtype, data, order=order)
     if array.nbytes != len(data):
         raise ValueError(f"array of shape {shape} and dtype {dtype.dtype} in {len(data)} bytes")
     return array.copy(order="K")  # `data` is read-only

@@ -141,7 +141,8 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "rcond": {
             "type": _rcond,
             "metavar": "C",
-            "help": "drop singular values up to C times the largest",
+            "help": "drop singular values up to C times the largest, with auto those that may be "
+            "rounding",
         },
         "kappa": {"type": _kappa, "metavar": "κ", "help": "exponent of the singular values"},
         "damping": {
@@ -333,7 +334,9 @@ def positive_float(text: str, example: str = "0.5 or 3e-4") -> float:
     return value
 
 
-def _rcond(text: str) -> float:
+def _rcond(text: str) -> float | str:
+    if text == "auto":
+        return text
     value = _number(text, float, "1e-6 suits float32 Jacobians")
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from hig import testing
 from hig._atomic import write_atomically
 from hig._black_box import black_box
+from hig._diagnose import Diagnosis, Direction, diagnose
 from hig._errors import (
     CorruptResultError,
     DecompositionError,
@@ -31,6 +32,7 @@ from hig._report import StepReport
 from hig._results import load_results, save_results
 from hig._rollout import rollout
 from hig._spectral import Damped, HalfInverse
+from hig._unpickle import unpickle
 
 __version__ = version("hig")
 
@@ -39,6 +41,8 @@ __all__ = [
     "CorruptResultError",
     "Damped",
     "DecompositionError",
+    "Diagnosis",
+    "Direction",
     "GaussNewton",
     "HalfInverse",
     "KroneckerHIG",
@@ -54,11 +58,13 @@ __all__ = [
     "StepReport",
     "UnsafeResultError",
     "black_box",
+    "diagnose",
     "half_inverse",
     "load_results",
     "record",
     "rollout",
     "save_results",
     "testing",
+    "unpickle",
     "write_atomically",
 ]

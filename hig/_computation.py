@@ -99,7 +99,12 @@ def digest(*facts: object) -> int:
 def digest_of_filter(filter: SpectralFilter) -> int:
     """A digest of what a filter does; what it prints may be an address."""
     probes = torch.logspace(-6, 6, 5, dtype=torch.float64)
-    return digest(filter.rcond, filter.needs_small_values, filter.gain(probes).tolist())
+    return digest(
+        getattr(filter, "auto", False),
+        filter.rcond,
+        filter.needs_small_values,
+        filter.gain(probes).tolist(),
+    )
 
 
 def _facts(

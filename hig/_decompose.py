@@ -212,6 +212,11 @@ def choose_route(
     """
     check_method(method)
     if method == "lanczos" or isinstance(method, Lanczos):
+        if getattr(filter, "auto", False):
+            raise ValueError(
+                "rcond='auto' looks at all singular values, and method='lanczos' finds some of "
+                "them; give a number, or take method='gram'"
+            )
         return "lanczos"
     n, columns = shape
     # The Jacobian's own rounding hides what a float64 Gram matrix of float32 factors loses.

@@ -16,7 +16,7 @@ from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._report import PhaseClock, StepReport
 from hig._shared_engine import build_shared
-from hig._spectral import SpectralFilter
+from hig._spectral import HalfInverse, SpectralFilter
 from hig._trial import curvature_along
 
 __all__ = ["Linearisation", "linearise"]
@@ -52,7 +52,7 @@ class Linearisation:
         parameters = self.computation.parameters
         gradient = self.computation.flat_gradient if gradient is None else gradient
         with self.clock.phase("direction"):
-            found = self.decomposition.step(filter, gradient)
+            found = self.decomposition.step(self._resolved(filter), gradient)
             # Equal on all ranks up to rounding; to the last bit from here on.
             flat, output_change = self.computation.split.ranks.first_of(found)
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
@@ -60,6 +60,13 @@ class Linearisation:
             for index, part in zip(self.engine.order, flat.split(sizes), strict=True):
                 directions[index] = part.view_as(parameters[index])
         return directions, output_change
+
+    def _resolved(self, filter: SpectralFilter) -> SpectralFilter:
+        """The filter with a cut-off that fits the spectrum, where it asks for one."""
+        if not (isinstance(filter, HalfInverse) and filter.auto):
+            return filter
+        dtype = self.computation.prediction.dtype
+        return filter.resolved(self.decomposition.singular_values, dtype)
 
     def output_change(self, directions: Sequence[Tensor]) -> Tensor:
         """J d (n,) for one direction per parameter."""
@@ -91,6 +98,7 @@ class Linearisation:
     def report(self, filter: SpectralFilter) -> StepReport:
         """The report of a step with this filter, as far as it is known now."""
         found, ranks = self.decomposition, self.computation.split.ranks
+        filter = self._resolved(filter)
         rows, columns = self.engine.jacobian.shape
         return StepReport(
             loss=self.loss,
@@ -103,6 +111,7 @@ class Linearisation:
             seconds=self.clock.seconds,
             error_estimate=getattr(found, "error_estimate", None),
             notes=[*self.notes, *found.notes],
+            dtype=self.computation.prediction.dtype,
             communication=ranks.communication if ranks.size > 1 else None,
         )
 
@@ -133,7 +142,8 @@ def linearise(
     """
     found, decomposition = _attempt(computation, filter, engine, method, backward, clock)
     notes = [*found.notes, *backward.notes]
-    if filter.needs_small_values and filter.rcond < decomposition.floor:
+    automatic = getattr(filter, "auto", False)
+    if filter.needs_small_values and not automatic and filter.rcond < decomposition.floor:
         notes.append(
             f"rcond {filter.rcond:.1e} raised to {decomposition.floor:.1e}, what route "
             f"'{decomposition.route}' resolves"

@@ -1,5 +1,7 @@
 """The half-inverse of an explicit Jacobian."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def half_inverse(
     jacobian: Tensor,
     loss_gradient: Tensor,
     kappa: float = -0.5,
-    rcond: float = 1e-6,
+    rcond: float | Literal["auto"] = 1e-6,
     method: str | Lanczos = "auto",
 ) -> Tensor:
     r"""Apply a truncated power of a Jacobian to a gradient: :math:`J^\kappa g = V S^\kappa U^T g`.
@@ -28,7 +30,8 @@ def half_inverse(
         jacobian: J, (n, P), floating point.
         loss_gradient: g, (n,): gradient of the loss with respect to the n outputs.
         kappa: exponent in [-1, 1]; -1/2 is the half-inverse, -1 Gauss-Newton, 1 gradient descent.
-        rcond: singular values ``s <= rcond * s_max`` contribute nothing; in [0, 1).
+        rcond: singular values ``s <= rcond * s_max`` contribute nothing; in [0, 1), or "auto" for
+            a cut just above what rounding in the dtype of ``jacobian`` may have made.
         method: "gram" (float64 Gram matrix of the smaller side), "svd" (float64 singular value
             decomposition of J), or "auto": the first, unless J is float64, not too large, and
             ``rcond`` asks for more than a Gram matrix resolves. "lanczos" or a :class:`hig.Lanczos`
@@ -57,6 +60,7 @@ def half_inverse(
         else:
             forms = {"rows": joint.gram, "columns": joint.normal, "svd": jacobian.double}
             decomposition = decompose(joint, forms[route](), route, filter)
+            filter = filter.resolved(decomposition.singular_values, jacobian.dtype)
         direction, _ = decomposition.step(filter, loss_gradient.double())
     return direction.to(jacobian.dtype)
 

@@ -1,7 +1,7 @@
 """Half-inverse gradients for several losses, combined by a conflict-free operator."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ class MultiHIG(JacobianOptimizer):
     Args:
         params: parameters, named parameters or parameter groups.
         lr: factor of the step.
-        rcond: singular values ``s <= rcond * s_max`` of each Jacobian are cut; in [0, 1).
+        rcond: singular values ``s <= rcond * s_max`` of each Jacobian are cut; in [0, 1), or "auto"
+            as in :class:`hig.HIG`.
         kappa: exponent in [-1, 1].
         operator: maps the directions of all losses, (m, P) float64, to one (P,): an operator of
             :mod:`hig.conflictfree`, an aggregator of TorchJD, or a function. With one prediction it
@@ -92,7 +93,7 @@ class MultiHIG(JacobianOptimizer):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        rcond: float = 1e-6,
+        rcond: float | Literal["auto"] = 1e-6,
         kappa: float = -0.5,
         operator: Operator = ConFIG_update,
         *,

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -269,7 +269,8 @@ class HIG(JacobianOptimizer):
     Args:
         params: parameters, named parameters or parameter groups.
         lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
-        rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1).
+        rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it anew in
+            every step, just above what rounding in the precision of the prediction may have made.
         kappa: exponent in [-1, 1].
         engine: "auto" (layer by layer where that is exact, row by row elsewhere), "layerwise"
             (refuses what it cannot do exactly) or "rows" (any differentiable program).
@@ -309,7 +310,7 @@ class HIG(JacobianOptimizer):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        rcond: float = 1e-6,
+        rcond: float | Literal["auto"] = 1e-6,
         kappa: float = -0.5,
         *,
         engine: str = "auto",
@@ -344,7 +345,7 @@ class GaussNewton(HIG):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        rcond: float = 1e-6,
+        rcond: float | Literal["auto"] = 1e-6,
         *,
         engine: str = "auto",
         method: str | Lanczos = "auto",

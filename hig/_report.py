@@ -39,6 +39,7 @@ class StepReport:
             exact up to rounding, as all routes but "lanczos" are.
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
         notes: what was done differently and why, in words.
+        dtype: precision in which the Jacobian was computed.
         communication: what this process exchanged with others that took the same step, else None.
     """
 
@@ -55,6 +56,7 @@ class StepReport:
     error_estimate: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    dtype: torch.dtype = torch.float64
     communication: Communication | None = None
 
     @cached_property
@@ -91,14 +93,26 @@ class StepReport:
         parts.append(f"ms: {phases}")
         if self.communication is not None:
             parts.append(str(self.communication))
-        hint = ["few singular values of many are kept: method='lanczos' finds them faster"]
-        return "; ".join(parts + self.notes + hint * self._is_low_rank)
+        return "; ".join(parts + self.notes + self._hints())
 
-    @property
-    def _is_low_rank(self) -> bool:
-        side = min(self.rows, self.columns)
-        decomposed = self.route in ("rows", "columns") and self.rcond > 0
-        return decomposed and side >= LARGE_SIDE and 8 * self.rank <= side
+    def _hints(self) -> list[str]:
+        """What another setting would do better, judging by the spectrum."""
+        side, rank = min(self.rows, self.columns), self.rank
+        hints: list[str] = []
+        if not self.rcond or self.route == "lanczos":
+            return hints
+        if self.route != "svd" and side >= LARGE_SIDE and 8 * rank <= side:
+            hints.append("few singular values of many are kept: method='lanczos' finds them faster")
+        values = self.singular_values
+        if rank <= 1 < side and bool(values[0] > 0):
+            hints.append("nearly everything is cut: try a smaller rcond, or rcond='auto'")
+        eps = torch.finfo(self.dtype).eps
+        kept = values[max(rank, 1) - 1]
+        if self.rcond < eps and bool(kept < eps * values[0]):
+            hints.append(
+                "singular values are kept that may be rounding alone: rcond='auto' cuts them"
+            )
+        return hints
 
 
 class PhaseClock:

@@ -1,8 +1,6 @@
 """Result files: dictionaries of plain Python values and numpy arrays, read without running code."""
 
-import io
 import pickle
-import pickletools
 from collections.abc import Iterator
 from os import PathLike
 from typing import Any
@@ -12,16 +10,10 @@ import numpy as np
 from hig._arguments import check_path
 from hig._atomic import write_atomically
 from hig._errors import CorruptResultError, UnsafeResultError, described
-from hig._unpickle import KINDS, PLAIN, Unpickler, is_numpy_scalar, resolve
+from hig._stand_ins import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar, resolve
+from hig._unpickle import unpickle
 
 __all__ = ["load_results", "save_results"]
-
-# What unpickling raises on bytes that are no (whole) pickle or ask for impossible values. An
-# out-of-date escape in an old string opcode is a warning, hence an error where warnings are errors.
-_GARBAGE = (
-    pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OverflowError,
-    RecursionError, TypeError, ValueError, DeprecationWarning,
-)  # fmt: skip
 
 
 def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
@@ -85,11 +77,7 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
         raise IsADirectoryError(f"{path} is a folder; give a result file, in it: {there or 'none'}")
     data = path.read_bytes()
     try:
-        # A pickle of a few bytes may ask for a memo of many gigabytes.
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name.endswith("PUT") and int(argument or 0) > len(data):
-                raise ValueError(f"memo index {argument} in a file of {len(data)} bytes")
-        results = resolve(Unpickler(io.BytesIO(data)).load(), {})
+        results = resolve(unpickle(data, FUNCTIONS, build), {})
         if type(results) is not dict:
             raise TypeError(f"it holds one {type(results).__qualname__}")
     except UnsafeResultError as error:
@@ -97,9 +85,9 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
             f"{path} asks for {error}, which a result file does not need; nothing of it was run. "
             "If its author is trusted, read it with pickle and write it with hig.save_results"
         ) from None
-    except _GARBAGE as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise CorruptResultError(
-            f"{path} ({len(data)} bytes) is not a whole result file: {error or type(error)}; "
+            f"{path} ({len(data)} bytes) is not a whole result file: {error}; "
             "run the experiment again, or restore the file"
         ) from error
     return results

@@ -1,116 +1,267 @@
-"""Unpickling that can build plain Python and numpy arrays, and nothing else."""
+"""A machine for the opcodes of a pickle that calls what it is given, and nothing else.
 
-import pickle
-import re
-from collections.abc import Callable
-from typing import Any, Literal, TypeGuard
+Python's own unpicklers can be restricted in what they look up, not in the rest: they hash tuples
+of any depth, of which the process dies, and take buffers, extensions and classes from the stack.
+"""
 
-import numpy as np
+import pickletools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hig._errors import UnsafeResultError
 
-__all__ = ["KINDS", "PLAIN", "Unpickler", "is_numpy_scalar", "resolve"]
+__all__ = ["as_key", "unpickle"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
+# Values that a key holds at most. Hashing follows all of them, as often and as deep as they occur.
+MOST_IN_A_KEY = 1000
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes)
-KINDS = "biufcSU"  # numpy kinds whose elements are bytes alone: no objects, no records
+# What calls copy for each byte of the file, at most. A few bytes may ask for a copy of all others.
+COPIES = 4
+
+# What garbage leads to beside a ValueError. An out-of-date escape in an old string opcode is a
+# warning, hence an error where warnings are errors.
+_GARBAGE = (AttributeError, DeprecationWarning, LookupError, OverflowError, TypeError)
+
+Functions = Mapping[tuple[str, str], Callable[..., Any]]
+
+_SIZED = (bytes, bytearray, str, list, tuple, dict, set, frozenset)
 
 
-def is_numpy_scalar(value: object) -> TypeGuard[np.generic]:
-    """Whether the value is a numpy scalar of an exact numpy type."""
-    return isinstance(value, np.generic) and type(value) is value.dtype.type
+def unpickle(
+    data: bytes,
+    functions: Functions,
+    build: Callable[[Any, Any], None],
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Reads a pickle of plain Python, and of what the given functions make of the rest.
+
+    Args:
+        data: Bytes of the pickle.
+        functions: What a name in the file stands for, by (module, name).
+        build: Called with an object and the state that the file has for it.
+        persistent_load: Called with a persistent id; None where the file may have none.
+
+    Returns:
+        What the pickle holds.
+
+    Raises:
+        UnsafeResultError: It asks for another name or opcode; the text is its name alone.
+        ValueError: It is no whole pickle, asks for impossible values or for far more memory than
+            it takes itself.
+    """
+    machine = _Machine(len(data), functions, build, persistent_load)
+    try:
+        return _run(machine, data)
+    except _GARBAGE as error:
+        raise ValueError(f"no whole pickle: {type(error).__name__} {error}") from error
 
 
-# Stand-ins for what a pickled array names. Numpy's own functions would take object arrays and
-# forged dtypes from the file; these take bytes of known length and kind. None is hashable, so
-# that none can hide in a set or among the keys of a dict.
+def _run(machine: "_Machine", data: bytes) -> Any:
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in _PUSHED:
+            machine.stack.append(argument)
+        elif opcode.name in _DONE:
+            _DONE[opcode.name](machine, argument)
+        else:
+            raise UnsafeResultError(f"the opcode {opcode.name}")
+    return machine.stack.pop()
 
 
-class _Dtype:
+def as_key(value: Any) -> Any:
+    """The value, if it can be hashed in little time and on a small stack.
+
+    Raises:
+        ValueError: It is a tuple of too many values.
+    """
+    found = [value]
+    for item in found:  # grows meanwhile
+        if type(item) is tuple:
+            found += item
+            if len(found) > MOST_IN_A_KEY:
+                raise ValueError(f"a key of more than {MOST_IN_A_KEY} values")
+    return value
+
+
+class _Named:
+    """What a name stands for; not to be hashed, so that none hides in a set or among keys."""
+
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, name: str, *_: object):
-        if not re.fullmatch(rf"[{KINDS}]\d+", name):
-            raise UnsafeResultError(f"an array of numpy dtype {name!r}")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])  # the only thing that the name leaves open
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
 
 
-class _Array:
-    __hash__ = None  # type: ignore[assignment]
+class _Machine:
+    def __init__(
+        self,
+        size: int,
+        functions: Functions,
+        build: Callable[[Any, Any], None],
+        persistent_load: Callable[[Any], Any] | None,
+    ):
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.memo: dict[int, Any] = {}
+        self.room = COPIES * size
+        self.functions, self.build, self.persistent_load = functions, build, persistent_load
 
-    def __init__(self, array: Array | None = None):
-        self.array = array
+    def marked(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
 
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        self.array = _array(data, dtype, shape, "F" if fortran else "C")
+    def target(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise TypeError(f"a {type(self.stack[-1]).__name__} in the place of a {kind.__name__}")
+        return self.stack[-1]
 
+    def set_items(self, items: Sequence[Any]) -> None:
+        pairs = zip(items[::2], items[1::2], strict=True)
+        self.target(dict).update((as_key(key), value) for key, value in pairs)
 
-class _Constructor:
-    """What the file may call; a slot and no state, so that the file cannot rewire it."""
+    def name(self, module: Any, name: Any) -> None:
+        known = type(module) is type(name) is str and (module, name) in self.functions
+        if not known:
+            raise UnsafeResultError(repr(f"{module}.{name}"[:100]))
+        self.stack.append(_Named(self.functions[module, name]))
 
-    __slots__ = ("construct",)
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, construct: Callable[..., Any]):
-        self.construct = construct
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.construct(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise UnsafeResultError("a change to a function")
-
-
-def _array(data: Any, dtype: _Dtype, shape: Any, order: Literal["C", "F"] = "C") -> Array:
-    array: Array = np.ndarray(shape, dtype.dtype, data, order=order)
-    if array.nbytes != len(data):
-        raise ValueError(f"array of shape {shape} and dtype {dtype.dtype} in {len(data)} bytes")
-    return array.copy(order="K")  # `data` is read-only
+    def spend(self, values: Any) -> Any:
+        """Takes note of values that are going to be copied."""
+        if type(values) is not tuple:
+            raise TypeError(f"a {type(values).__name__} in the place of a tuple")
+        self.room -= sum(len(value) for value in values if type(value) in _SIZED)
+        if self.room < 0:
+            raise ValueError("it asks for far more memory than it takes itself")
+        return values
 
 
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): lambda *_: _Array(),
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes under protocol 2,
-    ("__builtin__", "bytes"): lambda: b"",  # which has another way for none
+Operation = Callable[[_Machine, Any], Any]
+
+
+def _mark(machine: _Machine, _: Any) -> None:
+    machine.below.append(machine.stack)
+    machine.stack = []
+
+
+def _pop(machine: _Machine, _: Any) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.marked()
+
+
+def _put(machine: _Machine, index: Any) -> None:
+    machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
+
+
+def _tuple(length: int) -> Operation:
+    def made(machine: _Machine, _: Any) -> None:
+        items = [machine.stack.pop() for _ in range(length)]
+        machine.stack.append(tuple(reversed(items)))
+
+    return made
+
+
+def _dict(machine: _Machine, _: Any) -> None:
+    items = machine.marked()
+    machine.stack.append({})
+    machine.set_items(items)
+
+
+def _append(machine: _Machine, _: Any) -> None:
+    item = machine.stack.pop()
+    machine.target(list).append(item)
+
+
+def _extend(machine: _Machine, _: Any) -> None:
+    items = machine.marked()
+    machine.target(list).extend(items)
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    machine.set_items([key, value])
+
+
+def _add(machine: _Machine, _: Any) -> None:
+    items = machine.marked()
+    machine.target(set).update(map(as_key, items))
+
+
+def _stack_global(machine: _Machine, _: Any) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    machine.name(module, name)
+
+
+def _call(machine: _Machine, _: Any) -> None:
+    arguments = machine.spend(machine.stack.pop())
+    machine.stack[-1] = machine.target(_Named).function(*arguments)
+
+
+def _build(machine: _Machine, _: Any) -> None:
+    state = machine.stack.pop()
+    machine.spend(state if type(state) is tuple else ())
+    machine.build(machine.stack[-1], state)
+
+
+def _persistent(machine: _Machine, _: Any) -> None:
+    if machine.persistent_load is None:
+        raise UnsafeResultError("a persistent id")
+    machine.stack.append(machine.persistent_load(machine.stack.pop()))
+
+
+def _pushing(make: Callable[[], Any]) -> Operation:
+    return lambda machine, _: machine.stack.append(make())
+
+
+def _pushing_marked(make: Callable[[list[Any]], Any]) -> Operation:
+    def pushed(machine: _Machine, _: Any) -> None:
+        made = make(machine.marked())  # first, for it changes the stack
+        machine.stack.append(made)
+
+    return pushed
+
+
+# The opcodes that Python's picklers write for such values, in any of the protocols 0 to 5; those
+# whose argument is the value, and all others.
+_PUSHED = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+_DONE: dict[str, Operation] = {
+    "PROTO": lambda *_: None,
+    "FRAME": lambda *_: None,
+    "STOP": lambda *_: None,
+    "NONE": _pushing(lambda: None),
+    "NEWTRUE": _pushing(lambda: True),
+    "NEWFALSE": _pushing(lambda: False),
+    "EMPTY_LIST": _pushing(list),
+    "EMPTY_DICT": _pushing(dict),
+    "EMPTY_TUPLE": _pushing(tuple),
+    "EMPTY_SET": _pushing(set),
+    "MARK": _mark,
+    "POP": _pop,
+    "POP_MARK": lambda machine, _: machine.marked(),
+    "LIST": _pushing_marked(list),
+    "TUPLE": _pushing_marked(tuple),
+    "FROZENSET": _pushing_marked(lambda items: frozenset(map(as_key, items))),
+    "DICT": _dict,
+    "TUPLE1": _tuple(1),
+    "TUPLE2": _tuple(2),
+    "TUPLE3": _tuple(3),
+    "APPEND": _append,
+    "APPENDS": _extend,
+    "SETITEM": _set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.marked()),
+    "ADDITEMS": _add,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _put),
+    **dict.fromkeys(
+        ("GET", "BINGET", "LONG_BINGET"),
+        lambda machine, index: machine.stack.append(machine.memo[index]),
+    ),
+    "GLOBAL": lambda machine, names: machine.name(*names.split(" ", 1)),
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _call,
+    "BUILD": _build,
+    "BINPERSID": _persistent,
 }
-for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
-    _ALLOWED[f"{_core}.multiarray", "scalar"] = lambda dtype, data: _array(data, dtype, ())[()]
-    _ALLOWED[f"{_core}.numeric", "_frombuffer"] = lambda *given: _Array(_array(*given))
-for _builtins in ("builtins", "__builtin__"):
-    _ALLOWED.update({(_builtins, kind.__name__): kind for kind in (complex, set, frozenset)})
-
-
-class Unpickler(pickle.Unpickler):
-    """Unpickles plain Python and stand-ins for arrays; raises `UnsafeResultError` otherwise."""
-
-    def find_class(self, module: str, name: str) -> _Constructor:
-        """The stand-in for a global that a pickled array names."""
-        if (module, name) not in _ALLOWED:
-            raise UnsafeResultError(f"{module}.{name}")
-        return _Constructor(_ALLOWED[module, name])
-
-
-def resolve(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
-    """Puts the arrays in the place of their stand-ins; `seen` guards against cycles."""
-    kind = type(value)
-    if kind in (*PLAIN, set, frozenset) or is_numpy_scalar(value):
-        return value
-    if kind is _Array:
-        return value.array
-    if kind not in (dict, list, tuple):
-        raise TypeError(f"it holds a {kind.__qualname__}")
-    if id(value) in seen:
-        return seen[id(value)][1]
-    seen[id(value)] = (value, value)  # the first keeps the id from being used again
-    if kind is tuple:
-        seen[id(value)] = (value, tuple(resolve(item, seen) for item in value))
-    for key, item in value.items() if kind is dict else enumerate(value) if kind is list else ():
-        value[key] = resolve(item, seen)
-    return seen[id(value)][1]

@@ -41,7 +41,8 @@ class Settings:
     Attributes:
         batch_size: Samples per step.
         lr: Step size η.
-        rcond: Relative cut-off of the singular values; truncating Jacobian methods only.
+        rcond: Relative cut-off of the singular values, or ``"auto"``; truncating Jacobian methods
+            only.
         kappa: Exponent of the singular values; HIG and Kronecker HIG only.
         damping: Initial damping of Levenberg–Marquardt; of Kronecker HIG, in units of the mean
             eigenvalue.
@@ -60,7 +61,7 @@ class Settings:
 
     batch_size: int
     lr: float
-    rcond: float | None = None
+    rcond: float | Literal["auto"] | None = None
     kappa: float | None = None
     damping: float | None = None
     engine: str | None = None
@@ -79,7 +80,8 @@ class Settings:
             "damping": (POSITIVE, "give a number such as 1e-3"),
         }
         for name, (within, remedy) in optional.items():
-            if (value := getattr(self, name)) is not None:
+            value = getattr(self, name)
+            if value is not None and (name, value) != ("rcond", "auto"):
                 check_number(value, name, within, remedy)
         if self.lanczos_steps is not None:
             check_count(self.lanczos_steps, "lanczos_steps", "give a number such as 300")

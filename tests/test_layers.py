@@ -14,6 +14,7 @@ ALLOWED = {
     "experiments": {
         "experiments", "problems", "hig", "torch", "numpy", "tqdm", "pytorch_optimizer",
         "torch_levenberg_marquardt", "curvlinops", "torchjd",  # to compare with
+        "submitit",  # for clusters
     },
     "plots": {"plots", "hig", "numpy", "matplotlib"},
 }  # fmt: skip

@@ -84,7 +84,7 @@ class Batches:
                 more than its state.
         """
         self._before, self._taken = state_dict["before"], state_dict["taken"]
-        self._generator.set_state(self._before)
+        self._generator.set_state(self._before.clone())  # of a view torch takes other bytes
         self._batches = self._start()
         for _ in islice(self._batches, self._taken):
             pass

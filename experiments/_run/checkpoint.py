@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import struct
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -13,7 +14,9 @@ from pathlib import Path
 import torch
 
 import hig
+from experiments._run import archive
 from experiments._run.options import Options
+from experiments._run.processes import Processes
 from experiments._run.weights import Pretraining
 from problems import Problem, Settings
 
@@ -30,8 +33,9 @@ SHARE = 0.01
 _OPTIONS = ("epochs", "time_budget", "evaluate_every", "clock", "average")
 _OPTIONS += ("seed", "device", "dtype")
 
-# What reading a pickle raises that is none, or asks for impossible values.
-_GARBAGE = (AttributeError, EOFError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+# What reading an archive raises that is none, or asks for impossible values.
+_GARBAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError)
+_GARBAGE += (TypeError, ValueError, struct.error, zipfile.BadZipFile)
 
 _FRESH = "to start afresh remove it, or leave out --resume"
 
@@ -50,12 +54,14 @@ def identity(
     """What decides on the course of a run, as texts by name.
 
     Where its files are and how many threads it has does not; nor what is done about faults, so
-    that a run that one has ended can go on under another policy.
+    that a run that one has ended can go on under another policy. The number of processes does:
+    sums over them differ in their last bits.
     """
     values = {"problem": problem.name, "method": method}
     values |= {f.name: getattr(problem, f.name) for f in fields(problem) if f.compare}
     values |= {f.name: getattr(settings, f.name) for f in fields(settings)}
     values |= {name: getattr(options, name) for name in _OPTIONS}
+    values["processes"] = Processes().size
     values.pop("published", None)
     if earlier:
         values["init_from"] = f"{earlier.label} of seed {earlier.seed}, {earlier.seconds} s"
@@ -82,6 +88,8 @@ def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> Non
 def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     """Read a checkpoint. No code from the file runs, whoever wrote it.
 
+    Where several processes share the run the first one reads and hands out what it has read.
+
     Args:
         path: Where it is.
         run: What decides on the course of the run that is to go on.
@@ -95,9 +103,12 @@ def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
         UnsafeResultError: It asks for something that is neither tensor nor plain Python.
         OSError: It cannot be read.
     """
-    if not path.exists():
+    processes = Processes()
+    there = processes.rank == 0 and path.exists()
+    data = processes.hand_out(path.read_bytes() if there else None)
+    if data is None:
         return None
-    contents = _read(path)
+    contents = _read(path, data)
     differences = [
         f"{name} is {run.get(name, 'none')}, there {contents['run'].get(name, 'none')}"
         for name in sorted(run.keys() | contents["run"].keys())
@@ -111,8 +122,7 @@ def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     return contents["state"]
 
 
-def _read(path: Path) -> dict[str, dict]:
-    data = path.read_bytes()
+def _read(path: Path, data: bytes) -> dict[str, dict]:
     start = len(MAGIC) + hashlib.sha256().digest_size
     digest, contents = data[len(MAGIC) : start], data[start:]
     if not data.startswith(MAGIC):
@@ -124,10 +134,8 @@ def _read(path: Path) -> dict[str, dict]:
             f"{path} ({len(data)} bytes) is truncated or damaged, its checksum is wrong; {_FRESH}"
         )
     try:
-        if not zipfile.is_zipfile(io.BytesIO(contents)):  # torch would read its older formats too
-            raise EOFError("no archive")
-        found = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        found = archive.read(contents)
+    except (hig.UnsafeResultError, pickle.UnpicklingError) as error:
         raise hig.UnsafeResultError(
             f"{path} asks for what a checkpoint does not need, nothing of it was run "
             f"({str(error).splitlines()[0]}); {_FRESH}"
@@ -180,15 +188,18 @@ class Checkpoints:
     def write(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Write one, measure how long that takes, and set the time of the next.
 
-        Where that fails, for want of space or of the right to, the one before is unchanged and the
-        user is told.
+        Of several processes the first one writes, and all call this. Where that fails, for want of
+        space or of the right to, the one before is unchanged and the user is told.
 
         Args:
             state: Gives the state of the run.
         """
         start = self._now()
+        current = state()
+        if Processes().rank > 0:
+            return
         try:
-            save(self.path, self._run, state())
+            save(self.path, self._run, current)
         except OSError as error:
             left = "the one before is unchanged" if self.path.exists() else "there is none yet"
             self._warn(f"no checkpoint, {self.path} cannot be written: {error}; {left}")

@@ -60,23 +60,18 @@ def _steps(
     clock, options, processes = training.clock, training.options, training.processes
     for batch in training.batches:
         _step(training, batch, progress)
-        clock.seconds, signal = processes.first(clock.seconds, signals.number, options.device)
+        clock.seconds, signal, due = processes.first(clock.seconds, signals.number, checkpoints.due)
         epoch = training.steps / training.steps_per_epoch
         stop = _budget_used_up(options, epoch, clock.seconds)
         if training.evaluations.due(training.steps, clock.seconds) or stop:
             _evaluate(training, progress, epoch)
         if stop:
             return stop
-        if checkpoints.due or signal:
-            _write_checkpoint(training, checkpoints)
+        if due or signal:
+            checkpoints.write(training.state_dict)
         if signal:
             return STOPPED[signal]
     raise AssertionError("batches never end")
-
-
-def _write_checkpoint(training: Training, checkpoints: Checkpoints) -> None:
-    if training.processes.size == 1:  # those of several processes cannot go on
-        checkpoints.write(training.state_dict)
 
 
 def _step(training: Training, batch: Batch, progress: Progress) -> None:

@@ -53,7 +53,7 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return name if value else f"no {name}"
     if isinstance(value, str):
-        return value
+        return f"{name} {value}" if value == "auto" else value
     if isinstance(value, tuple):
         return f"{name} {'-'.join(str(item) for item in value)}"
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -137,11 +137,38 @@ class Processes:
             with suppress(RuntimeError):  # raised where one is lost, which need not be waited for
                 dist.barrier()
 
-    def first(self, seconds: float, signal: int, device: str) -> tuple[float, int]:
-        """Clock and signal of the first process, on which all decide alike."""
+    def first(self, seconds: float, signal: int, due: bool) -> tuple[float, int, bool]:
+        """Clock, signal and need of a checkpoint of the first process: all decide alike."""
         if self.size == 1:
-            return seconds, signal
-        numbers = torch.tensor([seconds, signal], dtype=torch.float64, device=device)
+            return seconds, signal, due
+        numbers = torch.tensor([seconds, signal, due], dtype=torch.float64, device=self._device)
         dist.broadcast(numbers, 0)
-        seconds, signal = numbers.tolist()
-        return seconds, int(signal)
+        seconds, signal, due = numbers.tolist()
+        return seconds, int(signal), bool(due)
+
+    def each(self, value: Tensor) -> Tensor:
+        """What every process has in the place of a tensor, stacked by rank; all call this."""
+        found = [value]
+        if self.size > 1:
+            found = [torch.empty_like(value, device=self._device) for _ in range(self.size)]
+            dist.all_gather(found, value.to(self._device))
+        return torch.stack(found).cpu()
+
+    def hand_out(self, data: bytes | None) -> bytes | None:
+        """The bytes of the first process, None where it has none; all call this."""
+        if self.size == 1:
+            return data
+        length = torch.tensor(-1 if data is None else len(data), device=self._device)
+        dist.broadcast(length, 0)
+        if length < 0:
+            return None
+        found = torch.empty(int(length), dtype=torch.uint8, device=self._device)
+        if self.rank == 0:
+            found.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(found, 0)
+        return found.cpu().numpy().tobytes()
+
+    @property
+    def _device(self) -> str:
+        """Where tensors travel."""
+        return "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -51,7 +51,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     written as they come, to an event file in ``<out>/tensorboard``, which takes no training time.
 
     Under ``torchrun`` each process takes its share of every batch, and the steps are those of one
-    process. All of them evaluate; the first one has the clock and writes.
+    process. All of them evaluate; the first one has the clock, reads the checkpoint and writes.
 
     Args:
         problem: What to train on.
@@ -82,8 +82,6 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     begun = origin()  # not later: the files of the code may change while the run lasts
     processes = Processes()
     processes.check(problem, METHODS[method])
-    if options.resume:
-        processes.alone("--resume")
     if options.on_fault != "raise":  # what goes back must do so on all of them
         processes.alone(f"--on-fault {options.on_fault}")
     if processes.rank > 0:

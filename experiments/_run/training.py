@@ -69,7 +69,10 @@ class Training:
         return self.network if self.average is None else self.average.module
 
     def state_dict(self) -> dict[str, object]:
-        """Where the run is between two steps, in tensors and plain Python."""
+        """Where the run is between two steps, in tensors and plain Python.
+
+        Processes that share the run differ in their random numbers alone; all call this.
+        """
         parts = {name: getattr(self, name) for name in _PARTS}
         latest = self.latest and {
             "weights": {name: torch.from_numpy(v) for name, v in self.latest.weights.items()},
@@ -82,8 +85,10 @@ class Training:
             "seconds": self.clock.seconds,
             "resumed_at": list(self.resumed_at),
             "latest": latest,
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state(self.options.device) if self._cuda else None,
+            "random": self.processes.each(torch.get_rng_state()),
+            "cuda_random": self.processes.each(torch.cuda.get_rng_state(self.options.device))
+            if self._cuda
+            else None,
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -101,9 +106,10 @@ class Training:
         latest = state["latest"]
         weights = {name: value.numpy() for name, value in latest["weights"].items()}
         self.latest = Snapshot(weights, latest["seconds"], latest["test_loss"])
-        torch.set_rng_state(state["random"])
+        rank = self.processes.rank
+        torch.set_rng_state(state["random"][rank].clone())  # a view ends the process
         if self._cuda:
-            torch.cuda.set_rng_state(state["cuda_random"], self.options.device)
+            torch.cuda.set_rng_state(state["cuda_random"][rank].clone(), self.options.device)
 
     @property
     def _cuda(self) -> bool:

@@ -13,7 +13,9 @@ import hig
 # file's, whose parameters stand as text in <stem>.txt.
 ENDING = "_network.weights"
 
-_KEYS = ("problem", "weights", "label", "seed", "training_time", "runs")
+_KINDS = {
+    "problem": str, "weights": dict, "label": str, "seed": int, "training_time": float, "runs": int
+}  # fmt: skip
 
 
 class WeightsError(ValueError):
@@ -78,15 +80,22 @@ class Pretraining:
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         if self.weights.keys() != expected.keys():
             raise WeightsError(
-                f"the weights in {self.path} are named {', '.join(self.weights)}; those of the "
-                f"network are {', '.join(expected)}: {remedy}"
+                f"the weights in {self.path} are named {', '.join(map(str, self.weights))}; those "
+                f"of the network are {', '.join(expected)}: {remedy}"
             )
         for name, shape in expected.items():
-            if (found := np.shape(self.weights[name])) != shape:
+            if (found := getattr(self.weights[name], "shape", "none")) != shape:
                 raise WeightsError(
                     f"'{name}' in {self.path} has shape {found}, in the network {shape}: {remedy}"
                 )
-        network.load_state_dict({n: torch.tensor(value) for n, value in self.weights.items()})
+        try:
+            tensors = {name: torch.tensor(value) for name, value in self.weights.items()}
+        except (TypeError, ValueError) as error:
+            raise WeightsError(
+                f"the weights in {self.path} are no numbers that torch has: {error}; give a file "
+                "that a run with --save-weights wrote"
+            ) from error
+        network.load_state_dict(tensors)
 
 
 def snapshot(network: nn.Module, seconds: float, test_loss: float) -> Snapshot:
@@ -146,15 +155,16 @@ def load(path: Path, problem: str) -> Pretraining:
         contents = hig.load_results(path)
     except (OSError, hig.CorruptResultError, hig.UnsafeResultError) as error:
         raise WeightsError(str(error)) from error
-    missing = [key for key in _KEYS if key not in contents]
-    if missing:
-        raise WeightsError(
-            f"{path} is no weights file, it has no '{missing[0]}'; "
-            f"give the *{ENDING} that a run with --save-weights wrote"
-        )
+    for key, kind in _KINDS.items():
+        if not isinstance(contents.get(key), kind):
+            found = f"'{key}' is no {kind.__name__}" if key in contents else f"it has no '{key}'"
+            raise WeightsError(
+                f"{path} is no weights file, {found}; "
+                f"give the *{ENDING} that a run with --save-weights wrote"
+            )
     if contents["problem"] != problem:
         raise WeightsError(
             f"{path} holds weights for problem {contents['problem']}, the run is on {problem}; "
             "give weights of the same problem"
         )
-    return Pretraining(path, *(contents[key] for key in _KEYS[1:]))
+    return Pretraining(path, *(contents[key] for key in list(_KINDS)[1:]))

@@ -2,7 +2,8 @@
 
 Files of one method label are the seeds of one experiment: numbers are the median over them, with
 the range from the lowest to the highest. Of two files of one seed the newest is taken. The training
-time of a run that started from saved weights goes on from that of the run that made them.
+time of a run that started from saved weights goes on from that of the run that made them. Files of
+the published training scripts go by their file names.
 """
 
 import argparse

@@ -114,6 +114,35 @@ def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
     return Run(path, results, losses, curves[1] + earlier)
 
 
+def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
+    """Results of a published training script, with what it leaves to the name of its file.
+
+    It tells one number of epochs or those of its evaluations, and the seconds of each or in all.
+
+    Args:
+        path: The file.
+        results: Its contents.
+
+    Returns:
+        The same with the keys of a training run; results of anything else as they are.
+    """
+    if "label" in results or not {"epochs", "simulation_time", "test_loss"} <= results.keys():
+        return results
+    try:
+        epochs, count = np.asarray(results["epochs"], np.float64), len(results["test_loss"])
+        if epochs.ndim == 0:  # evaluated before the first one too, or not
+            epochs = np.linspace(float(epochs == count), epochs, count)
+        ends = np.cumsum([0.0, *np.atleast_1d(results.get("epoch_time", ()))])
+        if len(ends) - 1 != epochs[-1]:  # of equal length, for all that is known
+            ends = np.linspace(0.0, float(results["simulation_time"]), int(epochs[-1]) + 1)
+        time = np.interp(epochs, np.arange(len(ends)), ends)
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise ResultFileError(f"losses or times in {path} are no numbers: {error}") from error
+    names = {"problem": "problem not named", "method": path.stem, "label": path.stem}
+    told = {"seed": str(path), "stopped": "not told", "sim_par": {}, **results}
+    return {**names, **told, "epochs": epochs, "time": time}
+
+
 def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
     """Read the runs to compare, each seed of an experiment once, with notes on what is left out.
 
@@ -129,7 +158,7 @@ def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
     """
     runs: dict[tuple[str, ...], Run] = {}
     for path, in_folder in files_in(paths):
-        results = read(path)
+        results = completed(path, read(path))
         if in_folder and not {"label", "time"} <= results.keys():
             note(f"{path} is left out, it is not of a training run")
             continue

@@ -331,3 +331,20 @@ def test_arguments_outside_their_range(shape):
 def test_arrays_are_refused():
     with pytest.raises(TypeError, match="jacobian must be a tensor, got ndarray; wrap it"):
         half_inverse(np.zeros((2, 3)), torch.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_an_automatic_cut_off_is_a_number_that_fits_the_spectrum(shape, dtype):
+    jacobian, gradient = sample(shape, "geometric", smallest=1e-5)
+    jacobian, gradient = jacobian.to(dtype), gradient.to(dtype)
+    values = torch.linalg.svdvals(jacobian.double())
+    rcond = 256 * torch.finfo(dtype).eps * values.square().mean().sqrt() / values.max()
+    found = half_inverse(jacobian, gradient, rcond="auto", method="svd")
+    expected = half_inverse(jacobian, gradient, rcond=float(rcond), method="svd")
+    assert torch.equal(found, expected)
+
+
+def test_an_automatic_cut_off_needs_the_whole_spectrum():
+    with pytest.raises(ValueError, match="rcond='auto' looks at all singular values"):
+        half_inverse(torch.randn(3, 4), torch.randn(3), rcond="auto", method="lanczos")

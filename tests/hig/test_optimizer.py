@@ -270,3 +270,25 @@ def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():
     optimizer.step(closure)
     assert optimizer.report.rcond == 1e-12
     assert not optimizer.report.notes
+
+
+@pytest.mark.parametrize("build", [hig.HIG, hig.GaussNewton])
+@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
+def test_an_automatic_cut_off_is_reported_and_is_that_number(build, step_rule):
+    torch.manual_seed(0)
+    inputs, scales = torch.randn(8, 3), torch.tensor([1.0, 1e-3, 1e-9])
+    rcond, steps = "auto", []
+    for _ in range(2):
+        torch.manual_seed(1)
+        network = nn.Linear(3, 3)
+
+        def closure(network=network):
+            prediction = network(inputs) * scales
+            return (prediction - 1).square().sum(1).mean(), prediction
+
+        optimizer = build(network.parameters(), rcond=rcond, step_rule=step_rule)
+        optimizer.step(closure)
+        rcond = optimizer.report.rcond
+        assert optimizer.report.rank == 8
+        steps.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(*steps)

@@ -98,6 +98,30 @@ def test_few_values_of_many_are_a_case_for_products_alone(changes, expected):
     assert ("method='lanczos' finds them faster" in str(report(**(large | changes)))) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"rcond": 0.5}, "nearly everything is cut"),
+        ({"rcond": 1e-9}, "may be rounding alone: rcond='auto' cuts them"),
+        ({"rcond": 1e-9, "dtype": torch.float64}, None),
+        ({"rcond": 0.0}, None),
+        ({"rcond": 0.5, "route": "lanczos"}, None),
+    ],
+)
+def test_a_cut_of_all_or_of_nothing_is_told(changes, expected):
+    values = torch.tensor([1.0, 1e-3, 1e-8], dtype=torch.float64)
+    given = {"rows": 3, "columns": 9, "rcond": 1e-6, "dtype": torch.float32}
+    text = str(report(**(given | {"spectrum": lambda: values} | changes)))
+    assert ("rcond='auto'" in text) == (expected is not None)
+    assert expected is None or expected in text
+
+
+def test_a_zero_jacobian_is_no_case_for_another_cut():
+    text = str(report(rows=3, columns=9, spectrum=lambda: torch.zeros(3).double()))
+    assert "rcond='auto'" not in text
+
+
 def test_reports_do_not_share_their_notes():
     first, second = report(), report()
     first.notes.append("mine")

@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from hig._spectral import Damped, HalfInverse, check_rcond, cutoff, filter_gains
+from hig._spectral import Damped, HalfInverse, check_rcond, cutoff, filter_gains, noise_level
 
 KAPPAS = [-1.0, -0.75, -0.5, -0.1, 0.0, 0.3, 0.5, 1.0]
 FILTERS = [HalfInverse(kappa, rcond=0.0) for kappa in KAPPAS] + [
@@ -157,3 +157,41 @@ def test_the_ends_of_the_ranges_are_inside():
 def test_filters_do_not_change(filter):
     with pytest.raises(FrozenInstanceError):
         filter.rcond = 0.5
+
+
+class TestAutomaticCutOff:
+    """``rcond="auto"`` cuts what rounding may have made, and nothing of what it has not."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("scale", [1e-10, 1.0, 1e10])
+    def test_rounding_of_a_low_rank_matrix_is_cut(self, dtype, scale):
+        generator = torch.Generator().manual_seed(0)
+        for shape in [(30, 80), (80, 30), (50, 50)]:
+            left, right = (
+                torch.randn(size, 7, dtype=torch.float64, generator=generator) for size in shape
+            )
+            exact = scale * left @ right.T
+            eps = torch.finfo(dtype).eps
+            noise = torch.randn(shape, dtype=torch.float64, generator=generator)
+            values = torch.linalg.svdvals(exact * (1 + 20 * eps * noise))
+            filter = HalfInverse(rcond="auto").resolved(values, dtype)
+            assert int((filter_gains(filter, values, 0.0) > 0).sum()) == 7
+
+    def test_the_cut_is_the_noise_level(self):
+        values = torch.tensor([3.0, 1.0, 0.1], dtype=torch.float64)
+        level = noise_level(values, torch.float32)
+        rms = ((9 + 1 + 0.01) / 3) ** 0.5
+        assert float(level) == pytest.approx(256 * torch.finfo(torch.float32).eps * rms)
+        resolved = HalfInverse(kappa=-0.3, rcond="auto").resolved(values, torch.float32)
+        assert resolved == HalfInverse(kappa=-0.3, rcond=float(level) / 3)
+        assert HalfInverse(rcond=1e-3).resolved(values, torch.float32) == HalfInverse(rcond=1e-3)
+
+    def test_a_zero_jacobian_is_cut_whole(self):
+        values = torch.zeros(4, dtype=torch.float64)
+        filter = HalfInverse(rcond="auto").resolved(values, torch.float32)
+        assert not filter_gains(filter, values, 0.0).any()
+
+    @pytest.mark.parametrize("wrong", ["Auto", "", "1e-6"])
+    def test_other_texts_are_refused(self, wrong):
+        with pytest.raises(TypeError, match="rcond must be a number"):
+            HalfInverse(rcond=wrong)

@@ -2,7 +2,7 @@
 
 The suite kills a few times;
 ``HIG_KILLS=50 python -m pytest tests/experiments/run/test_kills.py`` does so as often as wanted, at
-random moments.
+random moments, and with ``-s`` tells which.
 """
 
 import os
@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import experiments
@@ -69,11 +70,11 @@ submit(NonlinearOscillators(), "hig", sys.argv[3:])
 MOMENTS = [("step", 3), ("fsync", 2), ("rename", 4), ("time", 30), ("results", 2)]
 
 
-def moments(count):
+def moments():
     """When to kill: the first ones are always the same."""
-    yield from MOMENTS[:count]
+    yield from MOMENTS
     luck = random.Random(0)
-    for _ in range(count - len(MOMENTS)):
+    while True:
         moment = luck.choice(["step", "fsync", "rename", "save", "results", "time"])
         most = {"results": 2, "time": 120}.get(moment, 20)
         yield moment, luck.randint(1, most)
@@ -92,7 +93,7 @@ def start(moment, count, out):
 def check_files(folder):
     """Whatever is there is whole."""
     for path in folder.glob("*.checkpoint"):
-        assert checkpoint._read(path)["state"]["steps"] > 0
+        assert checkpoint._read(path, path.read_bytes())["state"]["steps"] > 0
     for path in [*folder.glob("*.pickle"), *folder.glob("*.weights")]:
         hig.load_results(path)
 
@@ -107,9 +108,12 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
     assert start("never", 0, tmp_path / "whole") == 0
     whole, weights = outcome(tmp_path / "whole")
     folder, runs = tmp_path / "0", 0
-    kills = int(os.environ.get("HIG_KILLS", len(MOMENTS)))
-    for moment in [*moments(kills), ("never", 0)]:
-        ended = start(*moment, folder) == 0
+    kills, killed, when = int(os.environ.get("HIG_KILLS", len(MOMENTS))), Counter(), moments()
+    ended = False
+    while killed.total() < kills or not ended:
+        moment = next(when) if killed.total() < kills else ("never", 0)
+        ended = start(*moment, folder) == 0  # earlier than the moment, or never killed
+        killed[moment[0]] += not ended
         check_files(folder)
         if ended:
             found, found_weights = outcome(folder)
@@ -117,4 +121,5 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
             assert_same(weights, found_weights)
             runs += 1
             folder = tmp_path / str(runs)
-    assert runs >= 1 and (kills > len(MOMENTS) or runs == 1)
+    print(f"\n{killed.total()} kills, {dict(+killed)}, in {runs} runs")
+    assert killed.total() == kills and (kills > len(MOMENTS) or runs == 1)

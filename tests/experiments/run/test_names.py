@@ -85,3 +85,8 @@ def test_earlier_run_in_label_and_file_name(earlier, part):
     assert label("hig", differences) == f"HIG (lr 2, after {earlier})"
     file = path(PROBLEM, "hig", differences, OPTIONS).name
     assert file == f"nonlinear_oscillators_hig_lr2_{part}_seed4.pickle"
+
+
+def test_a_setting_that_is_automatic_says_which():
+    settings = replace(HIG, rcond="auto")
+    assert deviations(PROBLEM, "hig", settings, OPTIONS) == ["rcond auto"]

@@ -1,5 +1,6 @@
 """Runs that several processes share, and what one process alone makes of the same calls."""
 
+import errno
 import os
 import re
 import subprocess
@@ -13,14 +14,23 @@ import torch
 
 import experiments
 import hig
-from experiments import submit
+from experiments import Options, submit
 from experiments._methods import METHODS
-from experiments._run import processes
+from experiments._run import checkpoint, processes
+from experiments._run.checkpoint import CheckpointError
 from experiments._run.processes import Processes, ProcessesError, process_group
 from experiments._run.runner import run
 from problems import NonlinearOscillators
 from problems.multitask import Toy
+from tests.experiments.run.test_training import (
+    Shaken,
+    assert_same,
+    assert_same_runs,
+    interrupted_after,
+    whole_and_in_parts,
+)
 from tests.experiments.runs import TINY, settings
+from tests.hig.processes import run as on_processes
 
 ROOT = Path(experiments.__file__).parents[1]
 FOLDER = "experiments.nonlinear_oscillators"
@@ -72,6 +82,64 @@ def test_torchrun_gives_the_results_of_one_process(method, tmp_path):
     assert one["train_loss"][-1] < one["train_loss"][0]
     if method == "hig":
         np.testing.assert_allclose(two["step_size"], one["step_size"], rtol=1e-7)
+
+
+SHAKEN = Shaken(time_steps=8, dt=0.5, train_size=16, test_size=6)
+
+
+def whole_and_resumed(rank, folder, method):
+    """A run of this process and the other ones, and one that stops after five steps and goes on.
+
+    Its shares of 4 and 3 samples draw different random numbers. A third run is left stopped.
+    """
+    chosen = settings(method, batch_size=7)
+    options = Options(out=folder, epochs=4, save_weights=True, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        whole, resumed = whole_and_in_parts(SHAKEN, method, chosen, options, patch)
+        interrupted_after(2, patch)
+        run(SHAKEN, method, chosen, replace(options, out=folder / "left"))
+    if rank == 0:
+        assert_same_runs(whole, resumed, folder)
+    else:
+        assert_same(whole, resumed)
+    return resumed
+
+
+@pytest.mark.parametrize("method", ["adam", "hig"])
+def test_processes_go_on_from_one_checkpoint(method, tmp_path):
+    first, second = on_processes(whole_and_resumed, 2, tmp_path, tmp_path, method)
+    for key in ("train_loss", "test_loss", "resumed_at"):  # seconds of the first one's clock
+        assert first[key].tolist() == second[key].tolist()
+    options = Options(out=tmp_path / "left", epochs=4, save_weights=True, quiet=True, resume=True)
+    with pytest.raises(CheckpointError, match="processes is 1, there 2; go on with the command"):
+        run(SHAKEN, method, settings(method, batch_size=7), options)
+
+
+def unwritten_and_unread(rank, folder):
+    """A run whose first process cannot write; and what is read where the first one has a file."""
+    options = Options(out=folder / str(rank), epochs=2, quiet=True, checkpoint_every=1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "SHARE", 1e9)
+        patch.setattr(checkpoint, "save", no_space if rank == 0 else wrong_process)
+        results = run(TINY, "adam", settings("adam"), options)
+    alone = folder / f"{rank}.checkpoint"
+    if rank == 0:
+        checkpoint.save(alone, {}, {"steps": 3})
+    return results["stopped"], checkpoint.load(alone, {})
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def wrong_process(*_):
+    raise AssertionError("another process than the first one writes")
+
+
+def test_a_first_process_that_cannot_write_and_others_that_have_no_file(tmp_path):
+    found = on_processes(unwritten_and_unread, 2, tmp_path, tmp_path)
+    assert found == [("epochs", {"steps": 3})] * 2
+    assert [path.suffix for path in (tmp_path / "0").iterdir()].count(".pickle") == 1
 
 
 def test_a_run_that_ends_early_is_saved_before_the_others_are_ended(tmp_path):
@@ -127,7 +195,9 @@ def test_factored_steps_are_not_shared():
 def test_without_torchrun_there_is_no_group():
     with process_group("cpu"):
         assert not torch.distributed.is_initialized()
-    assert Processes().first(0.5, 2, "cpu") == (0.5, 2)
+    assert Processes().first(0.5, 2, True) == (0.5, 2, True)
+    assert Processes().hand_out(b"a") == b"a" and Processes().hand_out(None) is None
+    assert Processes().each(torch.ones(2)).tolist() == [[1, 1]]
 
 
 def test_more_processes_than_devices(monkeypatch):

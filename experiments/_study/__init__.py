@@ -1,0 +1,1 @@
+"""The study: every method on every problem, from one table of settings."""

@@ -1,0 +1,152 @@
+"""Run the study: every method on every problem, from one table of settings.
+
+First the step sizes of the tuned methods are chosen on a grid, on a seed that nothing else sees;
+then the methods are compared at those, and options are varied. Each run is a process of its own on
+one thread, with the training time of its processor: how many run side by side does not matter for
+the results. Runs that are done are not repeated, and those that were cut short go on: repeat the
+command after an interruption.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from experiments._arguments import positive_int
+from experiments._saved.folders import make_folder
+from experiments._study.execution import (
+    Outcome,
+    StudyError,
+    failures,
+    run_jobs,
+    run_on_cluster,
+    workers_of_this_machine,
+)
+from experiments._study.jobs import Job, ablation_jobs, comparison_jobs, tuning_jobs
+from experiments._study.table import PRESETS, Preset, known_folders
+from experiments._study.winners import save_winners, winners
+
+_EPILOG = """\
+results are in OUT/<part>/<problem>/<run>/, the grid and its winners in OUT/winners.json:
+  python -m experiments.study --preset smoke --out results/study
+  python -m experiments compare results/study/comparison/conditioning_toy/*/*.pickle
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a study.
+
+    Args:
+        arguments: Command line without the program name, by default that of the process.
+
+    Returns:
+        Exit status: 0, or 1 where runs have failed.
+    """
+    options = _parser().parse_args(arguments)
+    preset = _chosen(PRESETS[options.preset], options)
+    out = options.out / preset.name
+    grid = tuning_jobs(preset)
+    if options.list:
+        won = {(job.folder, job.method): 0.0 for job in grid}
+        _list([grid, comparison_jobs(preset, won), ablation_jobs(preset, won)])
+        return 0
+    make_folder(out)
+    try:
+        failed = _run(grid, "tuning", out, options)
+        save_winners(grid, out)
+        won = winners(grid, out)
+        failed += _run(comparison_jobs(preset, won), "comparison", out, options)
+        failed += _run(ablation_jobs(preset, won), "ablations", out, options)
+    except StudyError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
+    for outcome in failed:
+        print(f"failed with status {outcome.status}: see {outcome.log}", file=sys.stderr)
+    print(f"results are in {out}")
+    return 1 if failed else 0
+
+
+def _run(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace) -> list[Outcome]:
+    if not jobs:
+        return []
+    start, count = time.monotonic(), 0
+
+    def told(outcome: Outcome) -> None:
+        nonlocal count
+        count += 1
+        state = "done" if outcome.done else f"FAILED ({outcome.status})"
+        minutes = (time.monotonic() - start) / 60
+        line = f"{what} {count}/{len(jobs)}, {minutes:.1f} min: {state} {outcome.job.place}"
+        print(line, file=sys.stderr, flush=True)
+
+    if options.cluster is None:
+        return failures(run_jobs(jobs, out, options.workers, told))
+    parameters = dict(_parameter(text) for text in options.cluster_parameter)
+    return failures(run_on_cluster(jobs, out, options.cluster, parameters, told))
+
+
+def _list(parts: Sequence[Sequence[Job]]) -> None:
+    """Print the command lines; step sizes that are to be tuned are not known yet."""
+    total = 0.0
+    for job in (job for part in parts for job in part):
+        total += job.seconds
+        arguments = " ".join(job.arguments).replace("--lr 0 ", "--lr TUNED ")
+        print(f"python -m {job.module} {arguments}")
+    count = sum(map(len, parts))
+    print(f"{count} runs, {total / 3600:.1f} h of training time", file=sys.stderr)
+
+
+def _chosen(preset: Preset, options: argparse.Namespace) -> Preset:
+    """The preset without the problems that are not wanted."""
+    if options.problems is None:
+        return preset
+    known = known_folders(preset)
+    for folder in options.problems:
+        if folder not in known:
+            options.error(f"preset {preset.name} has no {folder!r}; it has {', '.join(known)}")
+    wanted = set(options.problems)
+    return replace(
+        preset,
+        comparisons=tuple(c for c in preset.comparisons if c.folder in wanted),
+        ablations=tuple(a for a in preset.ablations if a.folder in wanted),
+    )
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    return name, int(value) if value.isdigit() else value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.study",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="smoke", help="size (smoke)")
+    parser.add_argument("--out", type=Path, default=Path("results/study"), metavar="DIR")
+    parser.add_argument(
+        "--problems", nargs="+", metavar="NAME", help="these alone, such as poisson"
+    )
+    parser.add_argument(
+        "--workers", type=positive_int, default=workers_of_this_machine(), metavar="N",
+        help="runs side by side on this machine (one for each core)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cluster", choices=("slurm", "local"), help="hand the runs to submitit instead"
+    )
+    parser.add_argument(
+        "--cluster-parameter", action="append", default=[], metavar="NAME=VALUE",
+        help="for the scheduler, such as slurm_partition=gpu; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="print the runs and do nothing")
+    parser.set_defaults(error=parser.error)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The study from its command line, on runs that take no time and on real ones."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+import hig
+from experiments import study
+from experiments._study import execution
+from experiments._study.execution import result_of, run_job, run_jobs
+from experiments._study.jobs import Job, comparison_jobs, tuning_jobs
+from experiments._study.table import PRESETS
+from experiments._study.winners import winners
+from tests.experiments.made import results_of_a_run
+
+TOY = Job("comparison", "conditioning_toy", "hig", ("--seed", "3", "--time-budget", "0.05"), 0.05)
+
+
+@pytest.fixture
+def instant(monkeypatch):
+    """Runs that write their results at once: the loss is the distance of the rate from 0.3."""
+    calls = []
+
+    def run(command, **_):
+        calls.append(command)
+        place = command[command.index("--out") + 1]
+        rate = float(command[command.index("--lr") + 1]) if "--lr" in command else 1.0
+        loss = abs(np.log(rate / 0.3)) + 0.1
+        stopped = "non-finite: loss" if rate >= 1 and "gn" in command[2] else "time budget"
+        hig.save_results(f"{place}/run.pickle", results_of_a_run((1.0, loss), stopped=stopped))
+        return subprocess.CompletedProcess(command, int(stopped != "time budget"))
+
+    monkeypatch.setattr(execution.subprocess, "run", run)
+    return calls
+
+
+def test_a_whole_study_and_its_repetition(instant, tmp_path, capsys):
+    assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
+    first = len(instant)
+    assert first == 24
+    grid = json.loads((tmp_path / "smoke" / "winners.json").read_text())
+    rates = {(entry["problem"], entry["method"]): entry["lr"] for entry in grid}
+    assert rates["conditioning_toy", "hig"] == 0.3  # 1 is farther away
+    assert rates["conditioning_toy", "gn"] == 0.3  # 1 has diverged
+    lost = next(entry for entry in grid if entry["method"] == "gn")["losses"]
+    assert lost["1"] is None and lost["0.3"] == pytest.approx(0.1)
+    told = [command for command in instant if "comparison/conditioning_toy/hig" in str(command)]
+    assert len(told) == 2 and all("0.3" in command for command in told)
+    assert all("processor" in command and "--resume" in command for command in instant)
+    assert "comparison 10/10" in capsys.readouterr().err
+    assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
+    assert len(instant) == first  # nothing is done twice
+
+
+def test_one_problem_alone(instant, tmp_path):
+    assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 0
+    assert {command[2].split(".")[1] for command in instant} == {"conditioning_toy"}
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["--problems", "pendulum", "--out", str(tmp_path)])
+
+
+def test_failures_are_told_and_tried_again(monkeypatch, tmp_path, capsys):
+    def fail(command, **_):
+        return subprocess.CompletedProcess(command, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execution.subprocess, "run", fail)
+        assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 1
+    captured = capsys.readouterr().err
+    assert "FAILED (2)" in captured and "log.txt" in captured
+    assert result_of(tmp_path / "smoke" / TOY.place) is None
+
+
+def test_listing_runs_nothing(instant, tmp_path, capsys):
+    assert study.main(["--preset", "desk", "--list", "--out", str(tmp_path / "none")]) == 0
+    captured = capsys.readouterr()
+    assert not instant and not (tmp_path / "none").exists()
+    lines = captured.out.splitlines()
+    assert all(line.startswith("python -m experiments.") for line in lines)
+    assert any("--lr TUNED" in line for line in lines)
+    assert f"{len(lines)} runs" in captured.err
+
+
+def test_a_grid_without_results_has_its_smallest_rate(tmp_path):
+    grid = tuning_jobs(PRESETS["smoke"])
+    assert winners(grid, tmp_path)["conditioning_toy", "hig"] == 0.3
+
+
+def test_a_checkpoint_is_no_result(tmp_path):
+    hig.save_results(tmp_path / "run.pickle", results_of_a_run())
+    assert result_of(tmp_path) == tmp_path / "run.pickle"
+    (tmp_path / "run.checkpoint").touch()
+    assert result_of(tmp_path) is None
+
+
+def test_real_runs(tmp_path):
+    told = []
+    (outcome,) = run_jobs([TOY], tmp_path, 1, told.append)
+    assert told == [outcome] and outcome.done, outcome.log.read_text()
+    found = hig.load_results(result_of(tmp_path / TOY.place))
+    assert found["seed"] == 3 and found["sim_par"]["clock"] == "processor"
+    assert run_job(TOY, tmp_path).status == 0  # from the file
+    wrong = Job("comparison", "conditioning_toy", "hig", ("--seed", "x"), 1.0)
+    assert not run_job(wrong, tmp_path).done
+    assert "--seed" in (tmp_path / wrong.place / "log.txt").read_text()
+
+
+def test_a_cluster_of_this_machine(tmp_path):
+    pytest.importorskip("submitit")
+    told = []
+    outcomes = execution.run_on_cluster([TOY], tmp_path, "local", {}, told.append)
+    assert outcomes == told and outcomes[0].done
+
+
+def test_a_cluster_without_submitit_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    with pytest.raises(SystemExit, match=r"hig\[cluster\]"):
+        study.main(["--cluster", "slurm", "--out", str(tmp_path)])
+
+
+def test_comparisons_have_every_seed():
+    jobs = comparison_jobs(PRESETS["desk"], {})
+    seeds = {job.arguments[job.arguments.index("--seed") + 1] for job in jobs}
+    assert seeds == {"0", "1", "2"}

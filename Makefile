@@ -37,7 +37,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(PY) -m pip install --quiet --editable ".[docs]"
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # Everything that pyproject.toml names, at the version from which on it is said to work.
 lower-bounds:
@@ -46,7 +46,7 @@ lower-bounds:
 	$(LOWER)/bin/python -m pytest
 	$(LOWER)/bin/python -m ruff check .
 	$(LOWER)/bin/python -m mypy
-	$(LOWER)/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(LOWER)/bin/python -m mkdocs build --strict
 
 benchmark: $(STAMP)
 	$(PY) -m experiments.benchmark

@@ -1,15 +1,18 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and git:
 #   make demo    train the oscillator controller with HIG and with Adam, one minute each; draw the figure
 #   make test    install what is missing and run the whole test suite
+# and besides: lint, docs (the site, into site/), lower-bounds (the test suite with the oldest
+# dependencies that pyproject.toml allows), benchmark, cuda, clean.
 PYTHON ?= python3
 VENV   ?= .venv
+LOWER  ?= .venv-lower
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 DEMO   := results/demo
 CUDA   := results/cuda
 SECONDS_EACH ?= 60
 
-.PHONY: demo test lint benchmark cuda clean
+.PHONY: demo test lint docs lower-bounds benchmark cuda clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -30,6 +33,20 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: $(STAMP)
+	$(PY) -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+# Everything that pyproject.toml names, at the version from which on it is said to work.
+lower-bounds:
+	$(PYTHON) -m venv $(LOWER)
+	$(LOWER)/bin/python -m pip install --quiet --editable . $$($(PYTHON) .ci/lower_bounds.py)
+	$(LOWER)/bin/python -m pytest
+	$(LOWER)/bin/python -m ruff check .
+	$(LOWER)/bin/python -m mypy
+	NO_MKDOCS_2_WARNING=1 $(LOWER)/bin/python -m mkdocs build --strict
 
 benchmark: $(STAMP)
 	$(PY) -m experiments.benchmark
@@ -44,4 +61,4 @@ cuda: $(STAMP)
 	$(PY) -m plots.scaling $(CUDA)/scaling_*.pickle --out $(CUDA)/scaling.png
 
 clean:
-	rm -rf $(VENV) results build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWER) results build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

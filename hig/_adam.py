@@ -1,5 +1,7 @@
 """Adam's moments and step, for what is compared with them or moved by them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ class AdamStep:
         denominator: root of the corrected mean square, plus eps.
     """
 
-    def __init__(self, state: dict, betas: tuple[float, float], eps: float):
+    def __init__(self, state: dict[str, Any], betas: tuple[float, float], eps: float):
         first, second = (1 - beta ** state["step"] for beta in betas)
         self.mean, self.correction = state["exp_avg"], first
         # In the order of torch.optim.Adam, so that steps agree to the last bit.
@@ -30,7 +32,9 @@ class AdamStep:
         return (self.mean / self.denominator).square().sum() / self.correction**2
 
 
-def adam_step(state: dict, gradient: Tensor, betas: tuple[float, float], eps: float) -> AdamStep:
+def adam_step(
+    state: dict[str, Any], gradient: Tensor, betas: tuple[float, float], eps: float
+) -> AdamStep:
     """Take a gradient into the moments.
 
     Kingma, Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, arXiv 1412.6980.

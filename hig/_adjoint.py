@@ -21,13 +21,15 @@ def whole_jacobian(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
     Args:
         pieces: the steps.
     """
-    product, by_controls = None, []
+    product: Tensor | None = None
+    by_controls = []
     for piece in pieces:
         for runs in _runs(*piece):
             by_run, products = _within_runs(*runs)
             products = suffix_products(products, product)
             by_controls.append((products[1:] @ by_run).permute(1, 2, 0, 3).flatten(2))
             product = products[0]
+    assert product is not None  # there is no rollout without a step
     return product, torch.cat(by_controls[::-1], 2)
 
 

@@ -7,10 +7,11 @@ the argument, tells what was found, and what to give instead.
 import math
 import operator as operators
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Range:
     """
 
     text: str
-    holds: Callable[[float], bool]
+    holds: Callable[[Any], bool]
 
 
 POSITIVE = Range("positive and finite", lambda x: 0 < x < math.inf)
@@ -54,7 +55,7 @@ FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
 KAPPA = Range("in [-1, 1]", lambda x: -1 <= x <= 1)
 
 
-def check_number(value, name: str, within: Range, remedy: str) -> None:
+def check_number(value: object, name: str, within: Range, remedy: str) -> None:
     """Raise unless a value is a real number of Python or numpy in a range.
 
     Args:
@@ -69,7 +70,7 @@ def check_number(value, name: str, within: Range, remedy: str) -> None:
         raise ValueError(f"{name} must be {within.text}, got {value}; {remedy}")
 
 
-def check_count(count, name: str, remedy: str = "", least: int | None = 1) -> int:
+def check_count(count: Any, name: str, remedy: str = "", least: int | None = 1) -> int:
     """Return a whole number that is not too small.
 
     Args:
@@ -79,8 +80,9 @@ def check_count(count, name: str, remedy: str = "", least: int | None = 1) -> in
         least: the smallest that is allowed, if there is one.
     """
     ending = remedy and f"; {remedy}"
+    whole: Any = None if isinstance(count, bool) else count
     try:
-        number = operators.index(None if isinstance(count, bool) else count)
+        number = operators.index(whole)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {described(count)}{ending}") from None
     if least is not None and number < least:
@@ -88,7 +90,7 @@ def check_count(count, name: str, remedy: str = "", least: int | None = 1) -> in
     return number
 
 
-def check_choice(value, name: str, allowed: tuple, others: str = "") -> None:
+def check_choice(value: object, name: str, allowed: Sequence[object], others: str = "") -> None:
     """Raise a `ValueError` unless a value is among a few texts, or None where that is one of them.
 
     Args:
@@ -101,7 +103,7 @@ def check_choice(value, name: str, allowed: tuple, others: str = "") -> None:
         raise ValueError(f"{name} must be one of {allowed}{others}, got {described(value)}")
 
 
-def check_function(value, name: str, form: str) -> None:
+def check_function(value: object, name: str, form: str) -> None:
     """Raise unless a value can be called.
 
     Args:
@@ -113,7 +115,7 @@ def check_function(value, name: str, form: str) -> None:
         raise TypeError(f"{name} must be a function {form}, got {described(value)}; define one")
 
 
-def check_parameters(params, name: str) -> list:
+def check_parameters(params: object, name: str) -> list[Any]:
     """Return parameters, or groups of them, as a list.
 
     Args:
@@ -134,7 +136,7 @@ def check_parameters(params, name: str) -> list:
     return found
 
 
-def check_tensor(value, name: str, ndim: int | None = None) -> None:
+def check_tensor(value: object, name: str, ndim: int | None = None) -> None:
     """Raise unless a value is a real floating-point tensor whose entries are all in memory.
 
     Args:
@@ -187,7 +189,7 @@ def check_same_device(named: Mapping[str, Tensor]) -> None:
         raise ValueError(f"all tensors must be on one device, got {found}; move them with .to()")
 
 
-def check_path(path, name: str = "path") -> Path:
+def check_path(path: object, name: str = "path") -> Path:
     """Return a path, which may be given as a text.
 
     Args:

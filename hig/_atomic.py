@@ -9,7 +9,7 @@ from hig._errors import described
 __all__ = ["write_atomically"]
 
 
-def write_atomically(path, data):
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file so that the one there before survives a failure at any moment.
 
     The bytes go to a hidden file beside it, reach the disk, and take its name in one step. A

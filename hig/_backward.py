@@ -9,6 +9,9 @@ from torch.autograd.graph import GradientEdge
 
 __all__ = ["Backward", "one_hot_cotangents", "out_of_memory", "output_cotangents"]
 
+Inputs = Sequence[Tensor] | Sequence[GradientEdge]
+Gradients = tuple[Tensor | None, ...]
+
 # Bytes of gradients that one batch of passes may hold.
 PASS_BYTES = 256 * 2**20
 
@@ -33,11 +36,11 @@ class Backward:
     def gradients(
         self,
         output: Tensor,
-        inputs: Sequence[Tensor | GradientEdge],
+        inputs: Inputs,
         passes: int,
         cotangents: Callable[[int, int], Tensor],
         bytes_per_pass: int,
-    ) -> Iterator[tuple[slice, tuple[Tensor | None, ...]]]:
+    ) -> Iterator[tuple[slice, Gradients]]:
         """Yield gradients of the inputs, a chunk of passes at a time.
 
         Args:
@@ -68,7 +71,7 @@ class Backward:
             yield slice(start, stop), grads
             start = stop
 
-    def _run(self, output, inputs, cotangents):
+    def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
         refusal = None
         if self.batched and len(cotangents) > 1:
             try:
@@ -112,7 +115,7 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
     return cotangents
 
 
-def _grad(output, inputs, cotangents, **options):
+def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -> Gradients:
     return torch.autograd.grad(
         output, inputs, cotangents, retain_graph=True, allow_unused=True, **options
     )

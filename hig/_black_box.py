@@ -1,6 +1,7 @@
 """Simulators outside torch, made differentiable by the derivative that they bring."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from hig._errors import described
 
 __all__ = ["black_box"]
 
-Array = np.ndarray
+Array = np.ndarray[Any, np.dtype[Any]]
 Pullback = Callable[[Array], Array | Sequence[Array | None]]
 Linearise = Callable[..., tuple[Array, Pullback | Array | Sequence[Array | None]]]
 
@@ -81,13 +82,13 @@ class _PulledBack(torch.autograd.Function):
     """Gives the output; its gradients are those of the simulator's own pullback."""
 
     @staticmethod
-    def forward(ctx, output, pullback, *inputs):
+    def forward(ctx: Any, output: Tensor, pullback: Callable[..., Any], *inputs: Tensor) -> Tensor:
         ctx.pullback, ctx.inputs = pullback, [value.detach() for value in inputs]
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, cotangent):
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         shapes = [value.shape for value in ctx.inputs]
         found = _one_each(ctx.pullback(_single(cotangent)), shapes, "the gradient")
         wanted = zip(found, ctx.inputs, ctx.needs_input_grad[2:], strict=True)
@@ -161,7 +162,7 @@ def _output(values: Array, like: Tensor) -> Tensor:
 
 def _one_each(found: object, shapes: Sequence[tuple[int, ...]], what: str) -> list[Array | None]:
     """The arrays of a derivative, one per input, of the right shapes."""
-    arrays = list(found) if isinstance(found, tuple | list) else [found]
+    arrays: list[Any] = list(found) if isinstance(found, tuple | list) else [found]
     if len(arrays) != len(shapes):
         raise ValueError(
             f"the derivative must have one array per input, {len(shapes)}, got {len(arrays)}; "

@@ -6,7 +6,7 @@ Everything that is accumulated is accumulated in float64, from factors in their 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Part(Protocol):
         """What they are made of: tensors (B, ...)."""
         ...
 
-    def of(self, factors: list[Tensor]) -> "Part":
+    def of(self, factors: list[Tensor]) -> Self:
         """The same columns for other samples, made of what ``factors`` of theirs gave."""
         ...
 
@@ -65,7 +65,7 @@ class Part(Protocol):
         """Add J Jᵀ to ``gram`` (n, n), float64, in place."""
         ...
 
-    def add_product(self, other: "Part", product: Tensor) -> None:
+    def add_product(self, other: Self, product: Tensor) -> None:
         """Add J J'ᵀ, with J' the columns of ``other``, to ``product`` (n, n'), float64."""
         ...
 

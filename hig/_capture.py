@@ -1,8 +1,9 @@
 """Watch a computation and note every use of a parameter in a linear or convolution layer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +110,13 @@ class Capture(TorchFunctionMode):
         self._watched = {id(parameter) for parameter in parameters}
         self.uses: list[LayerUse] = []
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         """Run ``func`` and note it if it is a layer with a watched parameter."""
         output = func(*args, **(kwargs or {}))
         if func is F.linear or func in _CONVOLUTIONS:
@@ -118,7 +125,7 @@ class Capture(TorchFunctionMode):
             )
         return output
 
-    def _note(self, func, arguments: dict, output: Tensor) -> None:
+    def _note(self, func: Callable[..., Any], arguments: dict[str, Any], output: Tensor) -> None:
         weight, bias = arguments["weight"], arguments.get("bias")
         if func is F.linear and weight.ndim != 2:
             return  # a single output without an axis of its own
@@ -150,7 +157,7 @@ def _in_transform(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
-def _geometry(func, arguments: dict) -> Convolution:
+def _geometry(func: Callable[..., Any], arguments: dict[str, Any]) -> Convolution:
     axes = _CONVOLUTIONS[func]
     kernel = tuple(arguments["weight"].shape[2:])
     stride = _per_axis(arguments.get("stride", 1), axes)
@@ -166,7 +173,7 @@ def _geometry(func, arguments: dict) -> Convolution:
     return Convolution(kernel, stride, sides, dilation, arguments.get("groups", 1))
 
 
-def _per_axis(value, axes: int) -> tuple[int, ...]:
+def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * axes
     return tuple(value) * (axes if len(value) == 1 else 1)

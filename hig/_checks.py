@@ -14,7 +14,7 @@ class Checks:
     The first condition that does not hold is the one that is told.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._conditions: list[tuple[Tensor, Callable[[], None]]] = []
 
     def expect(self, holds: Tensor, otherwise: Callable[[], None]) -> None:

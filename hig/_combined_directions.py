@@ -1,7 +1,7 @@
 """Directions of several losses as one: what a step for a single loss asks of its linearisation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ class OnePrediction:
     losses: Tensor
     gradients: Tensor
     operator: Operator
-    cosines: Tensor | None = None
-    slopes: Tensor | None = None
+    cosines: Tensor = field(init=False)  # of the last step, as are
+    slopes: Tensor = field(init=False)
 
     def step(self, filter: SpectralFilter) -> tuple[list[Tensor], Tensor]:
         """The combined direction per parameter, and the change of the outputs (n,)."""
@@ -54,7 +54,7 @@ class OnePrediction:
         self.slopes = self.gradients @ change
         return change
 
-    def model(self, output_change: Tensor) -> list[float]:
+    def model(self, output_change: Tensor) -> tuple[float, float, float]:
         """Loss, slope and curvature of the sum of the losses."""
         return self.whole.model(output_change)
 
@@ -83,8 +83,8 @@ class PredictionEach:
     parts: list[Linearisation]
     operator: Operator
     clock: PhaseClock
-    cosines: Tensor | None = None
-    slopes: Tensor | None = None
+    cosines: Tensor = field(init=False)  # of the last step, as are
+    slopes: Tensor = field(init=False)
 
     def step(self, filter: SpectralFilter) -> tuple[list[Tensor], list[Tensor]]:
         """The combined direction per parameter, and the change of each prediction (n_i,)."""
@@ -108,10 +108,11 @@ class PredictionEach:
             self.slopes = torch.stack(slopes)
         return changes
 
-    def model(self, output_changes: list[Tensor]) -> list[float]:
+    def model(self, output_change: list[Tensor]) -> tuple[float, float, float]:
         """Loss, slope and curvature of the sum of the losses."""
-        models = [part.model(c) for part, c in zip(self.parts, output_changes, strict=True)]
-        return [sum(numbers) for numbers in zip(*models, strict=True)]
+        models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
+        loss, slope, curvature = (sum(numbers) for numbers in zip(*models, strict=True))
+        return loss, slope, curvature
 
     @property
     def loss(self) -> Tensor:

@@ -47,10 +47,14 @@ class Decomposition(Protocol):
         notes: what had to be done differently, in words.
     """
 
-    singular_values: Tensor
     floor: float
     route: str
     notes: list[str]
+
+    @property
+    def singular_values(self) -> Tensor:
+        """See above."""
+        ...
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """The direction d (P,) and the change of the outputs it causes, J d (n,), in float64."""
@@ -87,7 +91,7 @@ class _Eigenvectors:
 class _Rows(_Eigenvectors):
     route = "rows"
 
-    def step(self, filter, loss_gradient):
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         weights, coefficients = self._filter(filter, loss_gradient)
         # J d = J Jᵀ w, and the eigenvectors already know J Jᵀ: no product with J is needed.
@@ -98,7 +102,7 @@ class _Rows(_Eigenvectors):
 class _Columns(_Eigenvectors):
     route = "columns"
 
-    def step(self, filter, loss_gradient):
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         direction, _ = self._filter(filter, self.jacobian.vjp(loss_gradient))
         return direction, self.jacobian.jvp(direction)
@@ -113,7 +117,7 @@ class _Singular:
     notes: list[str] = field(default_factory=list)
     route = "svd"
 
-    def step(self, filter, loss_gradient):
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         s = self.singular_values
         coefficients = s * filter_gains(filter, s, self.floor) * (self.left.T @ loss_gradient)
@@ -128,7 +132,8 @@ class _Shifted:
     """J Jᵀ or Jᵀ J, factored anew for every damping; eigenvectors where that is too small."""
 
     def __init__(self, jacobian: JointJacobian, matrix: Tensor, route: str):
-        self.jacobian, self.route, self.notes = jacobian, route, []
+        self.jacobian, self.route = jacobian, route
+        self.notes: list[str] = []
         self.floor = 0.0
         self._matrix = matrix
         self._largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
@@ -146,8 +151,9 @@ class _Shifted:
     def _exact(self) -> "Decomposition":
         return _by_eigenvectors(self.jacobian, self._matrix, self.route)
 
-    def step(self, filter: Damped, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
+        assert isinstance(filter, Damped)
         factor = self._factor(filter.damping)
         if factor is None:
             self.notes[:] = ["damping is below the rounding of the Gram matrix: eigenvectors"]

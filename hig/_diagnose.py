@@ -1,10 +1,11 @@
 """One batch looked at closely: its spectrum, the cut, and how far the quadratic model holds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from torch.optim.optimizer import ParamsT
 
 from hig._arguments import check_function
 from hig._direction import Linearisation
@@ -14,6 +15,8 @@ from hig._spectral import HalfInverse, SpectralFilter, noise_level
 from hig._trial import Trial
 
 __all__ = ["Diagnosis", "Direction", "diagnose"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 # Step sizes that are tried, in Cauchy steps: a thousandth to ten of them.
 RELATIVE_STEPS = np.geomspace(1e-3, 10, 25)
@@ -39,9 +42,9 @@ class Direction:
     rcond: float
     rank: int
     cauchy: float
-    step_sizes: np.ndarray
-    predicted: np.ndarray
-    achieved: np.ndarray
+    step_sizes: Array
+    predicted: Array
+    achieved: Array
 
     @property
     def name(self) -> str:
@@ -79,7 +82,7 @@ class Diagnosis:
     rows: int
     columns: int
     engine: str
-    singular_values: np.ndarray
+    singular_values: Array
     noise: float
     directions: list[Direction]
 
@@ -100,7 +103,7 @@ class Diagnosis:
 
 
 def diagnose(
-    params: Iterable,
+    params: ParamsT,
     closure: Closure,
     kappas: Sequence[float] = (-0.5, -1.0, 1.0),
     rcond: float | Literal["auto"] = 1e-6,
@@ -150,7 +153,7 @@ class _Looker(JacobianOptimizer):
     diagnosis: Diagnosis
 
     def __init__(
-        self, params: Iterable, filters: Sequence[HalfInverse], engine: str, chunk: int | None
+        self, params: ParamsT, filters: Sequence[HalfInverse], engine: str, chunk: int | None
     ):
         # The most demanding filter decides how exactly small singular values are found.
         first = min(filters, key=lambda filter: filter.kappa)

@@ -16,8 +16,7 @@ from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._report import PhaseClock, StepReport
 from hig._shared_engine import build_shared
-from hig._shared_jacobian import SharedJacobian
-from hig._spectral import SpectralFilter
+from hig._spectral import HalfInverse, SpectralFilter
 from hig._trial import curvature_along
 
 __all__ = ["Linearisation", "linearise"]
@@ -64,7 +63,7 @@ class Linearisation:
 
     def _resolved(self, filter: SpectralFilter) -> SpectralFilter:
         """The filter with a cut-off that fits the spectrum, where it asks for one."""
-        if not getattr(filter, "auto", False):
+        if not (isinstance(filter, HalfInverse) and filter.auto):
             return filter
         dtype = self.computation.prediction.dtype
         return filter.resolved(self.decomposition.singular_values, dtype)
@@ -74,7 +73,7 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor) -> list[float]:
+    def model(self, output_change: Tensor) -> tuple[float, float, float]:
         """Loss, slope and curvature along a change of the outputs (n,)."""
         found, split = self.computation, self.computation.split
         own = curvature_along(found.gradient, found.prediction, output_change[split.own])
@@ -83,7 +82,8 @@ class Linearisation:
             found.flat_gradient @ output_change,
             split.ranks.total(own),
         ]
-        return split.ranks.first(torch.stack(numbers)).tolist()
+        loss, slope, curvature = split.ranks.first(torch.stack(numbers)).tolist()
+        return loss, slope, curvature
 
     @property
     def loss(self) -> Tensor:
@@ -199,7 +199,7 @@ def _decomposed(
             return decompose(jacobian, matrix, route, filter)
 
 
-def _form(jacobian: JointJacobian | SharedJacobian, route: str) -> Tensor:
+def _form(jacobian: JointJacobian, route: str) -> Tensor:
     if route == "rows":
         return jacobian.gram()
     if route == "columns":

@@ -42,7 +42,7 @@ class CorruptResultError(ValueError):
     """A result file is truncated, is not a pickle, or does not hold one dictionary."""
 
 
-def described(value) -> str:
+def described(value: object) -> str:
     """What an error text calls a value that should have been something else."""
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -83,7 +83,7 @@ class FactoredBlock:
         """Σ over pairs of uses of (Δ_u Δ_vᵀ) ∘ (A_u A_vᵀ), + 1 inside for a bias used once."""
         rows = (self.samples, self.outputs) * 2
         view = gram.view(rows)
-        patches = self.patches(slice(0, self.samples)).double()
+        patches = self._patches(slice(0, self.samples))
         for group in range(self.groups):
             deltas = self.deltas[:, :, group].flatten(0, 1).double()
             for u in range(self.uses):
@@ -112,7 +112,7 @@ class FactoredBlock:
         parts = []
         for chosen in self._chunks():
             deltas = self.deltas[chosen, :, groups, :, outs].double()
-            patches = self.patches(chosen)[:, groups].double()
+            patches = self._patches(chosen)[:, groups]
             parts.append(_rows_of(deltas, patches))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -164,7 +164,7 @@ class FactoredBlock:
         """Σ over pairs of uses of (Δ_u Δ'_vᵀ) ∘ (A_u A'_vᵀ), + 1 inside for a bias."""
         shape = (self.samples, self.outputs, other.samples, other.outputs)
         view = product.view(shape)
-        patches, others = (b.patches(slice(0, b.samples)).double() for b in (self, other))
+        patches, others = (b._patches(slice(0, b.samples)) for b in (self, other))
         for group in range(self.groups):
             deltas, theirs = (b.deltas[:, :, group].flatten(0, 1).double() for b in (self, other))
             for u in range(self.uses):
@@ -231,7 +231,12 @@ class FactoredBlock:
             parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _chunks(self):
+    def _patches(self, samples: slice) -> Tensor:
+        """Patches (b, groups, U, in) in float64, of a block with a weight."""
+        assert self.patches is not None
+        return self.patches(samples).double()
+
+    def _chunks(self) -> Iterator[slice]:
         positions = self.groups * self.uses
         per_sample = 8 * positions * (self.outputs * self.fan_out + self.fan_in)
         return sample_chunks(self.samples, per_sample)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hig._arguments import check_dense, check_same_device
 from hig._blocks import DenseBlock, JointJacobian
-from hig._decompose import choose_route, decompose
+from hig._decompose import Decomposition, choose_route, decompose
 from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._spectral import HalfInverse
@@ -48,14 +48,15 @@ def half_inverse(
     """
     filter = HalfInverse(kappa=kappa, rcond=rcond)
     _check(jacobian, loss_gradient)
-    route = choose_route(tuple(jacobian.shape), jacobian.dtype, filter, method)
+    n, columns = jacobian.shape
+    route = choose_route((n, columns), jacobian.dtype, filter, method)
     if not jacobian.numel():
         return jacobian.new_zeros(jacobian.shape[1])
     with torch.no_grad():
         joint = JointJacobian([DenseBlock(jacobian)], len(jacobian), 1, like=jacobian)
         if route == "lanczos":
             settings = method if isinstance(method, Lanczos) else Lanczos()
-            decomposition = Krylov(joint, jacobian.dtype, settings)
+            decomposition: Decomposition = Krylov(joint, jacobian.dtype, settings)
         else:
             forms = {"rows": joint.gram, "columns": joint.normal, "svd": jacobian.double}
             decomposition = decompose(joint, forms[route](), route, filter)

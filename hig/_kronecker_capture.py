@@ -75,13 +75,14 @@ def factors_of_layers(
     gradients = torch.autograd.grad(
         prediction, [use.edge for use in used], probe, retain_graph=True, allow_unused=True
     )
-    deltas = {id(use): delta for use, delta in zip(used, gradients, strict=True)}
+    pairs = zip(used, gradients, strict=True)
+    deltas = {id(use): delta for use, delta in pairs if delta is not None}
     found = [_factors(layer, deltas, len(prediction)) for layer in layers]
     return [factors for factors in found if factors is not None]
 
 
-def _factors(layer: Layer, deltas: dict[int, Tensor | None], samples: int) -> LayerFactors | None:
-    uses = [use for use in layer.uses if deltas[id(use)] is not None]
+def _factors(layer: Layer, deltas: dict[int, Tensor], samples: int) -> LayerFactors | None:
+    uses = [use for use in layer.uses if id(use) in deltas]
     if not uses:
         return None
     # The positions of all uses side by side: (B, groups, U, ·).

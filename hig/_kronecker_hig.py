@@ -1,11 +1,14 @@
 """Half-inverse gradients with a Kronecker factorisation: the price of Adam, at any batch size."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from hig._adam import AdamStep, adam_step
 from hig._arguments import (
@@ -94,9 +97,11 @@ class KroneckerHIG(torch.optim.Optimizer):
         loss = optimizer.step(closure)
     """
 
+    state: defaultdict[Any, Any]  # the count of steps lies under a name
+
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float = 1e-3,
         kappa: float = -0.5,
         damping: float = 0.1,
@@ -123,7 +128,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         self.report: KroneckerReport | None = None
         self.state["count"] = {"steps": 0}
 
-    def add_param_group(self, param_group: dict) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; see ``torch.optim.Optimizer``.
 
         Raises:
@@ -140,7 +145,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         for index, beta in enumerate(betas):
             check_number(beta, f"betas[{index}]", FRACTION, remedy)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
         private = (
             "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
@@ -148,7 +153,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load learning rates, moments and factors; see ``torch.optim.Optimizer``."""
         if "count" not in state_dict["state"]:
             raise ValueError(
@@ -158,7 +163,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self.state["count"] = dict(self.state["count"])
 
-    def step(self, closure: Closure) -> Tensor:
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
         """Take one step.
 
         Args:
@@ -229,7 +234,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 refreshed = True
         return refreshed
 
-    def _average(self, state: dict, found: LayerFactors) -> None:
+    def _average(self, state: dict[str, Any], found: LayerFactors) -> None:
         """Running means, from zero; a layer that has changed its shape begins anew."""
         if "inputs" not in state or state["inputs"].shape != found.inputs.shape:
             state["updates"] = 0
@@ -240,7 +245,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         state["inputs"].lerp_(found.inputs, 1 - self._decay)
         state["outputs"].lerp_(found.outputs, 1 - self._decay)
 
-    def _refresh(self, state: dict) -> None:
+    def _refresh(self, state: dict[str, Any]) -> None:
         correction = 1 - self._decay ** state["updates"]
         outputs, inputs = state["outputs"] / correction, state["inputs"] / correction
         power = damped_power(outputs, inputs, self._power, self._damping)
@@ -324,7 +329,7 @@ class KroneckerHIG(torch.optim.Optimizer):
 
 
 def _direction(
-    state: dict, steps: dict[Tensor, AdamStep], weight: Tensor, bias: Tensor | None
+    state: dict[str, Any], steps: dict[Tensor, AdamStep], weight: Tensor, bias: Tensor | None
 ) -> dict[Tensor, Tensor]:
     """The preconditioned mean gradient of a layer, by parameter."""
     power = DampedPower(state["output_basis"], state["input_basis"], state["scale"])

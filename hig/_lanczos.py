@@ -44,7 +44,7 @@ class Lanczos:
     tolerance: float = 1e-3
     steps: int = 300
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number(self.tolerance, "tolerance", TOLERANCE, "try 1e-3")
         check_count(self.steps, "steps", "try 300")
 
@@ -68,6 +68,8 @@ class Krylov:
     """
 
     route = "lanczos"
+    _bases: Bidiagonalisation  # from the first gradient on, as are
+    _found: Tensor  # the singular values
 
     def __init__(self, jacobian: Products, dtype: torch.dtype, settings: Lanczos):
         self.notes: list[str] = []
@@ -76,8 +78,6 @@ class Krylov:
         self.floor = 2 * torch.finfo(dtype).eps
         self._jacobian, self._dtype, self._settings = jacobian, dtype, settings
         self._start: Tensor | None = None
-        self._bases: Bidiagonalisation | None = None
-        self._found: Tensor | None = None
 
     @property
     def singular_values(self) -> Tensor:
@@ -155,6 +155,7 @@ class Krylov:
         return right.T @ (values * filter_gains(filter, values, self.floor) * left[0])
 
     def _require_sound_products(self) -> None:
+        assert self._bases.adjoint_error is not None  # the first step has measured it
         error = float(self._bases.adjoint_error)
         if error > 10 * torch.finfo(self._dtype).eps ** 0.5:
             raise ValueError(

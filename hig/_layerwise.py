@@ -49,9 +49,9 @@ class LayerPatches:
     def __init__(self, uses: Sequence[LayerUse], samples: int):
         self._uses, self._samples = uses, samples
 
-    def __call__(self, chosen: slice) -> Tensor:
+    def __call__(self, samples: slice) -> Tensor:
         """Patches (b, groups, U, in) of a slice of samples."""
-        found = [use.patches(self._samples, chosen) for use in self._uses]
+        found = [use.patches(self._samples, samples) for use in self._uses]
         return torch.cat(found, dim=2) if len(found) > 1 else found[0]
 
     def inputs(self) -> list[Tensor]:
@@ -146,8 +146,8 @@ def _output_gradients(
     )
     results = []
     for index, use in enumerate(uses):
-        found = [gradients[index] for _, gradients in parts]
-        if found[0] is None:
+        found = [own for _, gradients in parts if (own := gradients[index]) is not None]
+        if not found:
             results.append(prediction.new_zeros((outputs, *use.output_shape)))
         else:
             results.append(torch.cat(found) if len(found) > 1 else found[0])

@@ -1,7 +1,10 @@
 """Levenberg-Marquardt: the damped filter, its damping adapted by the gain ratio."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
 
 from hig._direction import Linearisation
 from hig._lanczos import Lanczos
@@ -54,9 +57,12 @@ class LevenbergMarquardt(JacobianOptimizer):
     MOST_ATTEMPTS = 5
     LOWEST_DAMPING, HIGHEST_DAMPING = 1e-30, 1e30
 
+    report: StepReport | None
+    filter: Damped
+
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float = 1.0,
         damping: float = 1e-3,
         rcond: float = 0.0,
@@ -74,7 +80,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         )
         self.state["damping"] = {"value": damping}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the adapted damping too; see ``torch.optim.Optimizer``."""
         if "damping" not in state_dict["state"]:
             raise ValueError(
@@ -105,7 +111,7 @@ class LevenbergMarquardt(JacobianOptimizer):
                 if attempt == 0 and not self._rule.measures and _reach(trial) > LONGEST_REACH:
                     notes.append(_too_far(trial))
                 rejected = ratio is None or not ratio > 1e-3  # NaN is no gain to be seen
-                self._adapt(ratio, rejected)
+                self._adapt(None if rejected else ratio)
                 if not rejected:
                     break
                 trial.move(0)
@@ -116,9 +122,10 @@ class LevenbergMarquardt(JacobianOptimizer):
         report.notes.extend(notes)
         return report
 
-    def _adapt(self, ratio: float | None, rejected: bool) -> None:
+    def _adapt(self, ratio: float | None) -> None:
+        """Change the damping after a step with this gain ratio; None for one that is taken back."""
         damping = self.filter.damping
-        if rejected:
+        if ratio is None:
             damping *= 4
         elif ratio > 0.75:
             damping /= 3

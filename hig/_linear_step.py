@@ -35,7 +35,7 @@ class LinearStep:
     matrices: Callable[[Tensor], Tensor]
     change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_function(self.matrices, "matrices", "(control) -> step matrices")
         if self.change is not None:
             form = "(control, matrices, state before, state after) -> derivative"
@@ -94,8 +94,8 @@ class LinearStep:
 
         def along(select: Tensor) -> Tensor:
             tangent = select.expand_as(flat).reshape(controls.shape)
-            _, of_matrices = torch.func.jvp(self.matrices, (controls,), (tangent,))
-            return apply(of_matrices, states[:-1])
+            change = torch.func.jvp(self.matrices, (controls,), (tangent,))[1]
+            return apply(change, states[:-1])
 
         unit = torch.eye(flat.shape[2], dtype=controls.dtype, device=controls.device)
         return torch.stack([along(select) for select in unit], -1)
@@ -116,7 +116,7 @@ def linear_states(
         state: (B, S).
         controls: (T, B, ...).
     """
-    states, matrices = [state.unsqueeze(-1)], None
+    states, matrices = [state.unsqueeze(-1)], state.new_empty(0)
     for chosen in runs(state, len(controls)):
         matrices = step.matrices_of(controls[chosen], 2, state)
         for matrix in matrices.unbind():

@@ -19,7 +19,7 @@ def loss_gradient(
     parameters: Sequence[Tensor],
     curvature: bool,
     checks: Checks,
-):
+) -> Tensor:
     """Gradient of the loss with respect to the prediction, after checking both.
 
     Args:

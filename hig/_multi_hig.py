@@ -1,10 +1,11 @@
 """Half-inverse gradients for several losses, combined by a conflict-free operator."""
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from hig._capture import LayerUse
 from hig._checks import Checks
@@ -13,6 +14,7 @@ from hig._errors import NonFiniteError, described
 from hig._graph import nodes_behind
 from hig._lanczos import Lanczos
 from hig._loss_gradient import check_pair, expect_finite
+from hig._multi_report import MultiStepReport
 from hig._optimizer import JacobianOptimizer
 from hig._ranks import ProcessGroup, Ranks
 from hig._report import PhaseClock
@@ -85,9 +87,11 @@ class MultiHIG(JacobianOptimizer):
         optimizer.step(closure)
     """
 
+    report: MultiStepReport | None
+
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float = 1.0,
         rcond: float | Literal["auto"] = 1e-6,
         kappa: float = -0.5,
@@ -104,12 +108,12 @@ class MultiHIG(JacobianOptimizer):
         check_operator(operator)
         self.operator = operator
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "operator": self.operator}
 
-    def _linearise(
+    def _linearise(  # type: ignore[override]  # what stands for one linearisation
         self,
-        outcome: Pairs,
+        outcome: Any,
         uses: Sequence[LayerUse],
         parameters: Sequence[Tensor],
         names: Sequence[str],
@@ -148,7 +152,7 @@ class MultiHIG(JacobianOptimizer):
             parts.append(part)
         return PredictionEach(parts, self.operator, clock)
 
-    def _loss(self, outcome: Pairs) -> Tensor:
+    def _loss(self, outcome: Any) -> Tensor:
         return torch.stack([loss.reshape(()) for loss, _ in outcome]).sum()
 
 
@@ -161,7 +165,7 @@ def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) 
     return gradient.detach().double().flatten()
 
 
-def _checked(outcome: Pairs, checks: Checks) -> Pairs:
+def _checked(outcome: Any, checks: Checks) -> Pairs:
     """The (loss, prediction) pairs that the closure returned, after checking each."""
     pairs = list(outcome) if isinstance(outcome, tuple | list) else []
     wrong = [i for i, p in enumerate(pairs) if not isinstance(p, tuple | list) or len(p) != 2]

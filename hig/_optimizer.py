@@ -1,11 +1,13 @@
 """Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from hig._arguments import (
     NON_NEGATIVE,
@@ -24,6 +26,7 @@ from hig._direction import Linearisation, linearise
 from hig._engine import ENGINES
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._multi_report import MultiStepReport
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter
@@ -64,9 +67,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
         filter: the filter of the next step; may be replaced between steps.
     """
 
+    report: StepReport | MultiStepReport | None
+    filter: SpectralFilter
+    state: defaultdict[Any, Any]  # the memories of all parameters lie under names
+
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float,
         filter: SpectralFilter,
         engine: str = "auto",
@@ -87,13 +94,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
         check_lr(lr)
         super().__init__(params, {"lr": lr})
         self.filter = filter
-        self.report: StepReport | None = None
+        self.report = None
         self._engine, self._method = engine, method
         self._backward = Backward(chunk)
         self._process_group, self._reduction = process_group, reduction
         self.state["step_rule"] = self._rule.state
 
-    def add_param_group(self, param_group: dict) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the joint Jacobian; see ``torch.optim.Optimizer``.
 
         Raises:
@@ -102,19 +109,21 @@ class JacobianOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         check_group(self.param_groups[-1])
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
-        private = ("filter", "report", "_rule", "_engine", "_method", "_backward")
-        private += ("_process_group", "_reduction")
+        private = (
+            "filter", "report", "_rule", "_engine", "_method", "_backward", "_process_group",
+            "_reduction",
+        )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load learning rates and the memory of the step rule; see ``torch.optim.Optimizer``."""
         super().load_state_dict(state_dict)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
 
-    def step(self, closure: Closure) -> Tensor:
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
         """Take one step.
 
         Args:
@@ -161,6 +170,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         def evaluate() -> float:
             # With gradients enabled: a closure may differentiate its network inside.
             with ranks.agreement(), torch.enable_grad():
+                assert random_state is not None  # only what measures evaluates
                 loss = float(self._loss(random_state.replay(closure)).detach())
             return loss if ranks.size == 1 else ranks.sum_of(linearisation.weight * loss)
 
@@ -174,7 +184,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def _linearise(
         self,
-        outcome: tuple[Tensor, Tensor],
+        outcome: Any,
         uses: Sequence[LayerUse],
         parameters: Sequence[Tensor],
         names: Sequence[str],
@@ -196,7 +206,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             computation, self.filter, self._engine, self._method, self._backward, clock
         )
 
-    def _loss(self, outcome: tuple[Tensor, Tensor]) -> Tensor:
+    def _loss(self, outcome: Any) -> Tensor:
         """The loss in what the closure returned."""
         return outcome[0]
 
@@ -227,7 +237,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         return digest(lrs, digest_of_filter(self.filter), self._engine, self._method, rule)
 
     def _trainable(self) -> tuple[list[Tensor], list[float], list[str]]:
-        parameters, lrs, names = [], [], []
+        parameters: list[Tensor] = []
+        lrs: list[float] = []
+        names: list[str] = []
         seen: set[int] = set()  # a parameter given twice has one column all the same
         for group in self.param_groups:
             check_lr(group["lr"])  # schedulers write here
@@ -292,9 +304,11 @@ class HIG(JacobianOptimizer):
         print(optimizer.report)
     """
 
+    report: StepReport | None
+
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float = 1.0,
         rcond: float | Literal["auto"] = 1e-6,
         kappa: float = -0.5,
@@ -329,7 +343,7 @@ class GaussNewton(HIG):
 
     def __init__(
         self,
-        params: Iterable,
+        params: ParamsT,
         lr: float = 1.0,
         rcond: float | Literal["auto"] = 1e-6,
         *,
@@ -351,7 +365,7 @@ class GaussNewton(HIG):
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
 
 
-def check_group(group: dict) -> None:
+def check_group(group: dict[str, Any]) -> None:
     """Check a new parameter group.
 
     Raises:
@@ -375,7 +389,7 @@ def check_lr(lr: float) -> None:
     check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
 
 
-def loss_and_prediction(result) -> tuple[Tensor, Tensor]:
+def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
     """What a closure returned; raise a `ValueError` where it is no pair."""
     if isinstance(result, tuple | list) and result and all(map(_is_pair, result)):
         raise ValueError(
@@ -387,8 +401,9 @@ def loss_and_prediction(result) -> tuple[Tensor, Tensor]:
             f"the closure must return (loss, prediction), got {type(result).__name__}; add the "
             "simulator's output that the loss was computed from"
         )
-    return result
+    loss, prediction = result
+    return loss, prediction
 
 
-def _is_pair(value) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2

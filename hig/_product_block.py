@@ -1,6 +1,6 @@
 """Columns of the joint Jacobian that are never formed: products with vectors, by autograd."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -56,7 +56,7 @@ class ProductBlock(StreamedBlock):
 
 
 @contextmanager
-def _twice():
+def _twice() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

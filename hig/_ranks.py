@@ -4,6 +4,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -14,7 +16,8 @@ from hig._errors import DecompositionError, NonFiniteError, RankError, SampleDep
 __all__ = ["Communication", "ProcessGroup", "Ranks", "check_process_group"]
 
 # "auto": the default group where torch.distributed is initialised. None: this process alone.
-ProcessGroup = dist.ProcessGroup | str | None if dist.is_available() else str | None
+# In quotes: not every torch has been built with it.
+ProcessGroup: TypeAlias = "dist.ProcessGroup | str | None"
 
 # Of an error in another process this much text is passed on.
 TEXT_BYTES = 4096
@@ -66,7 +69,7 @@ class Ranks:
         ready = dist.is_available() and dist.is_initialized()
         alone = process_group is None or (process_group == "auto" and not ready)
         # The default group goes by no object: one that is held outlives its destruction.
-        self._group = None if process_group == "auto" else process_group
+        self._group = None if isinstance(process_group, str) else process_group
         self.rank, self.size = 0, 1
         if not alone:
             self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
@@ -194,7 +197,12 @@ class Agreement:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind, error, trace) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         # An interruption is not argued about: this process ends, and the others notice.
         if self._ranks.size == 1 or (kind is not None and not issubclass(kind, Exception)):
             return
@@ -226,7 +234,7 @@ def _as_text(data: Tensor) -> str:
     return bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
 
 
-def check_process_group(process_group: ProcessGroup) -> None:
+def check_process_group(process_group: object) -> None:
     """Check what a user gave.
 
     Raises:

@@ -1,6 +1,7 @@
 """The spectral direction as ``.grad``, for any other optimiser."""
 
 from collections.abc import Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -58,13 +59,13 @@ class record:
         self._capture = Capture(self._parameters)
         self.report: StepReport | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         """Start to record."""
         self._capture.uses.clear()
         self._capture.__enter__()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         """Stop to record; the graph is still needed for ``backward``."""
         self._capture.__exit__(*exception)
 

@@ -1,7 +1,7 @@
 """What a step tells about itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -97,7 +97,8 @@ class StepReport:
 
     def _hints(self) -> list[str]:
         """What another setting would do better, judging by the spectrum."""
-        side, rank, hints = min(self.rows, self.columns), self.rank, []
+        side, rank = min(self.rows, self.columns), self.rank
+        hints: list[str] = []
         if not self.rcond or self.route == "lanczos":
             return hints
         if self.route != "svd" and side >= LARGE_SIDE and 8 * rank <= side:
@@ -117,11 +118,11 @@ class StepReport:
 class PhaseClock:
     """Adds up seconds per named phase; under ``torch.profiler`` phases show as "hig: name"."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str):
+    def phase(self, name: str) -> Iterator[None]:
         """Count the time inside the context under ``name``."""
         # Outside of the profiler its marks would cost more than the clock.
         profiled = torch.autograd._profiler_enabled()

@@ -1,6 +1,9 @@
 """Result files: dictionaries of plain Python values and numpy arrays, read without running code."""
 
 import pickle
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from hig._unpickle import unpickle
 __all__ = ["load_results", "save_results"]
 
 
-def save_results(path, results):
+def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
     """Writes a result file so that the file there before survives a failure at any moment.
 
     The scalars among the results, `sim_par` first of all, are written beside it as `<stem>.txt`.
@@ -49,7 +52,7 @@ def save_results(path, results):
     write_atomically(path.with_suffix(".txt"), lines.encode(errors="backslashreplace"))
 
 
-def load_results(path):
+def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
     """Reads a result file. No code from the file runs, whoever wrote it.
 
     Args:
@@ -90,7 +93,7 @@ def load_results(path):
     return results
 
 
-def _check(value, where):
+def _check(value: Any, where: str) -> None:
     kind = type(value)
     if kind is dict:
         for key, item in value.items():
@@ -115,7 +118,7 @@ def _check(value, where):
         )
 
 
-def _scalar_lines(values, indent=""):
+def _scalar_lines(values: dict[Any, Any], indent: str = "") -> Iterator[str]:
     for key, value in values.items():
         if type(value) in PLAIN or is_numpy_scalar(value):
             yield f"{indent}{key}: {' '.join(str(value).split())}"

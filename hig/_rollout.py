@@ -7,6 +7,7 @@ and the adjoint is a chain of small matrix products.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,30 +73,37 @@ class _Rollout(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, step: Step, state: Tensor, controls: Tensor):
+    def forward(ctx: Any, step: Step, state: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
         matrices = None
         # The mode that watches for layers would look at every operation of the loop, in which
         # there is nothing for it to see: no parameter takes part.
         with torch._C.DisableTorchFunction():
             if isinstance(step, LinearStep):
-                states, matrices = linear_states(step, state, _time_first(controls))
+                found, matrices = linear_states(step, state, _time_first(controls))
             else:
-                states = _loop(step, state, controls)
-            states = torch.stack(states)
+                found = _loop(step, state, controls)
+            states = torch.stack(found)
         ctx.step, ctx.pieces, ctx.whole = step, None, None
         ctx.save_for_backward(states, state, controls, matrices)
         ctx.set_materialize_grads(False)
         return states[-1].clone(), states.transpose(0, 1)
 
     @staticmethod
-    def backward(ctx, of_final, of_states):
+    def backward(
+        ctx: Any, of_final: Tensor | None, of_states: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         states, state, controls, _ = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: these gradients are differentiated in turn
             return None, *_through_the_loop(ctx.step, state, controls, of_final, of_states)
         batch, size = len(state), states[0, 0].numel()
         if of_final is not None:
             of_final = of_final.reshape(batch, 1, size)
-        if of_states is None and size <= TOTAL_SIZE and (ctx.whole or _is_batched(of_final)):
+        if (
+            of_final is not None
+            and of_states is None
+            and size <= TOTAL_SIZE
+            and (ctx.whole or _is_batched(of_final))
+        ):
             if ctx.whole is None:
                 ctx.whole = whole_jacobian(_pieces(ctx))
             by_state, by_controls = ctx.whole
@@ -111,7 +119,7 @@ class _Rollout(torch.autograd.Function):
         return None, of_state.reshape(state.shape), of_controls.reshape(controls.shape)
 
 
-def _pieces(ctx) -> Iterable[Piece]:
+def _pieces(ctx: Any) -> Iterable[Piece]:
     """Step Jacobians, backwards in time; kept for further passes through the graph if small."""
     if ctx.pieces is not None:
         return ctx.pieces

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from hig._backward import Backward
 from hig._checks import Checks
 from hig._computation import Computation, digest
@@ -60,6 +62,7 @@ def build_shared(
 def _layout(result: EngineResult) -> int:
     """A digest of what must be equal for blocks of two ranks to be multiplied."""
     blocks = []
+    factors: list[Tensor]
     for block in result.jacobian.blocks:
         factors = block.factors() if isinstance(block, FactoredBlock) else []
         shapes = [(tuple(factor.shape[1:]), factor.dtype) for factor in factors]

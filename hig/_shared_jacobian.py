@@ -27,8 +27,8 @@ class _Pair:
     right: int
 
 
-class SharedJacobian:
-    """The rows of all ranks, as a :class:`JointJacobian`. All methods are collective.
+class SharedJacobian(JointJacobian):
+    """The rows of all ranks. All methods are collective, but for ``rows``, those of this rank.
 
     Args:
         local: the rows of this rank; the columns are the same on all ranks.
@@ -40,13 +40,9 @@ class SharedJacobian:
     """
 
     def __init__(self, local: JointJacobian, split: Split):
+        super().__init__(local.blocks, local.samples, local.outputs, local.like)
         self._local, self._split = local, split
         self.shape = (split.rows, local.shape[1])
-        self.samples = local.samples
-
-    def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples of this rank; not collective."""
-        return self._local.rows(samples)
 
     def gram(self) -> Tensor:
         """J Jᵀ: (n, n), float64, of the same bits on all ranks."""

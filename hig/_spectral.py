@@ -6,7 +6,7 @@ With the thin decomposition :math:`J = U S V^T` every step of the family reads
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -62,10 +62,14 @@ class HalfInverse:
     """
 
     kappa: float = -0.5
-    rcond: float | Literal["auto"] = 1e-6
+    rcond: float = 1e-6
     auto: bool = field(default=False, init=False)
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # "auto" is taken, a number is kept
+
+        def __init__(self, kappa: float = -0.5, rcond: float | Literal["auto"] = 1e-6): ...
+
+    def __post_init__(self) -> None:
         if isinstance(self.rcond, str) and self.rcond == "auto":
             object.__setattr__(self, "auto", True)
             object.__setattr__(self, "rcond", 0.0)
@@ -111,7 +115,7 @@ class Damped:
     damping: float = 1e-3
     rcond: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_rcond(self.rcond)
         remedy = "use GaussNewton or HalfInverse(kappa=-1) for a step without damping"
         check_number(self.damping, "damping", POSITIVE, remedy)

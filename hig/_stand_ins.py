@@ -6,6 +6,8 @@ known length and kind.
 
 import re
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -14,11 +16,13 @@ from hig._unpickle import as_key
 
 __all__ = ["FUNCTIONS", "KINDS", "PLAIN", "build", "is_numpy_scalar", "resolve"]
 
+Array = np.ndarray[Any, np.dtype[Any]]
+
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
 KINDS = "biufcSU"  # numpy kinds whose elements are bytes alone: no objects, no records
 
 
-def is_numpy_scalar(value):
+def is_numpy_scalar(value: object) -> TypeGuard[np.generic]:
     """Whether the value is a numpy scalar of an exact numpy type."""
     return isinstance(value, np.generic) and type(value) is value.dtype.type
 
@@ -27,56 +31,57 @@ def is_numpy_scalar(value):
 
 
 class _Dtype:
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, name, *_):
+    def __init__(self, name: str, *_: object):
         if not re.fullmatch(rf"[{KINDS}]\d+", name):
             raise UnsafeResultError(f"an array of numpy dtype {name[:100]!r}")
         self.dtype = np.dtype(name)
 
-    def take(self, state):
+    def take(self, state: Any) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])  # the only thing that the name leaves open
 
 
 class _Array:
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, array=None):
+    def __init__(self, array: Array | None = None):
         self.array = array
 
-    def take(self, state):
+    def take(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         self.array = _array(data, dtype, shape, "F" if fortran else "C")
 
 
-def build(target, state):
+def build(target: object, state: object) -> None:
     """Takes over the state of an array or dtype.
 
     Raises:
         UnsafeResultError: The state is for something else.
     """
-    if type(target) not in (_Array, _Dtype):
+    if not isinstance(target, _Array | _Dtype):
         raise UnsafeResultError(f"a change to a {type(target).__name__}")
     target.take(state)
 
 
-def _array(data, dtype, shape, order="C"):
-    array = np.ndarray(shape, dtype.dtype, data, order=order)
+def _array(data: Any, dtype: _Dtype, shape: Any, order: Literal["C", "F"] = "C") -> Array:
+    array: Array = np.ndarray(shape, dtype.dtype, data, order=order)
     # Strings of no length take no bytes, however many they are.
     if array.nbytes != len(data) or array.size > max(len(data), 1):
         raise ValueError(f"array of shape {shape} and dtype {dtype.dtype} in {len(data)} bytes")
     if array.dtype.kind == "U":
-        codes = np.frombuffer(data, np.dtype("u4").newbyteorder(dtype.dtype.byteorder))
+        order_of_bytes: Any = dtype.dtype.byteorder
+        codes = np.frombuffer(data, np.dtype("u4").newbyteorder(order_of_bytes))
         if codes.max(initial=0) > sys.maxunicode:
             raise ValueError("a string with a number that is no character")
     return array.copy(order="K")  # `data` is read-only
 
 
-def _hashed(kind):
+def _hashed(kind: Callable[[Iterable[Any]], Any]) -> Callable[..., Any]:
     return lambda items=(): kind(map(as_key, items))
 
 
-FUNCTIONS = {
+FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): lambda *_: _Array(),
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes under protocol 2,
@@ -92,7 +97,7 @@ for _builtins in ("builtins", "__builtin__"):
     FUNCTIONS[_builtins, "frozenset"] = _hashed(frozenset)
 
 
-def resolve(value, seen):
+def resolve(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
     """Puts the arrays in the place of their stand-ins; `seen` guards against cycles."""
     kind = type(value)
     if kind in (*PLAIN, set, frozenset) or is_numpy_scalar(value):

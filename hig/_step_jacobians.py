@@ -52,14 +52,14 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
     return by_state, by_control
 
 
-def _vectorised(step: Step, before: Tensor, controls: Tensor):
+def _vectorised(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, ...]:
     """All steps at once: (T, B, ...) states after, and (T, S, B, ...) gradients of each entry."""
     size = before[0, 0].numel()
     select = torch.eye(size, dtype=before.dtype, device=before.device)
     select = select.view(size, 1, *before.shape[2:]).expand(-1, *before.shape[1:])
 
-    def one_time(state, control):
-        after, pull = torch.func.vjp(step, state, control)
+    def one_time(state: Tensor, control: Tensor) -> tuple[Tensor, ...]:
+        after, pull = torch.func.vjp(step, state, control)  # type: ignore[misc]  # no has_aux
         return after, *torch.func.vmap(pull)(select)
 
     # Some twenty intermediates of a step are alive at once for each of the S cotangents.
@@ -68,16 +68,24 @@ def _vectorised(step: Step, before: Tensor, controls: Tensor):
     return torch.func.vmap(one_time, chunk_size=chunk)(before, controls)
 
 
-def _one_by_one(step: Step, before: Tensor, controls: Tensor):
+def _one_by_one(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, ...]:
     """As :func:`_vectorised`, one step and one entry of the state at a time."""
-    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
     results = []
     for state, control in zip(before.unbind(), controls.unbind(), strict=True):
         state, control = state.detach().requires_grad_(), control.detach().requires_grad_()
         with torch.enable_grad():
             after = step(state, control)
             entries = after.flatten(1).sum(0).unbind()
-        rows = [torch.autograd.grad(entry, (state, control), **options) for entry in entries]
+        rows = [
+            torch.autograd.grad(
+                entry,
+                (state, control),
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for entry in entries
+        ]
         results.append((after.detach(), *map(torch.stack, zip(*rows, strict=True))))
     return tuple(map(torch.stack, zip(*results, strict=True)))
 

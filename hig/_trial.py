@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class RandomState:
         self._device = device
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
-    def replay(self, function: Callable):
+    def replay(self, function: Callable[[], Any]) -> Any:
         """Call ``function`` from the remembered state; afterwards the state is as before."""
         devices = [self._device] if self._cuda is not None else []
         with torch.random.fork_rng(devices=devices):

@@ -5,6 +5,8 @@ of any depth, of which the process dies, and take buffers, extensions and classe
 """
 
 import pickletools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from hig._errors import UnsafeResultError
 
@@ -20,10 +22,17 @@ COPIES = 4
 # warning, hence an error where warnings are errors.
 _GARBAGE = (AttributeError, DeprecationWarning, LookupError, OverflowError, TypeError)
 
+Functions = Mapping[tuple[str, str], Callable[..., Any]]
+
 _SIZED = (bytes, bytearray, str, list, tuple, dict, set, frozenset)
 
 
-def unpickle(data, functions, build, persistent_load=None):
+def unpickle(
+    data: bytes,
+    functions: Functions,
+    build: Callable[[Any, Any], None],
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
     """Reads a pickle of plain Python, and of what the given functions make of the rest.
 
     Args:
@@ -47,7 +56,7 @@ def unpickle(data, functions, build, persistent_load=None):
         raise ValueError(f"no whole pickle: {type(error).__name__} {error}") from error
 
 
-def _run(machine, data):
+def _run(machine: "_Machine", data: bytes) -> Any:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in _PUSHED:
             machine.stack.append(argument)
@@ -58,7 +67,7 @@ def _run(machine, data):
     return machine.stack.pop()
 
 
-def as_key(value):
+def as_key(value: Any) -> Any:
     """The value, if it can be hashed in little time and on a small stack.
 
     Raises:
@@ -76,38 +85,46 @@ def as_key(value):
 class _Named:
     """What a name stands for; not to be hashed, so that none hides in a set or among keys."""
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[..., Any]):
         self.function = function
 
 
 class _Machine:
-    def __init__(self, size, functions, build, persistent_load):
-        self.stack, self.below, self.memo = [], [], {}  # `below` are the stacks under the marks
+    def __init__(
+        self,
+        size: int,
+        functions: Functions,
+        build: Callable[[Any, Any], None],
+        persistent_load: Callable[[Any], Any] | None,
+    ):
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.memo: dict[int, Any] = {}
         self.room = COPIES * size
         self.functions, self.build, self.persistent_load = functions, build, persistent_load
 
-    def marked(self):
+    def marked(self) -> list[Any]:
         items, self.stack = self.stack, self.below.pop()
         return items
 
-    def target(self, kind):
+    def target(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
             raise TypeError(f"a {type(self.stack[-1]).__name__} in the place of a {kind.__name__}")
         return self.stack[-1]
 
-    def set_items(self, items):
+    def set_items(self, items: Sequence[Any]) -> None:
         pairs = zip(items[::2], items[1::2], strict=True)
         self.target(dict).update((as_key(key), value) for key, value in pairs)
 
-    def name(self, module, name):
+    def name(self, module: Any, name: Any) -> None:
         known = type(module) is type(name) is str and (module, name) in self.functions
         if not known:
             raise UnsafeResultError(repr(f"{module}.{name}"[:100]))
         self.stack.append(_Named(self.functions[module, name]))
 
-    def spend(self, values):
+    def spend(self, values: Any) -> Any:
         """Takes note of values that are going to be copied."""
         if type(values) is not tuple:
             raise TypeError(f"a {type(values).__name__} in the place of a tuple")
@@ -117,84 +134,87 @@ class _Machine:
         return values
 
 
-def _mark(machine, _):
+Operation = Callable[[_Machine, Any], Any]
+
+
+def _mark(machine: _Machine, _: Any) -> None:
     machine.below.append(machine.stack)
     machine.stack = []
 
 
-def _pop(machine, _):
+def _pop(machine: _Machine, _: Any) -> None:
     if machine.stack:
         machine.stack.pop()
     else:
         machine.marked()
 
 
-def _put(machine, index):
+def _put(machine: _Machine, index: Any) -> None:
     machine.memo[len(machine.memo) if index is None else index] = machine.stack[-1]
 
 
-def _tuple(length):
-    def made(machine, _):
+def _tuple(length: int) -> Operation:
+    def made(machine: _Machine, _: Any) -> None:
         items = [machine.stack.pop() for _ in range(length)]
         machine.stack.append(tuple(reversed(items)))
 
     return made
 
 
-def _dict(machine, _):
+def _dict(machine: _Machine, _: Any) -> None:
     items = machine.marked()
     machine.stack.append({})
     machine.set_items(items)
 
 
-def _append(machine, _):
+def _append(machine: _Machine, _: Any) -> None:
     item = machine.stack.pop()
     machine.target(list).append(item)
 
 
-def _extend(machine, _):
+def _extend(machine: _Machine, _: Any) -> None:
     items = machine.marked()
     machine.target(list).extend(items)
 
 
-def _set_item(machine, _):
+def _set_item(machine: _Machine, _: Any) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
     machine.set_items([key, value])
 
 
-def _add(machine, _):
+def _add(machine: _Machine, _: Any) -> None:
     items = machine.marked()
     machine.target(set).update(map(as_key, items))
 
 
-def _stack_global(machine, _):
+def _stack_global(machine: _Machine, _: Any) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     machine.name(module, name)
 
 
-def _call(machine, _):
+def _call(machine: _Machine, _: Any) -> None:
     arguments = machine.spend(machine.stack.pop())
     machine.stack[-1] = machine.target(_Named).function(*arguments)
 
 
-def _build(machine, _):
+def _build(machine: _Machine, _: Any) -> None:
     state = machine.stack.pop()
     machine.spend(state if type(state) is tuple else ())
     machine.build(machine.stack[-1], state)
 
 
-def _persistent(machine, _):
+def _persistent(machine: _Machine, _: Any) -> None:
     if machine.persistent_load is None:
         raise UnsafeResultError("a persistent id")
     machine.stack.append(machine.persistent_load(machine.stack.pop()))
 
 
-def _pushing(make):
+def _pushing(make: Callable[[], Any]) -> Operation:
     return lambda machine, _: machine.stack.append(make())
 
 
-def _pushing_marked(make):
-    def pushed(machine, _):
+def _pushing_marked(make: Callable[[list[Any]], Any]) -> Operation:
+    def pushed(machine: _Machine, _: Any) -> None:
         made = make(machine.marked())  # first, for it changes the stack
         machine.stack.append(made)
 
@@ -208,7 +228,7 @@ _PUSHED = {
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_DONE = {
+_DONE: dict[str, Operation] = {
     "PROTO": lambda *_: None,
     "FRAME": lambda *_: None,
     "STOP": lambda *_: None,

@@ -1,5 +1,7 @@
 """One loss per step."""
 
+from typing import Any
+
 from torch import Tensor
 
 from hig._arguments import check_count
@@ -87,7 +89,7 @@ class AlternatingBackward:
         accumulate(direction, self._parameters, self._reached)
         self.next_loss = (self.next_loss + 1) % self._num_losses
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Whose turn it is and the memory of the operator, for an exact resume."""
         return {
             "next_loss": self.next_loss,
@@ -95,7 +97,7 @@ class AlternatingBackward:
             "operator": self.operator.state_dict(),
         }
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another one was.
 
         Raises:

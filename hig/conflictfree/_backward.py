@@ -18,7 +18,7 @@ __all__ = ["accumulate", "backward", "require_reached"]
 def backward(
     losses: Sequence[Tensor] | Tensor,
     parameters: Parameters,
-    operator: Operator | None = None,
+    operator: Operator | MomentumOperator | None = None,
     *,
     method: str = "auto",
     retain_graph: bool = False,
@@ -55,8 +55,7 @@ def backward(
     """
     own, losses = trainable(parameters), listed(losses)
     operator = ConFIGOperator() if operator is None else operator
-    remembers = isinstance(operator, MomentumOperator)
-    if not remembers:
+    if not isinstance(operator, MomentumOperator):
         check_operator(operator)
     elif operator.num_vectors != len(losses):
         # With fewer it would wait for ever for the gradients of the others.
@@ -68,7 +67,7 @@ def backward(
     matrix, reached = differentiate(losses, own, method, retain_graph)
     require_reached(reached)
     values = [loss.detach() for loss in losses]
-    if remembers:
+    if isinstance(operator, MomentumOperator):
         direction = operator.calculate_step(range(len(losses)), matrix, values)
     else:
         direction = combine(operator, matrix, values)

@@ -1,6 +1,7 @@
 """What users give in place of operators, models and states, checked before it is used."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from hig._errors import described
 __all__ = ["check_combined", "check_index", "check_model", "check_operator", "check_state"]
 
 
-def check_operator(operator, name: str = "operator") -> None:
+def check_operator(operator: object, name: str = "operator") -> None:
     """Raise unless something maps gradients (m, P) to a direction (P,).
 
     Args:
@@ -34,7 +35,7 @@ def check_operator(operator, name: str = "operator") -> None:
         )
 
 
-def check_index(index, losses: int) -> int:
+def check_index(index: Any, losses: int) -> int:
     """Return the number of a loss.
 
     Args:
@@ -51,7 +52,7 @@ def check_index(index, losses: int) -> int:
     return number
 
 
-def check_model(model, name: str, method: str, example: str) -> None:
+def check_model(model: object, name: str, method: str, example: str) -> None:
     """Raise unless an object has the method that it will be asked by.
 
     Args:
@@ -70,7 +71,7 @@ def check_model(model, name: str, method: str, example: str) -> None:
         )
 
 
-def check_combined(direction, matrix: Tensor) -> None:
+def check_combined(direction: object, matrix: Tensor) -> None:
     """Raise unless what an operator has returned is a direction.
 
     Args:
@@ -94,7 +95,7 @@ def check_combined(direction, matrix: Tensor) -> None:
         )
 
 
-def check_state(state_dict, owner: object, *names: str) -> None:
+def check_state(state_dict: object, owner: object, *names: str) -> None:
     """Raise unless a state has all entries that its owner reads.
 
     Args:
@@ -114,7 +115,7 @@ def check_state(state_dict, owner: object, *names: str) -> None:
         )
 
 
-def _refuse_class(value, name: str) -> None:
+def _refuse_class(value: object, name: str) -> None:
     if isinstance(value, type):
         raise TypeError(
             f"{name} must be an object, got {described(value)}; make one: {value.__name__}(...)"

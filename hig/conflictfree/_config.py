@@ -1,6 +1,7 @@
 """ConFIG: the direction that conflicts with no loss."""
 
 from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class ConFIGOperator(GradientOperator):
         self.allow_simplified_model = allow_simplified_model
         self.use_least_square = use_least_square
 
-    def calculate_gradient(self, grads: Gradients, losses: Sequence | None = None) -> Tensor:
+    def calculate_gradient(self, grads: Gradients, losses: Sequence[Any] | None = None) -> Tensor:
         """See :meth:`GradientOperator.calculate_gradient`.
 
         Raises:
@@ -77,11 +78,11 @@ class ConFIGOperator(GradientOperator):
             self.report = ConflictReport.of(combination, factor, matrix.norms)
             return direction
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """States of weight and length model, where these have any."""
         return states(weight_model=self.weight_model, length_model=self.length_model)
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another operator was.
 
         Raises:
@@ -95,7 +96,7 @@ def ConFIG_update(
     weight_model: WeightModel | None = None,
     length_model: LengthModel | None = None,
     use_least_square: bool = True,
-    losses: Sequence | None = None,
+    losses: Sequence[Any] | None = None,
 ) -> Tensor:
     """The direction of :class:`ConFIGOperator`, as a function.
 
@@ -122,7 +123,7 @@ def ConFIG_update_double(
     grad_2: Tensor,
     weight_model: WeightModel | None = None,
     length_model: LengthModel | None = None,
-    losses: Sequence | None = None,
+    losses: Sequence[Any] | None = None,
 ) -> Tensor:
     """The direction of :class:`ConFIGOperator` for two losses.
 
@@ -143,7 +144,7 @@ def ConFIG_update_double(
     return ConFIGOperator(weight_model, length_model).calculate_gradient([grad_1, grad_2], losses)
 
 
-def _needs_no_vector(model: LengthModel) -> bool:
+def _needs_no_vector(model: LengthModel) -> TypeGuard[CosineLength]:
     """Whether ``length`` says all: nothing that works on vectors was written over it."""
     kind = type(model)
     return (

@@ -7,8 +7,9 @@ These are computed in float64, once, and brought to the CPU; what follows is ari
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from hig._converging import converging, eigenvectors, thin_svd
 from hig._errors import NonFiniteError, described
 
 __all__ = ["Combination", "GradientMatrix", "as_matrix", "check_finite"]
+
+# Left vectors, values, and what makes a vector of components along the right vectors.
+Singular = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
 
 # Entries that are held in float64 at one time.
 CHUNK_ENTRIES = 2**22
@@ -158,7 +162,7 @@ class GradientMatrix:
             yield chunk if self._scale is None else chunk / self._scale.unsqueeze(1)
 
     def _gram(self) -> Tensor:
-        return sum(chunk @ chunk.T for chunk in self._chunks()).cpu()
+        return reduce(torch.add, (chunk @ chunk.T for chunk in self._chunks())).cpu()
 
     def _rescale(self) -> None:
         """Bring the largest entry of each row to 1, so that its square exists."""
@@ -185,7 +189,7 @@ class GradientMatrix:
         zero = torch.zeros_like(self.norms)
         return Combination(zero, zero, 0.0)
 
-    def _singular(self, active: Tensor, exact: bool):
+    def _singular(self, active: Tensor, exact: bool) -> Singular:
         """Singular values of the unit gradients of k losses, those that are rounding left out.
 
         Returns:

@@ -1,6 +1,7 @@
 """IMTL-G as an operator."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class IMTLGOperator(GradientOperator):
     exist.
     """
 
-    def calculate_gradient(self, grads: Gradients, losses: Sequence | None = None) -> Tensor:
+    def calculate_gradient(self, grads: Gradients, losses: Sequence[Any] | None = None) -> Tensor:
         """See :meth:`GradientOperator.calculate_gradient`; ``losses`` are not used.
 
         Raises:

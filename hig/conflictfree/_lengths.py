@@ -5,6 +5,7 @@ direction and the gradient of that loss. A gradient that is zero is left out.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class LengthModel:
         target_vector: Tensor | None = None,
         unit_target_vector: Tensor | None = None,
         gradients: Tensor | None = None,
-        losses: Sequence | None = None,
+        losses: Sequence[Any] | None = None,
     ) -> Tensor | float:
         """Length that the direction is to have.
 
@@ -55,7 +56,7 @@ class LengthModel:
         self,
         target_vector: Tensor,
         gradients: Tensor | None = None,
-        losses: Sequence | None = None,
+        losses: Sequence[Any] | None = None,
     ) -> Tensor:
         """The direction with the length that ``get_length`` gives it.
 
@@ -101,7 +102,7 @@ class CosineLength(LengthModel):
         target_vector: Tensor | None = None,
         unit_target_vector: Tensor | None = None,
         gradients: Tensor | None = None,
-        losses: Sequence | None = None,
+        losses: Sequence[Any] | None = None,
     ) -> Tensor:
         """Length that the direction is to have.
 

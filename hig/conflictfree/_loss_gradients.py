@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from hig._arguments import check_choice
 from hig._errors import described
@@ -54,7 +55,7 @@ def listed(losses: Iterable[Tensor]) -> list[Tensor]:
     remedy = "pass a list of losses, [loss] for a single one"
     if isinstance(losses, Mapping):
         remedy = "pass list(losses.values()), in the same order in every step"
-    elif isinstance(losses, Iterable) and getattr(losses, "ndim", 1):
+    elif isinstance(losses, Iterable) and getattr(losses, "ndim", True):
         return list(losses)
     raise TypeError(f"losses must be a list of scalars, got {described(losses)}; {remedy}")
 
@@ -111,7 +112,9 @@ def _check(losses: list[Tensor]) -> None:
             )
 
 
-def _separate(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool):
+def _separate(
+    losses: list[Tensor], parameters: list[Tensor], retain_graph: bool
+) -> tuple[Tensor, list[bool]]:
     rows, reached = [], [False] * len(parameters)
     for loss, shared in zip(losses, _shared_with_later(losses), strict=True):
         # A graph that is freed on the way hands its memory on: retaining it costs a fifth.
@@ -123,7 +126,7 @@ def _separate(losses: list[Tensor], parameters: list[Tensor], retain_graph: bool
     return matrix, reached
 
 
-def _batched(losses: list[Tensor], parameters: list[Tensor]):
+def _batched(losses: list[Tensor], parameters: list[Tensor]) -> tuple[Tensor, list[bool]]:
     selections = torch.eye(len(losses), dtype=losses[0].dtype, device=losses[0].device)
     gradients = torch.autograd.grad(
         losses,
@@ -161,7 +164,7 @@ def _fewer_launches(losses: list[Tensor]) -> bool:
     depends on it. Losses with nothing but parameters in common gain nothing, and cost m times
     the arithmetic.
     """
-    together: set = set()
+    together: set[Node] = set()
     apart = 0
     for loss in losses:
         seen = _nodes(loss)
@@ -172,7 +175,7 @@ def _fewer_launches(losses: list[Tensor]) -> bool:
 
 def _shared_with_later(losses: list[Tensor]) -> list[bool]:
     """For each loss, whether a later one needs some of its graph."""
-    later: set = set()
+    later: set[Node] = set()
     shared = []
     for loss in reversed(losses):
         own = _nodes(loss)
@@ -181,6 +184,6 @@ def _shared_with_later(losses: list[Tensor]) -> list[bool]:
     return shared[::-1]
 
 
-def _nodes(loss: Tensor) -> set:
+def _nodes(loss: Tensor) -> set[Node]:
     """Nodes of the graph of a loss that compute something; parameters are none."""
     return {node for node in nodes_behind(loss) if not hasattr(node, "variable")}

@@ -1,6 +1,7 @@
 """Values of losses of which a step sees only some."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from hig.conflictfree._checks import check_index, check_state
 __all__ = ["LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "as_list"]
 
 
-def as_list(values) -> list:
+def as_list(values: Any) -> list[Any]:
     """One value, a sequence, an array or a tensor of them, as a list."""
     if getattr(values, "ndim", 1) == 0 or not isinstance(values, Iterable):
         return [values]
@@ -30,9 +31,9 @@ class LossRecorder:
 
     def __init__(self, num_losses: int):
         self.num_losses = num_losses = check_count(num_losses, "num_losses")
-        self.current_losses: list = [0.0] * num_losses
+        self.current_losses: list[Any] = [0.0] * num_losses
 
-    def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
+    def record_loss(self, losses_indexes: int | Sequence[int], losses: Any) -> list[Any]:
         """Record some losses.
 
         Args:
@@ -50,7 +51,7 @@ class LossRecorder:
             "LatestLossRecorder(num_losses)"
         )
 
-    def record_all_losses(self, losses: Sequence) -> list:
+    def record_all_losses(self, losses: Sequence[Any]) -> list[Any]:
         """Record a value of every loss.
 
         Args:
@@ -66,11 +67,11 @@ class LossRecorder:
             raise ValueError(f"there are {self.num_losses} losses, got {len(losses)} values")
         return self.record_loss(list(range(self.num_losses)), losses)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What is known of the losses, for an exact resume."""
         return {"current_losses": list(self.current_losses)}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another recorder was.
 
         Raises:
@@ -82,7 +83,7 @@ class LossRecorder:
             raise ValueError(f"the state is of {found} losses, the recorder of {self.num_losses}")
         self.current_losses = list(state_dict["current_losses"])
 
-    def _pairs(self, indexes: int | Sequence[int], losses) -> list[tuple[int, object]]:
+    def _pairs(self, indexes: int | Sequence[int], losses: Any) -> list[tuple[int, object]]:
         """Numbers and values, one to one."""
         indexes, losses = as_list(indexes), as_list(losses)
         if len(indexes) != len(losses):
@@ -101,7 +102,7 @@ class LatestLossRecorder(LossRecorder):
         num_losses: how many losses there are.
     """
 
-    def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
+    def record_loss(self, losses_indexes: int | Sequence[int], losses: Any) -> list[Any]:
         """See :meth:`LossRecorder.record_loss`.
 
         Raises:
@@ -140,10 +141,10 @@ class MomentumLossRecorder(LossRecorder):
             )
         for beta in self.betas:
             check_number(beta, "betas", FRACTION, "0.9 averages over some ten values")
-        self.m: list = [0.0] * num_losses
+        self.m: list[Any] = [0.0] * num_losses
         self.t = [0] * num_losses
 
-    def record_loss(self, losses_indexes: int | Sequence[int], losses) -> list:
+    def record_loss(self, losses_indexes: int | Sequence[int], losses: Any) -> list[Any]:
         """See :meth:`LossRecorder.record_loss`.
 
         Raises:
@@ -156,11 +157,11 @@ class MomentumLossRecorder(LossRecorder):
             self.current_losses[index] = self.m[index] / (1 - beta ** self.t[index])
         return list(self.current_losses)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """See :meth:`LossRecorder.state_dict`."""
         return {**super().state_dict(), "m": list(self.m), "t": list(self.t)}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`LossRecorder.load_state_dict`.
 
         Raises:

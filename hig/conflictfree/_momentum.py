@@ -1,6 +1,7 @@
 """Operators with a memory: a step differentiates some of the losses, usually one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class MomentumOperator:
         return all(self.t_grads)
 
     def calculate_gradient(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses=None
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
     ) -> Tensor:
         """The direction, after the gradients of some losses.
 
@@ -98,7 +99,9 @@ class MomentumOperator:
             "use PseudoMomentumOperator(num_vectors)"
         )
 
-    def calculate_step(self, indexes: Sequence[int], grads: Tensor, losses: Sequence) -> Tensor:
+    def calculate_step(
+        self, indexes: Sequence[int], grads: Tensor, losses: Sequence[Any]
+    ) -> Tensor:
         """As :meth:`calculate_gradient`; losses that no recorder waits for are dropped.
 
         Args:
@@ -114,7 +117,7 @@ class MomentumOperator:
         network: Parameters,
         indexes: int | Sequence[int],
         grads: Tensor | Sequence[Tensor],
-        losses=None,
+        losses: Any = None,
     ) -> None:
         """Overwrite the ``.grad`` of a network with the direction.
 
@@ -131,14 +134,14 @@ class MomentumOperator:
         parameters = tensors_of(network)
         write_gradient(parameters, self.calculate_gradient(indexes, grads, losses))
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Moments, counters, and the states of operator and recorder, for an exact resume."""
         own = {"m": copied(self.m), "s": copied(self.s), "t_grads": list(self.t_grads)}
         return own | states(
             gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another operator was.
 
         Raises:
@@ -156,14 +159,17 @@ class MomentumOperator:
 
     # -- what the siblings share ------------------------------------------------------------------
 
-    def receive(self, indexes, grads, losses) -> tuple[list[int], Tensor, list | None]:
+    def receive(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any
+    ) -> tuple[list[int], Tensor, list[Any] | None]:
         """Numbers of the losses, their gradients (k, P), and the values of all losses.
 
         Raises before anything has changed.
         """
         indexes = [check_index(index, self.num_vectors) for index in as_list(indexes)]
-        single = isinstance(grads, Tensor) and grads.ndim == 1
-        rows = as_matrix(grads.unsqueeze(0) if single else grads)
+        if isinstance(grads, Tensor) and grads.ndim == 1:
+            grads = grads.unsqueeze(0)
+        rows = as_matrix(grads)
         expected = (len(indexes), rows.shape[-1] if self.m is None else self.m.shape[1])
         if rows.shape != expected:
             raise ValueError(
@@ -190,7 +196,8 @@ class MomentumOperator:
             self.m[index].mul_(self.beta_1).add_(row, alpha=1 - self.beta_1)
 
     def first_moments(self) -> Tensor:
-        """First moments without the bias of their start, (m, P)."""
+        """First moments without the bias of their start, (m, P); once there are any."""
+        assert self.m is not None
         return self.m / column([1 - self.beta_1**t for t in self.t_grads], self.m)
 
 

@@ -1,6 +1,7 @@
 """What turns the gradients of several losses into one direction."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class GradientOperator:
 
     report: ConflictReport | None = None
 
-    def calculate_gradient(self, grads: Gradients, losses: Sequence | None = None) -> Tensor:
+    def calculate_gradient(self, grads: Gradients, losses: Sequence[Any] | None = None) -> Tensor:
         """The direction for the given gradients.
 
         Args:
@@ -44,12 +45,12 @@ class GradientOperator:
             "ConFIGOperator()"
         )
 
-    def __call__(self, matrix: Gradients, losses: Sequence | None = None) -> Tensor:
+    def __call__(self, matrix: Gradients, losses: Sequence[Any] | None = None) -> Tensor:
         """See :meth:`calculate_gradient`."""
         return self.calculate_gradient(matrix, losses)
 
     def update_gradient(
-        self, network: Parameters, grads: Gradients, losses: Sequence | None = None
+        self, network: Parameters, grads: Gradients, losses: Sequence[Any] | None = None
     ) -> None:
         """Overwrite the ``.grad`` of a network with the direction.
 
@@ -65,11 +66,11 @@ class GradientOperator:
         parameters = tensors_of(network)
         write_gradient(parameters, self.calculate_gradient(grads, losses))
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """What the next call depends on besides its arguments; nothing, for most operators."""
         return {}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another operator of the same kind was."""
 
     def scaled(self, matrix: GradientMatrix, combination: Combination, factor: float) -> Tensor:
@@ -87,7 +88,7 @@ class GradientOperator:
 Operator = GradientOperator | Callable[[Tensor], Tensor]
 
 
-def combine(operator: Operator, matrix: Tensor, losses: Sequence | None = None) -> Tensor:
+def combine(operator: Operator, matrix: Tensor, losses: Sequence[Any] | None = None) -> Tensor:
     """Apply an operator, or any callable on an (m, P) matrix such as a TorchJD aggregator.
 
     Args:

@@ -1,6 +1,7 @@
 """PCGrad as an operator."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ class PCGradOperator(GradientOperator):
     Yu et al., NeurIPS 2020, arXiv 2001.06782; in the order of the losses.
     """
 
-    def calculate_gradient(self, grads: Gradients, losses: Sequence | None = None) -> Tensor:
+    def calculate_gradient(self, grads: Gradients, losses: Sequence[Any] | None = None) -> Tensor:
         """See :meth:`GradientOperator.calculate_gradient`; ``losses`` are not used.
 
         Raises:

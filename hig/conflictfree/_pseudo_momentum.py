@@ -1,6 +1,7 @@
 """M-ConFIG: one loss per step, scaled by a second moment of the combined direction."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class PseudoMomentumOperator(MomentumOperator):
         self.t = 0
 
     def calculate_gradient(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses=None
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
     ) -> Tensor:
         """See :meth:`MomentumOperator.calculate_gradient`.
 
@@ -55,7 +56,7 @@ class PseudoMomentumOperator(MomentumOperator):
         """
         with torch.no_grad():
             indexes, rows, losses = self.receive(indexes, grads, losses)
-            if self.s is None:
+            if self.s is None or self.fake_m is None:
                 self.s, self.fake_m = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
             self.remember(indexes, rows)
             if not self.all_initialized:
@@ -71,11 +72,11 @@ class PseudoMomentumOperator(MomentumOperator):
             second = self.s / (1 - self.beta_2**self.t)
             return combined / (second.sqrt_() + EPSILON)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """See :meth:`MomentumOperator.state_dict`."""
         return {**super().state_dict(), "fake_m": copied(self.fake_m), "t": self.t}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`MomentumOperator.load_state_dict`.
 
         Raises:

@@ -1,6 +1,7 @@
 """What an operator tells about the direction that it returned."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class ConflictReport:
     gradient_norms: tuple[float, ...]
 
     @classmethod
-    def of(cls, combination: Combination, factor: float, gradient_norms: Tensor):
+    def of(cls, combination: Combination, factor: float, gradient_norms: Tensor) -> Self:
         """Report on ``factor`` times a combination.
 
         Args:

@@ -19,10 +19,10 @@ class OrderedSliceSelector:
         start_index: the element that comes next.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.start_index = 0
 
-    def select(self, n: int, source_sequence: Sequence) -> tuple[list[int], Any]:
+    def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
         """Take the next n elements.
 
         Args:
@@ -41,11 +41,11 @@ class OrderedSliceSelector:
         self.start_index = (self.start_index + n) % length
         return indexes, _elements(indexes, source_sequence)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Where the next slice starts."""
         return {"start_index": self.start_index}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another selector was.
 
         Raises:
@@ -75,7 +75,7 @@ class RandomSliceSelector:
             )
         self.generator = generator
 
-    def select(self, n: int, source_sequence: Sequence) -> tuple[list[int], Any]:
+    def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
         """Take n elements.
 
         Args:
@@ -95,11 +95,11 @@ class RandomSliceSelector:
         indexes = choice(length, n, replace=False).tolist()
         return indexes, _elements(indexes, source_sequence)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """State of the generator; empty without one."""
         return {"generator": self.generator.bit_generator.state} if self.generator else {}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another selector was.
 
         Raises:
@@ -114,7 +114,7 @@ class RandomSliceSelector:
             self.generator.bit_generator.state = state_dict["generator"]
 
 
-def has_zero(lists: Sequence) -> bool:
+def has_zero(lists: Sequence[Any]) -> bool:
     """Whether an element is zero: a loss that has not been seen, in a list of counters."""
     return any(element == 0 for element in lists)
 
@@ -124,7 +124,7 @@ def _check(n: int, length: int) -> None:
         raise ValueError(f"n must be between 1 and the length of the sequence, {length}, got {n}")
 
 
-def _elements(indexes: list[int], sequence: Sequence) -> Any:
+def _elements(indexes: list[int], sequence: Sequence[Any]) -> Any:
     if len(indexes) == 1:
         return sequence[indexes[0]]
     return [sequence[index] for index in indexes]

@@ -1,6 +1,7 @@
 """One loss per step, each scaled by a second moment of its own."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class SeparateMomentumOperator(MomentumOperator):
     """
 
     def calculate_gradient(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses=None
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
     ) -> Tensor:
         """See :meth:`MomentumOperator.calculate_gradient`.
 
@@ -41,7 +42,7 @@ class SeparateMomentumOperator(MomentumOperator):
             indexes, rows, losses = self.receive(indexes, grads, losses)
             self.remember(indexes, rows)
             if self.s is None:
-                self.s = torch.zeros_like(self.m)
+                self.s = rows.new_zeros((self.num_vectors, rows.shape[1]))
             for index, row in zip(indexes, rows, strict=True):
                 self.s[index].mul_(self.beta_2).addcmul_(row, row, value=1 - self.beta_2)
             if not self.all_initialized:

@@ -1,14 +1,16 @@
 """States of objects made of parts, some of which have a state."""
 
+from typing import Any
+
 __all__ = ["load_states", "states"]
 
 
-def states(**parts) -> dict:
+def states(**parts: Any) -> dict[str, Any]:
     """State of each part that has one, under its name."""
     return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
 
 
-def load_states(state_dict: dict, **parts) -> None:
+def load_states(state_dict: dict[str, Any], **parts: Any) -> None:
     """Load the state of each part that has one.
 
     Raises:

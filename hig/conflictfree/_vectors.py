@@ -32,6 +32,7 @@ def tensors_of(network: Parameters) -> list[Tensor]:
     Raises:
         TypeError: something else than a real floating-point tensor is among them.
     """
+    given: list[Tensor]
     if isinstance(network, torch.nn.Module):
         given = list(network.parameters())
     elif isinstance(network, Tensor):

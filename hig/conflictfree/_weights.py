@@ -1,6 +1,7 @@
 """Weight models: how the cosines of a direction with the gradients relate to one another."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ class WeightModel:
     def get_weights(
         self,
         gradients: Tensor | None = None,
-        losses: Sequence | None = None,
+        losses: Sequence[Any] | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Weights of the losses, to which the cosines with their gradients will be proportional.
@@ -44,7 +45,7 @@ class EqualWeight(WeightModel):
     def get_weights(
         self,
         gradients: Tensor | None = None,
-        losses: Sequence | None = None,
+        losses: Sequence[Any] | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Ones.

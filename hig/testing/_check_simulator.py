@@ -49,8 +49,9 @@ def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> Simulat
     if checks[-1].verdict == "fail":
         return SimulatorReport(checks)
     checks += check_forward(simulator)
-    checks.append(check_differentiable(simulator))
-    if checks[-1].verdict == "fail":
+    differentiable = check_differentiable(simulator)
+    checks.append(differentiable)
+    if differentiable.verdict == "fail":
         return SimulatorReport(checks)
     checks.append(check_vjp(simulator))
     coupled = forward_couples(simulator) or backward_couples(simulator)

@@ -73,7 +73,7 @@ def check_vjp(simulator: Simulator) -> Check:
         )
         for position, leaf in zip(simulator.floating, leaves, strict=True)
     }
-    worst = max(errors, key=errors.get)
+    worst = max(errors, key=errors.__getitem__)
     precision = str(dtype).removeprefix("torch.")
     found = f"within {errors[worst]:.0e} of finite differences in {precision}"
     if errors[worst] > _TOLERANCE[dtype]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hig._errors import described
-from hig.testing._report import Check
+from hig.testing._report import Check, Verdict
 from hig.testing._simulator import Simulator, cast, nearby
 
 __all__ = ["check_forward", "check_output", "forward_couples"]
@@ -50,7 +50,7 @@ def _check_dtypes(simulator: Simulator) -> Check:
             text = f"{dtype} inputs are refused ({_first_line(error)})"
             return Check("dtype kept", "note", text, _DTYPE_REMEDY)
         if found != dtype:
-            verdict = "fail" if dtype == simulator.dtype else "note"
+            verdict: Verdict = "fail" if dtype == simulator.dtype else "note"
             return Check("dtype kept", verdict, f"{dtype} inputs give {found}", _DTYPE_REMEDY)
         kept.append(str(dtype).removeprefix("torch."))
     return Check("dtype kept", "ok", " and ".join(kept))

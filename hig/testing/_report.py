@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Check", "SimulatorReport"]
+__all__ = ["Check", "SimulatorReport", "Verdict"]
+
+Verdict = Literal["ok", "note", "fail"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Check:
     """
 
     name: str
-    verdict: Literal["ok", "note", "fail"]
+    verdict: Verdict
     found: str
     remedy: str = ""
 

@@ -97,6 +97,6 @@ def nearby(inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     moved = []
     for value in inputs:
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        noise = noise.to(device=value.device, dtype=value.dtype) if value.is_floating_point() else 0
-        moved.append(value + 1e-2 * noise * (1 + value.abs()))
+        change = 1e-2 * noise.to(value) * (1 + value.abs()) if value.is_floating_point() else None
+        moved.append(value if change is None else value + change)
     return moved

@@ -35,6 +35,15 @@ def test_a_good_simulator_passes_every_check():
     assert len(str(report).splitlines()) == len(report.checks) + 1
 
 
+def test_integers_stay_integers():
+    table = torch.linspace(0, 1, 5)
+
+    def simulate(state, place):
+        return pendulum(state, CONTROLS.to(state)) + table.to(state)[place].unsqueeze(1)
+
+    assert check_simulator(simulate, START, torch.tensor([0, 1, 4, 2])).passed
+
+
 def test_nothing_of_the_caller_is_touched():
     before = torch.get_rng_state()
     leaf = torch.ones(4, 2, requires_grad=True)

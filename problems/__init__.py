@@ -21,6 +21,7 @@ from problems._problem import (
     slices,
 )
 from problems._several_losses import SeveralLosses
+from problems.cart_pole import CartPole
 from problems.conditioning_toy import ConditioningToy
 from problems.nonlinear_oscillators import NonlinearOscillators
 from problems.quantum_dipole import QuantumDipole
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "CartPole",
     "ConditioningToy",
     "DataError",
     "NonlinearOscillators",

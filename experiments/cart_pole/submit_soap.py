@@ -1,0 +1,7 @@
+"""Train the cart-pole problem with SOAP."""
+
+from experiments import submit
+from problems import CartPole
+
+if __name__ == "__main__":
+    submit(CartPole(), "soap")

@@ -14,6 +14,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
         "quantum_dipole": "problems.QuantumDipole",
         "poisson": "problems.Poisson",
         "poisson_source": "problems.PoissonSource",
+        "burgers_control": "problems.BurgersControl",
         "conditioning_toy": "problems.ConditioningToy",
         "pinn/burgers": "problems.pinn.Burgers",
         "pinn/schroedinger": "problems.pinn.Schroedinger",

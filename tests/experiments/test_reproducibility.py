@@ -20,6 +20,7 @@ SMALL = {
     "quantum_dipole": ["--batch-size=4", "--train-size=8", "--test-size=4", "--time-steps=4"],
     "poisson": FIELDS,
     "poisson_source": FIELDS,
+    "burgers_control": ["--batch-size=4", "--train-size=8", "--test-size=4", "--time-steps=4"],
     "conditioning_toy": ["--batch-size=4", "--train-size=8"],
     **{f"pinn/{name}": POINTS for name in ("burgers", "schroedinger", "kovasznay", "beltrami")},
     "multitask/toy": ["--start=3"],

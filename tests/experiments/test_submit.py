@@ -23,6 +23,10 @@ FOLDERS = {  # what there is a script for, and a small run
     "poisson": (set(SINGLE), ["--batch-size=2"]),
     "poisson_source": (set(SINGLE), ["--batch-size=2"]),
     "quantum_dipole": (set(SINGLE), ["--batch-size=4", "--train-size=8", "--time-steps=4"]),
+    "burgers_control": (
+        {"hig", "gn", "adam", "soap", "khig"},
+        ["--batch-size=4", "--train-size=8", "--time-steps=4"],
+    ),
     "conditioning_toy": ({"hig", "gn", "lm", "adam"}, ["--batch-size=4", "--train-size=8"]),
     "multitask/toy": (set(Toy.settings), ["--start=3"]),
     **{

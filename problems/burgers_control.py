@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class BurgersControl(Problem):
     time_budget: float = 60.0
 
     name: ClassVar[str] = "burgers_control"
-    traceable: ClassVar[bool] = True
+    evaluate_by: ClassVar[Literal["epoch", "time"]] = "time"
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             "hig": Settings(batch_size=16, lr=1.0, rcond=1e-6, step_rule="trust"),

@@ -52,8 +52,9 @@ class BurgersControl(Problem):
     :math:`\sqrt{2 \nu / dt}` or one cell per time step.
 
     Every sample starts from :math:`\sin 2 \pi x`. Targets are
-    :math:`a \sin 4 \pi x + b \cos 4 \pi x` with normal a and b. The network sees the target and
-    returns all controls.
+    :math:`a \sin 4 \pi x + b \cos 4 \pi x` with normal a and b. Four actuators sit where the
+    cosine is zero: the sine they can push directly, the cosine has to be carried there by the flow.
+    The network sees the target and returns all controls.
 
     PhiFlow simulates it by ``advect.differential`` and ``diffuse.implicit``. Both matrices, D and
     :math:`(1 - \nu\, dt\, L)^{-1}`, are the same in every step: by default they are read out of
@@ -86,6 +87,7 @@ class BurgersControl(Problem):
 
     name: ClassVar[str] = "burgers_control"
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "time"
+    traceable: ClassVar[bool] = False  # PhiFlow looks at values
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             "hig": Settings(batch_size=16, lr=1.0, rcond=1e-6, step_rule="trust"),
@@ -206,7 +208,7 @@ class BurgersControl(Problem):
         free = self._simulate(batch["start"], torch.zeros_like(controls))
         tensors = {
             "position": self.positions,
-            "velocity": self._simulate(batch["start"], controls, trajectory=True)[1],
+            "velocity": self._simulate(batch["start"], controls, trajectory=True),
             "uncontrolled": free,
             "target_velocity": batch["target"],
             "force": controls @ self.bumps.to(controls),
@@ -220,9 +222,11 @@ class BurgersControl(Problem):
         """Controls (B, T, K) that the network returns for the targets."""
         return network(batch["target"]).unflatten(-1, (self.time_steps, self.actuators))
 
-    def _simulate(self, start: Tensor, controls: Tensor, trajectory: bool = False):
+    def _simulate(self, start: Tensor, controls: Tensor, trajectory: bool = False) -> Tensor:
+        """Final states (B, N); all, (B, T + 1, N), as a trajectory."""
         # Of so cheap a step N backward passes, or one, cost less than its Jacobians of N x N.
-        return hig.rollout(self.step(start), start, controls, trajectory, method="loop")
+        found = hig.rollout(self.step(start), start, controls, trajectory, method="loop")
+        return found[1] if trajectory else found
 
     def _phiflow_step(self, bumps: Tensor, state: Tensor, control: Tensor) -> Tensor:
         # Force and state in one tensor, for that is what can be folded.

@@ -90,9 +90,10 @@ class BurgersControl(Problem):
     traceable: ClassVar[bool] = False  # PhiFlow looks at values
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
-            "hig": Settings(batch_size=16, lr=1.0, rcond=1e-6, step_rule="trust"),
+            # From trials of 7 to 10 s, HIG and Adam; the others are those of similar problems.
+            "hig": Settings(batch_size=16, lr=1.0, rcond=1e-3, step_rule="trust"),
             "gn": Settings(batch_size=16, lr=1.0, rcond=1e-3, step_rule="trust"),
-            "adam": Settings(batch_size=64, lr=3e-3),
+            "adam": Settings(batch_size=64, lr=1e-2, schedule="cosine"),
             "soap": Settings(batch_size=64, lr=3e-3),
             "khig": Settings(batch_size=64, lr=3e-3, schedule="cosine"),
         }

@@ -15,6 +15,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
         "poisson": "problems.Poisson",
         "poisson_source": "problems.PoissonSource",
         "cart_pole": "problems.CartPole",
+        "burgers_control": "problems.BurgersControl",
         "conditioning_toy": "problems.ConditioningToy",
         "pinn/burgers": "problems.pinn.Burgers",
         "pinn/schroedinger": "problems.pinn.Schroedinger",

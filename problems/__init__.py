@@ -27,11 +27,13 @@ from problems.nonlinear_oscillators import NonlinearOscillators
 from problems.quantum_dipole import QuantumDipole
 
 if TYPE_CHECKING:
+    from problems.burgers_control import BurgersControl
     from problems.poisson import Poisson
     from problems.poisson_source import PoissonSource
 
 __all__ = [
     "Batch",
+    "BurgersControl",
     "CartPole",
     "ConditioningToy",
     "DataError",
@@ -48,7 +50,11 @@ __all__ = [
     "slices",
 ]
 
-_ON_FIRST_USE = {"Poisson": "problems.poisson", "PoissonSource": "problems.poisson_source"}
+_ON_FIRST_USE = {
+    "BurgersControl": "problems.burgers_control",
+    "Poisson": "problems.poisson",
+    "PoissonSource": "problems.poisson_source",
+}
 
 
 def __getattr__(name: str) -> type[Problem]:

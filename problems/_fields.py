@@ -14,7 +14,9 @@ from torch import Tensor
 try:
     from phi import field, math
     from phi.field import CenteredGrid, Field, Noise
-    from phi.math import batch, extrapolation, spatial
+    from phi.geom import Box
+    from phi.math import batch, channel, extrapolation, spatial
+    from phi.physics import advect, diffuse
     from phi.torch import TORCH
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -24,17 +26,22 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    "RING_AXES",
     "CenteredGrid",
     "Field",
+    "advect",
+    "diffuse",
     "extrapolation",
     "field",
     "math",
     "noise",
     "on_grid",
+    "on_ring",
     "phiflow_like",
 ]
 
 AXES = ("samples", "x", "y")
+RING_AXES = ("samples", "x", "vector")
 
 
 @contextmanager
@@ -117,6 +124,19 @@ def on_grid(operator: Callable[[Field], Field], values: Tensor) -> Tensor:
             f"{result.device}; constants in it must be wrapped by phi.math inside the operator"
         )
     return result
+
+
+def on_ring(values: Tensor | np.ndarray) -> Field:
+    """Velocities (B, N) on a ring of length 1, as a field of PhiFlow.
+
+    Args:
+        values: Cell values; torch tensors inside `phiflow_like`, or in NumPy.
+
+    Returns:
+        Centred grid of vectors of one component, its axes named by ``RING_AXES``.
+    """
+    named = math.wrap(values[..., None], batch(RING_AXES[0]), spatial("x"), channel(vector="x"))
+    return CenteredGrid(named, extrapolation.PERIODIC, bounds=Box(x=1.0))
 
 
 def noise(samples: int, size: int, generator: torch.Generator) -> Tensor:

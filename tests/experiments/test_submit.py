@@ -27,6 +27,10 @@ FOLDERS = {  # what there is a script for, and a small run
         {"hig", "gn", "lm", "khig", "adam", "soap"},
         ["--batch-size=4", "--train-size=8", "--time-steps=12"],
     ),
+    "burgers_control": (
+        {"hig", "gn", "adam", "soap", "khig"},
+        ["--batch-size=4", "--train-size=8", "--time-steps=4"],
+    ),
     "conditioning_toy": ({"hig", "gn", "lm", "adam"}, ["--batch-size=4", "--train-size=8"]),
     "multitask/toy": (set(Toy.settings), ["--start=3"]),
     **{

@@ -1,0 +1,103 @@
+"""A controlled flow: velocity and force over space and time, and how it ends."""
+
+import sys
+
+from plots import _example, _files, _style
+
+_REMEDY = "Give a result file of a controlled flow whose run kept an example"
+
+_LAYOUT = {
+    "velocity": ("examples", "times", "cells"),
+    "force": ("examples", "steps", "cells"),
+    "time": ("times",),
+    "position": ("cells",),
+    "uncontrolled": ("examples", "cells"),
+    "target_velocity": ("examples", "cells"),
+}
+
+_EPILOG = """\
+Above the velocity over time (to the right) and space (upwards), below it the force, below that the
+velocity over space: at the start, at the end, at the end without a force, and the target. Several
+files stand side by side and share scales.
+
+example:
+  python -m plots.flow hig.pickle adam.pickle --example 0 --out flow.png
+"""
+
+
+def draw(files, example=0):
+    """Draws the figure.
+
+    Args:
+        files: Sequence of ResultFile.
+        example: Which of the examples of the files.
+
+    Returns:
+        matplotlib.figure.Figure with a column for each file: velocity, force and profiles.
+
+    Raises:
+        PlotError: A file has no (such) example, or its parts do not fit together.
+    """
+    files = _files.having(files, "example")
+    examples = [_example.read(file, _LAYOUT, example, _REMEDY) for file in files]
+    figure, grid = _style.panels(3, len(files), width=2.8, height=1.6, beside=1.9, sharey="row")
+    for key, row in (("velocity", grid[0]), ("force", grid[1])):
+        highest = _example.largest(parts[key] for parts in examples)
+        for axes, parts in zip(row, examples, strict=True):
+            image = _draw_field(axes, parts, key, highest)
+        row[0].set_ylabel("position")
+        figure.colorbar(image, ax=row.tolist(), label=key)
+    for column, file, parts in zip(grid.T, files, examples, strict=True):
+        column[1].set_xlabel("time")
+        _draw_profiles(column[2], parts)
+        if len(files) > 1:
+            column[0].set_title(file.label, loc="left")
+    grid[2, 0].set_ylabel("velocity")
+    grid[2, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _draw_field(axes, parts, key, highest):
+    time, values = parts["time"], parts[key]
+    if len(values) < len(time):  # constant within each step, and drawn in its middle
+        time = (time[1:] + time[:-1]) / 2
+    axes.grid(False)
+    axes.set_xlim(parts["time"][0], parts["time"][-1])
+    return axes.pcolormesh(
+        time,
+        parts["position"],
+        values.T,
+        shading="nearest",
+        cmap="RdBu_r",
+        vmin=-highest,
+        vmax=highest,
+        rasterized=True,  # thousands of cells make a slow PDF
+    )
+
+
+def _draw_profiles(axes, parts):
+    position = parts["position"]
+    axes.plot(position, parts["target_velocity"], color="#bbbbbb", linewidth=4, label="target")
+    axes.plot(position, parts["velocity"][-1], color="black", linewidth=1.1, label="final")
+    axes.plot(position, parts["uncontrolled"], color="#0072B2", linestyle="--", label="no force")
+    axes.plot(position, parts["velocity"][0], color=_style.GREY, linestyle=":", label="start")
+    axes.set_xlabel("position")
+
+
+def main(arguments=None):
+    """Runs the command line.
+
+    Args:
+        arguments: Sequence of str; those of the process when None.
+
+    Returns:
+        Exit status, 0 or 2.
+    """
+    parser = _files.parser("flow", __doc__, _EPILOG)
+    _example.add_option(parser)
+    options = parser.parse_args(arguments)
+    return _files.write(options, lambda files: draw(files, options.example))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What the figure of a controlled flow shows."""
+
+import numpy as np
+import pytest
+
+from plots import flow
+from plots._files import PlotError, load
+
+
+def test_velocity_force_and_profiles(full_run):
+    file = load(full_run)
+    example = file.results["example"]
+    velocity, force, profile, *bars = flow.draw([file], example=1).axes
+    time = example["time"]
+    for axes, key, at in ((velocity, "velocity", time), (force, "force", time[1:] - 0.5)):
+        (image,) = axes.collections
+        np.testing.assert_array_equal(image.get_array(), example[key][1].T)
+        # Cells lie around their places.
+        edges = image.get_coordinates()[0, :, 0]
+        np.testing.assert_allclose((edges[1:] + edges[:-1]) / 2, at)
+        highest = np.abs(example[key][1]).max()
+        assert image.get_clim() == (-highest, highest)
+        assert axes.get_xlim() == (0.0, 12.0)
+    shown = {line.get_label(): line.get_xydata().T for line in profile.lines}
+    expected = {
+        "target": example["target_velocity"][1],
+        "final": example["velocity"][1, -1],
+        "no force": example["uncontrolled"][1],
+        "start": example["velocity"][1, 0],
+    }
+    assert [text.get_text() for text in profile.get_legend().get_texts()] == list(expected)
+    for label, values in expected.items():
+        np.testing.assert_array_equal(shown[label], [example["position"], values])
+    assert [bar.get_ylabel() for bar in bars] == ["velocity", "force"]
+    assert [one.get_xlabel() for one in (velocity, force, profile)] == ["", "time", "position"]
+
+
+def test_files_side_by_side_share_the_colours(full_run):
+    files = [load(full_run) for _ in range(2)]
+    files[1].results["example"]["velocity"] *= 5
+    files[1].results["label"] = "Adam"
+    axes = flow.draw(files).axes
+    assert [one.get_title(loc="left") for one in axes[:2]] == ["HIG", "Adam"]
+    highest = np.abs(files[1].results["example"]["velocity"][0]).max()
+    assert {one.collections[0].get_clim() for one in axes[:2]} == {(-highest, highest)}
+    assert flow.draw(files[:1]).axes[0].get_title(loc="left") == ""
+
+
+def test_missing_and_unfit_parts(full_run, run_file):
+    with pytest.raises(PlotError, match=r"no 'example\.velocity'.*a controlled flow"):
+        flow.draw([run_file()])
+    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
+        flow.draw([load(full_run)], example=2)
+    file = load(full_run)
+    file.results["example"]["uncontrolled"] = np.zeros((2, 3))
+    with pytest.raises(PlotError, match=r"'example\.uncontrolled'.*\(2, 7\).*found \(2, 3\)"):
+        flow.draw([file])
+
+
+def test_the_option_reaches_the_figure(full_run, tmp_path, capsys):
+    options = ["--out", str(tmp_path / "a.png"), "--example", "7"]
+    assert flow.main([full_run, *options]) == 2
+    assert "no example 7" in capsys.readouterr().err

@@ -14,6 +14,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
         "quantum_dipole": "problems.QuantumDipole",
         "poisson": "problems.Poisson",
         "poisson_source": "problems.PoissonSource",
+        "smoke_control": "problems.SmokeControl",
         "conditioning_toy": "problems.ConditioningToy",
         "pinn/burgers": "problems.pinn.Burgers",
         "pinn/schroedinger": "problems.pinn.Schroedinger",

@@ -28,6 +28,7 @@ from problems.quantum_dipole import QuantumDipole
 if TYPE_CHECKING:
     from problems.poisson import Poisson
     from problems.poisson_source import PoissonSource
+    from problems.smoke_control import SmokeControl
 
 __all__ = [
     "Batch",
@@ -40,13 +41,18 @@ __all__ = [
     "QuantumDipole",
     "Settings",
     "SeveralLosses",
+    "SmokeControl",
     "location",
     "parameter",
     "samples",
     "slices",
 ]
 
-_ON_FIRST_USE = {"Poisson": "problems.poisson", "PoissonSource": "problems.poisson_source"}
+_ON_FIRST_USE = {
+    "Poisson": "problems.poisson",
+    "PoissonSource": "problems.poisson_source",
+    "SmokeControl": "problems.smoke_control",
+}
 
 
 def __getattr__(name: str) -> type[Problem]:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 try:
     from phi import field, math
-    from phi.field import CenteredGrid, Field, Noise
+    from phi.field import CenteredGrid, Field, Noise, StaggeredGrid
+    from phi.geom import Box
     from phi.math import batch, extrapolation, spatial
+    from phi.physics import advect, fluid
     from phi.torch import TORCH
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -24,10 +26,14 @@ except ModuleNotFoundError as error:
     ) from error
 
 __all__ = [
+    "Box",
     "CenteredGrid",
     "Field",
+    "StaggeredGrid",
+    "advect",
     "extrapolation",
     "field",
+    "fluid",
     "math",
     "noise",
     "on_grid",

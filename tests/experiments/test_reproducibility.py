@@ -20,6 +20,7 @@ SMALL = {
     "quantum_dipole": ["--batch-size=4", "--train-size=8", "--test-size=4", "--time-steps=4"],
     "poisson": FIELDS,
     "poisson_source": FIELDS,
+    "smoke_control": FIELDS,
     "conditioning_toy": ["--batch-size=4", "--train-size=8"],
     **{f"pinn/{name}": POINTS for name in ("burgers", "schroedinger", "kovasznay", "beltrami")},
     "multitask/toy": ["--start=3"],

@@ -41,6 +41,8 @@ def example_results():
         "target_populations": np.array([[0.0, 0.3, 0.7], [0.1, 0.9, 0.0]]),
         "truth": truth,
         "prediction": truth + 0.1 * generator.normal(size=truth.shape),
+        "start": truth[:, ::-1],
+        "uncontrolled": 0.5 * truth,
         "quantity": "solution",
     }
 

@@ -93,7 +93,7 @@ class SmokeControl(Problem):
     """
 
     size: int = parameter(32, "cells per side of the grid")
-    observed: int = parameter(8, "pixels per side of what is seen and compared")
+    observed: int = parameter(4, "pixels per side of what is seen and compared")
     time_steps: int = parameter(8, "time steps of a simulation")
     dt: float = parameter(0.125, "length of a time step")
     eddies: int = parameter(2, "eddies of the force per direction; squared, controls per step")
@@ -111,10 +111,10 @@ class SmokeControl(Problem):
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
             # All of it our own choice, from short trials.
-            "hig": Settings(batch_size=16, lr=1.0, rcond=1e-5),
-            "gn": Settings(batch_size=16, lr=1.0, rcond=1e-5),
-            "adam": Settings(batch_size=16, lr=1e-3),
-            "soap": Settings(batch_size=16, lr=3e-3),
+            "hig": Settings(batch_size=64, lr=1.0, rcond=1e-4, step_rule="trust"),
+            "gn": Settings(batch_size=64, lr=1.0, rcond=1e-3, step_rule="trust"),
+            "adam": Settings(batch_size=16, lr=1e-2),
+            "soap": Settings(batch_size=16, lr=1e-2),
             "khig": Settings(batch_size=16, lr=3e-3, schedule="cosine"),
         }
     )
@@ -123,7 +123,7 @@ class SmokeControl(Problem):
         require_positive_numbers(self)
         if self.size % self.observed:
             raise ValueError(
-                f"observed must divide size, got {self.observed} and {self.size}; the default is 8 "
+                f"observed must divide size, got {self.observed} and {self.size}; the default is 4 "
                 "of 32"
             )
         if self.size < 2 * self.eddies:

@@ -16,6 +16,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
         "poisson_source": "problems.PoissonSource",
         "cart_pole": "problems.CartPole",
         "burgers_control": "problems.BurgersControl",
+        "smoke_control": "problems.SmokeControl",
         "conditioning_toy": "problems.ConditioningToy",
         "pinn/burgers": "problems.pinn.Burgers",
         "pinn/schroedinger": "problems.pinn.Schroedinger",

@@ -11,7 +11,7 @@ _LAYOUT = {
     "force": ("examples", "steps", "cells"),
     "time": ("times",),
     "position": ("cells",),
-    "uncontrolled": ("examples", "cells"),
+    "uncontrolled_velocity": ("examples", "cells"),
     "target_velocity": ("examples", "cells"),
 }
 
@@ -79,7 +79,9 @@ def _draw_profiles(axes, parts):
     position = parts["position"]
     axes.plot(position, parts["target_velocity"], color="#bbbbbb", linewidth=4, label="target")
     axes.plot(position, parts["velocity"][-1], color="black", linewidth=1.1, label="final")
-    axes.plot(position, parts["uncontrolled"], color="#0072B2", linestyle="--", label="no force")
+    axes.plot(
+        position, parts["uncontrolled_velocity"], color="#0072B2", linestyle="--", label="no force"
+    )
     axes.plot(position, parts["velocity"][0], color=_style.GREY, linestyle=":", label="start")
     axes.set_xlabel("position")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from problems.burgers_control import BurgersControl
     from problems.poisson import Poisson
     from problems.poisson_source import PoissonSource
+    from problems.smoke_control import SmokeControl
 
 __all__ = [
     "Batch",
@@ -44,6 +45,7 @@ __all__ = [
     "QuantumDipole",
     "Settings",
     "SeveralLosses",
+    "SmokeControl",
     "location",
     "parameter",
     "samples",
@@ -54,6 +56,7 @@ _ON_FIRST_USE = {
     "BurgersControl": "problems.burgers_control",
     "Poisson": "problems.poisson",
     "PoissonSource": "problems.poisson_source",
+    "SmokeControl": "problems.smoke_control",
 }
 
 

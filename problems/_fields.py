@@ -13,10 +13,10 @@ from torch import Tensor
 
 try:
     from phi import field, math
-    from phi.field import CenteredGrid, Field, Noise
+    from phi.field import CenteredGrid, Field, Noise, StaggeredGrid
     from phi.geom import Box
     from phi.math import batch, channel, extrapolation, spatial
-    from phi.physics import advect, diffuse
+    from phi.physics import advect, diffuse, fluid
     from phi.torch import TORCH
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -27,12 +27,15 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "RING_AXES",
+    "Box",
     "CenteredGrid",
     "Field",
+    "StaggeredGrid",
     "advect",
     "diffuse",
     "extrapolation",
     "field",
+    "fluid",
     "math",
     "noise",
     "on_grid",

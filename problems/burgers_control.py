@@ -202,15 +202,16 @@ class BurgersControl(Problem):
             batch: ``start`` and ``target``, both (k, N).
 
         Returns:
-            ``time`` (T+1,), ``position`` (N,), ``velocity`` (k, T+1, N), ``uncontrolled`` (k, N)
-            at the end without a force, ``target_velocity`` (k, N) and ``force`` (k, T, N); float64.
+            ``time`` (T+1,), ``position`` (N,), ``velocity`` (k, T+1, N), ``force`` (k, T, N), and,
+            each (k, N), ``uncontrolled_velocity``, at the end without a force, and
+            ``target_velocity``; float64.
         """
         controls = self._controls(network, batch)
         free = self._simulate(batch["start"], torch.zeros_like(controls))
         tensors = {
             "position": self.positions,
             "velocity": self._simulate(batch["start"], controls, trajectory=True),
-            "uncontrolled": free,
+            "uncontrolled_velocity": free,
             "target_velocity": batch["target"],
             "force": controls @ self.bumps.to(controls),
         }

@@ -22,6 +22,7 @@ POINTS = ["--batch-size=8", "--width=4", "--depth=1"]
 FOLDERS = {  # what there is a script for, and a small run
     "poisson": (set(SINGLE), ["--batch-size=2"]),
     "poisson_source": (set(SINGLE), ["--batch-size=2"]),
+    "smoke_control": ({"hig", "gn", "adam", "soap", "khig"}, ["--batch-size=2", "--train-size=4"]),
     "quantum_dipole": (set(SINGLE), ["--batch-size=4", "--train-size=8", "--time-steps=4"]),
     "cart_pole": (
         {"hig", "gn", "lm", "khig", "adam", "soap"},

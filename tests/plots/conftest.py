@@ -41,10 +41,12 @@ def example_results():
         "target_populations": np.array([[0.0, 0.3, 0.7], [0.1, 0.9, 0.0]]),
         "velocity": generator.normal(size=(2, 13, 7)),
         "force": generator.normal(size=(2, 12, 7)),
-        "uncontrolled": generator.normal(size=(2, 7)),
+        "uncontrolled_velocity": generator.normal(size=(2, 7)),
         "target_velocity": generator.normal(size=(2, 7)),
         "truth": truth,
         "prediction": truth + 0.1 * generator.normal(size=truth.shape),
+        "start": truth[:, ::-1],
+        "uncontrolled": 0.5 * truth,
         "quantity": "solution",
     }
 

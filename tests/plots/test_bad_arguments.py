@@ -8,7 +8,7 @@ import hig
 
 FIGURES = [
     "density", "fields", "flow", "landscape", "loss", "populations", "rank", "saturation",
-    "scaling", "solution", "spectrum", "step_time", "trajectory",
+    "scaling", "smoke", "solution", "spectrum", "step_time", "trajectory",
 ]  # fmt: skip
 OUT = "--out=figure.png"
 EVERY = [
@@ -25,7 +25,7 @@ EVERY = [
 LINES = [(figure, *line) for figure in FIGURES for line in EVERY]
 LINES += [
     (figure, ["run.pickle", OUT, "--example=x"], "argument --example: invalid int value: 'x'")
-    for figure in ("density", "fields", "flow", "populations", "trajectory")
+    for figure in ("density", "fields", "flow", "populations", "smoke", "trajectory")
 ]
 LINES += [
     ("loss", ["run.pickle", OUT, "--x=steps"], "invalid choice: 'steps'"),

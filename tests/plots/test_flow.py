@@ -25,7 +25,7 @@ def test_velocity_force_and_profiles(full_run):
     expected = {
         "target": example["target_velocity"][1],
         "final": example["velocity"][1, -1],
-        "no force": example["uncontrolled"][1],
+        "no force": example["uncontrolled_velocity"][1],
         "start": example["velocity"][1, 0],
     }
     assert [text.get_text() for text in profile.get_legend().get_texts()] == list(expected)
@@ -52,7 +52,7 @@ def test_missing_and_unfit_parts(full_run, run_file):
     with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
         flow.draw([load(full_run)], example=2)
     file = load(full_run)
-    file.results["example"]["uncontrolled"] = np.zeros((2, 3))
+    file.results["example"]["uncontrolled_velocity"] = np.zeros((2, 3))
     with pytest.raises(PlotError, match=r"'example\.uncontrolled'.*\(2, 7\).*found \(2, 3\)"):
         flow.draw([file])
 

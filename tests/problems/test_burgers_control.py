@@ -191,7 +191,7 @@ def test_example():
         "time": (6,),
         "position": (32,),
         "velocity": (2, 6, 32),
-        "uncontrolled": (2, 32),
+        "uncontrolled_velocity": (2, 32),
         "target_velocity": (2, 32),
         "force": (2, 5, 32),
     }
@@ -201,7 +201,7 @@ def test_example():
     final = problem.predict(network, train).detach()
     np.testing.assert_allclose(example["velocity"][:, -1], final, rtol=1e-12)
     free = simulate(problem, train["start"], torch.zeros(2, 5, 4, dtype=torch.float64))
-    np.testing.assert_allclose(example["uncontrolled"], free, rtol=1e-12)
+    np.testing.assert_allclose(example["uncontrolled_velocity"], free, rtol=1e-12)
 
 
 def test_no_setting_is_published():

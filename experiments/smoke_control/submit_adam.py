@@ -1,0 +1,7 @@
+"""Train smoke control with Adam."""
+
+from experiments import submit
+from problems import SmokeControl
+
+if __name__ == "__main__":
+    submit(SmokeControl(), "adam")

@@ -1,0 +1,74 @@
+"""Controlled smoke: its density at the start, and at the end without and with control."""
+
+import sys
+
+from plots import _example, _files, _style
+
+_REMEDY = "Give a result file of smoke control whose run kept an example"
+
+_TITLES = {
+    "start": "start",
+    "uncontrolled": "uncontrolled",
+    "prediction": "controlled",
+    "truth": "target",
+}
+
+_LAYOUT = {key: ("examples", "x", "y") for key in _TITLES}
+
+_EPILOG = """\
+A row for each file; x to the right, y upwards. All densities share one scale of colours.
+`python -m plots.fields` draws the difference between what was reached and the target.
+
+example:
+  python -m plots.smoke hig.pickle adam.pickle --example 0 --out smoke.png
+"""
+
+
+def draw(files, example=0):
+    """Draws the figure.
+
+    Args:
+        files: Sequence of ResultFile.
+        example: Which of the examples of the files.
+
+    Returns:
+        matplotlib.figure.Figure with a row for each file: the start, the end without and with
+        control, and the target.
+
+    Raises:
+        PlotError: A file has no (such) example, or its parts do not fit together.
+    """
+    files = _files.having(files, "example")
+    examples = [_example.read(file, _LAYOUT, example, _REMEDY) for file in files]
+    highest = _example.largest(one[key] for one in examples for key in _TITLES)
+    figure, grid = _style.panels(len(files), len(_TITLES), width=1.6, height=1.6, beside=0.8)
+    figure.set_layout_engine("compressed")  # no gaps beside the square panels
+    for row, file, shown in zip(grid, files, examples, strict=True):
+        row[0].set_ylabel(file.label)
+        for axes, key in zip(row, _TITLES, strict=True):
+            axes.grid(False)
+            axes.set(xticks=[], yticks=[])
+            image = axes.imshow(shown[key].T, origin="lower", cmap="magma", vmin=0.0, vmax=highest)
+    for axes, title in zip(grid[0], _TITLES.values(), strict=True):
+        axes.set_title(title)
+    figure.colorbar(image, ax=grid.ravel().tolist(), label="density")
+    return figure
+
+
+def main(arguments=None):
+    """Runs the command line.
+
+    Args:
+        arguments: Sequence of str; those of the process when None.
+
+    Returns:
+        Exit status, 0 or 2.
+    """
+    parser = _files.parser("smoke", __doc__, _EPILOG)
+    _example.add_option(parser)
+    options = parser.parse_args(arguments)
+    return _files.write(options, lambda files: draw(files, options.example))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

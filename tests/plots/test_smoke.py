@@ -1,0 +1,44 @@
+"""What the figure of controlled smoke shows."""
+
+import numpy as np
+import pytest
+
+from plots import smoke
+from plots._files import PlotError, load
+
+KEYS = ["start", "uncontrolled", "prediction", "truth"]
+
+
+def images_of(figure, rows):
+    return [axes.images[0] for axes in figure.axes[: 4 * rows]]
+
+
+def test_start_end_and_target(full_run):
+    file = load(full_run)
+    figure = smoke.draw([file], example=1)
+    for image, key in zip(images_of(figure, 1), KEYS, strict=True):
+        # x to the right, y upwards
+        np.testing.assert_array_equal(image.get_array(), file.results["example"][key][1].T)
+        assert image.origin == "lower"
+    titles = [axes.get_title() for axes in figure.axes[:4]]
+    assert titles == ["start", "uncontrolled", "controlled", "target"]
+    assert figure.axes[0].get_ylabel() == "HIG"
+
+
+def test_one_scale_for_all_files(full_run):
+    files = [load(full_run), load(full_run)]
+    files[1].results["example"]["uncontrolled"][0, 0, 0] = 77.0
+    figure = smoke.draw(files)
+    assert {image.get_clim() for image in images_of(figure, 2)} == {(0.0, 77.0)}
+    assert [figure.axes[i].get_title() for i in (4, 7)] == ["", ""]
+
+
+def test_missing_and_unfit_parts(full_run, run_file):
+    with pytest.raises(PlotError, match=r"no 'example\.start'.*smoke control"):
+        smoke.draw([run_file()])
+    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
+        smoke.draw([load(full_run)], example=2)
+    file = load(full_run)
+    file.results["example"]["truth"] = np.zeros((2, 6, 5))
+    with pytest.raises(PlotError, match=r"'example\.truth'.*\(2, 5, 6\).*\(2, 6, 5\)"):
+        smoke.draw([file])

@@ -1,8 +1,9 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and git:
 #   make demo    train the oscillator controller with HIG and with Adam, one minute each; draw the figure
 #   make test    install what is missing and run the whole test suite
-# and besides: lint, docs (the site, into site/), lower-bounds (the test suite with the oldest
-# dependencies that pyproject.toml allows), benchmark, cuda, clean.
+# and besides: lint, docs (the site, into site/), tutorials (executes the notebooks anew),
+# lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows), benchmark,
+# cuda, clean.
 PYTHON ?= python3
 VENV   ?= .venv
 LOWER  ?= .venv-lower
@@ -12,7 +13,7 @@ DEMO   := results/demo
 CUDA   := results/cuda
 SECONDS_EACH ?= 60
 
-.PHONY: demo test lint docs lower-bounds benchmark cuda clean
+.PHONY: demo test lint docs tutorials lower-bounds benchmark cuda clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -38,6 +39,10 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(PY) -m pip install --quiet --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+tutorials: $(STAMP)
+	$(PY) -m pip install --quiet --editable ".[docs]"
+	$(PY) docs/tutorials/execute.py
 
 # Everything that pyproject.toml names, at the version from which on it is said to work.
 lower-bounds:

@@ -12,7 +12,7 @@ import hig
 import hig.conflictfree
 import hig.testing
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

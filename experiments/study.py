@@ -1,10 +1,10 @@
 """Run the study: every method on every problem, from one table of settings.
 
-First the step sizes of the tuned methods are chosen on a grid, on a seed that nothing else sees;
-then the methods are compared at those, and options are varied. Each run is a process of its own on
-one thread, with the training time of its processor: how many run side by side does not matter for
-the results. Runs that are done are not repeated, and those that were cut short go on: repeat the
-command after an interruption.
+First the settings of the tuned methods are chosen on a grid, on a seed that nothing else sees;
+then the methods are compared at those, options are varied, and methods go on where others stop.
+Each run is a process of its own on one thread, with the training time of its processor: how many
+run side by side does not matter for the results. Runs that are done are not repeated, and those
+that were cut short go on: repeat the command after an interruption.
 """
 
 import argparse
@@ -24,7 +24,13 @@ from experiments._study.execution import (
     run_on_cluster,
     workers_of_this_machine,
 )
-from experiments._study.jobs import Job, ablation_jobs, comparison_jobs, tuning_jobs
+from experiments._study.jobs import (
+    Job,
+    ablation_jobs,
+    comparison_jobs,
+    relay_jobs,
+    tuning_jobs,
+)
 from experiments._study.table import PRESETS, Preset, known_folders
 from experiments._study.winners import save_winners, winners
 
@@ -48,17 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preset = _chosen(PRESETS[options.preset], options)
     out = options.out / preset.name
     grid = tuning_jobs(preset)
+    tuning = [job for job, _ in grid]
     if options.list:
-        won = {(job.folder, job.method): 0.0 for job in grid}
-        _list([grid, comparison_jobs(preset, won), ablation_jobs(preset, won)])
+        unknown = {(job.folder, job.method): dict.fromkeys(point, "TUNED") for job, point in grid}
+        parts = (comparison_jobs, ablation_jobs, relay_jobs)
+        _list([tuning, *(jobs(preset, unknown) for jobs in parts)])
         return 0
     make_folder(out)
     try:
-        failed = _run(grid, "tuning", out, options)
+        failed = _run(tuning, "tuning", out, options)
         save_winners(grid, out)
         won = winners(grid, out)
         failed += _run(comparison_jobs(preset, won), "comparison", out, options)
         failed += _run(ablation_jobs(preset, won), "ablations", out, options)
+        failed += _run(relay_jobs(preset, won), "relays", out, options)
     except StudyError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -89,13 +98,16 @@ def _run(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace)
 
 
 def _list(parts: Sequence[Sequence[Job]]) -> None:
-    """Print the command lines; step sizes that are to be tuned are not known yet."""
-    total = 0.0
+    """Print the command lines; settings that are to be tuned are not known yet."""
+    jobs = []
     for job in (job for part in parts for job in part):
-        total += job.seconds
-        arguments = " ".join(job.arguments).replace("--lr 0 ", "--lr TUNED ")
-        print(f"python -m {job.module} {arguments}")
-    count = sum(map(len, parts))
+        if job.after is not None:
+            jobs.append(job.after)
+        jobs.append(job)
+    for job in jobs:
+        begin = "" if job.after is None else " --init-from WEIGHTS"
+        print(f"python -m {job.module} {' '.join(job.arguments)}{begin}")
+    total, count = sum(job.seconds for job in jobs), len(jobs)
     print(f"{count} runs, {total / 3600:.1f} h of training time", file=sys.stderr)
 
 
@@ -112,6 +124,7 @@ def _chosen(preset: Preset, options: argparse.Namespace) -> Preset:
         preset,
         comparisons=tuple(c for c in preset.comparisons if c.folder in wanted),
         ablations=tuple(a for a in preset.ablations if a.folder in wanted),
+        relays=tuple(r for r in preset.relays if r.folder in wanted),
     )
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments._run.weights import ENDING as WEIGHTS
 from experiments._study.jobs import Job
 
 # How a run ends whose results count: a method that diverges has lost, and that is a result.
@@ -45,8 +46,14 @@ def result_of(place: Path) -> Path | None:
     return next(iter(sorted(place.glob("*.pickle"))), None)
 
 
+def weights_of(place: Path) -> Path:
+    """The weights that a job with ``--save-weights`` has left."""
+    (found,) = place.glob(f"*{WEIGHTS}")
+    return found
+
+
 def run_job(job: Job, out: Path) -> Outcome:
-    """Run one job, or go on with it, unless it is done.
+    """Run one job, or go on with it, unless it is done; before it the one that it goes on from.
 
     Args:
         job: The job.
@@ -56,8 +63,14 @@ def run_job(job: Job, out: Path) -> Outcome:
     log = place / "log.txt"
     if result_of(place) is not None:
         return Outcome(job, 0, log)
+    begin: list[str] = []
+    if job.after is not None:
+        before = run_job(job.after, out)
+        if not before.done:
+            return before
+        begin = ["--init-from", str(weights_of(before.log.parent))]
     place.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", job.module, *job.arguments, "--out", str(place)]
+    command = [sys.executable, "-m", job.module, *job.arguments, *begin, "--out", str(place)]
     command += ["--threads", "1", "--resume"]
     if "--device" not in job.arguments:
         command += ["--clock", "processor"]  # what a quiet machine would take

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from experiments._problems import make
-from experiments._study.table import TUNING_SEED, Ablation, Comparison, Preset
+from experiments._study.table import SCHEDULES, TRUNCATED, TUNING_SEED, Preset
 
-Winners = Mapping[tuple[str, str], float]
+# Settings such as {"lr": 3e-3, "schedule": "cosine"}; by folder and method those that have won.
+Point = Mapping[str, float | str]
+Winners = Mapping[tuple[str, str], Point]
 
 
 @dataclass(frozen=True)
@@ -16,11 +19,13 @@ class Job:
     """One training run of the study.
 
     Attributes:
-        part: ``"tuning"``, ``"comparison"`` or the name of an ablation.
+        part: ``"tuning"``, ``"comparison"``, the name of an ablation, ``"relay_first"`` or
+            ``"relay"``.
         folder: That of the submit scripts.
         method: Name of the method.
         arguments: Command line of the script, without ``--out``.
         seconds: Training time.
+        after: The job with whose weights it begins.
     """
 
     part: str
@@ -28,6 +33,7 @@ class Job:
     method: str
     arguments: tuple[str, ...]
     seconds: float
+    after: "Job | None" = None
 
     @property
     def place(self) -> Path:
@@ -41,72 +47,99 @@ class Job:
         return f"experiments.{self.folder.replace('/', '.')}.submit_{self.method}"
 
 
-def tuning_jobs(preset: Preset) -> list[Job]:
-    """The grid: every tuned method at every step size, on a seed that nothing else sees."""
+def grid(preset: Preset, folder: str, method: str) -> list[Point]:
+    """The settings that are tried for a method: no fewer for one that sees no Jacobian."""
+    own = make(folder).settings[method]
+    if method in TRUNCATED:
+        return [
+            {"lr": float(f"{factor * own.lr:g}"), "rcond": cutoff}
+            for factor, cutoff in product(preset.factors, preset.cutoffs)
+        ]
+    pairs = product(preset.rates, SCHEDULES)
+    return [{"lr": rate, "schedule": schedule} for rate, schedule in pairs]
+
+
+def tuning_jobs(preset: Preset) -> list[tuple[Job, Point]]:
+    """The grid: every tuned method at every point, on a seed that nothing else sees."""
+    share = preset.tuning_seconds
     return [
-        _job(
-            preset, comparison, "tuning", method, TUNING_SEED, preset.tuning_seconds,
-            ("--lr", f"{factor * default_lr(comparison.folder, method):g}"),
-        )
+        (_job(preset, "tuning", folder, method, TUNING_SEED, share, (*own, *_line(point))), point)
         for comparison in preset.comparisons
+        for folder in (comparison.folder,)
         for method in comparison.tuned
-        for factor in preset.factors
-    ]  # fmt: skip
+        for own in ((*comparison.common, *comparison.options.get(method, ())),)
+        for point in grid(preset, folder, method)
+    ]
 
 
 def comparison_jobs(preset: Preset, winners: Winners) -> list[Job]:
-    """What is told, at the step sizes that have won; methods without a grid at their own.
+    """What is told, at the settings that have won; methods without a grid at their own.
 
     Args:
         preset: The study.
-        winners: Step size by folder and method.
+        winners: Settings by folder and method.
     """
     jobs = []
     for comparison in preset.comparisons:
         for method in comparison.methods:
-            won = winners.get((comparison.folder, method))
-            rate = () if won is None else ("--lr", f"{won:g}")
+            own = (*comparison.common, *comparison.options.get(method, ()))
+            given = (*own, *_line(winners.get((comparison.folder, method), {})))
             jobs += [
-                _job(preset, comparison, "comparison", method, seed, 1.0, rate)
+                _job(preset, "comparison", comparison.folder, method, seed, 1.0, given)
                 for seed in preset.seeds
             ]
     return jobs
 
 
 def ablation_jobs(preset: Preset, winners: Winners) -> list[Job]:
-    """One option at several values, at the step size that has won."""
+    """Options at several values, all other settings as they have won."""
     jobs = []
     for ablation in preset.ablations:
-        won = winners.get((ablation.folder, ablation.method))
-        rate = () if won is None else ("--lr", f"{won:g}")
-        for value in ablation.values:
-            given = (*rate, ablation.flag, value)
+        flags, folder, method = tuple(ablation.values), ablation.folder, ablation.method
+        won = winners.get((folder, method), {})
+        kept = {name: value for name, value in won.items() if f"--{name}" not in flags}
+        for values in product(*ablation.values.values()):
+            varied = [word for pair in zip(flags, values, strict=True) for word in pair]
+            given = (*ablation.common, *_line(kept), *varied)
             jobs += [
-                _job(
-                    preset, ablation, ablation.name, ablation.method, seed,
-                    preset.ablation_seconds, given,
-                )
+                _job(preset, ablation.name, folder, method, seed, preset.ablation_seconds, given)
                 for seed in preset.seeds
-            ]  # fmt: skip
+            ]
     return jobs
 
 
-def default_lr(folder: str, method: str) -> float:
-    """The step size that a method has on a problem, published or our own."""
-    return make(folder).settings[method].lr
+def relay_jobs(preset: Preset, winners: Winners) -> list[Job]:
+    """The methods that go on, each with the job whose weights it needs, for half the time each."""
+    jobs = []
+    for relay in preset.relays:
+        first, then = (
+            (*relay.options.get(method, ()), *_line(winners.get((relay.folder, method), {})))
+            for method in (relay.first, relay.then)
+        )
+        for seed in preset.seeds:
+            begun = (*first, "--save-weights")
+            before = _job(preset, "relay_first", relay.folder, relay.first, seed, 0.5, begun)
+            jobs.append(_job(preset, "relay", relay.folder, relay.then, seed, 0.5, then, before))
+    return jobs
+
+
+def _line(point: Point) -> tuple[str, ...]:
+    """Settings as on a command line."""
+    words = ((f"--{name}", v if isinstance(v, str) else f"{v:g}") for name, v in point.items())
+    return tuple(word for pair in words for word in pair)
 
 
 def _job(
     preset: Preset,
-    part_of: Comparison | Ablation,
     part: str,
+    folder: str,
     method: str,
     seed: int,
     share: float,
-    further: Sequence[str],
+    given: Sequence[str],
+    after: Job | None = None,
 ) -> Job:
-    seconds = share * preset.seconds[part_of.folder]
-    own = part_of.options.get(method, ()) if isinstance(part_of, Comparison) else ()
+    seconds = share * preset.seconds[folder]
     device = () if preset.device == "cpu" else ("--device", preset.device)
-    arguments = (*part_of.common, *own, *further, *device, "--seed", str(seed))
-    return Job(part, part_of.folder, method, (*arguments, "--time-budget", f"{seconds:g}"), seconds)
+    arguments = (*given, *device, "--seed", str(seed), "--time-budget", f"{seconds:g}")
+    return Job(part, folder, method, arguments, seconds, after)

@@ -10,10 +10,14 @@ from types import MappingProxyType
 # Tuning sees a seed of its own, hence other weights, training and test samples than what is told.
 TUNING_SEED = 1000
 
-# Step sizes that are tried, over the one that a method has by default.
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+# The grid of methods that cut singular values off: step sizes over the default one, cut-offs.
+TRUNCATED = ("hig", "gn")
+FACTORS = (0.3, 1.0, 3.0)
+CUTOFFS = (1e-6, 1e-5, 1e-4, 1e-3)
 
-_FIRST_ORDER = ("adam", "soap", "muon")
+# The grid of all others, whose published step sizes are often far too small for a short run.
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Comparison:
     Attributes:
         folder: That of the submit scripts.
         methods: Names of methods.
-        tuned: Those whose step size is tuned first, on the grid.
+        tuned: Those that are tuned first, on the grid.
         options: Further command line for each method, such as a step rule.
         common: Further command line for all.
     """
@@ -37,23 +41,39 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ablation:
-    """One method on one problem with one option at several values.
+    """One method on one problem with options at several values.
 
     Attributes:
         name: What is varied.
         folder: That of the submit scripts.
         method: Name of the method.
-        flag: The option, such as ``"--kappa"``.
-        values: Its values, as on a command line.
+        values: Values of each option, as on a command line, such as ``{"--kappa": ("-1", "0")}``;
+            of two options all pairs are run.
         common: Further command line.
     """
 
     name: str
     folder: str
     method: str
-    flag: str
-    values: tuple[str, ...]
+    values: Mapping[str, tuple[str, ...]]
     common: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Relay:
+    """One method goes on where another stops, each for half the time.
+
+    Attributes:
+        folder: That of the submit scripts.
+        first: Name of the method that begins.
+        then: Name of the method that goes on with its weights.
+        options: Further command line for each method.
+    """
+
+    folder: str
+    first: str
+    then: str
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,11 +83,14 @@ class Preset:
     Attributes:
         name: Its name on the command line.
         seconds: Training time of a run that is told, by folder.
-        tuning_seconds: Training time of a run of the grid over that.
         seeds: Seeds of the runs that are told.
-        factors: Step sizes of the grid.
         comparisons: What is compared.
         ablations: What is varied.
+        relays: What goes on where something else stops.
+        factors: Step sizes of the grid over the default, of methods with a cut-off.
+        cutoffs: Cut-offs of that grid.
+        rates: Step sizes of the grid of all others, each under every schedule.
+        tuning_seconds: Training time of a run of the grid over that of a comparison.
         ablation_seconds: Training time of a run of an ablation over that of a comparison.
         device: torch device.
     """
@@ -77,7 +100,10 @@ class Preset:
     seeds: tuple[int, ...]
     comparisons: tuple[Comparison, ...]
     ablations: tuple[Ablation, ...] = ()
+    relays: tuple[Relay, ...] = ()
     factors: tuple[float, ...] = FACTORS
+    cutoffs: tuple[float, ...] = CUTOFFS
+    rates: tuple[float, ...] = RATES
     tuning_seconds: float = 1.0
     ablation_seconds: float = 0.5
     device: str = "cpu"
@@ -87,16 +113,44 @@ _TRUST = ("--step-rule", "trust")
 _RESIDUALS = ("--dtype", "float64", "--resampling", "residual")
 _POINTS = ("--batch-size", "2000")
 
-_SIMULATORS = tuple(
-    Comparison(
+_PUBLISHED = ("nonlinear_oscillators", "poisson", "quantum_dipole")
+_CONTROL = ("cart_pole", "burgers_control", "smoke_control")
+
+
+def _simulator(
+    folder: str,
+    batch_size: int | None = None,
+    jacobian: tuple[str, ...] = _TRUST,
+    further: tuple[str, ...] = (),
+) -> Comparison:
+    """HIG, Gauss-Newton and what else is named beside first-order methods.
+
+    Args:
+        folder: That of the submit scripts.
+        batch_size: Of the first-order methods; by default their own.
+        jacobian: Command line of HIG and Gauss-Newton.
+        further: Other methods that see the Jacobian, at their own settings.
+    """
+    first_order = ("khig", "adam", "soap")
+    batch = () if batch_size is None else ("--batch-size", str(batch_size))
+    return Comparison(
         folder,
-        ("hig", "gn", "lm", "khig", *_FIRST_ORDER),
-        tuned=("hig", "gn", "khig", *_FIRST_ORDER),
-        options={"hig": _TRUST, "gn": _TRUST},
+        ("hig", "gn", *further, *first_order),
+        tuned=("hig", "gn", *first_order),
+        options=dict.fromkeys(("hig", "gn"), jacobian) | dict.fromkeys(first_order, batch),
     )
-    for folder in ("nonlinear_oscillators", "quantum_dipole", "poisson")
+
+
+_SIMULATORS = (
+    # Adam comes further with the small batches of HIG than with its published ones.
+    _simulator("nonlinear_oscillators", 128, further=("lm",)),
+    # A step on the published batch of 64 would take a sixth of a minute.
+    _simulator("poisson", jacobian=("--batch-size", "8")),
+    _simulator("quantum_dipole", 16, further=("lm",)),
+    _simulator("cart_pole", further=("lm",)),
+    *(_simulator(folder) for folder in _CONTROL[1:]),
 )
-_TOY = Comparison("conditioning_toy", ("hig", "gn", "adam"), tuned=("hig", "gn", "adam"))
+_TOY = Comparison("conditioning_toy", ("hig", "gn", "lm", "adam"), tuned=("hig", "gn", "adam"))
 _EQUATIONS = tuple(
     Comparison(
         f"pinn/{name}",
@@ -111,20 +165,34 @@ _EQUATIONS = tuple(
 )
 
 
-def _ablations(folder: str) -> tuple[Ablation, ...]:
-    kappas = ("-1", "-0.75", "-0.5", "-0.25", "0", "0.5", "1")
-    rconds = ("1e-10", "1e-8", "1e-6", "1e-4", "1e-2", "1e-1", "auto")
+_KAPPAS = ("-1", "-0.75", "-0.5", "-0.25", "0", "0.5", "1")
+_RCONDS = ("1e-10", "1e-8", "1e-6", "1e-4", "1e-2", "1e-1")
+
+
+def _ablations(
+    folder: str, kappas: tuple[str, ...] = _KAPPAS, rconds: tuple[str, ...] = _RCONDS
+) -> tuple[Ablation, ...]:
+    batches = ("16", "32", "64", "128")
+    memories = {"--momentum": ("0.5", "0.9"), "--momentum-kind": ("plain", "projected")}
     return (
-        Ablation("kappa", folder, "hig", "--kappa", kappas, _TRUST),
-        Ablation("rcond", folder, "hig", "--rcond", rconds, _TRUST),
-        Ablation("rcond_gn", folder, "gn", "--rcond", rconds, _TRUST),
-        Ablation("dtype", folder, "hig", "--dtype", ("float32", "float64"), _TRUST),
-        Ablation("batch", folder, "hig", "--batch-size", ("16", "32", "64", "128"), _TRUST),
-        Ablation("step_rule", folder, "hig", "--step-rule", ("fixed", "trust", "line_search")),
+        Ablation("kappa_rcond", folder, "hig", {"--kappa": kappas, "--rcond": rconds}, _TRUST),
+        Ablation("rcond_auto", folder, "hig", {"--rcond": ("auto",)}, _TRUST),
+        Ablation("lr", folder, "hig", {"--lr": ("0.1", "0.3", "1", "3", "10")}),
+        Ablation("dtype", folder, "hig", {"--dtype": ("float32", "float64")}, _TRUST),
+        Ablation("batch", folder, "hig", {"--batch-size": batches}, _TRUST),
+        Ablation("step_rule", folder, "hig", {"--step-rule": ("fixed", "trust", "line_search")}),
+        Ablation("momentum", folder, "hig", memories, _TRUST),
     )
 
 
-_DESK = ("nonlinear_oscillators", "quantum_dipole")
+_ABLATED = ("nonlinear_oscillators", "quantum_dipole")
+_RELAYS = tuple(
+    Relay(found.folder, *order, options=found.options)
+    for found in _SIMULATORS
+    if found.folder in _PUBLISHED
+    for order in (("adam", "hig"), ("hig", "adam"))
+)
+_TOLD_EQUATIONS = ("pinn/burgers", "pinn/kovasznay")
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
@@ -142,32 +210,40 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 _TOY,
             ),
             ablations=(
-                Ablation("kappa", "conditioning_toy", "hig", "--kappa", ("-1", "-0.5", "1")),
+                Ablation("kappa", "conditioning_toy", "hig", {"--kappa": ("-1", "-0.5", "1")}),
             ),
+            relays=(Relay("conditioning_toy", "adam", "hig"),),
             factors=(0.3, 1.0),
+            cutoffs=(1e-6,),
+            rates=(3e-3,),
         ),
         "desk": Preset(
             "desk",
             {
-                **dict.fromkeys(("nonlinear_oscillators", "quantum_dipole"), 60.0),
-                "poisson": 60.0,
+                **dict.fromkeys((*_PUBLISHED, *_CONTROL, *_TOLD_EQUATIONS), 60.0),
+                "smoke_control": 90.0,
                 "conditioning_toy": 20.0,
-                **{f"pinn/{name}": 60.0 for name in ("burgers", "kovasznay")},
             },
             seeds=(0, 1, 2),
             comparisons=(
                 *_SIMULATORS,
                 _TOY,
-                *(
-                    found
-                    for found in _EQUATIONS
-                    if found.folder in ("pinn/burgers", "pinn/kovasznay")
-                ),
+                *(found for found in _EQUATIONS if found.folder in _TOLD_EQUATIONS),
             ),
-            ablations=tuple(ablation for folder in _DESK for ablation in _ablations(folder)),
-            factors=(0.3, 1.0, 3.0),
-            tuning_seconds=0.5,
-            ablation_seconds=0.5,
+            ablations=tuple(
+                ablation
+                for folder in _ABLATED
+                for ablation in _ablations(
+                    folder,
+                    ("-1", "-0.75", "-0.5", "0", "1"),
+                    ("1e-10", "1e-7", "1e-5", "1e-3", "1e-1"),
+                )
+            ),
+            relays=_RELAYS,
+            cutoffs=(1e-5, 1e-3),
+            rates=(3e-4, 1e-3, 3e-3, 1e-2),
+            tuning_seconds=0.2,
+            ablation_seconds=0.15,
         ),
         "paper": Preset(
             "paper",
@@ -175,12 +251,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 "nonlinear_oscillators": 3600.0,
                 "quantum_dipole": 5400.0,
                 "poisson": 3600.0,
+                **dict.fromkeys(_CONTROL, 3600.0),
                 "conditioning_toy": 600.0,
                 **{found.folder: 3600.0 for found in _EQUATIONS},
             },
             seeds=(0, 1, 2, 3, 4),
             comparisons=(*_SIMULATORS, _TOY, *_EQUATIONS),
-            ablations=tuple(ablation for folder in _DESK for ablation in _ablations(folder)),
+            ablations=tuple(ablation for folder in _ABLATED for ablation in _ablations(folder)),
+            relays=_RELAYS,
             device="cuda",
         ),
     }
@@ -189,5 +267,5 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 def known_folders(preset: Preset) -> Sequence[str]:
     """The folders that a preset runs anything in, each once."""
-    parts = (*preset.comparisons, *preset.ablations)
+    parts = (*preset.comparisons, *preset.ablations, *preset.relays)
     return tuple(dict.fromkeys(part.folder for part in parts))

@@ -1,4 +1,4 @@
-"""The step size that has won the grid, for each method on each problem."""
+"""The settings that have won the grid, for each method on each problem."""
 
 import json
 import math
@@ -9,44 +9,52 @@ import numpy as np
 
 import hig
 from experiments._study.execution import result_of
-from experiments._study.jobs import Job
+from experiments._study.jobs import Job, Point
 
 
-def winners(jobs: Sequence[Job], out: Path) -> dict[tuple[str, str], float]:
-    """By folder and method, the step size of the lowest final test loss.
+def winners(grid: Sequence[tuple[Job, Point]], out: Path) -> dict[tuple[str, str], Point]:
+    """By folder and method, the settings of the lowest final test loss.
 
     The test samples of the tuning seed are other ones than those of the seeds that are told. What
     diverges loses against everything; where all do, the smallest step size is taken.
 
     Args:
-        jobs: The jobs of the grid; those without results count as diverged.
+        grid: The jobs of the grid with their settings; without results they count as diverged.
         out: Folder of the study.
     """
-    scores: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for job in jobs:
-        rate = float(job.arguments[job.arguments.index("--lr") + 1])
-        scores.setdefault((job.folder, job.method), []).append((_final(out / job.place), rate))
-    return {key: min(found)[1] for key, found in scores.items()}
+    won = {}
+    for (folder, method), tried in _by_method(grid).items():
+        scores = [(_final(out / job.place), point["lr"], i) for i, (job, point) in enumerate(tried)]
+        won[folder, method] = tried[min(scores)[-1]][1]
+    return won
 
 
-def save_winners(jobs: Sequence[Job], out: Path) -> None:
+def save_winners(grid: Sequence[tuple[Job, Point]], out: Path) -> None:
     """Write the whole grid, with losses and winners, as JSON beside the results."""
-    won = winners(jobs, out)
-    grid = [
+    won = winners(grid, out)
+    entries = [
         {
             "problem": folder,
             "method": method,
-            "lr": rate,
-            "losses": {
-                job.arguments[job.arguments.index("--lr") + 1]: _final(out / job.place)
-                for job in jobs
-                if (job.folder, job.method) == (folder, method)
-            },
+            "won": dict(won[folder, method]),
+            "tried": [{**point, "loss": _finite(_final(out / job.place))} for job, point in tried],
         }
-        for (folder, method), rate in won.items()
+        for (folder, method), tried in _by_method(grid).items()
     ]
-    text = json.dumps(grid, indent=2).replace("Infinity", "null")
-    hig.write_atomically(out / "winners.json", f"{text}\n".encode())
+    hig.write_atomically(out / "winners.json", f"{json.dumps(entries, indent=2)}\n".encode())
+
+
+def _by_method(
+    grid: Sequence[tuple[Job, Point]],
+) -> dict[tuple[str, str], list[tuple[Job, Point]]]:
+    found: dict[tuple[str, str], list[tuple[Job, Point]]] = {}
+    for job, point in grid:
+        found.setdefault((job.folder, job.method), []).append((job, point))
+    return found
+
+
+def _finite(loss: float) -> float | None:
+    return loss if math.isfinite(loss) else None
 
 
 def _final(place: Path) -> float:

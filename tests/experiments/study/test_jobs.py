@@ -7,14 +7,30 @@ import pytest
 
 from experiments._arguments import parse
 from experiments._problems import make
-from experiments._study.jobs import ablation_jobs, comparison_jobs, default_lr, tuning_jobs
-from experiments._study.table import PRESETS, TUNING_SEED
+from experiments._study.jobs import (
+    ablation_jobs,
+    comparison_jobs,
+    relay_jobs,
+    tuning_jobs,
+)
+from experiments._study.table import PRESETS, TUNING_SEED, Ablation
 
 
 def all_jobs(preset):
     grid = tuning_jobs(preset)
-    won = {(job.folder, job.method): 0.5 for job in grid}
-    return [*grid, *comparison_jobs(preset, won), *ablation_jobs(preset, won)]
+    won = {(job.folder, job.method): point for job, point in grid}
+    relays = relay_jobs(preset, won)
+    return [
+        *(job for job, _ in grid),
+        *comparison_jobs(preset, won),
+        *ablation_jobs(preset, won),
+        *(job.after for job in relays),
+        *relays,
+    ]
+
+
+def given(job, option):
+    return job.arguments[job.arguments.index(option) + 1]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -39,31 +55,71 @@ def test_no_two_jobs_share_a_place(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_tuning_sees_a_seed_of_its_own_and_the_same_budget_for_all(name):
     preset = PRESETS[name]
-    grid = tuning_jobs(preset)
+    grid = [job for job, _ in tuning_jobs(preset)]
     assert TUNING_SEED not in preset.seeds
-    assert {job.arguments[job.arguments.index("--seed") + 1] for job in grid} == {str(TUNING_SEED)}
-    per_method = {}
-    for job in grid:
-        per_method.setdefault((job.folder, job.method), []).append(job.seconds)
-    assert all(len(found) == len(preset.factors) for found in per_method.values())
+    assert {given(job, "--seed") for job in grid} == {str(TUNING_SEED)}
     for folder in preset.seconds:
-        seconds = {s for (f, _), found in per_method.items() if f == folder for s in found}
-        assert len(seconds) <= 1
+        assert len({job.seconds for job in grid if job.folder == folder}) <= 1
 
 
-def test_rates_of_the_grid_are_around_the_default():
-    grid = [j for j in tuning_jobs(PRESETS["desk"]) if (j.folder, j.method) == ("poisson", "adam")]
-    rates = [float(job.arguments[job.arguments.index("--lr") + 1]) for job in grid]
-    expected = [factor * default_lr("poisson", "adam") for factor in PRESETS["desk"].factors]
-    assert rates == pytest.approx(expected)
+@pytest.mark.parametrize("name", ["desk", "paper"])
+def test_first_order_methods_have_no_smaller_grid(name):
+    points = {}
+    for job, _ in tuning_jobs(PRESETS[name]):
+        points.setdefault(job.folder, {}).setdefault(job.method, []).append(job)
+    for methods in points.values():
+        least = min(len(found) for method, found in methods.items() if method not in ("hig", "gn"))
+        assert all(len(methods[method]) <= least for method in ("hig", "gn") if method in methods)
+
+
+def test_points_of_the_grid_are_on_the_command_lines():
+    preset = replace(PRESETS["desk"], factors=(0.5, 2.0), cutoffs=(1e-4,), rates=(0.25,))
+    grid = [pair for pair in tuning_jobs(preset) if pair[0].folder == "poisson"]
+    default = make("poisson").settings["hig"].lr
+    points = [point for job, point in grid if job.method == "hig"]
+    assert points == [{"lr": factor * default, "rcond": 1e-4} for factor in (0.5, 2.0)]
+    points = [point for job, point in grid if job.method == "adam"]
+    assert points == [{"lr": 0.25, "schedule": name} for name in ("constant", "cosine")]
+    for job, point in grid:
+        assert float(given(job, "--lr")) == pytest.approx(point["lr"])
+        assert ("--schedule" in job.arguments) == ("schedule" in point)
+        assert "schedule" not in point or given(job, "--schedule") == point["schedule"]
+        assert "rcond" not in point or float(given(job, "--rcond")) == point["rcond"]
 
 
 def test_winners_are_used_where_there_are_any():
     preset = PRESETS["smoke"]
-    jobs = comparison_jobs(preset, {("conditioning_toy", "adam"): 0.25})
-    with_rate = {(job.folder, job.method) for job in jobs if "--lr" in job.arguments}
-    assert with_rate == {("conditioning_toy", "adam")}
-    assert all("0.25" in job.arguments for job in jobs if "--lr" in job.arguments)
+    won = {"lr": 0.25, "schedule": "cosine"}
+    jobs = comparison_jobs(preset, {("conditioning_toy", "adam"): won})
+    with_rate = [job for job in jobs if "--lr" in job.arguments]
+    assert {(job.folder, job.method) for job in with_rate} == {("conditioning_toy", "adam")}
+    assert all((given(j, "--lr"), given(j, "--schedule")) == ("0.25", "cosine") for j in with_rate)
+
+
+def test_ablations_run_all_pairs_and_vary_winners_once():
+    values = {"--kappa": ("-1", "0"), "--rcond": ("1e-3", "1e-1", "auto")}
+    preset = replace(
+        PRESETS["smoke"], ablations=(Ablation("pairs", "conditioning_toy", "hig", values),)
+    )
+    won = {("conditioning_toy", "hig"): {"lr": 0.5, "rcond": 1e-7}}
+    jobs = ablation_jobs(preset, won)
+    assert len(jobs) == 2 * 3 * len(preset.seeds)
+    assert {(given(job, "--kappa"), given(job, "--rcond")) for job in jobs} == {
+        (kappa, rcond) for kappa in values["--kappa"] for rcond in values["--rcond"]
+    }
+    assert all(job.arguments.count("--rcond") == 1 for job in jobs)
+    assert all(given(job, "--lr") == "0.5" for job in jobs)
+
+
+def test_relays_begin_with_the_weights_of_another_method_after_half_the_time():
+    preset = PRESETS["smoke"]
+    won = {("conditioning_toy", "hig"): {"lr": 0.5}}
+    for job, seed in zip(relay_jobs(preset, won), preset.seeds, strict=True):
+        assert (job.after.method, job.method) == ("adam", "hig")
+        assert given(job, "--seed") == given(job.after, "--seed") == str(seed)
+        assert job.seconds == job.after.seconds == 0.5 * preset.seconds["conditioning_toy"]
+        assert "--save-weights" in job.after.arguments
+        assert given(job, "--lr") == "0.5"
 
 
 def test_desk_fits_into_three_hours_of_two_cores():

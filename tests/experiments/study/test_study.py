@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,8 @@ def instant(monkeypatch):
         loss = abs(np.log(rate / 0.3)) + 0.1
         stopped = "non-finite: loss" if rate >= 1 and "gn" in command[2] else "time budget"
         hig.save_results(f"{place}/run.pickle", results_of_a_run((1.0, loss), stopped=stopped))
+        if "--save-weights" in command:
+            Path(place, "run_network.weights").touch()
         return subprocess.CompletedProcess(command, int(stopped != "time budget"))
 
     monkeypatch.setattr(execution.subprocess, "run", run)
@@ -39,17 +42,19 @@ def instant(monkeypatch):
 def test_a_whole_study_and_its_repetition(instant, tmp_path, capsys):
     assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
     first = len(instant)
-    assert first == 24
+    assert first == 30
     grid = json.loads((tmp_path / "smoke" / "winners.json").read_text())
-    rates = {(entry["problem"], entry["method"]): entry["lr"] for entry in grid}
-    assert rates["conditioning_toy", "hig"] == 0.3  # 1 is farther away
-    assert rates["conditioning_toy", "gn"] == 0.3  # 1 has diverged
-    lost = next(entry for entry in grid if entry["method"] == "gn")["losses"]
-    assert lost["1"] is None and lost["0.3"] == pytest.approx(0.1)
+    won = {(entry["problem"], entry["method"]): entry["won"] for entry in grid}
+    assert won["conditioning_toy", "hig"] == {"lr": 0.3, "rcond": 1e-6}  # 1 is farther away
+    assert won["conditioning_toy", "gn"] == {"lr": 0.3, "rcond": 1e-6}  # 1 has diverged
+    tried = next(entry for entry in grid if entry["method"] == "gn")["tried"]
+    assert [point["loss"] for point in tried] == [pytest.approx(0.1), None]
+    relays = [command for command in instant if "--init-from" in command]
+    assert len(relays) == 2 and all("relay_first" in str(command) for command in relays)
     told = [command for command in instant if "comparison/conditioning_toy/hig" in str(command)]
     assert len(told) == 2 and all("0.3" in command for command in told)
     assert all("processor" in command and "--resume" in command for command in instant)
-    assert "comparison 10/10" in capsys.readouterr().err
+    assert "comparison 12/12" in capsys.readouterr().err
     assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
     assert len(instant) == first  # nothing is done twice
 
@@ -85,7 +90,7 @@ def test_listing_runs_nothing(instant, tmp_path, capsys):
 
 def test_a_grid_without_results_has_its_smallest_rate(tmp_path):
     grid = tuning_jobs(PRESETS["smoke"])
-    assert winners(grid, tmp_path)["conditioning_toy", "hig"] == 0.3
+    assert winners(grid, tmp_path)["conditioning_toy", "hig"]["lr"] == 0.3
 
 
 def test_a_checkpoint_is_no_result(tmp_path):

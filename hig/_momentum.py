@@ -4,9 +4,9 @@ r"""What a direction keeps of the one before it.
     d_k = V \varphi(S) U^T g + \mu (1 - P) d_{k-1}
 
 "plain" momentum is that of the heavy ball, :math:`P = 0`. "projected" is that of SPRING
-(Goldshlager, Abrahamsen, Lin, J. Comput. Phys. 2024, arXiv 2401.10190): the present Jacobian decides
-on all that it sees, and the past counts where it is blind. With :math:`P = V \pi(S) U^T J` both
-kinds of filters have one formula,
+(Goldshlager, Abrahamsen, Lin, J. Comput. Phys. 2024, arXiv 2401.10190): the present Jacobian
+decides on all that it sees, and the past counts where it is blind. With :math:`P = V \pi(S) U^T J`
+both kinds of filters have one formula,
 
 - truncated: :math:`\pi(s) = 1 / s`, so that :math:`P = V_r V_r^T` for the kept singular vectors;
 - damped: :math:`\pi = \varphi`, so that :math:`P = J^T (J J^T + \lambda)^{-1} J` and

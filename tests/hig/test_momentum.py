@@ -242,6 +242,25 @@ def test_a_step_that_is_taken_back_ends_what_was_carried(name):
     assert not any(isinstance(key, torch.Tensor) for key in optimizer.state)
 
 
+@pytest.mark.parametrize("name", ["hig", "lm"])
+def test_an_error_halfway_changes_no_memory(name):
+    network, closure = problem()
+    optimizer = OPTIMIZERS[name](network.parameters(), 0.1, step_rule="trust", momentum=MU)
+    optimizer.step(closure)
+    before = flat(network.parameters()).clone()
+    last = [optimizer.state[parameter]["direction"].clone() for parameter in network.parameters()]
+
+    def raises():
+        if not torch.equal(flat(network.parameters()), before):
+            raise OSError("disk full")
+        return closure()
+
+    with pytest.raises(OSError, match="disk full"):
+        optimizer.step(raises)
+    for parameter, direction in zip(network.parameters(), last, strict=True):
+        assert torch.equal(optimizer.state[parameter]["direction"], direction)
+
+
 def test_levenberg_marquardt_tries_again_without_what_was_carried():
     """Along the last direction the loss is ever higher, whatever the damping."""
     network, closure = problem()

@@ -20,6 +20,7 @@ from problems import Problem, Settings
 # Per core; the threads of many more would not find the memory for their stacks.
 MOST_THREADS = 16
 STEP_RULES = ("fixed", "trust", "line_search")
+MOMENTUM_KINDS = ("plain", "projected")
 
 
 def parse(
@@ -166,6 +167,15 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "cut-off",
         },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
+        "momentum": {
+            "type": _momentum,
+            "metavar": "μ",
+            "help": "what the direction of a step keeps of the last one",
+        },
+        "momentum_kind": {
+            "choices": MOMENTUM_KINDS,
+            "help": "keep all of it, or, projected, what the present Jacobian does not see",
+        },
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }
     group = parser.add_argument_group("method")
@@ -335,13 +345,17 @@ def positive_float(text: str, example: str = "0.5 or 3e-4") -> float:
 
 
 def _rcond(text: str) -> float | str:
-    if text == "auto":
-        return text
-    value = _number(text, float, "1e-6 suits float32 Jacobians")
+    return text if text == "auto" else _fraction(text, "1e-6 suits float32 Jacobians")
+
+
+def _momentum(text: str) -> float:
+    return _fraction(text, "0.9 keeps much, 0 nothing")
+
+
+def _fraction(text: str, remedy: str) -> float:
+    value = _number(text, float, remedy)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be in [0, 1), got {value:g}; 1e-6 suits float32 Jacobians"
-        )
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {value:g}; {remedy}")
     return value
 
 

@@ -12,7 +12,7 @@ from problems import Problem
 
 # What has a column of its own, and what is shown only where it is not the method's default.
 _SHOWN = ("batch_size", "lr", "step_rule", "schedule")
-_ROUTE = ("engine", "method", "lanczos_steps")
+_RARE = ("engine", "method", "lanczos_steps", "momentum", "momentum_kind")
 _HEADER = ("method", "name", "batch", "lr", "step size", "values", "further settings")
 
 
@@ -107,7 +107,7 @@ def _row(name: str, method: dict[str, object]) -> tuple[str, ...]:
     further = [
         _named(key, value)
         for key, value in settings.items()
-        if key not in _SHOWN and not (key in _ROUTE and value == METHODS[name].options[key])
+        if key not in _SHOWN and not (key in _RARE and value == METHODS[name].options[key])
     ]
     return (
         name,

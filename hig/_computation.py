@@ -13,7 +13,7 @@ from hig._ranks import Ranks
 from hig._spectral import SpectralFilter
 from hig._split import Split
 
-__all__ = ["Computation", "digest", "digest_of_filter", "whole_batch"]
+__all__ = ["Computation", "checksum", "digest", "digest_of_filter", "whole_batch"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _facts(
         "the number of parameters": (sum(parameter.numel() for parameter in parameters), model),
         "the checksum of shapes and dtypes of the parameters": (digest(shapes), model),
         "the checksum of the values of the parameters": (
-            _checksum(parameters),
+            checksum(parameters),
             "start every rank from the same seed, or hand out those of one rank: "
             "torch.distributed.broadcast(parameter.data, 0) for each",
         ),
@@ -135,10 +135,10 @@ def _facts(
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _checksum(parameters: Sequence[Tensor]) -> int:
-    """A sum over the bits of all values, which costs one pass over them."""
+def checksum(tensors: Sequence[Tensor]) -> int:
+    """A sum over the bits of all values, which costs one pass over them; 0 for no tensor."""
     sums = [
-        (index + 1) * p.detach().contiguous().view(_BITS[p.element_size()]).sum()
-        for index, p in enumerate(parameters)
+        (index + 1) * tensor.detach().contiguous().view(_BITS[tensor.element_size()]).sum()
+        for index, tensor in enumerate(tensors)
     ]
-    return int(torch.stack(sums).sum())
+    return int(torch.stack(sums).sum()) if sums else 0

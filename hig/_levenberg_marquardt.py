@@ -45,6 +45,9 @@ class LevenbergMarquardt(JacobianOptimizer):
         engine: as in :class:`hig.HIG`.
         method: as in :class:`hig.HIG`.
         step_rule: as in :class:`hig.HIG`.
+        momentum: as in :class:`hig.HIG`. A rejected step is tried again without.
+        momentum_kind: "plain", or "projected" for the step of SPRING,
+            :math:`\mu d_{k-1} + J^T (J J^T + \lambda)^{-1} (g - \mu J d_{k-1})`.
         chunk: as in :class:`hig.HIG`.
         process_group: as in :class:`hig.HIG`.
         reduction: as in :class:`hig.HIG`.
@@ -70,14 +73,17 @@ class LevenbergMarquardt(JacobianOptimizer):
         engine: str = "auto",
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
+        momentum: float = 0.0,
+        momentum_kind: str = "plain",
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
     ):
         filter = Damped(damping=damping, rcond=rcond)
         super().__init__(
-            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction
-        )
+            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
+            momentum, momentum_kind,
+        )  # fmt: skip
         self.state["damping"] = {"value": damping}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -100,15 +106,17 @@ class LevenbergMarquardt(JacobianOptimizer):
         clock: PhaseClock,
     ) -> StepReport:
         notes = []
+        # Rules that measure the step have found that so far is right; momentum goes further.
+        judged = not (self._rule.measures or self._momentum.factor)
         for attempt in range(self.MOST_ATTEMPTS):
             trial = trial_of(self.filter)
             with clock.phase("update"):
                 ratio = self._rule.take(trial)
                 ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
-                if trial.slope == 0:  # nothing to gain: the loss is stationary in the outputs
+                # Nothing to gain: the loss is stationary in the outputs, and nothing is carried.
+                if trial.slope == trial.curvature == 0:
                     break
-                # Rules that measure the step have found that so far is right.
-                if attempt == 0 and not self._rule.measures and _reach(trial) > LONGEST_REACH:
+                if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
                     notes.append(_too_far(trial))
                 rejected = ratio is None or not ratio > 1e-3  # NaN is no gain to be seen
                 self._adapt(None if rejected else ratio)

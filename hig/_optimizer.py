@@ -20,12 +20,13 @@ from hig._arguments import (
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
 from hig._checks import Checks
-from hig._computation import digest, digest_of_filter, whole_batch
+from hig._computation import checksum, digest, digest_of_filter, whole_batch
 from hig._decompose import check_method
 from hig._direction import Linearisation, linearise
 from hig._engine import ENGINES
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._momentum import Carried, Momentum
 from hig._multi_report import MultiStepReport
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
@@ -61,6 +62,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         chunk: backward passes in one batch; None chooses by memory.
         process_group: the processes that step together, as in :class:`HIG`.
         reduction: "mean" or "sum", how their losses make one.
+        momentum: what of the last direction is kept, in [0, 1).
+        momentum_kind: "plain" or "projected", as in :class:`HIG`.
 
     Attributes:
         report: the :class:`~hig.StepReport` of the last step, None before the first.
@@ -82,6 +85,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
+        momentum: float = 0.0,
+        momentum_kind: str = "plain",
     ):
         params = check_parameters(params, "params")
         check_choice(engine, "engine", ENGINES)
@@ -91,6 +96,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         check_process_group(process_group)
         check_reduction(reduction)
         self._rule = make_step_rule(step_rule)
+        self._momentum = Momentum(momentum, momentum_kind)
         check_lr(lr)
         super().__init__(params, {"lr": lr})
         self.filter = filter
@@ -113,12 +119,12 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
         private = (
             "filter", "report", "_rule", "_engine", "_method", "_backward", "_process_group",
-            "_reduction",
+            "_reduction", "_momentum",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load learning rates and the memory of the step rule; see ``torch.optim.Optimizer``."""
+        """Load learning rates and all memories; see ``torch.optim.Optimizer``."""
         super().load_state_dict(state_dict)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
@@ -142,7 +148,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             ValueError: the closure does not return what it should, or several processes differ
                 in what must be equal.
 
-        Whatever is raised, no parameter has been changed.
+        Whatever is raised, neither parameters nor the last direction have been changed.
         """
         if closure is None:
             raise ValueError("step needs a closure that returns (loss, prediction), got None")
@@ -154,13 +160,16 @@ class JacobianOptimizer(torch.optim.Optimizer):
         with ranks.agreement(), clock.phase("forward"), torch.enable_grad(), capture:
             outcome = closure()
         linearisation = self._linearise(outcome, capture.uses, parameters, names, clock, ranks)
+        carried = Carried(self._momentum, self.state, parameters)
 
         def trial_of(filter: SpectralFilter) -> Trial:
-            directions, change = linearisation.step(filter)
+            directions, change = carried.step(linearisation, filter, self._measures())
             if any(lr != max(lrs) for lr in lrs):
                 directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
                 change = linearisation.output_change(directions) if self._measures() else change
             model = linearisation.model(change) if self._measures() else _NO_MODEL
+            if carried.used and model[1] < 0:  # uphill, for what it carries: once more without
+                return trial_of(filter)
             resolution = torch.finfo(linearisation.loss.dtype).eps
             trial = Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
             undo.pop_all()  # trials before it have been taken back
@@ -177,6 +186,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         with torch.no_grad(), ExitStack() as undo:  # what is done halfway, whatever is raised
             report, loss = self._advance(trial_of, linearisation, clock), linearisation.loss
             undo.pop_all()
+        carried.keep(report.step_size)
         self.report = report
         return loss
 
@@ -234,7 +244,12 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """A digest of what decides on a step beside the parameters."""
         lrs = [float(group["lr"]) for group in self.param_groups]
         rule = type(self._rule).__name__, self._rule.state, self._reduction
-        return digest(lrs, digest_of_filter(self.filter), self._engine, self._method, rule)
+        flat = [parameter for group in self.param_groups for parameter in group["params"]]
+        last = checksum([self.state[p]["direction"] for p in flat if p in self.state])
+        return digest(
+            lrs, digest_of_filter(self.filter), self._engine, self._method, rule,
+            self._momentum, last,
+        )  # fmt: skip
 
     def _trainable(self) -> tuple[list[Tensor], list[float], list[str]]:
         parameters: list[Tensor] = []
@@ -279,6 +294,14 @@ class HIG(JacobianOptimizer):
             or :class:`hig.Lanczos` with its settings, takes products with the Jacobian alone, for
             tens of thousands of rows; the report estimates the error.
         step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search".
+        momentum: :math:`\mu` in [0, 1); with it the direction is
+            :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Rules look along all of
+            it. What is carried is dropped where the quadratic model says that it leads uphill, and
+            after a step that was taken back.
+        momentum_kind: "plain", or "projected" to carry only that part of :math:`d_{k-1}` which the
+            Jacobian of this batch does not see, :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right
+            singular vectors that ``rcond`` keeps: as SPRING does (Goldshlager, Abrahamsen, Lin,
+            J. Comput. Phys. 2024, arXiv 2401.10190).
         chunk: backward passes in one batch; None chooses by memory.
         process_group: the processes that take one step together, each on samples of its own: a
             group of ``torch.distributed``, "auto" for the default group where there is one, or
@@ -316,14 +339,17 @@ class HIG(JacobianOptimizer):
         engine: str = "auto",
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
+        momentum: float = 0.0,
+        momentum_kind: str = "plain",
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
         super().__init__(
-            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction
-        )
+            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
+            momentum, momentum_kind,
+        )  # fmt: skip
 
 
 class GaussNewton(HIG):
@@ -336,6 +362,8 @@ class GaussNewton(HIG):
         engine: as in :class:`HIG`.
         method: as in :class:`HIG`.
         step_rule: as in :class:`HIG`.
+        momentum: as in :class:`HIG`.
+        momentum_kind: as in :class:`HIG`.
         chunk: as in :class:`HIG`.
         process_group: as in :class:`HIG`.
         reduction: as in :class:`HIG`.
@@ -350,13 +378,16 @@ class GaussNewton(HIG):
         engine: str = "auto",
         method: str | Lanczos = "auto",
         step_rule: str = "fixed",
+        momentum: float = 0.0,
+        momentum_kind: str = "plain",
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
     ):
         super().__init__(
             params, lr, rcond, kappa=-1.0,
-            engine=engine, method=method, step_rule=step_rule, chunk=chunk,
+            engine=engine, method=method, step_rule=step_rule,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
             process_group=process_group, reduction=reduction,
         )  # fmt: skip
 

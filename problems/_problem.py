@@ -50,6 +50,9 @@ class Settings:
         method: How the Jacobian is decomposed; Jacobian methods only.
         lanczos_steps: Most steps of the decomposition ``"lanczos"``; Jacobian methods only.
         step_rule: ``"fixed"``, ``"trust"`` or ``"line_search"``; Jacobian methods only.
+        momentum: What the direction of a step keeps of the last one, in [0, 1); Jacobian methods
+            for one loss only, as the next.
+        momentum_kind: ``"plain"`` or ``"projected"``.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
             a cosine after a short warm-up; methods of first order and Kronecker HIG only.
         published: True for values from the publication of the problem, False for our own choice.
@@ -68,6 +71,8 @@ class Settings:
     method: str | None = None
     lanczos_steps: int | None = None
     step_rule: str | None = None
+    momentum: float | None = None
+    momentum_kind: str | None = None
     schedule: str | None = None
     published: bool = False
 
@@ -78,6 +83,7 @@ class Settings:
             "rcond": (FRACTION, "1e-6 suits float32 Jacobians"),
             "kappa": (KAPPA, "-0.5 is the half-inverse gradient"),
             "damping": (POSITIVE, "give a number such as 1e-3"),
+            "momentum": (FRACTION, "give a number such as 0.9"),
         }
         for name, (within, remedy) in optional.items():
             value = getattr(self, name)

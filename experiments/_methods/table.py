@@ -162,16 +162,21 @@ def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method
 
 
 _ROUTE = {"engine": "auto", "method": "auto", "lanczos_steps": 300, "step_rule": "fixed"}
+_ONE_LOSS = {**_ROUTE, "momentum": 0.0, "momentum_kind": "plain"}
 _FIRST_ORDER = {"schedule": "constant"}
 
 METHODS = MappingProxyType(
     {
-        "hig": Method("HIG", hig.HIG, {"rcond": 1e-6, "kappa": -0.5, **_ROUTE}, closure="outputs"),
-        "gn": Method("Gauss–Newton", hig.GaussNewton, {"rcond": 1e-6, **_ROUTE}, closure="outputs"),
+        "hig": Method(
+            "HIG", hig.HIG, {"rcond": 1e-6, "kappa": -0.5, **_ONE_LOSS}, closure="outputs"
+        ),
+        "gn": Method(
+            "Gauss–Newton", hig.GaussNewton, {"rcond": 1e-6, **_ONE_LOSS}, closure="outputs"
+        ),
         "lm": Method(
             "Levenberg–Marquardt",
             hig.LevenbergMarquardt,
-            {"damping": 1e-3, **_ROUTE},
+            {"damping": 1e-3, **_ONE_LOSS},
             closure="outputs",
         ),
         "khig": Method(

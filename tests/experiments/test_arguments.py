@@ -54,13 +54,14 @@ def test_defaults_are_the_published_run():
 def test_everything_can_be_set():
     line = (
         "--epochs 3 --seed 5 --batch-size 64 --lr 2 --rcond 1e-4 --kappa=-0.75 --engine rows "
-        "--step-rule trust --device cpu --dtype float64 --out there --quiet "
-        "--oscillators 5 --dt 0.1"
+        "--step-rule trust --momentum 0.9 --momentum-kind projected --device cpu "
+        "--dtype float64 --out there --quiet --oscillators 5 --dt 0.1"
     )
     problem, settings, options = parse(PROBLEM, "hig", line.split())
     assert problem == NonlinearOscillators(oscillators=5, dt=0.1)
     assert (settings.batch_size, settings.lr, settings.rcond) == (64, 2.0, 1e-4)
     assert (settings.kappa, settings.engine, settings.step_rule) == (-0.75, "rows", "trust")
+    assert (settings.momentum, settings.momentum_kind) == (0.9, "projected")
     assert (options.epochs, options.time_budget, options.seed) == (3, None, 5)
     assert (options.dtype, options.out, options.quiet) == ("float64", Path("there"), True)
 
@@ -155,6 +156,9 @@ def test_damping_is_an_option_of_levenberg_marquardt():
         ("hig", "--kappa -2", "--kappa: must be in [-1, 1], got -2"),
         ("hig", "--seed -1", "--seed: must be from 0"),
         ("hig", "--step-rule fast", "invalid choice: 'fast'"),
+        ("hig", "--momentum 1", "must be in [0, 1), got 1; 0.9 keeps much"),
+        ("gn", "--momentum-kind nesterov", "invalid choice: 'nesterov'"),
+        ("adam", "--momentum 0.9", "unrecognized arguments: --momentum"),
         ("hig", "--damping 1", "unrecognized arguments: --damping"),
         ("adam", "--rcond 1e-6", "unrecognized arguments: --rcond"),
         ("gn", "--kappa -0.5", "unrecognized arguments: --kappa"),

@@ -71,17 +71,20 @@ COMMON = {
     "engine": ENGINE,
     "method": METHOD,
     "step_rule": RULE,
+    "momentum": outside(FRACTION),
+    "momentum_kind": no_choice("plain", "projected"),
     "chunk": no_count().filter(lambda value: value is not None),
     "process_group": OTHERS.filter(lambda value: value is not None),
     "reduction": no_choice("mean", "sum"),
 }
-WITHOUT_REDUCTION = {name: values for name, values in COMMON.items() if name != "reduction"}
+FOR_ONE_LOSS = ("reduction", "momentum", "momentum_kind")
+FOR_SEVERAL = {name: values for name, values in COMMON.items() if name not in FOR_ONE_LOSS}
 FILTER = {"rcond": outside(FRACTION), "kappa": outside(KAPPA)}
 ARGUMENTS = {
     hig.HIG: COMMON | FILTER,
     hig.GaussNewton: COMMON | {"rcond": FILTER["rcond"]},
     hig.LevenbergMarquardt: COMMON | {"damping": outside(POSITIVE), "rcond": FILTER["rcond"]},
-    hig.MultiHIG: WITHOUT_REDUCTION | FILTER | {"operator": OTHERS},
+    hig.MultiHIG: FOR_SEVERAL | FILTER | {"operator": OTHERS},
     hig.KroneckerHIG: {
         "params": COMMON["params"],
         "lr": COMMON["lr"],

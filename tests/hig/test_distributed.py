@@ -26,6 +26,7 @@ NAMES = sorted(set(networks.ALL) - {"batch norm", "time major", "embedding"})
 GRAM = {"rcond": 1e-2, "method": "gram", "lr": 0.1}
 MANY = {"network": "narrow", "scale": 5, **GRAM}
 TRUST = {"step_rule": "trust", **GRAM}
+PROJECTED = {"momentum": 0.5, "momentum_kind": "projected"}
 
 # name -> optimizer, arguments
 CASES = {
@@ -45,6 +46,13 @@ CASES = {
     "sum": (hig.HIG, {"reduction": "sum", **TRUST}),
     "line search": (hig.HIG, {**GRAM, "step_rule": "line_search", "lr": 0.5}),
     "two learning rates": (hig.HIG, {"rates": (1.0, 0.25), **TRUST}),
+    "momentum": (hig.HIG, {"steps": 3, "momentum": 0.5, **TRUST}),
+    "projected momentum": (hig.HIG, {"steps": 3, **PROJECTED, **TRUST}),
+    "projected momentum, many samples": (hig.GaussNewton, {"steps": 3, **PROJECTED, **MANY}),
+    "damped, projected momentum": (
+        hig.LevenbergMarquardt,
+        {"steps": 3, "damping": 1e-2, **PROJECTED},
+    ),
     "Gauss-Newton": (hig.GaussNewton, {"network": "layer norm", **GRAM}),
     "damped": (hig.LevenbergMarquardt, {"steps": 3, "damping": 1e-2}),
     "damped, many samples": (hig.LevenbergMarquardt, {**MANY, "rcond": 0.0, "damping": 1e-2}),
@@ -215,6 +223,14 @@ def other_rate(rank):
     return Case(lr=0.1 + rank).raised()
 
 
+def other_last_direction(rank):
+    case = Case(momentum=0.5)
+    assert case.raised() is None
+    if rank == 1:
+        case.optimizer.state[case.model[0].bias] = {"direction": torch.zeros(6).double()}
+    return case.raised()
+
+
 def other_parameters_used(rank):
     case = Case()
 
@@ -270,7 +286,8 @@ def group_of_others(rank):
 
 FAILURES = {f.__name__: f for f in (
     closure_raises, second_evaluation_raises, nan_in_prediction, nan_in_jacobian, other_weights,
-    other_network, other_outputs, other_dtype, other_rate, other_parameters_used,
+    other_network, other_outputs, other_dtype, other_rate, other_last_direction,
+    other_parameters_used,
     layerwise_on_one_rank_only, several_predictions, kronecker_factors, group_of_others,
 )}  # fmt: skip
 
@@ -413,6 +430,7 @@ def test_nan_on_one_rank_is_a_non_finite_error_on_all(two, name, guilty, text):
         ("other_outputs", "outputs per sample .* got 3 on rank 0, 2 on rank 1"),
         ("other_dtype", "shapes and dtypes of the parameters"),
         ("other_rate", "learning rates, filter and other settings .* schedulers on all"),
+        ("other_last_direction", "learning rates, filter and other settings"),
         ("other_parameters_used", "the Jacobian's columns .* same network"),
     ],
 )

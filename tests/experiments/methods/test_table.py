@@ -23,6 +23,7 @@ def test_every_method_has_settings():
 def test_settings_fit_the_options_of_the_method(name):
     settings = NonlinearOscillators.settings[name]
     options = {"rcond", "kappa", "damping", "engine", "method", "step_rule", "schedule"}
+    options |= {"momentum", "momentum_kind"}
     for option in options - set(METHODS[name].options):
         assert getattr(settings, option) is None, f"{name} does not take {option}"
     complete = METHODS[name].complete(settings)
@@ -45,6 +46,17 @@ def test_jacobian_methods_get_their_options():
     gauss_newton = METHODS["gn"].optimizer(parameters, settings)
     assert (gauss_newton.filter.kappa, gauss_newton.filter.rcond) == (-1.0, 1e-3)
     assert METHODS["lm"].optimizer(parameters, settings).filter.damping == 0.5
+
+
+@pytest.mark.parametrize("name", ["hig", "gn", "lm"])
+def test_steps_for_one_loss_get_their_momentum(name):
+    parameters = list(nn.Linear(2, 2).parameters())
+    settings = Settings(batch_size=8, lr=1.0, momentum=0.5, momentum_kind="projected")
+    momentum = METHODS[name].optimizer(parameters, settings)._momentum
+    assert (momentum.factor, momentum.kind) == (0.5, "projected")
+    assert METHODS[name].optimizer(parameters, Settings(8, lr=1.0))._momentum.factor == 0
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1.0"):
+        Settings(8, lr=1.0, momentum=1.0)
 
 
 @pytest.mark.parametrize("name", ["hig", "gn", "lm", "multihig"])

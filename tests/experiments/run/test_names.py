@@ -38,6 +38,12 @@ def test_default_run_has_no_variant():
     [
         ({"step_rule": "trust"}, "HIG (trust)", "hig_trust"),
         ({"lr": 8.0, "step_rule": "trust"}, "HIG (lr 8, trust)", "hig_lr8_trust"),
+        ({"momentum": 0.9}, "HIG (momentum 0.9)", "hig_momentum0.9"),
+        (
+            {"step_rule": "trust", "momentum": 0.5, "momentum_kind": "projected"},
+            "HIG (trust, momentum 0.5, projected)",
+            "hig_trust_momentum0.5_projected",
+        ),
         ({"kappa": -0.75}, "HIG (kappa -0.75)", "hig_kappa-0.75"),
         ({"batch_size": 64, "rcond": 1e-4}, "HIG (batch 64, rcond 0.0001)", None),
     ],

@@ -93,6 +93,15 @@ def test_step_rules_keep_their_memory(rule, kept, monkeypatch):
     assert_same_runs(whole, resumed, kept.out)
 
 
+@pytest.mark.parametrize("method", ["hig", "lm"])
+@pytest.mark.parametrize("kind", ["plain", "projected"])
+def test_last_directions_are_kept(method, kind, kept, monkeypatch):
+    chosen = settings(method, momentum=0.5, momentum_kind=kind)
+    whole, resumed = whole_and_in_parts(TINY, method, chosen, kept, monkeypatch)
+    assert_same_runs(whole, resumed, kept.out)
+    assert (whole["sim_par"]["momentum"], whole["sim_par"]["momentum_kind"]) == (0.5, kind)
+
+
 @pytest.mark.parametrize("method", Toy.settings)
 def test_every_method_for_several_losses(method, kept, monkeypatch):
     monkeypatch.setattr(Toy, "example", lambda *_: {})  # slow to draw

@@ -13,7 +13,7 @@ from experiments._run.signals import EXIT_STATUS
 from experiments._run.weights import WeightsError
 from experiments._saved.folders import make_folder
 from hig import CorruptResultError, UnsafeResultError
-from hig._backward import out_of_memory
+from hig.errors import out_of_memory
 from problems import DataError, Problem
 
 # What a user can mend, in words.

@@ -6,18 +6,9 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.g
 
 from importlib.metadata import version
 
-from hig import testing
-from hig._atomic import write_atomically
+from hig import files, testing
 from hig._black_box import black_box
 from hig._diagnose import Diagnosis, Direction, diagnose
-from hig._errors import (
-    CorruptResultError,
-    DecompositionError,
-    NonFiniteError,
-    RankError,
-    SampleDependenceError,
-    UnsafeResultError,
-)
 from hig._half_inverse import half_inverse
 from hig._kronecker_hig import KroneckerHIG
 from hig._kronecker_report import KroneckerReport
@@ -29,10 +20,17 @@ from hig._multi_report import MultiStepReport
 from hig._optimizer import HIG, GaussNewton
 from hig._record import record
 from hig._report import StepReport
-from hig._results import load_results, save_results
 from hig._rollout import rollout
 from hig._spectral import Damped, HalfInverse
-from hig._unpickle import unpickle
+from hig.errors import (
+    CorruptResultError,
+    DecompositionError,
+    NonFiniteError,
+    RankError,
+    SampleDependenceError,
+    UnsafeResultError,
+)
+from hig.files import load_results, save_results
 
 __version__ = version("hig")
 
@@ -59,12 +57,11 @@ __all__ = [
     "UnsafeResultError",
     "black_box",
     "diagnose",
+    "files",
     "half_inverse",
     "load_results",
     "record",
     "rollout",
     "save_results",
     "testing",
-    "unpickle",
-    "write_atomically",
 ]

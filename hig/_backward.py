@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-__all__ = ["Backward", "one_hot_cotangents", "out_of_memory", "output_cotangents"]
+from hig.errors import out_of_memory
+
+__all__ = ["Backward", "one_hot_cotangents", "output_cotangents"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 Gradients = tuple[Tensor | None, ...]
@@ -119,10 +121,3 @@ def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -
     return torch.autograd.grad(
         output, inputs, cotangents, retain_graph=True, allow_unused=True, **options
     )
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out."""
-    # The CPU allocator raises a plain RuntimeError, and so do the driver and its libraries.
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

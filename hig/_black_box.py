@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hig._errors import described
+from hig.errors import described
 
 __all__ = ["black_box"]
 

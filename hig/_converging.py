@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hig._errors import DecompositionError
+from hig.errors import DecompositionError
 
 __all__ = ["converging", "eigenvalues", "eigenvectors", "thin_svd"]
 

@@ -21,11 +21,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hig._arguments import check_choice
 from hig._blocks import JointJacobian
 from hig._converging import converging, eigenvalues, eigenvectors, thin_svd
 from hig._lanczos import Lanczos
 from hig._spectral import Damped, SpectralFilter, filter_gains
+from hig.arguments import check_choice
 
 __all__ = ["METHODS", "Decomposition", "check_method", "choose_route", "decompose", "gram_floor"]
 

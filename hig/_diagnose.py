@@ -7,12 +7,12 @@ from typing import Any, Literal
 import numpy as np
 from torch.optim.optimizer import ParamsT
 
-from hig._arguments import check_function
 from hig._direction import Linearisation
 from hig._optimizer import Closure, JacobianOptimizer
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter, noise_level
 from hig._trial import Trial
+from hig.arguments import check_function
 
 __all__ = ["Diagnosis", "Direction", "diagnose"]
 

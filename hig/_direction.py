@@ -12,12 +12,12 @@ from hig._blocks import JointJacobian
 from hig._computation import Computation
 from hig._decompose import Decomposition, choose_route, decompose
 from hig._engine import EngineResult, InexactLayersError
-from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._report import PhaseClock, StepReport
 from hig._shared_engine import build_shared
 from hig._spectral import HalfInverse, SpectralFilter
 from hig._trial import curvature_along
+from hig.errors import NonFiniteError
 
 __all__ = ["Linearisation", "linearise"]
 

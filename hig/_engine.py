@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hig._arguments import check_choice
 from hig._backward import Backward
 from hig._blocks import Block, JointJacobian
 from hig._capture import LayerUse
 from hig._checks import Checks
-from hig._errors import SampleDependenceError
 from hig._factored_block import FactoredBlock
 from hig._graph import nodes_behind
 from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._product_block import ProductBlock
 from hig._reasons import why_not_exact, why_not_layered
 from hig._rows import HELD_BYTES, rows_block
+from hig.arguments import check_choice
+from hig.errors import SampleDependenceError
 
 __all__ = ["ENGINES", "EngineResult", "InexactLayersError", "build_jacobian"]
 

@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hig._arguments import check_dense, check_same_device
 from hig._blocks import DenseBlock, JointJacobian
 from hig._decompose import Decomposition, choose_route, decompose
-from hig._errors import NonFiniteError
 from hig._lanczos import Krylov, Lanczos
 from hig._spectral import HalfInverse
+from hig.arguments import check_dense, check_same_device
+from hig.errors import NonFiniteError
 
 __all__ = ["half_inverse"]
 

@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hig._adam import AdamStep, adam_step
-from hig._arguments import (
+from hig._capture import Capture
+from hig._checks import Checks
+from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
+from hig._kronecker_factors import DampedPower, damped_power
+from hig._kronecker_report import KroneckerReport
+from hig._loss_gradient import loss_gradient
+from hig._optimizer import Closure, check_group, check_lr, loss_and_prediction
+from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig._report import PhaseClock
+from hig._trial import put_back
+from hig.arguments import (
     FRACTION,
     KAPPA,
     NON_NEGATIVE,
@@ -22,17 +32,7 @@ from hig._arguments import (
     check_number,
     check_parameters,
 )
-from hig._capture import Capture
-from hig._checks import Checks
-from hig._errors import NonFiniteError, described
-from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
-from hig._kronecker_factors import DampedPower, damped_power
-from hig._kronecker_report import KroneckerReport
-from hig._loss_gradient import loss_gradient
-from hig._optimizer import Closure, check_group, check_lr, loss_and_prediction
-from hig._ranks import ProcessGroup, Ranks, check_process_group
-from hig._report import PhaseClock
-from hig._trial import put_back
+from hig.errors import NonFiniteError, described
 
 __all__ = ["KroneckerHIG"]
 

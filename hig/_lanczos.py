@@ -16,11 +16,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from hig._arguments import Range, check_count, check_number
 from hig._bidiagonal import Bidiagonalisation, Products
 from hig._converging import converging, thin_svd
-from hig._errors import NonFiniteError
 from hig._spectral import SpectralFilter, cutoff, filter_gains
+from hig.arguments import Range, check_count, check_number
+from hig.errors import NonFiniteError
 
 __all__ = ["Krylov", "Lanczos"]
 

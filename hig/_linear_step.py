@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hig._adjoint import Piece
-from hig._arguments import check_function
 from hig._step_jacobians import check_repeatable
+from hig.arguments import check_function
 
 __all__ = ["LinearStep", "check_change", "linear_pieces", "linear_states", "runs"]
 

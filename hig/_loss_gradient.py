@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hig._checks import Checks
-from hig._errors import NonFiniteError, described
 from hig._graph import leaves, nodes_behind
+from hig.errors import NonFiniteError, described
 
 __all__ = ["check_pair", "expect_finite", "loss_gradient"]
 

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._arguments import FRACTION, check_choice, check_number
 from hig._direction import Linearisation
 from hig._spectral import Damped, HalfInverse, SpectralFilter
+from hig.arguments import FRACTION, check_choice, check_number
 
 __all__ = ["Carried", "Momentum"]
 

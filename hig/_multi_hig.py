@@ -10,7 +10,6 @@ from torch.optim.optimizer import ParamsT
 from hig._capture import LayerUse
 from hig._checks import Checks
 from hig._combined_directions import OnePrediction, PredictionEach
-from hig._errors import NonFiniteError, described
 from hig._graph import nodes_behind
 from hig._lanczos import Lanczos
 from hig._loss_gradient import check_pair, expect_finite
@@ -22,6 +21,7 @@ from hig._spectral import HalfInverse
 from hig.conflictfree import ConFIG_update
 from hig.conflictfree._checks import check_operator
 from hig.conflictfree._operator import Operator
+from hig.errors import NonFiniteError, described
 
 __all__ = ["MultiHIG"]
 

@@ -9,14 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hig._arguments import (
-    NON_NEGATIVE,
-    check_choice,
-    check_count,
-    check_number,
-    check_parameters,
-    check_same_device,
-)
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
 from hig._checks import Checks
@@ -34,6 +26,14 @@ from hig._spectral import HalfInverse, SpectralFilter
 from hig._split import check_reduction
 from hig._step_rules import make_step_rule
 from hig._trial import RandomState, Trial
+from hig.arguments import (
+    NON_NEGATIVE,
+    check_choice,
+    check_count,
+    check_number,
+    check_parameters,
+    check_same_device,
+)
 
 __all__ = [
     "HIG",

@@ -7,8 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hig._backward import Backward, out_of_memory
+from hig._backward import Backward
 from hig._rows import StreamedBlock
+from hig.errors import out_of_memory
 
 __all__ = ["ProductBlock"]
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hig._errors import DecompositionError, NonFiniteError, RankError, SampleDependenceError
+from hig.errors import DecompositionError, NonFiniteError, RankError, SampleDependenceError
 
 __all__ = ["Communication", "ProcessGroup", "Ranks", "check_process_group"]
 

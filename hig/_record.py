@@ -6,7 +6,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hig._arguments import check_count, check_parameters
 from hig._backward import Backward
 from hig._capture import Capture
 from hig._checks import Checks
@@ -18,6 +17,7 @@ from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter, check_filter
 from hig._split import check_reduction
+from hig.arguments import check_count, check_parameters
 
 __all__ = ["record"]
 

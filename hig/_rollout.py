@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hig._adjoint import Piece, adjoint, real_cotangents, whole_jacobian
-from hig._arguments import check_choice, check_function, check_same_device
 from hig._linear_step import LinearStep, check_change, linear_pieces, linear_states
 from hig._step_check import check_state, refusal_of_step
 from hig._step_jacobians import Step, step_jacobians
+from hig.arguments import check_choice, check_function, check_same_device
 
 __all__ = ["rollout"]
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hig._arguments import FRACTION, KAPPA, POSITIVE, check_number
-from hig._errors import described
+from hig.arguments import FRACTION, KAPPA, POSITIVE, check_number
+from hig.errors import described
 
 __all__ = ["Damped", "HalfInverse", "SpectralFilter", "noise_level"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hig._arguments import check_choice
 from hig._ranks import Ranks
+from hig.arguments import check_choice
 
 __all__ = ["Split", "check_reduction"]
 

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from hig._arguments import check_choice
 from hig._trial import Trial
+from hig.arguments import check_choice
 
 __all__ = ["STEP_RULES", "Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule"]
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hig._arguments import FRACTION, KAPPA, POSITIVE, check_count, check_number
-from hig._errors import described
+from hig.arguments import FRACTION, KAPPA, POSITIVE, check_count, check_number
+from hig.errors import described
 
 Batch = Mapping[str, Tensor]
 

@@ -1,6 +1,7 @@
 """Imports point down: plots -> result files; experiments -> problems -> hig -> torch, numpy."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_plots_take_nothing_but_the_result_files_from_hig():
                 assert {alias.name for alias in node.names} <= {
                     "load_results", "CorruptResultError", "UnsafeResultError",
                 }  # fmt: skip
+
+
+def test_other_floors_see_the_public_modules_of_hig():
+    seen = {
+        (str(path.relative_to(ROOT)), node.module)
+        for floor in ("problems", "experiments", "plots")
+        for path in (ROOT / floor).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and re.match(r"hig\.(.*\.)?_", node.module or "")
+    }
+    # The Gram matrix alone, which is no step, is measured against that of other packages.
+    assert {file for file, _ in seen} == {"experiments/_measure/peers.py"}
 
 
 def test_hig_brings_nothing_in_but_torch_and_numpy_and_is_quick():

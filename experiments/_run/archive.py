@@ -71,7 +71,7 @@ def read(contents: bytes) -> object:
             raise ValueError(f"a storage of {size} bytes for {count} of {kind.function}")
         return _STORAGE
 
-    hig.unpickle(members[_DATA], _NAMES, build=lambda *_: None, persistent_load=storage)
+    hig.files.unpickle(members[_DATA], _NAMES, build=lambda *_: None, persistent_load=storage)
     clean = io.BytesIO()
     with zipfile.ZipFile(clean, "w") as archive:
         for name, data in members.items():

@@ -82,7 +82,7 @@ def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> Non
     contents = io.BytesIO()
     torch.save({"run": dict(run), "state": dict(state)}, contents)
     data = contents.getvalue()
-    hig.write_atomically(path, MAGIC + hashlib.sha256(data).digest() + data)
+    hig.files.write_atomically(path, MAGIC + hashlib.sha256(data).digest() + data)
 
 
 def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:

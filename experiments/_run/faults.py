@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 import hig
-from hig._backward import out_of_memory
+from hig.errors import out_of_memory
 
 POLICIES = ("raise", "skip", "restore")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from experiments._run.faults import POLICIES
-from hig._arguments import POSITIVE, Range, check_choice, check_count, check_number, check_path
+from hig.arguments import POSITIVE, Range, check_choice, check_count, check_number, check_path
 
 AVERAGE = Range("between 0 and 1", lambda x: 0 < x < 1)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -41,7 +41,7 @@ def save_winners(grid: Sequence[tuple[Job, Point]], out: Path) -> None:
         }
         for (folder, method), tried in _by_method(grid).items()
     ]
-    hig.write_atomically(out / "winners.json", f"{json.dumps(entries, indent=2)}\n".encode())
+    hig.files.write_atomically(out / "winners.json", f"{json.dumps(entries, indent=2)}\n".encode())
 
 
 def _by_method(

@@ -4,14 +4,14 @@ from typing import Any
 
 from torch import Tensor
 
-from hig._arguments import check_count
-from hig._errors import described
+from hig.arguments import check_count
 from hig.conflictfree._backward import accumulate, require_reached
 from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_gradients import differentiate
 from hig.conflictfree._momentum import MomentumOperator
 from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
 from hig.conflictfree._vectors import Parameters, trainable
+from hig.errors import described
 
 __all__ = ["AlternatingBackward"]
 

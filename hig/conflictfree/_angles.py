@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from hig._arguments import check_same_device, check_tensor
+from hig.arguments import check_same_device, check_tensor
 
 __all__ = ["estimate_conflict", "get_cos_similarity", "transfer_coef_double", "unit_vector"]
 

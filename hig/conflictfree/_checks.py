@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hig._arguments import check_count
-from hig._errors import described
+from hig.arguments import check_count
+from hig.errors import described
 
 __all__ = ["check_combined", "check_index", "check_model", "check_operator", "check_state"]
 

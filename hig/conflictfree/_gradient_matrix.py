@@ -14,9 +14,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from hig._arguments import check_dense, check_same_device, check_tensor
 from hig._converging import converging, eigenvectors, thin_svd
-from hig._errors import NonFiniteError, described
+from hig.arguments import check_dense, check_same_device, check_tensor
+from hig.errors import NonFiniteError, described
 
 __all__ = ["Combination", "GradientMatrix", "as_matrix", "check_finite"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._arguments import check_count
+from hig.arguments import check_count
 from hig.conflictfree._angles import unit_vector
 
 __all__ = [

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from hig._arguments import check_choice
-from hig._errors import described
 from hig._graph import nodes_behind
+from hig.arguments import check_choice
 from hig.conflictfree._vectors import Parameters, trainable
+from hig.errors import described
 
 __all__ = ["METHODS", "differentiate", "listed", "loss_gradients"]
 

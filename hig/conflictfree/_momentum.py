@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._arguments import FRACTION, check_count, check_number
+from hig.arguments import FRACTION, check_count, check_number
 from hig.conflictfree._checks import check_index, check_model, check_operator, check_state
 from hig.conflictfree._config import ConFIGOperator
 from hig.conflictfree._gradient_matrix import as_matrix, check_finite

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from hig._arguments import check_count
-from hig._errors import described
+from hig.arguments import check_count
 from hig.conflictfree._checks import check_state
+from hig.errors import described
 
 __all__ = ["OrderedSliceSelector", "RandomSliceSelector", "has_zero"]
 

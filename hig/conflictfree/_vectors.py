@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from hig._arguments import check_choice, check_tensor
-from hig._errors import described
+from hig.arguments import check_choice, check_tensor
+from hig.errors import described
 
 __all__ = [
     "apply_gradient_vector",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._arguments import check_tensor
+from hig.arguments import check_tensor
 
 __all__ = ["EqualWeight", "WeightModel"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hig._errors import described
+from hig.errors import described
 from hig.testing._report import Check, Verdict
 from hig.testing._simulator import Simulator, cast, nearby
 

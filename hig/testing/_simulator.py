@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hig._errors import described
+from hig.errors import described
 
 __all__ = ["Simulator", "cast", "nearby"]
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hig
-from hig._arguments import (
+from hig.arguments import (
     FRACTION,
     KAPPA,
     NON_NEGATIVE,
@@ -292,12 +292,12 @@ def test_paths_and_bytes_of_files(value, tmp_path):
     with pytest.raises(TypeError, match="path must be a str or a path"):
         hig.load_results(value)
     with pytest.raises(TypeError, match="path must be a str or a path"):
-        hig.write_atomically(value, b"")
+        hig.files.write_atomically(value, b"")
     with pytest.raises(TypeError, match="data must be bytes"):
-        hig.write_atomically(tmp_path / "file", value)
+        hig.files.write_atomically(tmp_path / "file", value)
     with pytest.raises(IsADirectoryError, match="path must be that of a file"):
-        hig.write_atomically(tmp_path, b"")
-    hig.write_atomically(str(tmp_path / "file"), b"1")
+        hig.files.write_atomically(tmp_path, b"")
+    hig.files.write_atomically(str(tmp_path / "file"), b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -5,9 +5,9 @@ import torch
 
 from hig._blocks import DenseBlock, JointJacobian
 from hig._decompose import SVD_BYTES, choose_route, decompose, gram_floor
-from hig._errors import DecompositionError
 from hig._lanczos import Lanczos
 from hig._spectral import Damped, HalfInverse
+from hig.errors import DecompositionError
 from tests.textbook import relative_error, textbook_damped, textbook_power
 
 ROUTES = ["rows", "columns", "svd"]

@@ -53,7 +53,9 @@ def test_missing_and_unfit_parts(full_run, run_file):
         flow.draw([load(full_run)], example=2)
     file = load(full_run)
     file.results["example"]["uncontrolled_velocity"] = np.zeros((2, 3))
-    with pytest.raises(PlotError, match=r"'example\.uncontrolled'.*\(2, 7\).*found \(2, 3\)"):
+    with pytest.raises(
+        PlotError, match=r"'example\.uncontrolled_velocity'.*\(2, 7\).*found \(2, 3\)"
+    ):
         flow.draw([file])
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hig._arguments import check_path
-from hig._atomic import write_atomically
-from hig._errors import CorruptResultError, UnsafeResultError, described
-from hig._stand_ins import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar, resolve
-from hig._unpickle import unpickle
+from hig.arguments import check_path
+from hig.errors import CorruptResultError, UnsafeResultError, described
+from hig.files._atomic import write_atomically
+from hig.files._stand_ins import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar, resolve
+from hig.files._unpickle import unpickle
 
 __all__ = ["load_results", "save_results"]
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
-from hig._errors import UnsafeResultError
-from hig._unpickle import as_key
+from hig.errors import UnsafeResultError
+from hig.files._unpickle import as_key
 
 __all__ = ["FUNCTIONS", "KINDS", "PLAIN", "build", "is_numpy_scalar", "resolve"]
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import hig
-from hig import _atomic, load_results, save_results
+from hig.files import _atomic, load_results, save_results
 
 
 def names(folder):
@@ -30,9 +30,9 @@ def test_previous_results_survive_a_failed_write(tmp_path, monkeypatch):
 @pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
 def test_previous_file_survives_a_killed_process(moment, tmp_path):
     path = tmp_path / "a.bin"
-    hig.write_atomically(path, b"old")
+    hig.files.write_atomically(path, b"old")
     code = (
-        "import os, pathlib, signal, sys; from hig import write_atomically\n"
+        "import os, pathlib, signal, sys; from hig.files import write_atomically\n"
         f"{moment} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomically(pathlib.Path(sys.argv[1]), b'new' * 1000)"
     )
@@ -51,6 +51,6 @@ def test_the_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
         assert not path.exists()
 
     monkeypatch.setattr(_atomic.os, "fsync", fsync)
-    hig.write_atomically(path, b"12345")
+    hig.files.write_atomically(path, b"12345")
     assert sizes == [5]
     assert names(tmp_path) == ["a.bin"] and path.read_bytes() == b"12345"

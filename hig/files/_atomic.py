@@ -3,8 +3,8 @@
 import os
 import uuid
 
-from hig._arguments import check_path
-from hig._errors import described
+from hig.arguments import check_path
+from hig.errors import described
 
 __all__ = ["write_atomically"]
 

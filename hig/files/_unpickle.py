@@ -8,7 +8,7 @@ import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hig._errors import UnsafeResultError
+from hig.errors import UnsafeResultError
 
 __all__ = ["as_key", "unpickle"]
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._errors import described
+from hig.errors import described
 
 __all__ = [
     "FRACTION",

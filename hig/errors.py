@@ -1,5 +1,9 @@
-"""Named errors. Each text says what was wrong, the value found and the remedy."""
+"""Named errors, and what is said of them.
 
+Each text says what was wrong, the value found and the remedy. The errors are also in ``hig``.
+"""
+
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -10,6 +14,7 @@ __all__ = [
     "SampleDependenceError",
     "UnsafeResultError",
     "described",
+    "out_of_memory",
 ]
 
 
@@ -53,3 +58,10 @@ def described(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}" if value else "an empty list"
     return type(value).__name__
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out."""
+    # The CPU allocator raises a plain RuntimeError, and so do the driver and its libraries.
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

@@ -1,0 +1,19 @@
+"""Files that survive interruptions and run no code when they are read.
+
+``hig.save_results`` and ``hig.load_results`` are those for results; here is also what they are made
+of, for files of other kinds.
+"""
+
+from hig.errors import CorruptResultError, UnsafeResultError
+from hig.files._atomic import write_atomically
+from hig.files._results import load_results, save_results
+from hig.files._unpickle import unpickle
+
+__all__ = [
+    "CorruptResultError",
+    "UnsafeResultError",
+    "load_results",
+    "save_results",
+    "unpickle",
+    "write_atomically",
+]

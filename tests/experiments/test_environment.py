@@ -4,35 +4,40 @@ import sys
 
 import pytest
 
-SHOW = "import experiments, os; print(os.environ['OMP_WAIT_POLICY'])"
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+SHOW = f"import os; print(*(os.environ.get(name) for name in {NAMES}))"
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_waiting_threads_sleep_unless_told_otherwise(given, expected):
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    if given:
-        environment["OMP_WAIT_POLICY"] = given
-    done = subprocess.run(
-        [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == expected
+def printed(code, **given):
+    environment = {key: value for key, value in os.environ.items() if key not in NAMES} | given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["PASSIVE", "1000"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_told_otherwise(given, expected):
+    assert printed(f"import experiments; {SHOW}", **given) == expected
 
 
 def test_it_is_settled_before_torch_is_imported():
-    probe = """
+    probe = f"""
 import os, sys
 
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print(os.environ.get("OMP_WAIT_POLICY"))
+            {SHOW.replace("import os; ", "")}
         return None
 
 sys.meta_path.insert(0, Watch())
 import experiments
 """
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["PASSIVE"]
+    assert printed(probe) == ["PASSIVE", "1000"]

@@ -7,12 +7,12 @@ from collections import OrderedDict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from tests.hig.files.test_results import assert_same
 
 from hig import UnsafeResultError
 from hig.files import unpickle
 from hig.files._stand_ins import FUNCTIONS, build
 from hig.files._unpickle import _DONE, _PUSHED, MOST_IN_A_KEY, as_key
+from tests.hig.files.test_results import assert_same
 
 LEAVES = some.one_of(
     some.none(), some.booleans(), some.integers(), some.floats(allow_nan=False), some.text(),

@@ -1,4 +1,4 @@
-"""Loss, or another recorded quantity, against training time or epochs."""
+"""Loss, or another recorded quantity, against training time, epochs or steps."""
 
 import sys
 
@@ -44,7 +44,8 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
 
     Args:
         files: Sequence of ResultFile.
-        x: "time", "epochs" or "both" (side by side).
+        x: "time", "epochs", "steps" or "both" (time and epochs side by side); or several of the
+            first three, side by side.
         quantity: "test" or "train" loss, "both" (train as thin, pale lines), or another recorded
             quantity by its name, such as "l1_distance" for the key `test_l1_distance`.
         log_x: Whether the horizontal axis is logarithmic too.
@@ -58,7 +59,7 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
         PlotError: A file lacks what the figure needs.
     """
     files = _files.newest(files)
-    axes_names = ("time", "epochs") if x == "both" else (x,)
+    axes_names = ("time", "epochs") if x == "both" else (x,) if isinstance(x, str) else x
     quantities = ("test", "train") if quantity == "both" else (quantity,)
     if quantity in (*SIGNED, *PER_STEP):
         files = _files.having(files, quantity)  # only steps of some methods have it
@@ -166,7 +167,10 @@ def main(arguments=None):
     """
     parser = _files.parser("loss", __doc__, _EPILOG)
     parser.add_argument(
-        "--x", choices=("time", "epochs", "both"), default="time", help="horizontal axis (time)"
+        "--x",
+        choices=("time", "epochs", "steps", "both"),
+        default="time",
+        help="horizontal axis (time); both are time and epochs",
     )
     parser.add_argument(
         "--quantity",

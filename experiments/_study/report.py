@@ -6,7 +6,7 @@ Numbers are medians over the seeds, in brackets the lowest and the highest.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -239,7 +239,7 @@ def _lost(compared: Mapping[str, Sequence[Seeds]]) -> str:
     return "\n\n".join(filter(None, [text, told, end]))
 
 
-def _ahead(ours: Seeds, found: Sequence[Seeds], of) -> str:  # noqa: ANN001
+def _ahead(ours: Seeds, found: Sequence[Seeds], of: Callable[[Seeds], float]) -> str:
     """The methods with a smaller number, the smallest first."""
     mine = of(ours)
     others = sorted(

@@ -1,0 +1,214 @@
+"""Every figure of the results page, from the small result files of a study."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plots import (
+    _files,
+    _settings,
+    _style,
+    ablation,
+    density,
+    fields,
+    flow,
+    loss,
+    populations,
+    rank,
+    saturation,
+    smoke,
+    solution,
+    spectrum,
+    target,
+    trajectory,
+)
+
+_EPILOG = """\
+STUDY is what `python -m experiments keep` has written: <part>/<problem>/<run>.pickle. Each problem
+of the comparison has its curves, its target, the spectra and ranks of the methods that have them,
+and an example of what HIG, the best other method and Adam have found, if it has examples. Figures
+are PNG files, <problem>_<figure>.png and ablation_<setting>.png, none larger than 150 kB.
+
+example:
+  python -m plots.study study/desk --out docs/images/study
+"""
+
+_MOST_BYTES = 150_000
+_RESOLUTIONS = (160, 130, 110, 90, 70, 50)  # the first with which a figure is small enough
+_COMPARISON, _RELAYS = "comparison", ("relay_first", "relay")
+_OURS, _BASELINE = "hig", "adam"
+_SHOWN = 3  # methods whose examples stand side by side
+# What draws an example that has these parts; of several the first.
+_EXAMPLES = (
+    ("trajectory", trajectory, {"state", "target", "control"}),
+    ("density", density, {"density", "target_density"}),
+    ("flow", flow, {"velocity", "force"}),
+    ("smoke", smoke, {"start", "uncontrolled", "prediction", "truth"}),
+    ("fields", fields, {"prediction", "truth"}),
+    ("solution", solution, {"points", "prediction", "solution"}),
+)
+
+
+def figures(study):
+    """What there is to draw.
+
+    Args:
+        study: Path of the folder.
+
+    Returns:
+        dict from names without a suffix to functions that return a matplotlib figure.
+
+    Raises:
+        PlotError: The folder has no comparison, or a file is no result file.
+    """
+    parts = {}
+    for path in sorted(Path(study).rglob("*.pickle")):
+        part, *folder = path.parent.relative_to(study).parts or ("",)
+        parts.setdefault(part, {}).setdefault("_".join(folder), []).append(_files.load(path))
+    if _COMPARISON not in parts:
+        raise _files.PlotError(
+            f"{study} has no result files in {_COMPARISON}/; give what python -m experiments keep "
+            "has written"
+        )
+    found = {}
+    for problem, files in parts.pop(_COMPARISON).items():
+        files = _short(files)
+        found |= {f"{problem}_{name}": call for name, call in _of_problem(files).items()}
+    relays = [parts.pop(part, {}) for part in _RELAYS]
+    for problem, files in relays[1].items():
+        both = _short([*relays[0].get(problem, ()), *files])
+        found[f"{problem}_relay"] = lambda both=both: loss.draw(both)
+    for part, problems in parts.items():
+        files = [file for of in problems.values() for file in of]
+        if 1 <= len(_settings.varied(files)) <= 2:
+            found[f"ablation_{part}"] = lambda files=files: ablation.draw(files)
+    return found
+
+
+def _short(files):
+    """Files of one problem labelled by the method alone, where that is enough to tell them."""
+    labels = {}
+    for file in files:
+        labels.setdefault(file.method, set()).add(file.label)
+    return [
+        replace(file, results=file.results | {"label": _settings.name(file)})
+        if len(labels[file.method]) == 1
+        else file
+        for file in files
+    ]
+
+
+def _of_problem(files):
+    """Figures of the files of one problem, by name."""
+    found = {
+        "loss": lambda: loss.draw(files, x=("time", "steps")),
+        "target": lambda: target.draw(files),
+    }
+    spectra = [
+        file for file in files if "spectrum" in file.results and file.method in ("hig", "gn")
+    ]
+    ranked = [file for file in files if "rank" in file.results]
+    neurons = [file for file in files if "test_activation_mean" in file.results]
+    if spectra:
+        found["spectrum"] = lambda: spectrum.draw(_ordered(spectra))
+    if ranked:
+        found["rank"] = lambda: rank.draw(ranked, x="steps")
+    if neurons:
+        found["saturation"] = lambda: saturation.draw(_ordered(neurons))
+    shown = _with_examples(files)
+    if shown:
+        parts = set(shown[0].results["example"])
+        for name, figure, needed in _EXAMPLES:
+            if needed <= parts:
+                found[name] = lambda figure=figure: figure.draw(shown)
+                break
+        if {"populations", "target_populations"} <= parts:
+            found["populations"] = lambda: populations.draw(shown)
+    return found
+
+
+def _ordered(files):
+    order = _style.in_order((file.method, file.label) for file in files)
+    return sorted(files, key=lambda file: order.index((file.method, file.label)))
+
+
+def _with_examples(files):
+    """HIG, the best of all others, and Adam; where one is missing the next best."""
+    having = [file for file in files if "example" in file.results]
+    best = sorted(having, key=lambda file: _settings.final(file, "test"))
+    finite = [file for file in best if np.isfinite(_settings.final(file, "test"))]
+    wanted = [next((f for f in finite if f.method == name), None) for name in (_OURS, _BASELINE)]
+    chosen = [file for file in wanted if file is not None]
+    chosen += [file for file in finite if file not in chosen][: _SHOWN - len(chosen)]
+    return _ordered(chosen)
+
+
+def draw(study, out):
+    """Draws and writes all of them.
+
+    Args:
+        study: Path of the folder.
+        out: Path of the folder of the figures, which is made.
+
+    Returns:
+        List of the paths written.
+
+    Raises:
+        PlotError: A figure cannot be drawn.
+        OSError: A figure cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, call in figures(study).items():
+        path = out / f"{name}.png"
+        with _style.look():
+            figure = call()
+            for resolution in _RESOLUTIONS:
+                figure.savefig(path, dpi=resolution)
+                if path.stat().st_size <= _MOST_BYTES:
+                    break
+        written.append(path)
+    return written
+
+
+def main(arguments=None):
+    """Runs the command line.
+
+    Args:
+        arguments: Sequence of str; those of the process when None.
+
+    Returns:
+        Exit status, 0 or 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m plots.study",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path, metavar="STUDY", help="folder of small result files")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of the figures"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        written = draw(options.study, options.out)
+    except _files.PlotError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(
+            f"error: --out must be a folder that can be written to, got {options.out}: "
+            f"{error.strerror or error}; give another place",
+            file=sys.stderr,
+        )
+        return 2
+    print(f"{len(written)} figures written to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

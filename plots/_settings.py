@@ -62,7 +62,7 @@ def is_number(found):
 def text(found):
     """A value as a tick or a legend shows it."""
     if isinstance(found, float):
-        return f"{found:g}"
+        return f"{found:g}".replace("e-0", "e-").replace("e+0", "e")
     return "-".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
 
 

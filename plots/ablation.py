@@ -10,10 +10,10 @@ from plots import _files, _settings, _style
 from plots._curves import quantity_key
 
 _EPILOG = """\
-Points are medians over the seeds, lines reach from the lowest to the highest. Numbers stand on an
-axis of their own, logarithmic where they span more than a decade; texts, and numbers beside texts,
-side by side. A cross at the top: a seed has no finite loss. Two settings make a map, in which a
-frame is around the lowest loss. Each problem has its own panel.
+Points are medians over the seeds, upright lines reach from the lowest to the highest. Numbers have
+an axis, logarithmic where they span a decade or so; texts, and numbers beside texts, stand side by
+side. A cross at the top: a seed has no finite loss. Two settings make a map, with a frame around
+the lowest loss. Each problem has its own panel.
 
 examples:
   python -m plots.ablation results/kappa/*.pickle --out kappa.png
@@ -98,8 +98,10 @@ def _draw_line(axes, ends, places, style, label):
     seeds = [np.array(ends[value,]) for value in values]
     median = np.array([np.median(one) for one in seeds])
     shown = np.isfinite(median)
-    joined = style if all(map(_settings.is_number, values)) else style | {"linestyle": "none"}
-    axes.plot(position[shown], median[shown], marker="o", markersize=4, label=label, **joined)
+    numbers = np.array([_settings.is_number(value) for value in values])
+    axes.plot(position[shown & numbers], median[shown & numbers], label=f"_{label}", **style)
+    look = {"marker": "o", "markersize": 4, "linestyle": "none", "color": style["color"]}
+    axes.plot(position[shown], median[shown], label=label, **look)
     for place, one in zip(position, seeds, strict=True):
         finite = one[np.isfinite(one)]
         if finite.size > 1:
@@ -155,7 +157,7 @@ def _draw_map(axes, ends, sides):
         if np.isnan(number):
             continue
         dark = np.isfinite(number) and norm(number) > 0.5
-        text = f"{number:.1e}".replace("e-0", "e-") if np.isfinite(number) else "×"
+        text = _settings.text(float(f"{number:.2g}")) if np.isfinite(number) else "×"
         axes.text(
             column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.5,
             color="white" if dark else "black",

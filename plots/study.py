@@ -5,8 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from plots import (
     _files,
     _settings,
@@ -29,7 +27,7 @@ from plots import (
 _EPILOG = """\
 STUDY is what `python -m experiments keep` has written: <part>/<problem>/<run>.pickle. Each problem
 of the comparison has its curves, its target, the spectra and ranks of the methods that have them,
-and an example of what HIG, the best other method and Adam have found, if it has examples. Figures
+and an example of what HIG and the best other method have found, if it has examples. Figures
 are PNG files, <problem>_<figure>.png and ablation_<setting>.png, none larger than 150 kB.
 
 example:
@@ -39,8 +37,7 @@ example:
 _MOST_BYTES = 150_000
 _RESOLUTIONS = (160, 130, 110, 90, 70, 50)  # the first with which a figure is small enough
 _COMPARISON, _RELAYS = "comparison", ("relay_first", "relay")
-_OURS, _BASELINE = "hig", "adam"
-_SHOWN = 3  # methods whose examples stand side by side
+_OURS = "hig"
 # What draws an example that has these parts; of several the first.
 _EXAMPLES = (
     ("trajectory", trajectory, {"state", "target", "control"}),
@@ -117,7 +114,7 @@ def _of_problem(files):
     if ranked:
         found["rank"] = lambda: rank.draw(ranked, x="steps")
     if neurons:
-        found["saturation"] = lambda: saturation.draw(_ordered(neurons))
+        found["saturation"] = lambda: saturation.draw(_ordered(neurons), log_x=True)
     shown = _with_examples(files)
     if shown:
         parts = set(shown[0].results["example"])
@@ -136,14 +133,12 @@ def _ordered(files):
 
 
 def _with_examples(files):
-    """HIG, the best of all others, and Adam; where one is missing the next best."""
+    """HIG and the best of all others: more would be too small on a page."""
     having = [file for file in files if "example" in file.results]
     best = sorted(having, key=lambda file: _settings.final(file, "test"))
-    finite = [file for file in best if np.isfinite(_settings.final(file, "test"))]
-    wanted = [next((f for f in finite if f.method == name), None) for name in (_OURS, _BASELINE)]
-    chosen = [file for file in wanted if file is not None]
-    chosen += [file for file in finite if file not in chosen][: _SHOWN - len(chosen)]
-    return _ordered(chosen)
+    ours = [file for file in best if file.method == _OURS]
+    others = [file for file in best if file.method != _OURS]
+    return [*ours[:1], *others[:1]]
 
 
 def draw(study, out):

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from plots import _files, _settings, _style
 from plots._curves import UNITS, positions
@@ -22,6 +23,7 @@ example:
 """
 
 _LABEL_WIDTH = 34  # characters of a line
+_TITLE_WIDTH = 48
 _LINE = 0.165  # its height in inches
 _BASELINE = "adam"
 
@@ -50,7 +52,9 @@ def draw(files, target=None):
         level, meaning = (target, "") if target is not None else _default(problem, groups)
         _draw_problem(axes, groups, level)
         title = f"{problem.replace('_', ' ')}: " if len(problems) > 1 else ""
-        axes.set_title(f"{title}test loss {level:.3g}{meaning}", loc="left")
+        title += f"test loss {level:.3g}"
+        between = "\n" if len(title) + len(meaning) > _TITLE_WIDTH else ", "
+        axes.set_title(title + between * bool(meaning) + meaning, loc="left")
     grid[-1, 0].set_xlabel(UNITS["time"])
     _legend(figure)
     return figure
@@ -58,7 +62,7 @@ def draw(files, target=None):
 
 def _height(groups):
     lines = [len(_style.wrapped(label, _LABEL_WIDTH).splitlines()) for _, label in groups]
-    return len(lines) * max(1.5, *lines) * _LINE + 0.75
+    return len(lines) * max(1.5, *lines) * _LINE + 0.85
 
 
 def _default(problem, groups):
@@ -69,9 +73,12 @@ def _default(problem, groups):
         raise _files.PlotError(
             f"no method ends at a finite test loss on {problem or 'the problem'}; give --target"
         )
-    baseline = [key for key in ordered[1:] if key[0] == _BASELINE]
-    chosen = (baseline or ordered[1:2] or ordered)[0]
-    return ends[chosen], f", where {_settings.name(groups[chosen][0])} ends"
+    baseline = [key for key in ordered if key[0] == _BASELINE][:1]
+    second = ordered[1:2] or ordered
+    (chosen,) = second if baseline in ([], ordered[:1]) else baseline
+    alone = sum(method == chosen[0] for method, _ in groups) == 1
+    name = _settings.name(groups[chosen][0]) if alone else chosen[1]
+    return ends[chosen], f"where {name} ends"
 
 
 def _draw_problem(axes, groups, target):
@@ -100,8 +107,16 @@ def _draw_problem(axes, groups, target):
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.grid(True, axis="x")
     if min(starts) > 0:
-        axes.set_xscale("log")
-        _style.plain_ticks(axes.xaxis)
+        _log_axis(axes)
+
+
+def _log_axis(axes):
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _times(files, target):

@@ -46,7 +46,7 @@ def differing(runs: Iterable[Mapping[str, object]]) -> list[str]:
 def value_text(value: object) -> str:
     """The value of a setting as on a command line."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
     return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -106,8 +106,17 @@ def _experiments(runs: Iterable[Run]) -> list[Seeds]:
     return sorted(found.values(), key=_final)
 
 
+def _end(run: Run) -> float:
+    """The last loss; what diverges has lost, whatever was last recorded."""
+    return np.inf if run.stopped == "non-finite" else run.final
+
+
 def _final(seeds: Seeds) -> float:
-    return float(np.median([run.final for run in seeds]))
+    return float(np.median([_end(run) for run in seeds]))
+
+
+def _losses(seeds: Seeds) -> str:
+    return markdown.median_and_range([_end(run) for run in seeds], markdown.loss)
 
 
 def _seconds_to(seeds: Seeds, target: float) -> float:
@@ -161,7 +170,9 @@ def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
         "it has been typed. Methods are compared at equal training time, at the settings that have "
         "won [the grid](#the-grid) on a seed that nothing else sees; those without a grid at their "
         "own. Numbers are the median over the seeds, in brackets the lowest and the highest; times "
-        "to a loss are those of the runs that got there, with their number."
+        "to a loss are those of the runs that got there, with their number. A run that diverges ends "
+        "at no finite loss. Figures of solutions, and the errors in them, are of some places of the "
+        "test grid."
     )
     return f"{text}\n\n{markdown.table(lines)}"
 
@@ -173,10 +184,10 @@ def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> 
     header += ["epochs", "diverged", *(["elsewhere"] if published else []), "settings"]
     lines = [header]
     for seeds in found:
-        diverged = sum(run.stopped == "non-finite" or np.isinf(run.final) for run in seeds)
+        diverged = sum(np.isinf(_end(run)) for run in seeds)
         beside = [published.losses.get(_method(seeds), "–")] if published else []
         cells = [
-            markdown.median_and_range([run.final for run in seeds], markdown.loss),
+            _losses(seeds),
             markdown.median_and_range([run.best for run in seeds], markdown.loss),
             markdown.to_target([run.seconds_to(target) for run in seeds]),
             *(
@@ -243,7 +254,7 @@ def _ahead(ours: Seeds, found: Sequence[Seeds], of: Callable[[Seeds], float]) ->
     """The methods with a smaller number, the smallest first."""
     mine = of(ours)
     others = sorted(
-        ((of(seeds), _name(seeds, found)) for seeds in found if seeds is not ours),
+        ((of(seeds), _name(seeds, found)) for seeds in found if _method(seeds) != _OURS),
         key=lambda pair: pair[0],
     )
     texts = []
@@ -271,10 +282,6 @@ def _relays(relayed: Mapping[str, list[Run]], compared: Mapping[str, Sequence[Se
     return f"Each for half of the training time.\n\n{markdown.table(lines)}"
 
 
-def _losses(seeds: Seeds) -> str:
-    return markdown.median_and_range([run.final for run in seeds], markdown.loss)
-
-
 def _ablation(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str]) -> str:
     names = list(dict.fromkeys(n for r in runs.values() for n in differing(x.results for x in r)))
     texts = [f"### {part.replace('_', ' ')}"]
@@ -295,7 +302,7 @@ def _values(runs: Mapping[str, list[Run]], names: Sequence[str]) -> str:
     lines = [[*header, *(_TITLES.get(folder, folder) for folder in columns)]]
     for value in values:
         cells = [_cell(column.get(value), column) for column in columns.values()]
-        lines.append([", ".join(map(value_text, value)) or "as recorded", *cells])
+        lines.append([", ".join(map(value_text, value)) or "the same for all", *cells])
     return markdown.table(lines)
 
 

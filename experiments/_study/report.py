@@ -170,9 +170,9 @@ def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
         "it has been typed. Methods are compared at equal training time, at the settings that have "
         "won [the grid](#the-grid) on a seed that nothing else sees; those without a grid at their "
         "own. Numbers are the median over the seeds, in brackets the lowest and the highest; times "
-        "to a loss are those of the runs that got there, with their number. A run that diverges ends "
-        "at no finite loss. Figures of solutions, and the errors in them, are of some places of the "
-        "test grid."
+        "to a loss are those of the runs that got there, with their number. A run that diverges "
+        "ends at no finite loss. Figures of solutions, and the errors in them, are of some places "
+        "of the test grid."
     )
     return f"{text}\n\n{markdown.table(lines)}"
 

@@ -11,7 +11,11 @@ from plots._files import PlotError
 def run(run_file):
     def make(losses, method="hig", label="HIG", seed=0, **changes):
         time = np.arange(float(len(losses)))
-        curves = {"time": time, "epochs": time, "test_loss": np.array(losses, dtype=float)} | changes
+        curves = {
+            "time": time,
+            "epochs": time,
+            "test_loss": np.array(losses, dtype=float),
+        } | changes
         name = f"{label}{seed}".replace("(", "").replace(")", "")
         return run_file(name, method=method, label=label, seed=seed, **curves)
 

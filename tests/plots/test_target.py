@@ -94,7 +94,7 @@ def test_pretraining_counts(run):
 
 
 def test_nothing_finite_has_no_target(run):
-    with pytest.raises(PlotError, match="no method ends at a finite test loss on .*give --target"):
+    with pytest.raises(PlotError, match=r"no method ends at a finite test loss on .*give --target"):
         target.draw([run([9, np.nan])])
 
 

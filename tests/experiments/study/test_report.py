@@ -61,7 +61,7 @@ def test_numbers_of_a_comparison(made, page):
     assert found["HIG"]["steps"] == "8" and found["HIG"]["epochs"] == "4"
     assert found["HIG"]["settings"] == "lr 1, batch 64"
     assert found["Gauss–Newton"]["final test loss"] == "not finite (0.5 to not finite)"
-    assert found["Gauss–Newton"]["best"] == "0.252 (0.005 to 0.5)"
+    assert found["Gauss–Newton"]["best"] == "0.203 (0.005 to 0.4)"
     assert found["Gauss–Newton"]["diverged"] == "1 of 2"
 
 
@@ -90,11 +90,9 @@ def test_the_same_bytes_every_time(made, tmp_path):
     texts = []
     for name in ("one", "two"):
         keep(made.folder, tmp_path / name / "desk")
-        for i, path in enumerate(
-            sorted((tmp_path / name).rglob("*.pickle"), reverse=name == "two")
-        ):
+        written = sorted((tmp_path / name).rglob("*.pickle"), reverse=name == "two")
+        for path in written:  # the order in which files were written means nothing
             path.touch()
-            assert i < 6
         line = ["report", str(tmp_path / name / "desk"), "--out", str(tmp_path / f"{name}.md")]
         assert command.main(line) == 0
         texts.append((tmp_path / f"{name}.md").read_bytes())
@@ -118,7 +116,7 @@ def test_published_numbers_stand_beside_ours(made, page):
     beside = {name: row["elsewhere"] for name, row in rows(section).items()}
     losses = PUBLISHED["conditioning_toy"].losses
     assert beside == {"HIG": losses["hig"], "Levenberg–Marquardt": "–"}
-    assert any(line.startswith("Elsewhere: losses after 20 s") for line in section)
+    assert section[-1].startswith("Elsewhere: losses after 20 s at λ = 0.01, [Schnell")
 
 
 def test_where_hig_does_not_win(made, page):

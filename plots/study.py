@@ -5,6 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from plots import (
     _files,
     _settings,
@@ -38,6 +40,7 @@ _MOST_BYTES = 150_000
 _RESOLUTIONS = (160, 130, 110, 90, 70, 50)  # the first with which a figure is small enough
 _COMPARISON, _RELAYS = "comparison", ("relay_first", "relay")
 _OURS = "hig"
+_MOST_RISE = 10.0  # of a loss over that at the start
 # What draws an example that has these parts; of several the first.
 _EXAMPLES = (
     ("trajectory", trajectory, {"state", "target", "control"}),
@@ -76,8 +79,8 @@ def figures(study):
         found |= {f"{problem}_{name}": call for name, call in _of_problem(files).items()}
     relays = [parts.pop(part, {}) for part in _RELAYS]
     for problem, files in relays[1].items():
-        both = _short([*relays[0].get(problem, ()), *files])
-        found[f"{problem}_relay"] = lambda both=both: loss.draw(both)
+        both = [_relayed(file) for file in (*relays[0].get(problem, ()), *files)]
+        found[f"{problem}_relay"] = lambda both=both: _loss(both, ("time",))
     for part, problems in parts.items():
         files = [file for of in problems.values() for file in of]
         if 1 <= len(_settings.varied(files)) <= 2:
@@ -91,17 +94,35 @@ def _short(files):
     for file in files:
         labels.setdefault(file.method, set()).add(file.label)
     return [
-        replace(file, results=file.results | {"label": _settings.name(file)})
-        if len(labels[file.method]) == 1
-        else file
+        _labelled(file, _settings.name(file)) if len(labels[file.method]) == 1 else file
         for file in files
     ]
+
+
+def _relayed(file):
+    """A file of one of two methods that take turns, labelled by who came before."""
+    name, before = _settings.name(file), str(file.results.get("pretraining") or "")
+    return _labelled(file, f"{before.partition(' (')[0]}, then {name}" if before else name)
+
+
+def _labelled(file, label):
+    return replace(file, results=file.results | {"label": label})
+
+
+def _loss(files, x):
+    """Curves, without most of what diverges: no other would be legible beside 1e30."""
+    figure = loss.draw(files, x=x)
+    starts = [np.asarray(file.results["test_loss"])[0] for file in files]
+    for axes in figure.axes:
+        if axes.get_ylim()[1] > _MOST_RISE * max(starts):
+            axes.set_ylim(top=_MOST_RISE * max(starts))
+    return figure
 
 
 def _of_problem(files):
     """Figures of the files of one problem, by name."""
     found = {
-        "loss": lambda: loss.draw(files, x=("time", "steps")),
+        "loss": lambda: _loss(files, ("time", "steps")),
         "target": lambda: target.draw(files),
     }
     spectra = [

@@ -68,11 +68,7 @@ def keep(study: Path, out: Path) -> list[Path]:
     """
     written = []
     for (part, folder), runs in _runs(study).items():
-        first = {}
-        for run in runs.values():
-            first.setdefault(run["method"], run["seed"])
-            first[run["method"]] = min(first[run["method"]], run["seed"])
-        names = {}
+        names: dict[Path, str] = {}
         for place, run in runs.items():
             alike = [other for other in runs.values() if other["method"] == run["method"]]
             path = out / part / folder / f"{_name(run, differing(alike))}{SUFFIX}"
@@ -82,8 +78,8 @@ def keep(study: Path, out: Path) -> list[Path]:
                     f"name {path}; remove the one that is not of this study"
                 )
             names[path] = place
-            whole = part == COMPARISON and run["seed"] == first[run["method"]]
-            hig.save_results(path, cut(_placed(run, place), whole))
+            first = run["seed"] == min(other["seed"] for other in alike)
+            hig.save_results(path, cut(_placed(run, place), first and part == COMPARISON))
             path.with_suffix(".txt").unlink()  # what it tells is in the file
         written += names
     others = sorted(set(out.rglob(f"*{SUFFIX}")) - set(written))
@@ -108,10 +104,9 @@ def cut(results: Mapping[str, object], whole: bool) -> dict[str, object]:
         wide = isinstance(value, np.ndarray) and value.ndim > 1  # a number for each neuron
         if whole or not (steps or wide or key in ("spectrum", "example")):
             kept[key] = value[_chosen_steps(len(value))] if steps else value
-    if whole and "step_time" in results:
-        kept["step"] = (
-            1 + np.arange(len(results["step_time"]))[_chosen_steps(len(results["step_time"]))]
-        )
+    if "step_time" in kept:
+        steps = np.arange(1, 1 + len(results["step_time"]))
+        kept["step"] = steps[_chosen_steps(len(steps))]
     for key, of in (("spectrum", dict), ("example", _one_example)):
         if key in kept:
             kept[key] = {name: _single(value) for name, value in of(kept[key]).items()}

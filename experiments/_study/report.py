@@ -180,7 +180,8 @@ def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
 def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> str:
     target, meaning = _target(found)
     published = PUBLISHED.get(folder)
-    header = ["method", "final test loss", "best", f"s to {target:.3g}", "training s", "steps"]
+    until = f"s to {target:.3g}" if meaning else "s to a target"
+    header = ["method", "final test loss", "best", until, "training s", "steps"]
     header += ["epochs", "diverged", *(["elsewhere"] if published else []), "settings"]
     lines = [header]
     for seeds in found:
@@ -243,7 +244,8 @@ def _lost(compared: Mapping[str, Sequence[Seeds]]) -> str:
             lines.append([_TITLES.get(folder, folder), lower or "none", sooner or "none"])
     text = (
         "Problems on which another method ends at a lower median test loss than HIG, or is sooner "
-        "at the target, and by what factor."
+        "at the target, and by what factor; alone is who gets to a target, or to a finite loss, "
+        "where HIG in the median does not."
     )
     end = f"HIG is not compared on: {', '.join(without)}." if without else ""
     told = markdown.table(lines) if len(lines) > 1 else "There are none in this study."

@@ -80,10 +80,13 @@ def test_ablations_and_relays(kept):
         kept(f"kappa/toy/hig_{value}_seed0", label=f"HIG ({value})", sim_par=settings)
     kept("rcond_auto/toy/hig_seed0")
     kept("relay_first/toy/adam_seed0", method="adam", label="Adam")
-    kept("relay/toy/hig_after_adam_seed0", label="HIG (after Adam)", pretraining_time=8.0)
+    later = {"pretraining": "Adam (lr 1)", "pretraining_time": 8.0}
+    kept("relay/toy/hig_after_adam_seed0", label="HIG (after Adam (lr 1))", **later)
     found = study.figures(kept("comparison/toy/hig_seed0"))
     assert list(found) == ["toy_loss", "toy_target", "toy_relay", "ablation_kappa"]
     assert found["ablation_kappa"]().axes[0].get_xlabel() == "kappa"
+    texts = [text.get_text() for text in found["toy_relay"]().legends[0].get_texts()]
+    assert texts == ["Adam, then HIG", "Adam"]
     first, second = sorted(found["toy_relay"]().axes[0].lines, key=lambda line: line.get_xdata()[0])
     assert first.get_xdata()[-1] == second.get_xdata()[0] == 8.0
 
@@ -93,6 +96,13 @@ def test_labels_stay_where_they_are_needed(kept):
     folder = kept("comparison/toy/adam_2_seed0", method="adam", label="Adam (lr 2)")
     texts = study.figures(folder)["toy_loss"]().legends[0].get_texts()
     assert [text.get_text() for text in texts] == ["Adam (lr 1)", "Adam (lr 2)"]
+
+
+def test_what_diverges_leaves_at_the_top(kept):
+    kept("comparison/toy/hig_seed0")
+    rising = {"test_loss": np.logspace(0, 30, 9), "method": "gn", "label": "GN"}
+    for axes in study.figures(kept("comparison/toy/gn_seed0", **rising))["toy_loss"]().axes:
+        assert axes.get_ylim()[1] == pytest.approx(10.0)
 
 
 def test_files_are_small_and_the_same_every_time(kept, tmp_path, capsys):

@@ -25,6 +25,7 @@ from plots import (
     target,
     trajectory,
 )
+from plots._curves import UNITS
 
 _EPILOG = """\
 STUDY is what `python -m experiments keep` has written: <part>/<problem>/<run>.pickle. Each problem
@@ -110,12 +111,21 @@ def _labelled(file, label):
 
 
 def _loss(files, x):
-    """Curves, without most of what diverges: no other would be legible beside 1e30."""
+    """Curves as a page needs them, on which methods differ by orders of magnitude.
+
+    What diverges leaves at the top, as no other curve would be legible beside 1e30. Steps have a
+    logarithmic axis, as those of Adam are many and those of HIG few.
+    """
     figure = loss.draw(files, x=x)
     starts = [np.asarray(file.results["test_loss"])[0] for file in files]
     for axes in figure.axes:
         if axes.get_ylim()[1] > _MOST_RISE * max(starts):
             axes.set_ylim(top=_MOST_RISE * max(starts))
+        if axes.get_xlabel() == UNITS["steps"]:
+            taken = np.concatenate([line.get_xdata() for line in axes.lines])
+            first = taken[taken > 0].min(initial=np.inf)
+            if np.isfinite(first):
+                axes.set(xscale="log", xlim=(first, None))
     return figure
 
 
@@ -163,7 +173,7 @@ def _with_examples(files):
 
 
 def draw(study, out):
-    """Draws and writes all of them.
+    """Draws and writes all of them, with a note on each that cannot be drawn.
 
     Args:
         study: Path of the folder.
@@ -173,7 +183,7 @@ def draw(study, out):
         List of the paths written.
 
     Raises:
-        PlotError: A figure cannot be drawn.
+        PlotError: As for `figures`.
         OSError: A figure cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +191,11 @@ def draw(study, out):
     for name, call in figures(study).items():
         path = out / f"{name}.png"
         with _style.look():
-            figure = call()
+            try:
+                figure = call()
+            except _files.PlotError as error:  # of a run that has diverged at once, say
+                _files.note(f"{path} is left out: {error}")
+                continue
             for resolution in _RESOLUTIONS:
                 figure.savefig(path, dpi=resolution)
                 if path.stat().st_size <= _MOST_BYTES:

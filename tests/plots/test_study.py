@@ -42,6 +42,8 @@ def test_figures_of_a_problem(kept):
     ]
     curves = found["swing_loss"]()
     assert [axes.get_xlabel() for axes in curves.axes] == ["training time (s)", "steps"]
+    assert [axes.get_xscale() for axes in curves.axes] == ["linear", "log"]
+    assert curves.axes[1].get_xlim()[0] == 4.0
     texts = [text.get_text() for text in curves.legends[0].get_texts()]
     assert texts == ["HIG", "LM", "Adam", "min–max of seeds"]  # without what is special
     titles = [axes.get_title(loc="left") for axes in found["swing_trajectory"]().axes]
@@ -103,6 +105,14 @@ def test_what_diverges_leaves_at_the_top(kept):
     rising = {"test_loss": np.logspace(0, 30, 9), "method": "gn", "label": "GN"}
     for axes in study.figures(kept("comparison/toy/gn_seed0", **rising))["toy_loss"]().axes:
         assert axes.get_ylim()[1] == pytest.approx(10.0)
+
+
+def test_what_cannot_be_drawn_is_left_out_with_a_note(kept, tmp_path, capsys):
+    folder = kept("comparison/toy/hig_seed0", points=1, **activation_results(points=1))
+    assert study.main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "toy_saturation.png is left out: " in capsys.readouterr().err
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"toy_loss.png", "toy_target.png"}
 
 
 def test_files_are_small_and_the_same_every_time(kept, tmp_path, capsys):

@@ -36,7 +36,7 @@ _TITLES = {
 }
 _USUAL = ("fixed", "schedule constant", "float32")  # settings that go without saying
 _BASELINE, _OURS = "adam", "hig"
-_SECOND_HALF, _FIRST_HALF = "relay", "relay_first"
+_RELAY, _FIRST_HALF = "relay", "relay_first"
 
 # One method on one problem with settings of its own: the runs of all seeds.
 Seeds = list[Run]
@@ -58,15 +58,16 @@ def report(study: Path, images: Mapping[str, str]) -> str:
     """
     parts = _parts(study)
     compared = {folder: _experiments(runs) for folder, runs in parts.pop(COMPARISON).items()}
-    relayed = parts.pop(_SECOND_HALF, {})
-    parts.pop(_FIRST_HALF, None)
+    relayed = parts.pop(_RELAY, {})
+    begun = parts.pop(_FIRST_HALF, {})
     texts = [
         f"# Results of the study: {study.resolve().name}",
         _circumstances(compared),
         *(_problem(folder, found, images) for folder, found in compared.items()),
         "## Where HIG does not win",
         _lost(compared),
-        *(["## One after the other", _relays(relayed, compared)] if relayed else []),
+        *(["## One after the other", _relays(relayed, begun, compared)] if relayed else []),
+        *(text for folder in relayed for text in _shown(_prefix(folder, _RELAY), images, folder)),
         *(["## One setting at a time"] if parts else []),
         *(_ablation(part, runs, images) for part, runs in parts.items()),
         "## The grid",
@@ -207,7 +208,7 @@ def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> 
         markdown.table(lines),
         f"The seconds are those to a test loss of {target:.3g}, {meaning}." if meaning else "",
         f"Elsewhere: {published.circumstances}." if published else "",
-        *_shown(f"{folder.replace('/', '_')}_", images, _TITLES.get(folder, folder)),
+        *_shown(_prefix(folder), images, folder, but=_prefix(folder, _RELAY)),
     ]
     return "\n\n".join(text for text in texts if text)
 
@@ -220,11 +221,17 @@ def _settings(run: Run) -> str:
     return ", ".join(text for text in texts if text not in _USUAL)
 
 
-def _shown(prefix: str, images: Mapping[str, str], about: str) -> list[str]:
+def _prefix(folder: str, figure: str = "") -> str:
+    return f"{folder.replace('/', '_')}_{figure}"
+
+
+def _shown(prefix: str, images: Mapping[str, str], folder: str, but: str = "none") -> list[str]:
+    """Links to the figures whose names begin like that, but for one."""
+    about = _TITLES.get(folder, folder)
     return [
-        f"![{about}: {name.removeprefix(prefix).replace('_', ' ')}]({place})"
+        f"![{about}: {name.removeprefix(_prefix(folder)).replace('_', ' ')}]({place})"
         for name, place in sorted(images.items())
-        if name.startswith(prefix)
+        if name.startswith(prefix) and name != but
     ]
 
 
@@ -267,20 +274,24 @@ def _ahead(ours: Seeds, found: Sequence[Seeds], of: Callable[[Seeds], float]) ->
     return ", ".join(texts)
 
 
-def _relays(relayed: Mapping[str, list[Run]], compared: Mapping[str, Sequence[Seeds]]) -> str:
+def _relays(
+    relayed: Mapping[str, list[Run]],
+    begun: Mapping[str, list[Run]],
+    compared: Mapping[str, Sequence[Seeds]],
+) -> str:
     """One method goes on with the weights of another, beside each alone for the same time."""
     lines = [["problem", "methods", "final test loss", "settings"]]
     for folder, runs in relayed.items():
-        for seeds in _experiments(runs):
+        title, found = _TITLES.get(folder, folder), _experiments(runs)
+        methods = {_method(seeds) for seeds in (*found, *_experiments(begun.get(folder, ())))}
+        alone = [seeds for seeds in compared.get(folder, ()) if _method(seeds) in methods]
+        for seeds in found:
             first = str(seeds[0].results["pretraining"]).partition(" (")[0]
             name = f"{first}, then {_name(seeds)}"
-            lines.append([_TITLES.get(folder, folder), name, _losses(seeds), _settings(seeds[0])])
-        methods = {_method(seeds) for seeds in _experiments(runs)}
-        for seeds in compared.get(folder, ()):
-            if _method(seeds) in methods:
-                name = f"{_name(seeds)} alone"
-                told = [_losses(seeds), _settings(seeds[0])]
-                lines.append([_TITLES.get(folder, folder), name, *told])
+            lines.append([title, name, _losses(seeds), _settings(seeds[0])])
+        for seeds in alone:
+            told = [f"{_name(seeds)} alone", _losses(seeds), _settings(seeds[0])]
+            lines.append([title, *told])
     return f"Each for half of the training time.\n\n{markdown.table(lines)}"
 
 
@@ -292,8 +303,9 @@ def _ablation(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str
             texts += [f"{_TITLES.get(folder, folder)}:", _pairs(found, *names)]
     else:
         texts.append(_values(runs, names))
-    images = {name: place for name, place in images.items() if name == f"ablation_{part}"}
-    return "\n\n".join([*texts, *_shown("ablation_", images, "Ablation")])
+    image = images.get(f"ablation_{part}")
+    shown = [f"![Ablation: {part.replace('_', ' ')}]({image})"] if image else []
+    return "\n\n".join([*texts, *shown])
 
 
 def _values(runs: Mapping[str, list[Run]], names: Sequence[str]) -> str:

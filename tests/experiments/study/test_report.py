@@ -174,9 +174,13 @@ def test_one_after_the_other(made, page):
     made.run("relay_first", "toy", "adam", losses=(1, 0.5))
     later = {"pretraining": "Adam (lr 1)", "pretraining_time": 10.0, "label": "HIG (after Adam)"}
     made.run("relay", "toy", losses=(0.5, 0.2), **later)
-    found = page()
+    found = page({"toy_relay": "relay.png", "toy_loss": "loss.png"})
+    assert found["One after the other"][-1] == "![toy: relay](relay.png)"
+    assert found["toy"][-1] == "![toy: loss](loss.png)"
     told = [line[1:3] for line in found["One after the other"] if isinstance(line, list)]
-    assert told[1:] == [["Adam, then HIG", "0.2"], ["HIG alone", "0.3"]]
+    assert told[1:] == [
+        ["Adam, then HIG", "0.2"], ["HIG alone", "0.3"], ["Adam alone", "0.4"],
+    ]  # fmt: skip
     assert "relay first" not in found
 
 

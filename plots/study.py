@@ -25,7 +25,6 @@ from plots import (
     target,
     trajectory,
 )
-from plots._curves import UNITS
 
 _EPILOG = """\
 STUDY is what `python -m experiments keep` has written: <part>/<problem>/<run>.pickle. Each problem
@@ -116,16 +115,16 @@ def _loss(files, x):
     What diverges leaves at the top, as no other curve would be legible beside 1e30. Steps have a
     logarithmic axis, as those of Adam are many and those of HIG few.
     """
-    figure = loss.draw(files, x=x)
+    try:
+        figure = loss.draw(files, x=x, log_x=("steps",))
+    except _files.PlotError:  # runs that ended before they were evaluated have no place there
+        figure = loss.draw(files, x=x)
     starts = [np.asarray(file.results["test_loss"])[0] for file in files]
     for axes in figure.axes:
         if axes.get_ylim()[1] > _MOST_RISE * max(starts):
             axes.set_ylim(top=_MOST_RISE * max(starts))
-        if axes.get_xlabel() == UNITS["steps"]:
-            taken = np.concatenate([line.get_xdata() for line in axes.lines])
-            first = taken[taken > 0].min(initial=np.inf)
-            if np.isfinite(first):
-                axes.set(xscale="log", xlim=(first, None))
+        if axes.get_xscale() == "log":
+            _style.few_ticks(axes.xaxis)
     return figure
 
 

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 
 from plots import _files, _settings, _style
 from plots._curves import UNITS, positions
@@ -107,16 +106,8 @@ def _draw_problem(axes, groups, target):
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.grid(True, axis="x")
     if min(starts) > 0:
-        _log_axis(axes)
-
-
-def _log_axis(axes):
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    subs = (1, 2, 5) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xscale("log")
+        _style.few_ticks(axes.xaxis)
 
 
 def _times(files, target):

@@ -96,12 +96,3 @@ def test_pretraining_counts(run):
 def test_nothing_finite_has_no_target(run):
     with pytest.raises(PlotError, match=r"no method ends at a finite test loss on .*give --target"):
         target.draw([run([9, np.nan])])
-
-
-@pytest.mark.parametrize("high", [2.0, 40.0, 500.0, 1e5])
-def test_some_ticks_on_every_range(run, high):
-    files = [run([9, 1], time=np.array([0.0, t]), label=f"HIG ({t})") for t in (1.0, high)]
-    (axes,) = target.draw(files, 1.0).axes
-    low, top = axes.get_xlim()
-    ticks = [tick for tick in axes.get_xticks() if low <= tick <= top]
-    assert 1 <= len(ticks) <= 9

@@ -1,7 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and git:
 #   make demo    train the oscillator controller with HIG and with Adam, one minute each; draw the figure
 #   make test    install what is missing and run the whole test suite
-# and besides: lint, docs (the site, into site/), tutorials (executes the notebooks anew),
+# and besides: lint, figures (the results page and its figures, from the result files in STUDY),
+# docs (the site, into site/), tutorials (executes the notebooks anew),
 # lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows), benchmark,
 # cuda, clean.
 PYTHON ?= python3
@@ -12,8 +13,10 @@ STAMP  := $(VENV)/.installed
 DEMO   := results/demo
 CUDA   := results/cuda
 SECONDS_EACH ?= 60
+STUDY  ?= study/desk
+IMAGES := docs/images/study
 
-.PHONY: demo test lint docs tutorials lower-bounds benchmark cuda clean
+.PHONY: demo test lint figures docs tutorials lower-bounds benchmark cuda clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -35,6 +38,12 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+figures: $(STAMP)
+	for axis in parameters rows fields; do $(PY) -m plots.scaling study/scaling/scaling_$${axis}_*.pickle --out docs/images/scaling_$$axis.png; done
+	rm -rf $(IMAGES)
+	$(PY) -m plots.study $(STUDY) --out $(IMAGES)
+	$(PY) -m experiments report $(STUDY) --out docs/results.md --images $(IMAGES)
 
 docs: $(STAMP)
 	$(PY) -m pip install --quiet --editable ".[docs]"

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from experiments import _catalogue
 from experiments._saved import comparison, export
+from experiments._study import keep, report
 
 _COMMANDS = {
     "list": (_catalogue, "problems, the methods of each, and their settings"),
     "compare": (comparison, "result files as a table: losses, times, time to a target"),
     "export": (export, "result files as JSON or NPZ"),
+    "keep": (keep, "what of a study is small enough to be committed"),
+    "report": (report, "the results page of a kept study"),
 }
 
 

@@ -1,5 +1,6 @@
 """Curves of recorded quantities, and the curve that stands for several seeds."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,9 @@ PER_STEP = ("step_size",)
 # Curves of one file that a figure can tell apart.
 MOST_COMPONENTS = 12
 
-UNITS = {"time": "training time (s)", "epochs": "epochs"}
+UNITS = {"time": "training time (s)", "epochs": "epochs", "steps": "steps"}
+# Samples of an epoch, by the settings that tell; for equations the interior points.
+_EPOCH = ("train_size", "points_interior")
 
 
 def quantity_key(quantity):
@@ -78,12 +81,12 @@ def curve(file, quantity, axis, log_x=False, log_y=True):
     Args:
         file: ResultFile.
         quantity: As for `quantity_key`.
-        axis: "time" or "epochs".
+        axis: "time", "epochs" or "steps".
         log_x: Whether the horizontal axis is logarithmic too.
         log_y: Whether the vertical axis is, but for quantities in `SIGNED`.
 
     Returns:
-        Positions (N,) in seconds or epochs and values (N,), float64; at least one point. The
+        Positions (N,) in seconds, epochs or steps and values (N,), float64; at least one point. The
         values are positive on a logarithmic axis.
 
     Raises:
@@ -121,18 +124,20 @@ def positions(file, axis, count):
 
     Args:
         file: ResultFile.
-        axis: "time" or "epochs".
+        axis: "time", "epochs" or "steps".
         count: Number of evaluations.
 
     Returns:
-        Seconds or epochs (count,), float64. The seconds of a run that started from saved weights
-        follow on those of the run that made them.
+        Seconds, epochs or steps (count,), float64. The seconds of a run that started from saved
+        weights follow on those of the run that made them.
 
     Raises:
         PlotError: The file does not say, or for another number of evaluations.
     """
     if axis == "epochs":
         return _epochs(file, count)
+    if axis == "steps":
+        return (_epochs(file, count) * _steps_per_epoch(file)).round()
     return _after_pretraining(file, _times(file, count))
 
 
@@ -164,12 +169,44 @@ def _after_pretraining(file, time):
     return time
 
 
+def step_numbers(file, count):
+    """The number of each step that a run recorded something of, from 1; some keep but a few.
+
+    Args:
+        file: ResultFile.
+        count: How many steps it recorded.
+
+    Returns:
+        (count,) float64, ascending.
+
+    Raises:
+        PlotError: The file has the numbers of another count of steps.
+    """
+    if "step" in file.results:
+        return _of_length(file, "step", count, "steps")
+    return np.arange(1.0, count + 1)
+
+
 def _steps(file, axis, count):
     """Where the ends of the steps of a run stand; each is the same share of an epoch."""
+    if axis == "steps":
+        return step_numbers(file, count)
     if axis == "epochs":
-        last = np.atleast_1d(file.get("epochs", _REMEDY))[-1]
-        return float(last) * np.arange(1, count + 1) / count
+        last, steps = np.atleast_1d(file.get("epochs", _REMEDY))[-1], step_numbers(file, count)
+        return float(last) * steps / steps[-1]
     return _after_pretraining(file, _of_length(file, "step_time", count, "steps"))
+
+
+def _steps_per_epoch(file):
+    settings = file.results.get("sim_par")
+    settings = settings if isinstance(settings, dict) else {}
+    samples = next((settings[name] for name in _EPOCH if settings.get(name)), None)
+    if samples is None or not settings.get("batch_size"):
+        raise PlotError(
+            f"{file.path} does not tell how many steps an epoch has: 'sim_par' must have "
+            f"'batch_size' and one of {', '.join(_EPOCH)}; use --x epochs"
+        )
+    return math.ceil(samples / settings["batch_size"])
 
 
 def _component_names(file, count):

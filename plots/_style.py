@@ -7,7 +7,7 @@ from collections import Counter
 import matplotlib
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 RC = {
     "font.size": 9,
@@ -150,6 +150,19 @@ def plain_ticks(axis):
         return
     axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(ScalarFormatter(useOffset=False))
+    axis.set_minor_locator(NullLocator())
+
+
+def few_ticks(axis):
+    """Plain numbers along a logarithmic axis, as many as there is room for side by side.
+
+    Args:
+        axis: `axes.xaxis`, after everything has been drawn.
+    """
+    low, high = axis.get_view_interval()
+    subs = (1, 2, 5) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
 
 

@@ -1,4 +1,4 @@
-"""Loss, or another recorded quantity, against training time or epochs."""
+"""Loss, or another recorded quantity, against training time, epochs or steps."""
 
 import sys
 
@@ -44,10 +44,12 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
 
     Args:
         files: Sequence of ResultFile.
-        x: "time", "epochs" or "both" (side by side).
+        x: "time", "epochs", "steps" or "both" (time and epochs side by side); or several of the
+            first three, side by side.
         quantity: "test" or "train" loss, "both" (train as thin, pale lines), or another recorded
             quantity by its name, such as "l1_distance" for the key `test_l1_distance`.
-        log_x: Whether the horizontal axis is logarithmic too.
+        log_x: Whether the horizontal axis is logarithmic too; of several, the names of those that
+            are.
         linear: Whether the vertical axis is linear, for values of either sign.
         component: Names of the components to show of a quantity that has several; all when None.
 
@@ -58,7 +60,8 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
         PlotError: A file lacks what the figure needs.
     """
     files = _files.newest(files)
-    axes_names = ("time", "epochs") if x == "both" else (x,)
+    axes_names = ("time", "epochs") if x == "both" else (x,) if isinstance(x, str) else x
+    log_names = log_x if isinstance(log_x, tuple) else axes_names if log_x else ()
     quantities = ("test", "train") if quantity == "both" else (quantity,)
     if quantity in (*SIGNED, *PER_STEP):
         files = _files.having(files, quantity)  # only steps of some methods have it
@@ -73,10 +76,10 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
             groups = _groups(file for file in files if file.problem == problem)
             for index, kind in enumerate(quantities):
                 for key, group in groups.items():
-                    curves = [curve(file, kind, name, log_x, log_y) for file in group]
+                    curves = [curve(file, kind, name, name in log_names, log_y) for file in group]
                     look = {"pale": index > 0, "log_y": log_y}
                     _draw_group(axes, curves, group[0].label, styles[key], **look)
-            _finish(axes, name, log_x, log_y)
+            _finish(axes, name, name in log_names, log_y)
         row[0].set_ylabel(_name(quantity, [file for file in files if file.problem == problem]))
         if len(problems) > 1:
             row[0].set_title(problem.replace("_", " ") or "problem not named", loc="left")
@@ -166,7 +169,10 @@ def main(arguments=None):
     """
     parser = _files.parser("loss", __doc__, _EPILOG)
     parser.add_argument(
-        "--x", choices=("time", "epochs", "both"), default="time", help="horizontal axis (time)"
+        "--x",
+        choices=("time", "epochs", "steps", "both"),
+        default="time",
+        help="horizontal axis (time); both are time and epochs",
     )
     parser.add_argument(
         "--quantity",

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 
 from plots import _files, _style
+from plots._curves import step_numbers
 
 _REMEDY = (
     "Only methods that decompose one Jacobian, such as HIG, record its rank; MultiHIG does where "
@@ -15,7 +16,7 @@ _EPILOG = """\
 The rank counts the singular values above the cut-off; the dashed line is the number of rows of the
 Jacobian, batch size times outputs, and the rank can be no larger. Pale lines show every step, the
 others the running median over a fiftieth of the steps. Files with one label, such as the seeds of a
-method, share a colour.
+method, share a colour. Each problem has its own panel.
 
 example:
   python -m plots.rank hig.pickle gn.pickle --x steps --out rank.png
@@ -30,36 +31,51 @@ def draw(files, x="time"):
         x: "time" or "steps".
 
     Returns:
-        matplotlib.figure.Figure with one panel.
+        matplotlib.figure.Figure with a panel for each problem.
 
     Raises:
         PlotError: No file has ranks, or as many times as it has not steps.
     """
     files = _files.having(files, "rank")
-    figure, grid = _style.panels(1, 1)
-    axes = grid[0, 0]
+    problems = list(dict.fromkeys(file.problem for file in files))
     styles = _style.line_styles({(file.method, file.label) for file in files})
-    labels = set()
-    for file in sorted(files, key=lambda file: list(styles).index((file.method, file.label))):
-        rank = file.array("rank", 1, _REMEDY)
-        position = _positions(file, x, len(rank))
-        label = file.label if file.label not in labels else f"_{file.label}"
-        style = styles[file.method, file.label]
-        smooth = _running_median(rank, max(len(rank) // 50, 1))
-        # Batches differ in rank: each step is shown pale, its running median in full colour.
-        axes.step(position, rank, "-", where="post", lw=0.6, alpha=0.35, color=style["color"])
-        axes.step(position, smooth, where="post", label=label, **style)
-        labels.add(file.label)
-    all_rows = sorted({int(file.array("rows", 0, _REMEDY)) for file in files})
-    for rows in all_rows:
+    figure, grid = _style.panels(1, len(problems))
+    for axes, problem in zip(grid[0], problems, strict=True):
+        found = [file for file in files if file.problem == problem]
+        for file in sorted(found, key=lambda file: list(styles).index((file.method, file.label))):
+            _draw_file(axes, file, x, styles[file.method, file.label])
+        _draw_rows(axes, {int(file.array("rows", 0, _REMEDY)) for file in found})
+        axes.set_xlim(left=0)
+        axes.set_xlabel("training time (s)" if x == "time" else "steps")
+        if len(problems) > 1:
+            axes.set_title(problem.replace("_", " ") or "problem not named", loc="left")
+    grid[0, 0].set_ylabel("kept rank")
+    _legend(figure, [label for _, label in styles])
+    return figure
+
+
+def _draw_file(axes, file, x, style):
+    rank = file.array("rank", 1, _REMEDY)
+    position = _positions(file, x, len(rank))
+    smooth = _running_median(rank, max(len(rank) // 50, 1))
+    # Batches differ in rank: each step is shown pale, its running median in full colour.
+    axes.step(position, rank, "-", where="post", lw=0.6, alpha=0.35, color=style["color"])
+    axes.step(position, smooth, where="post", label=file.label, **style)
+
+
+def _draw_rows(axes, all_rows):
+    for rows in sorted(all_rows):
         line = {"color": _style.GREY, "linestyle": "--", "linewidth": 1.0}
         axes.axhline(rows, label=f"rows ({rows})", **line)
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.05 * all_rows[-1])
-    axes.set_xlabel("training time (s)" if x == "time" else "steps")
-    axes.set_ylabel("kept rank")
-    figure.legend(loc="outside right upper")
-    return figure
+    axes.set_ylim(0, 1.05 * max(all_rows))
+
+
+def _legend(figure, labels):
+    """Methods, then rows, each once."""
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    rows = [label for label in lines if label.startswith("rows")]
+    handles = [lines[label] for label in dict.fromkeys([*labels, *rows])]
+    figure.legend(handles=handles, loc="outside right upper")
 
 
 def _running_median(values, width):
@@ -70,7 +86,7 @@ def _running_median(values, width):
 
 def _positions(file, x, count):
     if x == "steps":
-        return np.arange(1, count + 1)
+        return step_numbers(file, count)
     time = file.array("step_time", 1, "Use --x steps")
     if len(time) != count:
         raise _files.PlotError(

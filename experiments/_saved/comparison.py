@@ -10,11 +10,12 @@ import argparse
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments._saved import markdown
 from experiments._saved.result_files import ERRORS, note
 from experiments._saved.runs import Run, read_runs
 
@@ -58,54 +59,20 @@ def _table(runs: Sequence[Run], quantity: str, target: float | None) -> str:
     for seeds in ordered:
         cells = [seeds[0].experiment[-1].replace("|", r"\|"), str(len(seeds))]
         for name, shown in _NUMBERS.items():
-            cells.append(_median_and_range([getattr(run, name) for run in seeds], shown))
+            cells.append(markdown.median_and_range([getattr(run, name) for run in seeds], shown))
         if target is not None:
-            cells.append(_to_target([run.seconds_to(target) for run in seeds]))
+            cells.append(markdown.to_target([run.seconds_to(target) for run in seeds]))
         lines.append([*cells, _reasons(seeds)])
-    return _markdown(lines)
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table in a terminal too: words at both ends to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = []
-    for line in lines:
-        first, *numbers, last = zip(line, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in numbers)]
-        texts.append(f"| {' | '.join([*cells, last[0].ljust(last[1])])} |")
-    first, *numbers, last = ("-" * (width + 1) for width in widths)
-    texts.insert(1, f"|-{'|'.join([first, *(f'{dashes}:' for dashes in numbers), last])}-|")
-    return "\n".join(texts)
-
-
-def _median_and_range(numbers: Sequence[float], shown: Callable[[float], str]) -> str:
-    middle, low, high = (shown(float(of(numbers))) for of in (np.median, np.min, np.max))
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def _to_target(seconds: Sequence[float]) -> str:
-    reached = [number for number in seconds if not math.isnan(number)]
-    share = f"{len(reached)} of {len(seconds)}"
-    return f"{_median_and_range(reached, _amount) if reached else '–'}, {share}"
-
-
-def _loss(number: float) -> str:
-    return f"{number:.3g}" if math.isfinite(number) else "not finite"
-
-
-def _amount(number: float) -> str:
-    if math.isnan(number):
-        return "–"
-    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+    return markdown.table(lines)
 
 
 # Attributes of a run, in the order of the columns.
 _NUMBERS = {
-    "final": _loss,
-    "best": _loss,
-    "duration": _amount,
-    "steps": _amount,
-    "epochs": _amount,
+    "final": markdown.loss,
+    "best": markdown.loss,
+    "duration": markdown.amount,
+    "steps": markdown.amount,
+    "epochs": markdown.amount,
 }
 
 

@@ -66,7 +66,12 @@ class Run:
 
     @property
     def steps(self) -> float:
-        """Number of steps; NaN where the run did not record them, as most methods do not."""
+        """Number of steps; NaN where neither the run nor its settings tell."""
+        names = ("train_size", "points_interior")  # samples of an epoch; those of equations
+        samples = next(filter(None, (self.fact("sim_par", name) for name in names)), None)
+        batch = self.fact("sim_par", "batch_size")
+        if samples and batch:
+            return float(round(self.epochs * math.ceil(samples / batch)))
         return float(len(self.results["step_time"])) if "step_time" in self.results else math.nan
 
     @property

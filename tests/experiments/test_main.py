@@ -7,7 +7,7 @@ import pytest
 import experiments
 from experiments import __main__ as command
 
-COMMANDS = ["list", "compare", "export"]
+COMMANDS = ["list", "compare", "export", "keep", "report"]
 
 
 @pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])

@@ -7,8 +7,8 @@ import pytest
 import hig
 
 FIGURES = [
-    "density", "fields", "flow", "landscape", "loss", "populations", "rank", "saturation",
-    "scaling", "smoke", "solution", "spectrum", "step_time", "trajectory",
+    "ablation", "density", "fields", "flow", "landscape", "loss", "populations", "rank",
+    "saturation", "scaling", "smoke", "solution", "spectrum", "step_time", "target", "trajectory",
 ]  # fmt: skip
 OUT = "--out=figure.png"
 EVERY = [
@@ -28,7 +28,9 @@ LINES += [
     for figure in ("density", "fields", "flow", "populations", "smoke", "trajectory")
 ]
 LINES += [
-    ("loss", ["run.pickle", OUT, "--x=steps"], "invalid choice: 'steps'"),
+    ("ablation", ["run.pickle", OUT, "--setting"], "expected at least one argument"),
+    ("loss", ["run.pickle", OUT, "--x=hours"], "invalid choice: 'hours'"),
+    ("loss", ["run.pickle", OUT, "--x=steps"], "does not tell how many steps an epoch has"),
     ("loss", ["run.pickle", OUT, "--quantity=x"], "--quantity can be"),
     ("loss", ["run.pickle", OUT, "--component", "x"], "has no components; leave --component out"),
     ("loss", ["run.pickle", OUT, "--log-x=1"], "ignored explicit argument '1'"),
@@ -38,6 +40,7 @@ LINES += [
     ("rank", ["run.pickle", OUT, "--x=epochs"], "invalid choice: 'epochs'"),
     ("solution", ["run.pickle", OUT, "--at", "t"], "must be a coordinate and a value, got 't'"),
     ("spectrum", ["run.pickle", OUT, "--moments=0"], "must be a positive whole number, got '0'"),
+    ("target", ["run.pickle", OUT, "--target=low"], "must be a finite number, got 'low'"),
 ]
 
 

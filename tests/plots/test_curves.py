@@ -134,6 +134,19 @@ def test_quantities_of_every_step():
         curve(short, "step_size", "time")
 
 
+def test_steps_of_evaluations_and_of_what_is_kept_of_the_steps():
+    settings = {"points_interior": 10, "batch_size": 4}
+    file = published(epochs=[0.0, 1.0, 4 / 3, 2.0], sim_par=settings)
+    assert positions(file, "steps", 4).tolist() == [0, 3, 4, 6]
+    some = {"step_size": [1.0, 0.5], "step_time": [2.0, 4.0], "step": [2, 4]}
+    file = published(epochs=[0.0, 2.0], sim_par=settings, **some)
+    assert curve(file, "step_size", "steps")[0].tolist() == [2, 4]
+    assert curve(file, "step_size", "epochs")[0].tolist() == [1, 2]
+    for settings in ({}, {"batch_size": 4}, {"train_size": 4}):
+        with pytest.raises(PlotError, match="'sim_par' must have 'batch_size' and one of train_si"):
+            positions(published(epochs=[0.0, 1.0], sim_par=settings), "steps", 2)
+
+
 def test_a_run_from_saved_weights_goes_on_where_they_were_made():
     file = published(time=[0, 1, 2, 3], epochs=[0, 2, 4, 6], pretraining_time=10.0)
     assert positions(file, "time", 4).tolist() == [10, 11, 12, 13]

@@ -19,13 +19,14 @@ from plots import (
     solution,
     spectrum,
     step_time,
+    target,
     trajectory,
 )
 from plots._files import PlotError, ResultFile, load, newest
 
 OF_SOLUTIONS = [solution]
 OTHERS = [
-    density, fields, landscape, loss, populations, rank, saturation, spectrum, step_time,
+    density, fields, landscape, loss, populations, rank, saturation, spectrum, step_time, target,
     trajectory,
 ]  # fmt: skip
 FIGURES = [*OTHERS, *OF_SOLUTIONS]

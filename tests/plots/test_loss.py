@@ -60,6 +60,19 @@ def test_both_axes_both_quantities(run_file):
     assert time.get_ylabel() == "loss per data point"
 
 
+def test_steps_are_batches(run_file):
+    settings = {"train_size": 100, "batch_size": 64}  # 2 steps an epoch
+    files = [
+        run_file("a", sim_par=settings),
+        run_file("b", method="adam", label="Adam", sim_par={**settings, "batch_size": 10}),
+    ]
+    time, steps = loss.draw(files, x=("time", "steps")).axes
+    assert (time.get_xlabel(), steps.get_xlabel()) == ("training time (s)", "steps")
+    assert [line.get_xdata()[-1] for line in steps.lines] == [32, 160]
+    (axes,) = loss.draw(files, x="steps").axes
+    assert axes.lines[0].get_xdata().tolist() == (4 * np.arange(9)).tolist()
+
+
 def test_train_alone(run_file):
     (axes,) = loss.draw([run_file()], quantity="train").axes
     assert axes.get_ylabel() == "train loss per data point"

@@ -42,6 +42,28 @@ def test_seeds_share_a_name_and_methods_with_other_rows_a_line(run_file):
     assert lines[1].get_color() == lines[3].get_color() != lines[5].get_color()
 
 
+def test_problems_have_their_own_panels(run_file):
+    shared = {"rank": np.arange(5), "step_time": np.arange(5.0)}
+    files = [
+        run_file("a", rows=64, **shared),
+        run_file("b", problem="poisson", rows=512, **shared),
+        run_file("c", problem="poisson", method="gn", label="GN", rows=512, **shared),
+    ]
+    figure = rank.draw(files)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["nonlinear oscillators", "poisson"]
+    assert [len(axes.lines) for axes in figure.axes] == [3, 5]
+    assert [axes.get_ylim()[1] < 100 for axes in figure.axes] == [True, False]
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == ["HIG", "GN", "rows (64)", "rows (512)"]
+
+
+def test_steps_of_a_file_that_keeps_but_some(run_file):
+    some = {"rank": np.arange(3), "step_time": np.arange(3.0), "step": np.array([10, 20, 30])}
+    (axes,) = rank.draw([run_file(rows=9, **some)], x="steps").axes
+    assert axes.lines[0].get_xdata().tolist() == [10, 20, 30]
+
+
 def test_missing_and_unfit_parts(run_file):
     with pytest.raises(PlotError, match=r"no 'rank'.*such as HIG"):
         rank.draw([run_file()])

@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import numpy as np
+import pytest
 from matplotlib.colors import to_rgb
 
 from experiments._methods import METHODS
@@ -44,6 +45,19 @@ def test_plain_ticks_are_for_less_than_a_decade():
         _style.plain_ticks(axes.yaxis)
     kinds = [type(axes.yaxis.get_major_formatter()).__name__ for axes in grid[0]]
     assert kinds == ["ScalarFormatter", "LogFormatterSciNotation"]
+
+
+@pytest.mark.parametrize("high", [2.0, 8.0, 40.0, 500.0, 1e5, 1e9])
+def test_few_ticks_on_every_range(high):
+    _, grid = _style.panels(1, 1)
+    axes = grid[0, 0]
+    axes.plot([1, high], [1, 1])
+    axes.set_xscale("log")
+    _style.few_ticks(axes.xaxis)
+    low, top = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= top]
+    assert 2 <= len(ticks) <= 10
+    assert len(axes.get_xticks(minor=True)) == 0
 
 
 def test_methods_differ_in_colour_and_variants_in_dashes():

@@ -19,6 +19,9 @@ def test_numbers_of_a_run():
     assert (found.final, found.best, found.duration, found.epochs) == (1.0, 0.5, 30.0, 6.0)
     assert math.isnan(found.steps)
     assert run(step_time=np.arange(7.0)).steps == 7
+    for samples in ("train_size", "points_interior"):  # 2 steps an epoch, 4 epochs
+        settings = {samples: 100, "batch_size": 64}
+        assert run(sim_par=settings, step_time=np.arange(3.0)).steps == 8
     assert run("train").final == 2 * run().final
     assert run(stopped="non-finite: the batch loss at epoch 2 is nan").stopped == "non-finite"
 

@@ -100,7 +100,7 @@ def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
 
     def cotangents(start: int, stop: int) -> Tensor:
         select = prediction.new_zeros((stop - start, outputs))
-        select[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        select[:, start:stop].fill_diagonal_(1)  # indices would be sent to the device
         return select.view(-1, 1, *prediction.shape[1:]).expand(-1, samples, *prediction.shape[1:])
 
     return cotangents
@@ -111,7 +111,7 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
 
     def cotangents(start: int, stop: int) -> Tensor:
         select = prediction.new_zeros((stop - start, prediction.numel()))
-        select[torch.arange(stop - start), torch.arange(start, stop)] = 1
+        select[:, start:stop].fill_diagonal_(1)
         return select.view(-1, *prediction.shape)
 
     return cotangents

@@ -9,6 +9,7 @@ not seen, each breaks that equality with probability one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -161,10 +162,7 @@ class _Probe:
     """One plain backward pass with a random cotangent, to hold the factors against."""
 
     def __init__(self, prediction: Tensor, parameters: Sequence[Tensor]):
-        # A generator of its own: a step must not move the user's random state.
-        generator = torch.Generator().manual_seed(20220310)
-        cotangent = torch.randn(prediction.shape, generator=generator, dtype=torch.float64)
-        cotangent = cotangent.to(prediction)
+        cotangent = _cotangent(prediction.shape, prediction.dtype, prediction.device)
         self.gradients = torch.autograd.grad(
             prediction, list(parameters), cotangent, retain_graph=True, allow_unused=True
         )
@@ -194,6 +192,14 @@ class _Probe:
         found = block.vjp(self._weights).split([len(gradient) for gradient in expected])
         near = [_close(a, b, scale) for a, b in zip(found, expected, strict=True)]
         return torch.stack(near).all()
+
+
+@lru_cache(maxsize=8)  # so that a step sends nothing to the device
+def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers that are always the same; nobody may change them."""
+    # A generator of its own: a step must not move the user's random state.
+    generator = torch.Generator().manual_seed(20220310)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
 
 def _raise_inexact() -> None:

@@ -87,7 +87,7 @@ def keep(study: Path, out: Path) -> list[Path]:
         raise ResultFileError(
             f"{out} has files of runs that {study} has not, such as {others[0]}; remove them"
         )
-    hig.write_atomically(out / WINNERS, (study / WINNERS).read_bytes())
+    hig.files.write_atomically(out / WINNERS, (study / WINNERS).read_bytes())
     return written
 
 

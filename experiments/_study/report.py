@@ -402,6 +402,6 @@ def main(options: argparse.Namespace) -> int:
     except (*ERRORS, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    hig.write_atomically(options.out, text.encode())
+    hig.files.write_atomically(options.out, text.encode())
     print(f"report written to {options.out}")
     return 0

@@ -123,7 +123,7 @@ def test_a_diverging_run_would_diverge_again(failing, options, monkeypatch):
 
 def test_checkpoints_that_cannot_be_written_do_not_end_the_run(options, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "SHARE", 1e9)
-    monkeypatch.setattr(checkpoint.hig, "write_atomically", lambda *_: full(_))
+    monkeypatch.setattr(checkpoint.hig.files, "write_atomically", lambda *_: full(_))
     results = run(TINY, "adam", ADAM, replace(options, checkpoint_every=1e-9))
     assert results["stopped"] == "epochs"
     assert "no checkpoint, " in (text := capsys.readouterr().err)

@@ -26,9 +26,15 @@ class Checks:
         """
         self._conditions.append((holds.detach().reshape(()), otherwise))
 
-    def settle(self) -> None:
-        """Read all conditions since the last time, and raise for the first that does not hold."""
-        conditions, self._conditions = self._conditions, []
+    def settle(self, keep: bool = False) -> None:
+        """Read all conditions since the last time, and raise for the first that does not hold.
+
+        Args:
+            keep: leave them here, where their tensors will hold other values another time.
+        """
+        conditions = self._conditions
+        if not keep:
+            self._conditions = []
         if not conditions:
             return
         device = conditions[-1][0].device

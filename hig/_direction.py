@@ -19,7 +19,7 @@ from hig._spectral import HalfInverse, SpectralFilter
 from hig._trial import curvature_along
 from hig.errors import NonFiniteError
 
-__all__ = ["Linearisation", "linearise"]
+__all__ = ["Formed", "Linearisation", "decomposed", "form", "linearise"]
 
 
 @dataclass
@@ -116,6 +116,23 @@ class Linearisation:
         )
 
 
+@dataclass
+class Formed:
+    """A joint Jacobian and the matrix that is to be decomposed, of which nothing was read yet.
+
+    Attributes:
+        computation: what was linearised.
+        engine: the Jacobian and how it was obtained.
+        route: "rows", "columns", "svd" or "lanczos".
+        matrix: J Jᵀ, Jᵀ J or J, float64; None for "lanczos".
+    """
+
+    computation: Computation
+    engine: EngineResult
+    route: str
+    matrix: Tensor | None
+
+
 def linearise(
     computation: Computation,
     filter: SpectralFilter,
@@ -140,7 +157,80 @@ def linearise(
         ValueError: unknown engine or method, a prediction without parameters, or ranks that hold
             different columns.
     """
-    found, decomposition = _attempt(computation, filter, engine, method, backward, clock)
+    formed = form(computation, filter, engine, method, backward, clock)
+    try:
+        return decomposed(formed, filter, method, backward, clock)
+    except InexactLayersError:
+        backward.trusting = False  # such networks stay so: from now on told before the Gram matrix
+    formed = form(computation, filter, engine, method, backward, clock)
+    return decomposed(formed, filter, method, backward, clock)
+
+
+def form(
+    computation: Computation,
+    filter: SpectralFilter,
+    engine: str,
+    method: str | Lanczos,
+    backward: Backward,
+    clock: PhaseClock,
+) -> Formed:
+    """Obtain the Jacobian and the matrix to decompose; arguments and errors as of `linearise`.
+
+    While factors are trusted the host reads nothing of the device.
+    """
+    checks, dtype = computation.checks, computation.prediction.dtype
+    trusting = backward.trusting and computation.split.ranks.size == 1
+    products = choose_route((0, 0), dtype, filter, method) == "lanczos"
+    with clock.phase("jacobian"), torch.no_grad():
+        found = build_shared(computation, engine, backward, products, checks if trusting else None)
+    if not found.order:
+        raise ValueError(
+            "the prediction depends on none of the parameters; check that the closure runs the "
+            "network whose parameters the optimizer holds, and with gradients enabled"
+        )
+    route = choose_route(found.jacobian.shape, dtype, filter, method)
+    if route == "lanczos":
+        return Formed(computation, found, route, None)
+    with clock.phase("gram"), torch.no_grad():
+        matrix = _form(found.jacobian, route)
+        finite = torch.isfinite(matrix).all()
+        checks.expect(finite, partial(_raise_non_finite, found, computation))
+    return Formed(computation, found, route, matrix)
+
+
+def decomposed(
+    formed: Formed,
+    filter: SpectralFilter,
+    method: str | Lanczos,
+    backward: Backward,
+    clock: PhaseClock,
+    again: bool = False,
+) -> Linearisation:
+    """Read all conditions at once, and decompose; arguments and errors as of `linearise`.
+
+    Args:
+        formed: the matrix.
+        filter: the filter that will be applied first.
+        method: how it is decomposed.
+        backward: has notes on how it was obtained.
+        clock: takes the times.
+        again: the same tensors will hold other values another time.
+
+    Raises:
+        InexactLayersError: factors that were trusted are not exact.
+    """
+    computation, found = formed.computation, formed.engine
+    decomposition: Decomposition
+    if formed.matrix is None:
+        computation.checks.settle()
+        settings = method if isinstance(method, Lanczos) else Lanczos()
+        decomposition = Krylov(found.jacobian, computation.prediction.dtype, settings)
+    else:
+        with clock.phase("gram"):  # waits for what was computed
+            computation.checks.settle(keep=again)
+        agreement = computation.split.ranks.agreement()
+        with torch.no_grad(), clock.phase("decomposition"), agreement:
+            decomposition = decompose(found.jacobian, formed.matrix, formed.route, filter)
     notes = [*found.notes, *backward.notes]
     automatic = getattr(filter, "auto", False)
     if filter.needs_small_values and not automatic and filter.rcond < decomposition.floor:
@@ -149,54 +239,6 @@ def linearise(
             f"'{decomposition.route}' resolves"
         )
     return Linearisation(computation, found, decomposition, clock, notes)
-
-
-def _attempt(
-    computation: Computation,
-    filter: SpectralFilter,
-    engine: str,
-    method: str | Lanczos,
-    backward: Backward,
-    clock: PhaseClock,
-) -> tuple[EngineResult, Decomposition]:
-    """Jacobian and decomposition; all conditions are read once, before it is decomposed."""
-    checks = computation.checks
-    trusting = backward.trusting and computation.split.ranks.size == 1
-    products = choose_route((0, 0), computation.prediction.dtype, filter, method) == "lanczos"
-    with clock.phase("jacobian"), torch.no_grad():
-        found = build_shared(computation, engine, backward, products, checks if trusting else None)
-    if not found.order:
-        raise ValueError(
-            "the prediction depends on none of the parameters; check that the closure runs the "
-            "network whose parameters the optimizer holds, and with gradients enabled"
-        )
-    try:
-        return found, _decomposed(found, computation, filter, method, clock)
-    except InexactLayersError:
-        backward.trusting = False  # such networks stay so: from now on told before the Gram matrix
-    return _attempt(computation, filter, engine, method, backward, clock)
-
-
-def _decomposed(
-    found: EngineResult,
-    computation: Computation,
-    filter: SpectralFilter,
-    method: str | Lanczos,
-    clock: PhaseClock,
-) -> Decomposition:
-    jacobian, dtype = found.jacobian, computation.prediction.dtype
-    route = choose_route(jacobian.shape, dtype, filter, method)
-    if route == "lanczos":
-        computation.checks.settle()
-        return Krylov(jacobian, dtype, method if isinstance(method, Lanczos) else Lanczos())
-    with torch.no_grad():
-        with clock.phase("gram"):
-            matrix = _form(jacobian, route)
-            finite = torch.isfinite(matrix).all()
-            computation.checks.expect(finite, partial(_raise_non_finite, found, computation))
-            computation.checks.settle()
-        with clock.phase("decomposition"), computation.split.ranks.agreement():
-            return decompose(jacobian, matrix, route, filter)
 
 
 def _form(jacobian: JointJacobian, route: str) -> Tensor:

@@ -51,6 +51,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         chunk: as in :class:`hig.HIG`.
         process_group: as in :class:`hig.HIG`.
         reduction: as in :class:`hig.HIG`.
+        cuda_graph: as in :class:`hig.HIG`.
 
     Raises:
         ValueError: if an argument lies outside its range.
@@ -78,11 +79,12 @@ class LevenbergMarquardt(JacobianOptimizer):
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
+        cuda_graph: bool = False,
     ):
         filter = Damped(damping=damping, rcond=rcond)
         super().__init__(
             params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
-            momentum, momentum_kind,
+            momentum, momentum_kind, cuda_graph,
         )  # fmt: skip
         self.state["damping"] = {"value": damping}
 

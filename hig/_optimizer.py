@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -12,15 +13,16 @@ from torch.optim.optimizer import ParamsT
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
 from hig._checks import Checks
-from hig._computation import checksum, digest, digest_of_filter, whole_batch
+from hig._computation import Computation, checksum, digest, digest_of_filter, whole_batch
 from hig._decompose import check_method
-from hig._direction import Linearisation, linearise
-from hig._engine import ENGINES
+from hig._direction import Formed, Linearisation, decomposed, form, linearise
+from hig._engine import ENGINES, InexactLayersError
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
 from hig._momentum import Carried, Momentum
 from hig._multi_report import MultiStepReport
 from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig._recording import Recording, check_recordable
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter
 from hig._split import check_reduction
@@ -34,6 +36,7 @@ from hig.arguments import (
     check_parameters,
     check_same_device,
 )
+from hig.errors import SampleDependenceError, described
 
 __all__ = [
     "HIG",
@@ -64,6 +67,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         reduction: "mean" or "sum", how their losses make one.
         momentum: what of the last direction is kept, in [0, 1).
         momentum_kind: "plain" or "projected", as in :class:`HIG`.
+        cuda_graph: record a step on the GPU and replay it, as in :class:`HIG`.
 
     Attributes:
         report: the :class:`~hig.StepReport` of the last step, None before the first.
@@ -87,6 +91,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         reduction: str = "mean",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
+        cuda_graph: bool = False,
     ):
         params = check_parameters(params, "params")
         check_choice(engine, "engine", ENGINES)
@@ -98,12 +103,18 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._rule = make_step_rule(step_rule)
         self._momentum = Momentum(momentum, momentum_kind)
         check_lr(lr)
+        if not isinstance(cuda_graph, bool):
+            raise TypeError(
+                f"cuda_graph must be True or False, got {described(cuda_graph)}; True records "
+                "steps on a GPU"
+            )
         super().__init__(params, {"lr": lr})
         self.filter = filter
         self.report = None
         self._engine, self._method = engine, method
         self._backward = Backward(chunk)
         self._process_group, self._reduction = process_group, reduction
+        self._recording: Recording[Formed] | None = Recording() if cuda_graph else None
         self.state["step_rule"] = self._rule.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -121,7 +132,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
             "filter", "report", "_rule", "_engine", "_method", "_backward", "_process_group",
             "_reduction", "_momentum",
         )  # fmt: skip
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
+        kept = {name: getattr(self, name) for name in private}
+        # Graphs stay where they are.
+        recording: Recording[Formed] | None = Recording() if self._recording else None
+        return {**super().__getstate__(), **kept, "_recording": recording}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load learning rates and all memories; see ``torch.optim.Optimizer``."""
@@ -156,10 +170,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
         ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
         random_state = RandomState(parameters[0].device) if self._measures() else None
-        capture = Capture(parameters)
-        with ranks.agreement(), clock.phase("forward"), torch.enable_grad(), capture:
-            outcome = closure()
-        linearisation = self._linearise(outcome, capture.uses, parameters, names, clock, ranks)
+        if self._recording is None:
+            outcome, uses = _run(closure, parameters, clock, ranks)
+            linearisation = self._linearise(outcome, uses, parameters, names, clock, ranks)
+        else:
+            linearisation = self._replayed(
+                self._recording, closure, parameters, names, clock, ranks
+            )
         carried = Carried(self._momentum, self.state, parameters)
 
         def trial_of(filter: SpectralFilter) -> Trial:
@@ -202,19 +219,64 @@ class JacobianOptimizer(torch.optim.Optimizer):
         ranks: Ranks,
     ) -> Linearisation:
         """What the closure returned, as a decomposed Jacobian."""
+        computation = self._computation(outcome, uses, parameters, names, clock, ranks)
+        return linearise(
+            computation, self.filter, self._engine, self._method, self._backward, clock
+        )
+
+    def _computation(
+        self,
+        outcome: Any,
+        uses: Sequence[LayerUse],
+        parameters: Sequence[Tensor],
+        names: Sequence[str],
+        clock: PhaseClock,
+        ranks: Ranks,
+    ) -> Computation:
+        """What the closure returned, with the gradient of the loss in the outputs."""
         checks, curvature = Checks(), self._measures()
         with ranks.agreement(), clock.phase("loss gradient"):
             loss, prediction = loss_and_prediction(outcome)
             gradient = loss_gradient(loss, prediction, parameters, curvature, checks)
             if ranks.size > 1:  # before what they compute together
                 checks.settle()
-        computation = whole_batch(
+        return whole_batch(
             uses, loss, prediction, gradient, parameters, names, ranks,
             self._reduction, checks, self._settings() if ranks.size > 1 else 0,
         )  # fmt: skip
-        return linearise(
-            computation, self.filter, self._engine, self._method, self._backward, clock
-        )
+
+    def _replayed(
+        self,
+        recording: Recording[Formed],
+        closure: Closure,
+        parameters: list[Tensor],
+        names: Sequence[str],
+        clock: PhaseClock,
+        ranks: Ranks,
+    ) -> Linearisation:
+        """The decomposed Jacobian at the present values of all that the closure reads."""
+        check_recordable(parameters, ranks.size, self._method)
+        filter, backward = self.filter, self._backward
+
+        def compute() -> Formed:
+            outcome, uses = _run(closure, parameters, clock, ranks)
+            computation = self._computation(outcome, uses, parameters, names, clock, ranks)
+            return form(computation, filter, self._engine, self._method, backward, clock)
+
+        exact = getattr(filter, "rcond", 0.0), filter.needs_small_values
+        key = tuple(map(id, parameters)), self._measures(), exact
+        with clock.phase("replay"):
+            formed = recording(key, compute)
+        try:
+            found = decomposed(formed, filter, self._method, backward, clock, again=True)
+        except InexactLayersError as error:
+            raise SampleDependenceError(
+                "cuda_graph=True replays factors of layers, which are not exact here (samples "
+                "influence one another, or a weight is used where it is not seen); take "
+                "engine='rows', or leave it out"
+            ) from error
+        # The next replay overwrites it.
+        return replace(found, computation=replace(formed.computation, loss=found.loss.clone()))
 
     def _loss(self, outcome: Any) -> Tensor:
         """The loss in what the closure returned."""
@@ -310,6 +372,12 @@ class HIG(JacobianOptimizer):
         reduction: how their losses make one. "mean" for a loss that is the mean over the samples
             of its process, as in most training loops; processes with more samples count more, so
             that it is the mean over all samples. "sum" adds the losses.
+        cuda_graph: record closure, backward passes and Gram matrix on the GPU once, after a few
+            steps, and replay them from then on: for steps whose time is that of starting many
+            small kernels. The closure is called no more, except by rules that measure; let it read
+            the batch from tensors that stay, and copy the next one into them
+            (``batch.copy_(...)``). Shapes stay as they are, and nothing in it may depend on
+            numbers that the host reads.
 
     Raises:
         TypeError: if ``process_group`` is none of these.
@@ -344,11 +412,12 @@ class HIG(JacobianOptimizer):
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
+        cuda_graph: bool = False,
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
         super().__init__(
             params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
-            momentum, momentum_kind,
+            momentum, momentum_kind, cuda_graph,
         )  # fmt: skip
 
 
@@ -367,6 +436,7 @@ class GaussNewton(HIG):
         chunk: as in :class:`HIG`.
         process_group: as in :class:`HIG`.
         reduction: as in :class:`HIG`.
+        cuda_graph: as in :class:`HIG`.
     """
 
     def __init__(
@@ -383,13 +453,24 @@ class GaussNewton(HIG):
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
+        cuda_graph: bool = False,
     ):
         super().__init__(
             params, lr, rcond, kappa=-1.0,
             engine=engine, method=method, step_rule=step_rule,
             momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
-            process_group=process_group, reduction=reduction,
+            process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
+
+
+def _run(
+    closure: Closure, parameters: Sequence[Tensor], clock: PhaseClock, ranks: Ranks
+) -> tuple[Any, list[LayerUse]]:
+    """What a closure returns, and the uses of layers while it runs."""
+    capture = Capture(parameters)
+    with ranks.agreement(), clock.phase("forward"), torch.enable_grad(), capture:
+        outcome = closure()
+    return outcome, capture.uses
 
 
 # Loss, slope and curvature where nothing asks for them.

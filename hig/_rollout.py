@@ -7,6 +7,7 @@ and the adjoint is a chain of small matrix products.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hig._adjoint import Piece, adjoint, real_cotangents, whole_jacobian
 from hig._linear_step import LinearStep, check_change, linear_pieces, linear_states
+from hig._recording import decided
 from hig._step_check import check_state, refusal_of_step
 from hig._step_jacobians import Step, step_jacobians
 from hig.arguments import check_choice, check_function, check_same_device
@@ -225,8 +227,11 @@ def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
     if not isinstance(step, LinearStep) and formed * state.element_size() > JACOBIAN_BYTES:
         return f"the step Jacobians of {size} x {size + control_size} entries are too large"
     with torch._C.DisableTorchFunction():
-        near = state.detach(), controls[:, 0].detach()
-        refusal = refusal_of_step(step, *near)
-        if not refusal and isinstance(step, LinearStep):
-            check_change(step, *near)
+        return decided(partial(_refusal_near, step, state.detach(), controls[:, 0].detach()))
+
+
+def _refusal_near(step: Step, state: Tensor, control: Tensor) -> str:
+    refusal = refusal_of_step(step, state, control)
+    if not refusal and isinstance(step, LinearStep):
+        check_change(step, state, control)
     return refusal

@@ -6,9 +6,12 @@ Time is the first axis of everything here.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from hig._recording import decided
 
 __all__ = ["Step", "check_repeatable", "step_jacobians"]
 
@@ -93,7 +96,8 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, .
 def check_repeatable(again: Tensor, states: Tensor) -> None:
     """Raise RuntimeError if a step gave other states when it was run again."""
     tolerance = torch.finfo(states.dtype).eps ** 0.5
-    if bool((again - states).abs().max() > tolerance * states.abs().max()):
+    differs = (again - states).abs().max() > tolerance * states.abs().max()
+    if decided(partial(bool, differs)):
         raise RuntimeError(
             "the step gave another result when it was run again for its Jacobian: it draws random "
             "numbers or keeps a state of its own, such as a time counter; make these part of the "

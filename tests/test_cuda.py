@@ -1,5 +1,7 @@
 """The same numbers on a GPU, with the Jacobian work staying there."""
 
+import copy
+
 import pytest
 import torch
 
@@ -56,6 +58,31 @@ def test_kronecker_steps_equal_those_on_the_cpu(name):
             optimizer.step(least_squares(network, inputs))
         results.append(flat(network.parameters()).cpu())
     assert relative_error(*results) < 1e-6
+
+
+@pytest.mark.parametrize("problem", [NonlinearOscillators(), QuantumDipole()])
+@pytest.mark.parametrize("step_rule", ["fixed", "trust"])
+def test_recorded_steps_equal_those_that_are_not(problem, step_rule):
+    torch.manual_seed(0)
+    start = problem.network().double().cuda()
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    results = []
+    for graph in (False, True):
+        network = copy.deepcopy(start)
+        batch = {key: value[:16].cuda() for key, value in train.items()}
+        optimizer = hig.HIG(network.parameters(), rcond=1e-4, step_rule=step_rule, cuda_graph=graph)
+
+        def closure(network=network, batch=batch):
+            prediction = problem.predict(network, batch)
+            return problem.loss(prediction, batch), prediction
+
+        for first in range(0, 128, 16):
+            for key, value in batch.items():
+                value.copy_(train[key][first : first + 16])
+            optimizer.step(closure)
+        assert ("replay" in optimizer.report.seconds) == graph
+        results.append(flat(network.parameters()).cpu())
+    assert relative_error(*results) < 1e-8
 
 
 @pytest.mark.parametrize("kind", [hig.GaussNewton, hig.LevenbergMarquardt])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+import hig
 from experiments._methods import METHODS
 from experiments._run.batches import check_batch_size
 from experiments._run.step import repeatable_step
@@ -48,6 +49,8 @@ class Cases:
             ADAM: lambda: self.adam(self._plain),
             "eigh alone": self.eigh,
         }
+        if torch.device(self.device).type == "cuda" and self.problem.traceable:
+            makers["HIG auto, CUDA graph"] = self.recorded
         if self._plain != self.problem:
             makers["Adam, fast simulation"] = lambda: self.adam(self.problem)
         return makers
@@ -114,6 +117,17 @@ class Cases:
     def half_inverse(self, **options: str) -> Step:
         """A step of HIG at the published settings."""
         return self._step(self.problem, "hig", replace(self.settings, **options))
+
+    def recorded(self) -> Step:
+        """A step of HIG as a CUDA graph."""
+        network, settings = self.network(), self.settings
+        optimizer = hig.HIG(network.parameters(), settings.lr, settings.rcond, cuda_graph=True)
+
+        def closure() -> tuple[Tensor, Tensor]:
+            prediction = self.problem.predict(network, self.batch)
+            return self.problem.loss(prediction, self.batch), prediction
+
+        return lambda: optimizer.step(closure)
 
     def adam(self, problem: Problem) -> Step:
         """A step of Adam on the same batch, as written down or through ``hig.rollout``."""

@@ -49,6 +49,13 @@ def test_adam_takes_the_same_step_through_both_loops():
     assert torch.allclose(loop, rollout, atol=1e-7)
 
 
+def test_a_graph_is_for_a_gpu():
+    cases = Cases(TINY, batch_size=2, device="cpu")
+    assert "HIG auto, CUDA graph" not in cases.makers()
+    with pytest.raises(ValueError, match="the parameters are on cpu"):
+        cases.recorded()()
+
+
 @pytest.mark.parametrize(("problem", "cases"), [(TINY, 8), (QUANTUM, 8), (POISSON, 7)])
 def test_every_case_of_every_problem_runs(problem, cases):
     steps = Cases(problem, batch_size=2, device="cpu").makers()

@@ -261,7 +261,7 @@ def _add_interruptions(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=Options.resume,
         help="go on from the checkpoint that an interrupted run of the same command line has left; "
-        "start afresh where there is none",
+        "start afresh where there is none, and do nothing where it is finished",
     )
     group.add_argument(
         "--checkpoint-every",

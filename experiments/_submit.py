@@ -7,8 +7,9 @@ from experiments._arguments import parse
 from experiments._run.batches import BatchSizeError
 from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError
+from experiments._run.places import ResultsError
 from experiments._run.processes import ProcessesError, process_group
-from experiments._run.runner import ResultsError, run
+from experiments._run.runner import run
 from experiments._run.signals import EXIT_STATUS
 from experiments._run.weights import WeightsError
 from experiments._saved.folders import make_folder
@@ -57,7 +58,7 @@ def submit(
             f"error: not enough memory on {options.device}: {str(error).partition('. ')[0]}; give "
             "a smaller --batch-size or a smaller problem"
         )
-    stopped = results["stopped"]
+    stopped = results.get("stopped", "")  # of a run that was over it is in the first process
     if stopped in EXIT_STATUS:
         sys.exit(EXIT_STATUS[stopped])
     if stopped.startswith("non-finite"):

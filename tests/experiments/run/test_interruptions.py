@@ -121,9 +121,8 @@ def test_a_finished_run_is_not_repeated(loud, monkeypatch, capsys):
     assert_same(results, again)
     assert contents(loud.out) == before
     (told,) = capsys.readouterr().err.splitlines()
-    assert (
-        told == f"{one(loud.out, '*.pickle')} is of this command line and finished: nothing to do"
-    )
+    result = one(loud.out, "*.pickle")
+    assert told == f"{result} is of this command line and finished: nothing to do"
 
 
 def test_finished_runs_of_other_settings_are_repeated(options, monkeypatch):

@@ -8,7 +8,7 @@ import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hig.errors import UnsafeResultError
+from hig.errors import UnsafeResultError, described
 
 __all__ = ["unpickle"]
 
@@ -50,9 +50,12 @@ def unpickle(
 
     Raises:
         UnsafeResultError: It asks for another name or opcode; the text is its name alone.
-        ValueError: It is no whole pickle, asks for impossible values or for far more memory than
-            it takes itself.
+        ValueError: It is no whole pickle, asks for impossible values, for far more memory than it
+            takes itself or for far more comparisons than it has bytes.
+        TypeError: The data are no bytes.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"data must be bytes, got {described(data)}; read a file in mode 'rb'")
     machine = _Machine(len(data), functions, build, persistent_load)
     try:
         return _run(machine, data)

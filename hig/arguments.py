@@ -55,8 +55,8 @@ def _is_finite(number: Any) -> bool:
     return number < math.inf and not (isinstance(number, int) and number > sys.float_info.max)
 
 
-POSITIVE = Range("positive and finite", lambda x: 0 < x and _is_finite(x))
-NON_NEGATIVE = Range("non-negative and finite", lambda x: 0 <= x and _is_finite(x))
+POSITIVE = Range("positive and finite", lambda x: x > 0 and _is_finite(x))
+NON_NEGATIVE = Range("non-negative and finite", lambda x: x >= 0 and _is_finite(x))
 FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
 KAPPA = Range("in [-1, 1]", lambda x: -1 <= x <= 1)
 

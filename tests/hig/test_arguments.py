@@ -273,15 +273,13 @@ def test_closures_and_parameters_of_other_kinds(kind):
 @pytest.mark.parametrize("kind", STEPPING)
 def test_learning_rates_beyond_what_the_parameters_hold(kind):
     for lr in (1e300, 10**400, 10**40, torch.tensor(1e300, dtype=torch.float64)):
-        with pytest.raises(
-            ValueError, match=r"lr must be (positive|non-neg|at most 3.4e\+38, the)"
-        ):
+        with pytest.raises(ValueError, match=r"lr must be (non-negative|at most 3.4e\+38, the)"):
             kind(parameters(), lr=lr)
     optimizer = kind(parameters())
     optimizer.param_groups[0]["lr"] = 1e39  # as a scheduler does
     with pytest.raises(ValueError, match="lr must be at most"):
         optimizer.step(lambda: None)
-    kind([p.double() for p in parameters()], lr=1e300)
+    kind([p.detach().double().requires_grad_() for p in parameters()], lr=1e300)
 
 
 def test_counts():

@@ -1,10 +1,13 @@
 """What there is to run, and what came out of it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments import _catalogue
+from experiments._parser import Parser
 from experiments._saved import comparison, export
 from experiments._study import keep, report
 
@@ -27,11 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status.
     """
     options = _parser().parse_args(arguments)
-    return options.command(options)
+    try:
+        status = options.command(options)
+        sys.stdout.flush()  # a pipe that is closed shows here, not when Python ends
+    except BrokenPipeError:  # whoever reads has seen enough
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # which Python flushes at the end
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments",
         description=__doc__,
         epilog="python -m experiments COMMAND --help tells more; training runs are started by "

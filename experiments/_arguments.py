@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from experiments._methods import METHODS
+from experiments._parser import Parser
 from experiments._run.clock import CLOCKS
 from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
@@ -19,6 +20,8 @@ from problems import Problem, Settings
 
 # Per core; the threads of many more would not find the memory for their stacks.
 MOST_THREADS = 16
+# Of anything that is counted: no machine has the memory, and torch cannot tell beyond 2**63 bytes.
+MOST = 2**40
 STEP_RULES = ("fixed", "trust", "line_search")
 MOMENTUM_KINDS = ("plain", "projected")
 
@@ -54,10 +57,18 @@ def parse(
     alone = given.get("clock") == "processor"
     given.setdefault("threads", 1 if alone else torch.get_num_threads())
     try:
+        check_lr(settings.lr, given["dtype"])
         options = Options(**_chosen(given, [field.name for field in fields(Options)]))
     except ValueError as error:
         parser.error(str(error))
     return problem, settings, options
+
+
+def check_lr(lr: float, dtype: str) -> None:
+    """Raise a `ValueError` for steps whose size squared is beyond the numbers of a dtype."""
+    most = math.sqrt(torch.finfo(DTYPES[dtype]).max)
+    if lr > most:
+        raise ValueError(f"argument --lr: must be at most {most:.2g} in {dtype}, got {lr:g}; try 1")
 
 
 def _chosen(given: dict[str, object], names: Sequence[str]) -> dict[str, object]:
@@ -75,7 +86,7 @@ def _parameters(problem: Problem) -> list[str]:
 
 def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.ArgumentParser:
     origin = "published settings" if defaults.published else "settings of our own choice"
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=f"Train on {problem.name} with {METHODS[method].label} ({origin}).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -261,7 +272,7 @@ def _add_interruptions(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=Options.resume,
         help="go on from the checkpoint that an interrupted run of the same command line has left; "
-        "start afresh where there is none",
+        "start afresh where there is none, and do nothing where it is finished",
     )
     group.add_argument(
         "--checkpoint-every",
@@ -332,6 +343,8 @@ def positive_int(text: str, example: str = "10") -> int:
     value = _number(text, int, remedy)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}; {remedy}")
+    if value > MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST}, got {value}; {remedy}")
     return value
 
 

@@ -7,9 +7,10 @@ from experiments._arguments import parse
 from experiments._run.batches import BatchSizeError
 from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError
+from experiments._run.places import ResultsError
 from experiments._run.processes import ProcessesError, process_group
-from experiments._run.runner import ResultsError, run
-from experiments._run.signals import EXIT_STATUS
+from experiments._run.runner import run
+from experiments._run.signals import EXIT_STATUS, INTERRUPTED
 from experiments._run.weights import WeightsError
 from experiments._saved.folders import make_folder
 from hig import CorruptResultError, UnsafeResultError
@@ -50,14 +51,17 @@ def submit(
             results = run(problem, method, settings, options)
     except _ERRORS as error:
         sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if not out_of_memory(error):
+    except KeyboardInterrupt:  # before the first step, or after the last
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_STATUS[INTERRUPTED])
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not out_of_memory(error):
             raise
         sys.exit(
             f"error: not enough memory on {options.device}: {str(error).partition('. ')[0]}; give "
             "a smaller --batch-size or a smaller problem"
         )
-    stopped = results["stopped"]
+    stopped = results.get("stopped", "")  # of a run that was over it is in the first process
     if stopped in EXIT_STATUS:
         sys.exit(EXIT_STATUS[stopped])
     if stopped.startswith("non-finite"):

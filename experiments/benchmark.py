@@ -30,6 +30,7 @@ from experiments._measure.peer_comparison import (
 from experiments._measure.peers import require_peers
 from experiments._measure.timing import interleaved_seconds, median_ratio
 from experiments._origin import origin
+from experiments._parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._run.batches import check_batch_size
 from experiments._run.clock import CLOCKS, seconds_of
@@ -150,7 +151,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

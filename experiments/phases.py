@@ -22,6 +22,7 @@ from experiments._measure.benchmark_cases import Cases
 from experiments._measure.operations import OperationCounter, Rates, measure_rates
 from experiments._measure.timing import interleaved_seconds
 from experiments._origin import origin
+from experiments._parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._saved.folders import make_place
 
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.phases",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -24,6 +24,7 @@ from experiments._machine import machine
 from experiments._measure.scaling_cases import OUTPUTS
 from experiments._measure.scaling_point import STEPS
 from experiments._origin import origin
+from experiments._parser import Parser
 from experiments._saved.folders import make_folder
 
 SIZES = {
@@ -148,7 +149,7 @@ def _all_rows(options: argparse.Namespace) -> Sequence[int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.scaling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

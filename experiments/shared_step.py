@@ -18,6 +18,7 @@ from torch import Tensor
 
 import hig
 from experiments._arguments import positive_int
+from experiments._parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._run.batches import BatchSizeError, check_batch_size
 from experiments._run.processes import Processes, process_group
@@ -109,7 +110,7 @@ def _stepper(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="torchrun --nproc-per-node R -m experiments.shared_step", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

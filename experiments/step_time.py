@@ -24,6 +24,7 @@ from experiments._machine import machine
 from experiments._measure.timing import interleaved_seconds
 from experiments._methods import METHODS
 from experiments._origin import origin
+from experiments._parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._run.step import repeatable_step
 from experiments._saved.folders import make_folder
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.step_time",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

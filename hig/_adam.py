@@ -25,7 +25,8 @@ class AdamStep:
 
     def move(self, parameter: Tensor, lr: float) -> None:
         """Take the step in place."""
-        parameter.addcdiv_(self.mean, self.denominator, value=-(lr / self.correction))
+        size = min(lr / self.correction, torch.finfo(parameter.dtype).max)  # torch takes no more
+        parameter.addcdiv_(self.mean, self.denominator, value=-size)
 
     def square(self) -> Tensor:
         """Squared norm of the step per unit of learning rate, a scalar."""

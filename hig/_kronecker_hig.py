@@ -17,7 +17,7 @@ from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
 from hig._kronecker_factors import DampedPower, damped_power
 from hig._kronecker_report import KroneckerReport
 from hig._loss_gradient import loss_gradient
-from hig._optimizer import Closure, check_group, check_lr, loss_and_prediction
+from hig._optimizer import Closure, check_group, check_group_lr, loss_and_prediction, require_room
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
 from hig._trial import put_back
@@ -176,13 +176,13 @@ class KroneckerHIG(torch.optim.Optimizer):
 
         Raises:
             NonFiniteError: loss, prediction or their derivatives hold NaN or Inf; neither
-                parameters nor state have been changed.
+                parameters nor state have been changed. Or the parameters would, after a step that
+                is too large for their dtype; none has been changed.
             DecompositionError: the factors of a layer cannot be decomposed; no parameter has been
                 changed.
             ValueError: the closure does not return what it should.
         """
-        if closure is None:
-            raise ValueError("step needs a closure that returns (loss, prediction), got None")
+        check_function(closure, "closure", "of no arguments that returns (loss, prediction)")
         if (size := Ranks(self._process_group).size) > 1:
             raise ValueError(
                 f"KroneckerHIG steps in one process, and torch.distributed has {size}; pass "
@@ -286,9 +286,11 @@ class KroneckerHIG(torch.optim.Optimizer):
             undo.callback(put_back, gradients, start)
             for layer, graft in zip(layers, grafts, strict=True):
                 for parameter, direction in layer.items():
-                    parameter.sub_(direction, alpha=graft * float(groups[parameter]["lr"]))
+                    size = graft * float(groups[parameter]["lr"])
+                    parameter.sub_(direction, alpha=_within(size, parameter))
             for parameter, step in rest.items():
                 step.move(parameter, float(groups[parameter]["lr"]))
+            require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
             undo.pop_all()
         return len(layers), len(rest), norm, grafts
 
@@ -318,7 +320,7 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     def _trainable(self) -> list[Tensor]:
         for group in self.param_groups:
-            check_lr(group["lr"])  # schedulers write here
+            check_group_lr(group)  # schedulers write here
         found = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
         if not found:
             raise ValueError(
@@ -326,6 +328,11 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return found
+
+
+def _within(size: float, parameter: Tensor) -> float:
+    """A factor, no larger than what torch takes: one beyond leaves no finite number anyway."""
+    return min(size, torch.finfo(parameter.dtype).max)
 
 
 def _direction(

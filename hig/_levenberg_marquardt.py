@@ -153,7 +153,7 @@ def _reach(trial: Trial) -> float:
 
 def _too_far(trial: Trial) -> str:
     # A whole number, as without damping for a sum of squares; and the same words in every step.
-    times = math.ceil(_reach(trial))
+    times = math.ceil(min(_reach(trial), 1e9))
     return (
         f"lr is too large for the scale of this loss: the step goes up to {times} times as far as "
         f"its quadratic model is lowest; lr={trial.lr / times:.2g} suits, or step_rule='trust', or "

@@ -1,7 +1,7 @@
 """Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -32,11 +32,12 @@ from hig.arguments import (
     NON_NEGATIVE,
     check_choice,
     check_count,
+    check_function,
     check_number,
     check_parameters,
     check_same_device,
 )
-from hig.errors import SampleDependenceError, described
+from hig.errors import NonFiniteError, SampleDependenceError, described
 
 __all__ = [
     "HIG",
@@ -44,8 +45,9 @@ __all__ = [
     "GaussNewton",
     "JacobianOptimizer",
     "check_group",
-    "check_lr",
+    "check_group_lr",
     "loss_and_prediction",
+    "require_room",
 ]
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
@@ -156,7 +158,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         Raises:
             DecompositionError: no decomposition of the Jacobian converges.
-            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf.
+            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; or the parameters would,
+                after a step that is too large for their dtype.
             RankError: another of several processes failed or was lost.
             SampleDependenceError: engine "layerwise" where samples influence one another.
             ValueError: the closure does not return what it should, or several processes differ
@@ -164,8 +167,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         Whatever is raised, neither parameters nor the last direction have been changed.
         """
-        if closure is None:
-            raise ValueError("step needs a closure that returns (loss, prediction), got None")
+        check_function(closure, "closure", "of no arguments that returns loss and prediction")
         parameters, lrs, names = self._trainable()
         ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
@@ -202,6 +204,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         with torch.no_grad(), ExitStack() as undo:  # what is done halfway, whatever is raised
             report, loss = self._advance(trial_of, linearisation, clock), linearisation.loss
+            require_room(parameters, report.step_size)
             undo.pop_all()
         carried.keep(report.step_size)
         self.report = report
@@ -319,7 +322,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         names: list[str] = []
         seen: set[int] = set()  # a parameter given twice has one column all the same
         for group in self.param_groups:
-            check_lr(group["lr"])  # schedulers write here
+            check_group_lr(group)  # schedulers write here
             given = group.get("param_names", [None] * len(group["params"]))
             for parameter, name in zip(group["params"], given, strict=True):
                 if parameter.requires_grad and id(parameter) not in seen:
@@ -473,6 +476,9 @@ def _run(
     return outcome, capture.uses
 
 
+# Steps up to this size need directions of 1e32 to leave float32; reading costs a transfer.
+_LARGE = 1e6
+
 # Loss, slope and curvature where nothing asks for them.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
 
@@ -484,7 +490,6 @@ def check_group(group: dict[str, Any]) -> None:
         TypeError: for complex parameters.
         ValueError: for a learning rate out of range, or parameters on several devices.
     """
-    check_lr(group["lr"])
     check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
     for parameter in group["params"]:
         if not parameter.is_floating_point():
@@ -492,6 +497,7 @@ def check_group(group: dict[str, Any]) -> None:
                 f"parameters must be real floating point, got {parameter.dtype}; keep real "
                 "and imaginary parts in one real parameter (torch.view_as_real)"
             )
+    check_group_lr(group)
 
 
 def check_lr(lr: float) -> None:
@@ -499,6 +505,31 @@ def check_lr(lr: float) -> None:
     # Schedulers and captured graphs keep it in a tensor.
     number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
     check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
+
+
+def check_group_lr(group: dict[str, Any]) -> None:
+    """Raise for a learning rate that is no number, or not one of those that the parameters hold."""
+    check_lr(group["lr"])
+    for dtype in {parameter.dtype for parameter in group["params"]}:
+        if float(group["lr"]) > (most := torch.finfo(dtype).max):
+            raise ValueError(
+                f"lr must be at most {most:.3g}, the largest number of {dtype}, got "
+                f"{float(group['lr']):g}; 1.0 is the published one"
+            )
+
+
+def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
+    """Raise where a very large step has left what its dtype can hold; others are not looked at.
+
+    Raises:
+        NonFiniteError: a parameter is NaN or infinite.
+    """
+    if step_size is None or not step_size > _LARGE:
+        return
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise NonFiniteError(
+            f"a step of size {step_size:g} leaves NaN or Inf in the parameters; take a smaller lr"
+        )
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,7 @@ class LineSearch:
         exponent = self.state["exponent"]
 
         def loss(k: int) -> float:
-            return trial.measure(math.ldexp(trial.lr, k))
+            return trial.measure(_doubled(trial.lr, k))
 
         best, lowest = exponent, loss(exponent)
         # Upwards only pays where the present size already lowers the loss.
@@ -134,10 +134,17 @@ class LineSearch:
                 break
         if lowest < trial.loss:
             self.state["exponent"] = best
-            trial.move(math.ldexp(trial.lr, best))
+            trial.move(_doubled(trial.lr, best))
         else:
             self.state["exponent"] = 0
             trial.move(0)
+
+
+def _doubled(lr: float, times: int) -> float:
+    try:
+        return math.ldexp(lr, times)
+    except OverflowError:
+        return math.inf
 
 
 STEP_RULES = {"fixed": Fixed, "trust": Trust, "line_search": LineSearch}

@@ -97,7 +97,8 @@ class Trial:
         NaN where both are lost in the rounding of the loss, as on a plateau far above zero.
         """
         eta = self.step_size
-        predicted = eta * self.slope - 0.5 * eta**2 * self.curvature
+        # eta**2 would be an error, not infinite, where it is too large.
+        predicted = eta * self.slope - 0.5 * (eta * eta) * self.curvature
         if not predicted > 0:
             return -math.inf
         achieved = self.loss - self.measure(eta)

@@ -7,6 +7,7 @@ the argument, tells what was found, and what to give instead.
 import math
 import operator as operators
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -49,8 +50,13 @@ class Range:
     holds: Callable[[Any], bool]
 
 
-POSITIVE = Range("positive and finite", lambda x: 0 < x < math.inf)
-NON_NEGATIVE = Range("non-negative and finite", lambda x: 0 <= x < math.inf)
+def _is_finite(number: Any) -> bool:
+    # Whole numbers of Python go further than floats do.
+    return number < math.inf and not (isinstance(number, int) and number > sys.float_info.max)
+
+
+POSITIVE = Range("positive and finite", lambda x: x > 0 and _is_finite(x))
+NON_NEGATIVE = Range("non-negative and finite", lambda x: x >= 0 and _is_finite(x))
 FRACTION = Range("in [0, 1)", lambda x: 0 <= x < 1)
 KAPPA = Range("in [-1, 1]", lambda x: -1 <= x <= 1)
 
@@ -67,7 +73,8 @@ def check_number(value: object, name: str, within: Range, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, {within.text}, got {described(value)}; {remedy}")
     if not within.holds(value):
-        raise ValueError(f"{name} must be {within.text}, got {value}; {remedy}")
+        found = described(value) if isinstance(value, int) else value
+        raise ValueError(f"{name} must be {within.text}, got {found}; {remedy}")
 
 
 def check_count(count: Any, name: str, remedy: str = "", least: int | None = 1) -> int:
@@ -86,7 +93,7 @@ def check_count(count: Any, name: str, remedy: str = "", least: int | None = 1) 
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {described(count)}{ending}") from None
     if least is not None and number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}{ending}")
+        raise ValueError(f"{name} must be at least {least}, got {described(number)}{ending}")
     return number
 
 
@@ -122,7 +129,7 @@ def check_parameters(params: object, name: str) -> list[Any]:
         params: what was given.
         name: what the argument is called.
     """
-    single = isinstance(params, Tensor | str | Mapping | torch.nn.Module)
+    single = isinstance(params, Tensor | str | bytes | Mapping | torch.nn.Module)
     if single or not isinstance(params, Iterable):
         raise TypeError(
             f"{name} must be an iterable of parameters, got {described(params)}; pass "
@@ -133,6 +140,12 @@ def check_parameters(params: object, name: str) -> list[Any]:
             f"{name} must hold a parameter, got none; pass network.parameters(), anew each time: "
             "a generator can be gone through once"
         )
+    for item in found:
+        if not isinstance(item, Tensor | Mapping | tuple):  # a tuple is a name and a parameter
+            raise TypeError(
+                f"{name} must hold parameters or groups of them, got {described(item)}; pass "
+                "network.parameters()"
+            )
     return found
 
 

@@ -47,12 +47,18 @@ class CorruptResultError(ValueError):
     """A result file is truncated, is not a pickle, or does not hold one dictionary."""
 
 
+# Python refuses to write whole numbers of thousands of digits, and no one reads those of hundreds.
+_SHOWN_BITS = 256
+
+
 def described(value: object) -> str:
     """What an error text calls a value that should have been something else."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if type(value) is int and value.bit_length() > _SHOWN_BITS:
+        return f"a whole number of {value.bit_length()} bits"
     if value is None or isinstance(value, bool | int | float | complex | str):
         return repr(value)
     if isinstance(value, list | tuple):

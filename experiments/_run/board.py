@@ -77,7 +77,7 @@ class Board:
                 for old in folder.glob("events.out.tfevents.*"):
                     old.unlink()
             self._writer = make_writer(folder, purge_step=steps + 1 if steps else None)
-        except OSError as error:
+        except (OSError, UnicodeEncodeError) as error:  # it takes no path of other bytes than UTF-8
             raise BoardError(
                 f"{folder} cannot be written to: {error}; give another --out, or leave out "
                 "--tensorboard"
@@ -102,6 +102,7 @@ class Board:
             for name, value in values.items()
         ]
         text = "\n".join(["| | | |", "|---|---|---|", *rows])
+        text = text.encode(errors="backslashreplace").decode()  # of paths that are no UTF-8
         self._write(lambda writer: writer.add_text("run", text, step))
 
     def evaluated(self, step: int, recorder: Recorder) -> None:
@@ -144,6 +145,8 @@ class Board:
         if self._writer is None:
             return
         try:
+            if not self.folder.is_dir():  # its writer's thread would tell by a traceback
+                raise FileNotFoundError("the folder is gone")
             write(self._writer)
             self._writer.flush()
         except OSError as error:

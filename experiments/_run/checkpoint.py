@@ -23,6 +23,10 @@ from problems import Problem, Settings
 # Not .pickle, so that `*.pickle` finds the result files alone.
 ENDING = ".checkpoint"
 
+# The last checkpoint of a run that a fault has ended: that run is over, and yet can go on under
+# another policy.
+BEFORE_FAULT = ".before_fault"
+
 # A checkpoint is this text, the SHA-256 of the rest, and what torch.save makes of the state. Torch
 # itself does not notice when bits of a tensor have changed.
 MAGIC = b"hig checkpoint 2\n"
@@ -37,7 +41,7 @@ _OPTIONS += ("seed", "device", "dtype")
 _GARBAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError)
 _GARBAGE += (TypeError, ValueError, struct.error, zipfile.BadZipFile)
 
-_FRESH = "to start afresh remove it, or leave out --resume"
+_FRESH = "to start afresh remove it, or give another --out"
 
 
 class CheckpointError(ValueError):
@@ -117,7 +121,7 @@ def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     if differences:
         raise CheckpointError(
             f"{path} is of another run: {'; '.join(differences)}; go on with the command line that "
-            f"it was written by, or {_FRESH}"
+            f"it was written by and --resume, or {_FRESH}"
         )
     return contents["state"]
 
@@ -152,6 +156,33 @@ def _read(path: Path, data: bytes) -> dict[str, dict]:
     return found
 
 
+def require_none(result: Path, run: Mapping[str, str]) -> None:
+    """Refuse to start afresh in the place of a run that was cut short: its work would be lost.
+
+    Args:
+        result: The result file of the run that is to start.
+        run: What decides on its course.
+
+    Raises:
+        CheckpointError: There is a checkpoint, of the same run or of another one.
+        CorruptResultError, UnsafeResultError, OSError: As for `load`.
+    """
+    path = result.with_suffix(ENDING)
+    if load(path, run) is not None:
+        raise CheckpointError(
+            f"{path} is of a run of this command line that was cut short; go on from it with "
+            f"--resume, or {_FRESH}"
+        )
+
+
+def remove(result: Path) -> None:
+    """Remove the checkpoints of a run, and what killed processes have left of writing one."""
+    path = result.with_suffix(ENDING)
+    leftovers = path.parent.glob(f".{escape(path.name)}.*.tmp")
+    for file in (path, result.with_suffix(BEFORE_FAULT), *leftovers):
+        file.unlink(missing_ok=True)
+
+
 class Checkpoints:
     """Writes the checkpoints of a run from time to time.
 
@@ -172,13 +203,18 @@ class Checkpoints:
         warn: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ):
-        self.path = result.with_suffix(ENDING)
+        self.path, self._aside = result.with_suffix(ENDING), result.with_suffix(BEFORE_FAULT)
         self._run, self._every, self._warn, self._now = run, every, warn, now
         self._next = now() + every
 
     def load(self) -> dict[str, object] | None:
         """The state to go on from, None where there is none; see `load`."""
-        return load(self.path, self._run)
+        return load(self.kept or self.path, self._run)
+
+    @property
+    def kept(self) -> Path | None:
+        """The file to go on from, None where there is none."""
+        return next((path for path in (self.path, self._aside) if path.exists()), None)
 
     @property
     def due(self) -> bool:
@@ -206,8 +242,7 @@ class Checkpoints:
         end = self._now()
         self._next = end + max(self._every, (end - start) / SHARE)
 
-    def remove(self) -> None:
-        """Remove the checkpoint, and what killed processes have left of writing one."""
-        self.path.unlink(missing_ok=True)
-        for leftover in self.path.parent.glob(f".{escape(self.path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
+    def set_aside(self) -> None:
+        """Keep the checkpoint as one from before the fault that has ended the run."""
+        if self.path.exists():
+            self.path.replace(self._aside)

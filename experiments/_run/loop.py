@@ -15,15 +15,13 @@ from experiments._run.training import Training
 from experiments._run.weights import snapshot
 from problems import Batch
 
+# What a run ends with that a non-finite number has ended, before the error text.
+NON_FINITE = "non-finite"
+
 
 def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> None:
     """Go on from a checkpoint, if that is wanted and there is one; tells which."""
     if not training.options.resume:
-        if checkpoints.path.exists():
-            progress.say(
-                f"{checkpoints.path} of an interrupted run will be overwritten; stop now and give "
-                "--resume to go on from it"
-            )
         return
     state = checkpoints.load()
     if state is None:
@@ -32,7 +30,7 @@ def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> N
     training.load_state_dict(state)
     progress.resumed(training.steps)
     progress.evaluated(training.recorder.train_loss[-1], training.recorder.test_loss[-1])
-    progress.say(f"going on from {checkpoints.path}: {training.clock.seconds:.4g} s of training")
+    progress.say(f"going on from {checkpoints.kept}: {training.clock.seconds:.4g} s of training")
 
 
 def train(
@@ -42,7 +40,7 @@ def train(
     try:
         return _steps(training, checkpoints, signals, progress), None
     except hig.NonFiniteError as error:
-        return f"non-finite: {error}", None
+        return f"{NON_FINITE}: {error}", None
     except (KeyboardInterrupt, *ERRORS) as error:
         if not training.recorder.epochs:  # nothing to save yet
             raise

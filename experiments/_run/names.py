@@ -56,4 +56,10 @@ def _text(name: str, value: object) -> str:
         return f"{name} {value}" if value == "auto" else value
     if isinstance(value, tuple):
         return f"{name} {'-'.join(str(item) for item in value)}"
-    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+    return f"{name} {_number(value)}" if isinstance(value, float) else f"{name} {value}"
+
+
+def _number(value: float) -> str:
+    """Six digits where they are all, else as many as tell it from every other number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))

@@ -35,7 +35,8 @@ class Options:
         tensorboard: Write events for TensorBoard beside the result file.
         save_weights: Write the weights of the last evaluation beside the result file.
         init_from: Weights file of an earlier run to go on from, or None for fresh weights.
-        resume: Go on from the checkpoint that an interrupted run of the same name has left.
+        resume: Go on from the checkpoint that an interrupted run of the same name has left; do
+            nothing where it is finished.
         checkpoint_every: Seconds of wall-clock from one checkpoint to the next, at least.
         on_fault: ``"raise"``, ``"skip"`` or ``"restore"``, see `Faults`.
         max_faults: Faults that are survived; the next one ends the run.

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from experiments._machine import machine
+from experiments._run.checkpoint import Checkpoints
+from experiments._run.options import Options
 from experiments._run.progress import Progress
 from experiments._run.training import Training
 from experiments._run.weights import Pretraining, save
+from problems import Problem, Settings
 
 # Options that leave the results as they are.
 _HIDDEN = ("quiet", "summary", "tensorboard", "resume", "checkpoint_every")
@@ -37,14 +40,19 @@ def outcome(training: Training) -> dict[str, object]:
 
 def circumstances(training: Training) -> dict[str, dict[str, object]]:
     """What a run goes by and what it goes on, known before its first step."""
-    options, earlier = training.options, training.earlier
-    settings = {key: value for key, value in asdict(training.settings).items() if value is not None}
-    run_options = {key: value for key, value in asdict(options).items() if key not in _HIDDEN}
-    paths = {"out": str(options.out), "init_from": earlier and str(options.init_from)}
+    options = training.options
     return {
-        "sim_par": {**asdict(training.problem), **settings, **run_options, **paths},
+        "sim_par": sim_par(training.problem, training.settings, options),
         "machine": {**machine(options.device), "processes": training.processes.size},
     }
+
+
+def sim_par(problem: Problem, settings: Settings, options: Options) -> dict[str, object]:
+    """Every setting of a run, in plain Python."""
+    chosen = {key: value for key, value in asdict(settings).items() if value is not None}
+    run_options = {key: value for key, value in asdict(options).items() if key not in _HIDDEN}
+    paths = {"out": str(options.out), "init_from": options.init_from and str(options.init_from)}
+    return {**asdict(problem), **chosen, **run_options, **paths}
 
 
 def _pretraining(earlier: Pretraining | None) -> dict[str, object]:
@@ -66,7 +74,7 @@ def summarise(
     progress: Progress,
     results: dict[str, object],
     path: Path,
-    checkpoint: Path,
+    checkpoints: Checkpoints,
 ) -> None:
     """Tell how a run ended, its last and its best losses, and where its files are."""
     if training.options.quiet and not training.options.summary:
@@ -79,7 +87,7 @@ def summarise(
     kinds = Counter(event["kind"] for event in results.get("faults", ()))
     faults = "".join(f"\n  faults {count} {kind}" for kind, count in kinds.items())
     board = f"\n  events {training.board.folder}" if training.board else ""
-    left = f"\n  left   {checkpoint}: --resume goes on from it" if checkpoint.exists() else ""
+    left = f"\n  left   {kept}: --resume goes on from it" if (kept := checkpoints.kept) else ""
     progress.warn(
         f"{results['label']} stopped: {results['stopped']}\n"
         f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "

@@ -146,6 +146,10 @@ class Processes:
         seconds, signal, due = numbers.tolist()
         return seconds, int(signal), bool(due)
 
+    def first_has(self, found: bool) -> bool:
+        """What the first process has found; all call this."""
+        return self.first(0.0, 0, found)[2]
+
     def each(self, value: Tensor) -> Tensor:
         """What every process has in the place of a tensor, stacked by rank; all call this."""
         found = [value]

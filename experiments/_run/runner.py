@@ -1,7 +1,7 @@
 """A run from its settings to its results, the same for all problems and methods."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +10,24 @@ from experiments._methods import METHODS
 from experiments._origin import origin
 from experiments._run import names
 from experiments._run.board import Board, folder_of, writer_class
-from experiments._run.checkpoint import Checkpoints, identity
-from experiments._run.loop import begin, train
+from experiments._run.checkpoint import ENDING as CHECKPOINT
+from experiments._run.checkpoint import Checkpoints, identity, remove, require_none
+from experiments._run.finished import finished
+from experiments._run.loop import NON_FINITE, begin, train
 from experiments._run.options import Options
-from experiments._run.outcome import circumstances, outcome, save_weights, summarise
+from experiments._run.outcome import circumstances, outcome, save_weights, sim_par, summarise
+from experiments._run.places import files_of, told_what_to_do, try_places
 from experiments._run.processes import Processes
 from experiments._run.progress import Progress
 from experiments._run.setup import check_shares, prepare
 from experiments._run.signals import EXIT_STATUS, Signals
+from experiments._run.stderr import unfailing_stderr
 from experiments._run.training import Training
-from experiments._run.weights import load
+from experiments._run.weights import Pretraining, load
 from problems import Problem, Settings, SeveralLosses
 
 
+@unfailing_stderr()
 def run(problem: Problem, method: str, settings: Settings, options: Options) -> dict[str, object]:
     """Train a network on a problem and save the results.
 
@@ -44,8 +49,9 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     ``faults``.
 
     A checkpoint lies beside the result file while the run lasts, and stays where it has been cut
-    short. With ``options.resume`` a run goes on from there as if nothing had happened, and the
-    results tell by ``resumed_at`` at which training times that was.
+    short; no other run then starts in its place. With ``options.resume`` a run goes on from there
+    as if nothing had happened, and the results tell by ``resumed_at`` at which training times that
+    was. One that has used up its budget is not repeated: its results are returned.
 
     With ``options.tensorboard`` losses, metrics and, of Jacobian methods, the latest step are
     written as they come, to an event file in ``<out>/tensorboard``, which takes no training time.
@@ -67,11 +73,11 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             those given.
         DataError: If the files of the problem cannot be read; a `ValueError`.
         WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
-        CheckpointError: If the checkpoint to go on from is that of another run; a `ValueError`.
+        CheckpointError: If the checkpoint there is that of another run, or is not to be gone on
+            from; a `ValueError`.
         CorruptResultError: If it is damaged; a `ValueError`.
         UnsafeResultError: If it asks for anything but tensors and plain Python; a `ValueError`.
-        OSError: If the output directory cannot be made.
-        ResultsError: If the results cannot be written; an `OSError`.
+        ResultsError: If the results cannot be written, at the start or at the end; an `OSError`.
         BoardError: If TensorBoard cannot be written for; a `RuntimeError`.
         ProcessesError: If several processes cannot share the run; a `ValueError`.
         MemoryError: If there is too little; a `RuntimeError` where torch wants it.
@@ -97,11 +103,18 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     if earlier and earlier.seed != options.seed:
         differences.append(f"of seed {earlier.seed}")  # files apart, one name in legends
     path = names.path(problem, method, differences, options)
-    path.parent.mkdir(parents=True, exist_ok=True)  # before hours of training, not after
-    training = prepare(problem, METHODS[method], settings, options, earlier, processes)
-    check_shares(training)
     heading = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
     course = identity(problem, method, settings, options, earlier)
+    if processes.rank == 0:
+        try_places(files_of(path, options))  # before hours of training, not after
+    if not options.resume:
+        require_none(path, course)
+    elif (done := _finished(path, sim_par(problem, settings, options), earlier)) is not None:
+        if not options.quiet:
+            print(f"{path} is of this command line and finished: nothing to do", file=sys.stderr)
+        return done or heading
+    training = prepare(problem, METHODS[method], settings, options, earlier, processes)
+    check_shares(training)
     with Signals(options.quiet, passed_on=processes.size > 1) as signals:
         with Progress(label, options) as progress:
             checkpoints = Checkpoints(path, course, options.checkpoint_every, progress.warn)
@@ -115,13 +128,16 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
             "origin": begun,
             **outcome(training),
         }
-        with _told_what_to_do():
+        with told_what_to_do(checkpoints.kept):
             results |= save_weights(training, path, heading)
             if processes.rank == 0:
                 hig.save_results(path, results)
         if processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
-            checkpoints.remove()
-        summarise(training, progress, results, path, checkpoints.path)
+            if stopped.startswith(NON_FINITE):  # over, but under another policy
+                checkpoints.set_aside()
+            else:
+                remove(path)
+        summarise(training, progress, results, path, checkpoints)
     processes.wait()
     if failure:
         raise failure
@@ -151,20 +167,18 @@ def _check_method(problem: Problem, method: str) -> None:
         raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
 
 
-class ResultsError(OSError):
-    """The results of a run cannot be written; the text says why and what would help."""
-
-
-@contextmanager
-def _told_what_to_do() -> Iterator[None]:
-    """Tell the user what can be done where the files of the end cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ResultsError(
-            f"the results cannot be written: {error}; the file there before and the last "
-            "checkpoint are as they were: make room and go on with --resume"
-        ) from error
+def _finished(
+    path: Path, wanted: dict[str, object], earlier: Pretraining | None
+) -> dict[str, object] | None:
+    """The results of a run that is over, {} where another process has them; None of any other."""
+    processes, found = Processes(), None
+    if processes.rank == 0 and not path.with_suffix(CHECKPOINT).exists():
+        found = finished(path, wanted, processes.size, earlier)
+    if not processes.first_has(found is not None):
+        return None
+    if processes.rank == 0:
+        remove(path)  # what a process that was killed at its very end has left
+    return found or {}
 
 
 def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:

@@ -105,6 +105,11 @@ def snapshot(network: nn.Module, seconds: float, test_loss: float) -> Snapshot:
     return Snapshot(weights, seconds, test_loss)
 
 
+def place(result: Path) -> Path:
+    """The weights file beside a result file."""
+    return result.with_name(result.stem + ENDING)
+
+
 def save(
     result: Path, latest: Snapshot, run: dict[str, object], earlier: Pretraining | None
 ) -> Path:
@@ -119,7 +124,7 @@ def save(
     Returns:
         Path of the weights file.
     """
-    path = result.with_name(result.stem + ENDING)
+    path = place(result)
     contents = {
         **run,
         "training_time": latest.seconds + (earlier.seconds if earlier else 0.0),

@@ -19,7 +19,8 @@ def make_folder(folder: Path, option: str = "--out") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        there = "a file of this name exists" if folder.is_file() else error.strerror
+        in_the_way = isinstance(error, FileExistsError)
+        there = "a file of this name exists" if in_the_way else error.strerror
         sys.exit(
             f"error: {option} must be a folder that is there or can be made, got {folder}: "
             f"{there}; give another one, such as results"

@@ -1,7 +1,7 @@
 """Result files: dictionaries of plain Python values and numpy arrays, read without running code."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
 
@@ -14,6 +14,10 @@ from hig.files._stand_ins import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar
 from hig.files._unpickle import unpickle
 
 __all__ = ["load_results", "save_results"]
+
+# Size of results where all that they share is written out, for each byte of the file, and in any
+# file, at most. A few hundred bytes may hold lists of lists that no one can print or convert.
+EXPANSION, ALWAYS_EXPANDED = 1000, 1_000_000
 
 
 def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
@@ -28,8 +32,8 @@ def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
 
     Raises:
         TypeError: A value is of another type. The text names its key path and the remedy.
-        ValueError: `path` ends in `.txt`, the name of the text beside it; or the results are
-            nested without end.
+        ValueError: `path` ends in `.txt`, the name of the text beside it; the results are nested
+            without end, or hold the same values so often that `load_results` would refuse them.
     """
     path = check_path(path)
     if path.suffix == ".txt":
@@ -45,10 +49,12 @@ def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
             "results must not hold themselves, or lists in lists some hundred levels deep; save "
             "copies of what is shared, or flatten it"
         ) from None
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Protocol 4 keeps the file readable by every numpy; protocol 5 needs the newer `_frombuffer`.
-    write_atomically(path, pickle.dumps(results, protocol=4))
+    data = pickle.dumps(results, protocol=4)
+    _check_expansion(results, len(data))
     lines = "\n".join([*_scalar_lines(results), ""])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
     write_atomically(path.with_suffix(".txt"), lines.encode(errors="backslashreplace"))
 
 
@@ -66,7 +72,8 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
         IsADirectoryError: The path is that of a folder; the text lists the result files in it.
         UnsafeResultError: The file asks for a function or class that is not on the short list
             of numpy's, or for an array of objects or records.
-        CorruptResultError: The file is truncated, is not a pickle or holds no dict.
+        CorruptResultError: The file is truncated, is not a pickle or holds no dict; or it holds
+            itself, or the same values so often that they are out of proportion to the file.
     """
     path = check_path(path)
     if not path.exists():
@@ -80,6 +87,7 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
         results = resolve(unpickle(data, FUNCTIONS, build), {})
         if type(results) is not dict:
             raise TypeError(f"it holds one {type(results).__qualname__}")
+        _check_expansion(results, len(data))
     except UnsafeResultError as error:
         raise UnsafeResultError(
             f"{path} asks for {error}, which a result file does not need; nothing of it was run. "
@@ -97,8 +105,9 @@ def _check(value: Any, where: str) -> None:
     kind = type(value)
     if kind is dict:
         for key, item in value.items():
-            _check(key, f"key {key!r} of {where}")
-            _check(item, f"{where}[{key!r}]")
+            name = _text(repr, key)
+            _check(key, f"key {name} of {where}")
+            _check(item, f"{where}[{name}]")
     elif kind in (list, tuple, set, frozenset):
         for index, item in enumerate(value):
             _check(item, f"{where}[{index}]")
@@ -118,11 +127,51 @@ def _check(value: Any, where: str) -> None:
         )
 
 
+def _check_expansion(results: dict[Any, Any], size: int) -> None:
+    if _expanded(results, {}) > EXPANSION * size + ALWAYS_EXPANDED:
+        raise ValueError("the results repeat their parts to far more than a file of them holds")
+
+
+def _expanded(value: Any, sizes: dict[int, int]) -> int:
+    """Values, and bytes of arrays, texts and whole numbers, counted as often as they occur.
+
+    Args:
+        value: What a file holds.
+        sizes: Those of its dicts, lists, tuples and sets by id; 0 while they are being counted.
+    """
+    kind = type(value)
+    if kind not in (dict, list, tuple, set, frozenset):
+        return 1 + _bytes(value)
+    size = sizes.get(id(value))
+    if size == 0:
+        raise ValueError(f"it holds a {kind.__name__} that holds itself")
+    if size is None:
+        sizes[id(value)] = 0
+        items = [*value, *value.values()] if kind is dict else value
+        size = sizes[id(value)] = 1 + sum(_expanded(item, sizes) for item in items)
+    return size
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if type(value) is int:
+        return value.bit_length() // 8
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
 def _scalar_lines(values: dict[Any, Any], indent: str = "") -> Iterator[str]:
     for key, value in values.items():
         if type(value) in PLAIN or is_numpy_scalar(value):
-            yield f"{indent}{key}: {' '.join(str(value).split())}"
+            yield f"{indent}{_text(str, key)}: {' '.join(_text(str, value).split())}"
     for key, value in values.items():
         lines = list(_scalar_lines(value, indent + "  ")) if type(value) is dict else []
         if lines:
-            yield from (f"{indent}{key}:", *lines)
+            yield from (f"{indent}{_text(str, key)}:", *lines)
+
+
+def _text(convert: Callable[[Any], str], value: Any) -> str:
+    try:
+        return convert(value)
+    except ValueError:  # Python writes no decimal number of thousands of digits
+        return hex(value) if type(value) is int else f"a {type(value).__name__} of large numbers"

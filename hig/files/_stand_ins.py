@@ -6,13 +6,12 @@ known length and kind.
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
 from hig.errors import UnsafeResultError
-from hig.files._unpickle import as_key
 
 __all__ = ["FUNCTIONS", "KINDS", "PLAIN", "build", "is_numpy_scalar", "resolve"]
 
@@ -77,10 +76,6 @@ def _array(data: Any, dtype: _Dtype, shape: Any, order: Literal["C", "F"] = "C")
     return array.copy(order="K")  # `data` is read-only
 
 
-def _hashed(kind: Callable[[Iterable[Any]], Any]) -> Callable[..., Any]:
-    return lambda items=(): kind(map(as_key, items))
-
-
 FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): lambda *_: _Array(),
     ("numpy", "dtype"): _Dtype,
@@ -93,8 +88,8 @@ for _core in ("numpy.core", "numpy._core"):
     FUNCTIONS[f"{_core}.numeric", "_frombuffer"] = lambda *given: _Array(_array(*given))
 for _builtins in ("builtins", "__builtin__"):
     FUNCTIONS[_builtins, "complex"] = complex
-    FUNCTIONS[_builtins, "set"] = _hashed(set)
-    FUNCTIONS[_builtins, "frozenset"] = _hashed(frozenset)
+    FUNCTIONS[_builtins, "set"] = set
+    FUNCTIONS[_builtins, "frozenset"] = frozenset
 
 
 def resolve(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:

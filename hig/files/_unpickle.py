@@ -8,12 +8,16 @@ import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hig.errors import UnsafeResultError
+from hig.errors import UnsafeResultError, described
 
-__all__ = ["as_key", "unpickle"]
+__all__ = ["unpickle"]
 
 # Values that a key holds at most. Hashing follows all of them, as often and as deep as they occur.
 MOST_IN_A_KEY = 1000
+
+# Values that are hashed, and compared, for each byte of the file, and in any file, at most; numbers
+# and texts count once more for this many of their bytes. Python hashes the same key every time.
+HASHED, ALWAYS_HASHED, COUNTED_ONCE = 32, 100_000, 64
 
 # What calls copy for each byte of the file, at most. A few bytes may ask for a copy of all others.
 COPIES = 4
@@ -46,9 +50,12 @@ def unpickle(
 
     Raises:
         UnsafeResultError: It asks for another name or opcode; the text is its name alone.
-        ValueError: It is no whole pickle, asks for impossible values or for far more memory than
-            it takes itself.
+        ValueError: It is no whole pickle, asks for impossible values, for far more memory than it
+            takes itself or for far more comparisons than it has bytes.
+        TypeError: The data are no bytes.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"data must be bytes, got {described(data)}; read a file in mode 'rb'")
     machine = _Machine(len(data), functions, build, persistent_load)
     try:
         return _run(machine, data)
@@ -67,19 +74,11 @@ def _run(machine: "_Machine", data: bytes) -> Any:
     return machine.stack.pop()
 
 
-def as_key(value: Any) -> Any:
-    """The value, if it can be hashed in little time and on a small stack.
-
-    Raises:
-        ValueError: It is a tuple of too many values.
-    """
-    found = [value]
-    for item in found:  # grows meanwhile
-        if type(item) is tuple:
-            found += item
-            if len(found) > MOST_IN_A_KEY:
-                raise ValueError(f"a key of more than {MOST_IN_A_KEY} values")
-    return value
+def _length(value: Any) -> int:
+    """Bytes or characters that hashing or comparing goes through."""
+    if type(value) is int:
+        return value.bit_length() // 8
+    return len(value) if isinstance(value, str | bytes) else 0
 
 
 class _Named:
@@ -103,6 +102,8 @@ class _Machine:
         self.below: list[list[Any]] = []  # the stacks under the marks
         self.memo: dict[int, Any] = {}
         self.room = COPIES * size
+        self.work = HASHED * size + ALWAYS_HASHED
+        self.weights: dict[int, tuple[frozenset[Any], int]] = {}  # by id, which each keeps in use
         self.functions, self.build, self.persistent_load = functions, build, persistent_load
 
     def marked(self) -> list[Any]:
@@ -115,8 +116,40 @@ class _Machine:
         return self.stack[-1]
 
     def set_items(self, items: Sequence[Any]) -> None:
-        pairs = zip(items[::2], items[1::2], strict=True)
-        self.target(dict).update((as_key(key), value) for key, value in pairs)
+        pairs = list(zip(items[::2], items[1::2], strict=True))
+        for key, _ in pairs:
+            self.weigh(key)
+        self.target(dict).update(pairs)
+
+    def weigh(self, key: Any) -> int:
+        """Takes note of a key that is going to be hashed, in little time and on a small stack.
+
+        Returns:
+            What it counts.
+
+        Raises:
+            ValueError: It is a tuple of too many values, or there were too many of the like.
+        """
+        found, weight = [key], 0
+        for item in found:  # grows meanwhile
+            weight += self.weights[id(item)][1] if id(item) in self.weights else 1
+            weight += _length(item) // COUNTED_ONCE
+            if type(item) is tuple:
+                found += item
+                if len(found) > MOST_IN_A_KEY:
+                    raise ValueError(f"a key of more than {MOST_IN_A_KEY} values")
+        self.work -= weight
+        if self.work < 0:
+            raise ValueError("it asks for far more comparisons than it has bytes")
+        return weight
+
+    def hashed(self, kind: Callable[..., Any], items: Sequence[Any] = ()) -> Any:
+        """A set or frozenset of what can be hashed in little time."""
+        weight = sum(map(self.weigh, items))
+        made = kind(items)
+        if kind is frozenset:
+            self.weights[id(made)] = made, weight + 1
+        return made
 
     def name(self, module: Any, name: Any) -> None:
         known = type(module) is type(name) is str and (module, name) in self.functions
@@ -184,7 +217,9 @@ def _set_item(machine: _Machine, _: Any) -> None:
 
 def _add(machine: _Machine, _: Any) -> None:
     items = machine.marked()
-    machine.target(set).update(map(as_key, items))
+    for item in items:
+        machine.weigh(item)
+    machine.target(set).update(items)
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
@@ -194,7 +229,10 @@ def _stack_global(machine: _Machine, _: Any) -> None:
 
 def _call(machine: _Machine, _: Any) -> None:
     arguments = machine.spend(machine.stack.pop())
-    machine.stack[-1] = machine.target(_Named).function(*arguments)
+    function = machine.target(_Named).function
+    hashing = function is set or function is frozenset
+    made = machine.hashed(function, *arguments) if hashing else function(*arguments)
+    machine.stack[-1] = made
 
 
 def _build(machine: _Machine, _: Any) -> None:
@@ -207,6 +245,11 @@ def _persistent(machine: _Machine, _: Any) -> None:
     if machine.persistent_load is None:
         raise UnsafeResultError("a persistent id")
     machine.stack.append(machine.persistent_load(machine.stack.pop()))
+
+
+def _frozenset(machine: _Machine, _: Any) -> None:
+    made = machine.hashed(frozenset, machine.marked())
+    machine.stack.append(made)
 
 
 def _pushing(make: Callable[[], Any]) -> Operation:
@@ -244,7 +287,7 @@ _DONE: dict[str, Operation] = {
     "POP_MARK": lambda machine, _: machine.marked(),
     "LIST": _pushing_marked(list),
     "TUPLE": _pushing_marked(tuple),
-    "FROZENSET": _pushing_marked(lambda items: frozenset(map(as_key, items))),
+    "FROZENSET": _frozenset,
     "DICT": _dict,
     "TUPLE1": _tuple(1),
     "TUPLE2": _tuple(2),

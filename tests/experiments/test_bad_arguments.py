@@ -12,7 +12,7 @@ from experiments._problems import FOLDERS, make
 from problems import NonlinearOscillators
 from tests.experiments.runs import TINY
 
-NO_NUMBERS = ("x", "", "nan", "inf")
+NO_NUMBERS = ("x", "", "nan", "inf", "--")
 PARSERS = [("nonlinear_oscillators", method) for method in NonlinearOscillators.settings]
 PARSERS += [(folder, None) for folder in FOLDERS if folder != "nonlinear_oscillators"]
 
@@ -70,6 +70,50 @@ def test_paths_of_submit_scripts(folder, tmp_path, capsys):
         assert str(tmp_path / "file") in text
 
 
+@pytest.mark.parametrize("method", ["adam", "lbfgs", "lm", "khig", "hig"])
+def test_steps_beyond_all_numbers(method, tmp_path, capsys):
+    line = [f"--out={tmp_path}", "--quiet", "--epochs=1", "--batch-size=16"]
+
+    def run(line):
+        submit(TINY, method, line)
+
+    for lr in ("1e300", "2e19"):
+        assert "at most 1.8e+19 in float32, got" in refused(run, [*line, f"--lr={lr}"], capsys)
+    assert "in float64" in refused(run, [*line, "--lr=1e300", "--dtype=float64"], capsys)
+    for rule in ["fixed", "trust", "line_search"] if method in ("hig", "lm") else [None]:
+        for large in (["--lr=1e19"], ["--lr=1e154", "--dtype=float64"]):
+            options = [f"--step-rule={rule}"] if rule else []
+            try:
+                run([*line, *large, *options])
+            except SystemExit as stop:
+                assert str(stop.code).startswith("error: non-finite: ")
+
+
+@pytest.mark.parametrize("value", ["99999999999999999999", "9" * 5000])
+def test_counts_beyond_all_memory(value, tmp_path, capsys):
+    def run(line):
+        submit(TINY, "adam", line)
+
+    for option in ("--train-size", "--batch-size", "--epochs"):
+        assert option in refused(run, [f"--out={tmp_path}", f"{option}={value}"], capsys)
+
+
+def test_a_folder_whose_name_is_too_long(tmp_path, capsys):
+    for out in (tmp_path / ("x" * 300), tmp_path.joinpath(*["y" * 100] * 60)):
+        text = refused(lambda line: submit(TINY, "adam", line), [f"--out={out}"], capsys)
+        assert "File name too long; give another one" in text
+
+
+def test_interruptions_before_the_first_step(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_submit, "run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        submit(TINY, "adam", [f"--out={tmp_path}"])
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 COMMANDS = {
     "list": lambda line: command.main(["list", *line]),
     "compare": lambda line: command.main(["compare", *line]),
@@ -81,6 +125,9 @@ COMMANDS = {
     "shared_step": shared_step.main,
 }
 LINES = [
+    ("list", "--problem=--", "--problem: must have a value, got '--'"),
+    ("compare", "x --target=--", "--target: must have a value, got '--'"),
+    ("benchmark", "--rounds=--", "--rounds: must have a value, got '--'"),
     ("list", "--problem x", "unknown problem 'x'"),
     ("list", "--json x", "unrecognized arguments: x"),
     ("compare", "", "required: RESULTS"),

@@ -36,3 +36,20 @@ def test_module_entry_point_and_its_exit_status(tmp_path):
     assert done.stderr == (
         f"error: {tmp_path} has no result files (*.pickle) in it; give another folder\n"
     )
+
+
+@pytest.mark.parametrize("reader", ["true", "head -n 1"])
+def test_a_reader_that_has_seen_enough(reader):
+    root = Path(experiments.__file__).parents[1]
+    line = f"{sys.executable} -m experiments list | {reader}"
+    done = subprocess.run(line, shell=True, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_interruptions_are_told_in_a_word(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command._catalogue, "entry", interrupted)
+    assert command.main(["list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -248,6 +248,40 @@ def test_numbers():
         check_number(math.nan, "x", FRACTION, "try 0.5")
 
 
+@pytest.mark.parametrize("digits", [400, 5000])
+@pytest.mark.parametrize("within", [POSITIVE, NON_NEGATIVE, FRACTION])
+def test_whole_numbers_beyond_floats(within, digits):
+    with pytest.raises(ValueError, match=r"x must be .*, got a whole number of \d+ bits; try 1"):
+        check_number(10**digits, "x", within, "try 1")
+    with pytest.raises(ValueError, match="got a whole number of"):
+        check_count(-(10**digits), "x")
+
+
+STEPPING = [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt, hig.MultiHIG, hig.KroneckerHIG]
+
+
+@pytest.mark.parametrize("kind", STEPPING)
+def test_closures_and_parameters_of_other_kinds(kind):
+    for value in (None, 5, "x", b"x", torch.ones(2)):
+        with pytest.raises(TypeError, match="closure must be a function of no arguments that"):
+            kind(parameters()).step(value)
+    for value in (b"x", np.ones(2), [torch.ones(2), 3]):
+        with pytest.raises(TypeError, match=r"params must .* network.parameters\(\)"):
+            kind(value)
+
+
+@pytest.mark.parametrize("kind", STEPPING)
+def test_learning_rates_beyond_what_the_parameters_hold(kind):
+    for lr in (1e300, 10**400, 10**40, torch.tensor(1e300, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=r"lr must be (non-negative|at most 3.4e\+38, the)"):
+            kind(parameters(), lr=lr)
+    optimizer = kind(parameters())
+    optimizer.param_groups[0]["lr"] = 1e39  # as a scheduler does
+    with pytest.raises(ValueError, match="lr must be at most"):
+        optimizer.step(lambda: None)
+    kind([p.detach().double().requires_grad_() for p in parameters()], lr=1e300)
+
+
 def test_counts():
     assert check_count(np.int64(3), "count") == 3
     assert check_count(torch.tensor(3), "count") == 3
@@ -297,6 +331,8 @@ def test_paths_and_bytes_of_files(value, tmp_path):
         hig.files.write_atomically(tmp_path / "file", value)
     with pytest.raises(IsADirectoryError, match="path must be that of a file"):
         hig.files.write_atomically(tmp_path, b"")
+    with pytest.raises(TypeError, match="data must be bytes"):
+        hig.files.unpickle(value, {}, lambda *_: None)
     hig.files.write_atomically(str(tmp_path / "file"), b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

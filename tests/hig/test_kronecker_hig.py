@@ -368,7 +368,7 @@ def test_options_out_of_range(options, text):
 def test_closures_that_do_not_fit():
     network, closure = problem()
     optimizer = hig.KroneckerHIG(network.parameters())
-    with pytest.raises(ValueError, match="got None"):
+    with pytest.raises(TypeError, match="got None"):
         optimizer.step(None)
     with pytest.raises(ValueError, match=r"must return \(loss, prediction\), got Tensor"):
         optimizer.step(lambda: closure()[0])

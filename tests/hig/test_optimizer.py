@@ -292,3 +292,38 @@ def test_an_automatic_cut_off_is_reported_and_is_that_number(build, step_rule):
         assert optimizer.report.rank == 8
         steps.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
+@pytest.mark.parametrize(
+    "kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt, hig.MultiHIG, hig.KroneckerHIG]
+)
+@pytest.mark.parametrize(
+    ("dtype", "lr"), [(torch.float32, 3e38), (torch.float64, 1e308), (torch.float64, 1e200)]
+)
+def test_steps_too_large_for_the_dtype_leave_no_infinite_parameter(kind, step_rule, dtype, lr):
+    network, closure = problem(dtype=dtype)
+    with torch.no_grad():
+        network[-1].weight.mul_(1e10)  # so that directions are large
+    several = kind is hig.MultiHIG
+    options = {} if kind is hig.KroneckerHIG else {"step_rule": step_rule}
+    optimizer = kind(network.parameters(), lr=lr, **options)
+    before = flat(network.parameters()).clone()
+    try:
+        optimizer.step((lambda: [closure()]) if several else closure)
+    except hig.NonFiniteError:
+        assert torch.equal(flat(network.parameters()), before)
+    assert flat(network.parameters()).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.KroneckerHIG])
+def test_an_overflow_of_the_parameters_is_told(kind):
+    network, closure = problem(dtype=torch.float32)
+    before = [p.detach().clone() for p in network.parameters()]
+    options = {} if kind is hig.KroneckerHIG else {"kappa": 1.0} if kind is hig.HIG else {}
+    with torch.no_grad():
+        network[-1].weight.mul_(1e3)
+        before = [p.detach().clone() for p in network.parameters()]
+    with pytest.raises(hig.NonFiniteError, match="leaves NaN or Inf in the parameters; take"):
+        kind(network.parameters(), lr=3e38, **options).step(closure)
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))

@@ -1,6 +1,8 @@
 """What TensorBoard gets to see, read back with its own reader."""
 
 import itertools
+import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -228,6 +230,32 @@ def test_a_full_disk_costs_the_events_and_not_the_run(shown, monkeypatch, capsys
     assert results["stopped"] == "epochs" and len(flushed) == 3
     error = capsys.readouterr().err
     assert error.count("nothing more for TensorBoard, ") == 1 and "No space left" in error
+
+
+def test_a_folder_that_is_gone_costs_the_events_and_not_the_run(shown, monkeypatch, capsys):
+    original = Board.evaluated
+
+    def removing(self, step, recorder):
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        original(self, step, recorder)
+
+    monkeypatch.setattr(Board, "evaluated", removing)
+    results = run(TINY, "adam", settings("adam"), shown)
+    assert results["stopped"] == "epochs"
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "nothing more for TensorBoard, " in told and "the folder is gone" in told
+
+
+def test_a_folder_whose_name_is_no_text(shown):
+    out = shown.out / os.fsdecode(b"\xff")
+    with pytest.raises(BoardError, match=r"cannot be written to: .*; give another --out, or"):
+        run(TINY, "adam", settings("adam"), replace(shown, out=out))
+
+
+def test_texts_that_no_encoding_has(tmp_path):
+    with Board(tmp_path, 0, print) as written:
+        written.described(0, {"origin": {"command": "python --data=\udcff"}})
+    assert r"--data=\udcff" in events(tmp_path)[1]
 
 
 def test_a_file_in_the_place_of_the_folder(shown):

@@ -185,11 +185,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
 def test_removing_takes_leftovers_along_and_nothing_else(tmp_path):
     others = ["a.pickle", ".b.checkpoint.1.tmp", "aa.checkpoint"]
-    for name in ("a.checkpoint", ".a.checkpoint.0f.tmp", *others):
+    for name in ("a.checkpoint", "a.before_fault", ".a.checkpoint.0f.tmp", *others):
         (tmp_path / name).touch()
-    checkpoints = Checkpoints(tmp_path / "a.pickle", RUN, 60.0, print)
-    checkpoints.remove()
-    checkpoints.remove()
+    for _ in range(2):
+        checkpoint.remove(tmp_path / "a.pickle")
     assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from experiments import run, submit
-from experiments._run import checkpoint
+from experiments._run import checkpoint, loop
 from experiments._run.checkpoint import CheckpointError
-from experiments._run.runner import ResultsError
+from experiments._run.places import ResultsError
 from hig.files import _atomic
 from problems import NonlinearOscillators
 from tests.experiments.run.test_training import assert_same, interrupted_after
@@ -82,12 +82,83 @@ def test_other_settings_are_refused(loud, monkeypatch, capsys):
     assert path.read_bytes() == before
 
 
-def test_a_new_run_tells_that_it_will_overwrite(loud, monkeypatch, capsys):
-    path = interrupted(loud, monkeypatch)
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"epochs": 1},
+            r"of another run: epochs is 1, there 3; go on .* and --resume, or to start",
+        ),
+        ({}, r"of a run of this command line that was cut short; go on from it with --resume, or"),
+    ],
+)
+def test_a_new_run_does_not_start_over_a_checkpoint(changes, told, options, monkeypatch):
+    path = interrupted(options, monkeypatch)
+    before = contents(options.out)
+    with pytest.raises(CheckpointError, match=told + ".* remove it, or give another --out"):
+        run(TINY, "adam", ADAM, replace(options, **changes))
+    assert contents(options.out) == before
+    path.unlink()
+    assert run(TINY, "adam", ADAM, replace(options, **changes))["stopped"] == "epochs"
+
+
+def untrained(*_):
+    raise AssertionError("a run that is over was repeated")
+
+
+def test_a_finished_run_is_not_repeated(loud, monkeypatch, capsys):
+    results = run(TINY, "adam", ADAM, loud)
+    before = contents(loud.out)
     capsys.readouterr()
-    run(TINY, "adam", ADAM, loud)
-    assert f"{path} of an interrupted run will be overwritten" in capsys.readouterr().err
-    assert not path.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", untrained)
+        again = run(TINY, "adam", ADAM, replace(loud, resume=True, threads=1))
+        again = run(TINY, "adam", ADAM, replace(loud, resume=True, quiet=True))
+    assert_same(results, again)
+    assert contents(loud.out) == before
+    (told,) = capsys.readouterr().err.splitlines()
+    result = one(loud.out, "*.pickle")
+    assert told == f"{result} is of this command line and finished: nothing to do"
+
+
+def test_finished_runs_of_other_settings_are_repeated(options, monkeypatch):
+    run(TINY, "adam", ADAM, options)
+    for changes in ({"epochs": 2}, {"epochs": 2, "save_weights": True}, {"evaluate_every": 1.0}):
+        options = replace(options, resume=True, **changes)
+        assert run(TINY, "adam", ADAM, options)["sim_par"]["epochs"] == options.epochs
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "take_step", untrained)
+            run(TINY, "adam", ADAM, options)
+    one(options.out, "*.weights").unlink()
+    run(TINY, "adam", ADAM, options)
+    one(options.out, "*.weights")
+    one(options.out, "*.pickle").write_bytes(b"garbage")
+    assert run(TINY, "adam", ADAM, options)["stopped"] == "epochs"
+
+
+@pytest.mark.parametrize("ending", [".pickle", ".txt", ".checkpoint", "_network.weights"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_in_the_way_is_found_at_the_start(ending, resume, options, monkeypatch):
+    run(TINY, "adam", ADAM, options)
+    result = one(options.out, "*.pickle")
+    for file in options.out.iterdir():
+        file.unlink()
+    folder = result.with_name(result.stem + ending)
+    folder.mkdir()
+    monkeypatch.setattr(loop, "take_step", untrained)
+    options = replace(options, save_weights=True, resume=resume)
+    with pytest.raises(ResultsError, match=f"{folder.name} is a folder; give another --out"):
+        run(TINY, "adam", ADAM, options)
+    assert list(options.out.iterdir()) == [folder]
+
+
+def test_a_name_that_is_too_long_is_found_at_the_start(options):
+    with pytest.raises(ResultsError, match="File name too long"):
+        run(TINY, "adam", ADAM, replace(options, out=options.out / ("x" * 300)))
 
 
 @pytest.mark.parametrize("data", [b"", b"hig checkpoint 2\nabc"])
@@ -114,11 +185,21 @@ def test_after_an_error_the_checkpoint_stays(failing, options, monkeypatch):
     assert_same(run(failing, "adam", ADAM, options), resumed)
 
 
-def test_a_diverging_run_would_diverge_again(failing, options, monkeypatch):
+def test_a_diverging_run_keeps_what_was_before_the_fault(failing, options, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "SHARE", 1e9)
-    results = run(failing, "adam", ADAM, replace(options, checkpoint_every=1e-9))
+    options = replace(options, checkpoint_every=1e-9, summary=True)
+    results = run(failing, "adam", ADAM, options)
     assert results["stopped"].startswith("non-finite")
+    kept = one(options.out, "*.before_fault")
     assert not list(options.out.glob("*.checkpoint"))
+    assert f"left   {kept}: --resume goes on from it" in capsys.readouterr().err
+    again = run(failing, "adam", ADAM, replace(options, resume=True))  # meets it again
+    assert again["stopped"] == results["stopped"] and kept.exists()
+    Failing.calls.clear()
+    skipping = replace(options, resume=True, on_fault="skip", max_faults=100)
+    going_on = run(failing, "adam", ADAM, skipping)
+    assert going_on["stopped"] == "epochs" and len(going_on["resumed_at"]) == 1
+    assert not kept.exists()
 
 
 def test_checkpoints_that_cannot_be_written_do_not_end_the_run(options, monkeypatch, capsys):
@@ -139,10 +220,16 @@ def test_results_that_cannot_be_written_leave_everything_as_it_was(weights, opti
     with monkeypatch.context() as patch:
         patch.setattr(_atomic.os, "fsync", full)
         with pytest.raises(
-            ResultsError, match=r"No space left on device.*make room and go on with"
+            ResultsError, match=r"No space left on device.*\.checkpoint: make room and go on with"
         ):
             run(TINY, "adam", ADAM, replace(options, resume=True))
     assert {file.name: file.read_bytes() for file in options.out.iterdir()} == before
     resumed = run(TINY, "adam", ADAM, replace(options, resume=True))
     assert_same(run(TINY, "adam", ADAM, options), resumed)
     assert not path.exists()
+
+
+def test_results_that_cannot_be_written_tell_that_there_is_no_checkpoint(options, monkeypatch):
+    monkeypatch.setattr(_atomic.os, "fsync", full)
+    with pytest.raises(ResultsError, match="there is no checkpoint: make room and run it again"):
+        run(TINY, "adam", ADAM, options)

@@ -56,6 +56,17 @@ def test_changed_settings(settings, name, file):
         assert path(PROBLEM, "hig", differences, OPTIONS) == expected
 
 
+@pytest.mark.parametrize("name", ["lr", "rcond"])
+def test_numbers_that_differ_anywhere_have_files_of_their_own(name):
+    def file(value):
+        settings = replace(HIG, **{name: value})
+        return path(PROBLEM, "hig", deviations(PROBLEM, "hig", settings, OPTIONS), OPTIONS).name
+
+    near = [0.12345671, 0.12345672, 0.123457, 0.12345671 * (1 + 2**-52)]
+    assert len({file(value) for value in near}) == len(near)
+    assert f"{name}0.12345671_" in file(near[0]) and f"{name}0.123457_" in file(near[2])
+
+
 def test_changed_problem_and_numbers():
     problem = NonlinearOscillators(oscillators=5, hidden=(8, 8))
     options = replace(OPTIONS, dtype="float64", device="cuda:1")

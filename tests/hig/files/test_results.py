@@ -80,15 +80,21 @@ def test_reads_the_names_of_older_numpy(tmp_path):
     assert_same(load_results(path), example_results())
 
 
-def test_shared_and_self_containing_values(tmp_path):
+def test_shared_values(tmp_path):
     array = np.arange(3.0)
-    loop = [array]
-    loop.append(loop)
     path = tmp_path / "a.pickle"
-    path.write_bytes(pickle.dumps({"first": array, "second": (array,), "loop": loop}))
+    path.write_bytes(pickle.dumps({"first": array, "second": (array,), "third": [array]}))
     loaded = load_results(path)
-    assert loaded["first"] is loaded["second"][0] is loaded["loop"][0]
-    assert loaded["loop"][1] is loaded["loop"]
+    assert loaded["first"] is loaded["second"][0] is loaded["third"][0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_of_thousands_of_digits(sign, tmp_path):
+    number = sign * 10**5000
+    results = {"a": number, number: {"b": 1}, (number,): 2}
+    save_results(tmp_path / "a.pickle", results)
+    assert load_results(tmp_path / "a.pickle") == results
+    assert f"a: {hex(number)}\n" in (tmp_path / "a.txt").read_text()
 
 
 def test_text_beside_the_pickle(tmp_path):
@@ -271,6 +277,34 @@ def test_a_tuple_that_holds_itself_is_corrupt(tmp_path):
     path.write_bytes(pickle.dumps({"a": value}))
     with pytest.raises(CorruptResultError, match="a tuple that holds itself"):
         load_results(path)
+
+
+def test_what_holds_itself_is_corrupt(tmp_path):
+    path, inner = tmp_path / "a.pickle", []
+    inner.append({"a": inner})
+    results = {"b": 1}
+    results["self"] = results
+    for value in ({"a": inner}, results):
+        path.write_bytes(pickle.dumps(value))
+        with pytest.raises(CorruptResultError, match="that holds itself"):
+            load_results(path)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_what_repeats_itself_out_of_proportion_is_corrupt(kind, tmp_path):
+    path, value = tmp_path / "a.pickle", [1.0, 2.0]
+    for _ in range(40):
+        value = {"a": value, "b": value} if kind is dict else kind([value, value])
+    path.write_bytes(pickle.dumps({"notes": value}))
+    with pytest.raises(CorruptResultError, match="repeat their parts to far more than a file"):
+        load_results(path)
+    with pytest.raises(ValueError, match="repeat their parts to far more"):
+        save_results(path.with_name("b.pickle"), {"notes": [np.zeros(10_000)] * 100_000})
+    assert names(tmp_path) == ["a.pickle"]
+    shared, text = np.arange(1000.0), "note " * 100
+    results = {"a": [shared] * 100, "b": [text] * 10_000, "c": [[shared, text]] * 20}
+    save_results(path, results)
+    assert_same(load_results(path), results)
 
 
 def test_functions_on_the_list_cannot_be_changed(tmp_path):

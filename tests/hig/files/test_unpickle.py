@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from hig import UnsafeResultError
 from hig.files import unpickle
 from hig.files._stand_ins import FUNCTIONS, build
-from hig.files._unpickle import _DONE, _PUSHED, MOST_IN_A_KEY, as_key
+from hig.files._unpickle import _DONE, _PUSHED, MOST_IN_A_KEY
 from tests.hig.files.test_results import assert_same
 
 LEAVES = some.one_of(
@@ -127,10 +127,39 @@ def test_keys_of_great_depth_or_repetition(data):
 
 def test_keys_of_reasonable_size():
     for key in (tuple(range(MOST_IN_A_KEY - 1)), "a" * 10**6, frozenset(range(10**4))):
-        assert as_key(key) is key
         assert load(pickle.dumps({key: 1})) == {key: 1}
     deep = load(nested(10**5) + b".")  # as a value it may be as deep as it likes
     assert type(deep) is tuple
+
+
+BIG = b"\x8b" + (20_000).to_bytes(4, "little") + b"\x7f" * 20_000  # an integer of so many bytes
+
+
+@pytest.mark.parametrize(
+    ("key", "again"),
+    [
+        (b"(" + b"h\x00" * 900 + b"t", b"}(" + b"h\x01N" * 2000 + b"u."),
+        (b"(" + b"h\x00" * 900 + b"t", b"}" + b"h\x01Ns" * 2000 + b"."),
+        (b"(" + b"h\x00" * 900 + b"t", b"\x8f(" + b"h\x01" * 2000 + b"\x90."),
+        (b"(" + b"h\x00" * 900 + b"t", b"(" + b"h\x01" * 2000 + b"\x91."),
+        (b"(" + b"h\x00" * 900 + b"t", b"cbuiltins\nset\n](" + b"h\x01" * 2000 + b"e\x85R."),
+        # Two equal frozensets are compared element by element.
+        (
+            b"((" + b"h\x00" * 900 + b"t\x91\x94((" + BIG + b"\x94" + b"h\x02" * 899 + b"t\x91",
+            b"}h\x01Ns" + b"h\x03Ns" * 2000 + b".",
+        ),
+        (BIG[:-1] + b"\x7e", b"}" + b"h\x01Ns" * 50_000 + b"."),
+    ],
+)
+def test_the_same_large_key_again_and_again(key, again):
+    with pytest.raises(ValueError, match="far more comparisons than it has bytes"):
+        load(b"\x80\x04" + BIG + b"\x940" + key + b"\x940" + again)
+
+
+def test_many_reasonable_keys():
+    key = ("a name of some length", 1, 2.5, frozenset(["b", 3]))
+    value = [{key: i, "another name": i} for i in range(20_000)]
+    assert load(pickle.dumps(value)) == value
 
 
 def test_a_few_bytes_ask_for_no_copies_of_the_rest():

@@ -1,0 +1,70 @@
+"""The files that a run is going to write, tried before the hours that they are to hold."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from experiments._run import weights
+from experiments._run.checkpoint import ENDING
+from experiments._run.options import Options
+
+
+class ResultsError(OSError):
+    """The results of a run cannot be written; the text says why and what would help."""
+
+
+def files_of(result: Path, options: Options) -> list[Path]:
+    """All files of a run but the events for TensorBoard.
+
+    Args:
+        result: The result file.
+        options: Whether there are weights.
+    """
+    files = [result, result.with_suffix(".txt"), result.with_suffix(ENDING)]
+    return [*files, weights.place(result)] if options.save_weights else files
+
+
+def try_places(files: Sequence[Path]) -> None:
+    """Make the folder of files, and try to write beside each of them.
+
+    Args:
+        files: Where files are going to be written; those there are left as they are.
+
+    Raises:
+        ResultsError: One is a folder, or cannot be written.
+    """
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_dir():
+                raise IsADirectoryError(f"{file} is a folder")
+            trial = file.with_name(f".{file.name}.{uuid4().hex}.tmp")  # as long as they get
+            trial.touch(exist_ok=False)
+            trial.unlink()
+        except OSError as error:
+            raise ResultsError(
+                f"the results could not be written: {error}; give another --out, or move what is "
+                "in the way"
+            ) from error
+
+
+@contextmanager
+def told_what_to_do(checkpoint: Path | None) -> Iterator[None]:
+    """Tell the user what can be done where the files of the end cannot be written.
+
+    Args:
+        checkpoint: What the run can go on from, None where there is nothing.
+
+    Raises:
+        ResultsError: One cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = "there is no checkpoint: make room and run it again"
+        if checkpoint is not None:
+            remedy = f"so is {checkpoint}: make room and go on with --resume"
+        raise ResultsError(
+            f"the results cannot be written: {error}; the file there before is as it was, {remedy}"
+        ) from error

@@ -58,7 +58,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters or parameter groups. All groups share one joint
-            Jacobian; each may have its own ``lr``.
+            Jacobian; each may have its own ``lr``, unless the step is measured.
         lr: factor of the step.
         filter: spectral filter.
         engine: "auto", "layerwise" or "rows": how the Jacobian is obtained.
@@ -162,13 +162,15 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 after a step that is too large for their dtype.
             RankError: another of several processes failed or was lost.
             SampleDependenceError: engine "layerwise" where samples influence one another.
-            ValueError: the closure does not return what it should, or several processes differ
-                in what must be equal.
+            ValueError: the closure does not return what it should, several processes differ in
+                what must be equal, or parameter groups in their ``lr`` where the step is measured.
 
         Whatever is raised, neither parameters nor the last direction have been changed.
         """
         check_function(closure, "closure", "of no arguments that returns loss and prediction")
         parameters, lrs, names = self._trainable()
+        if self._measures():
+            _check_one_lr(lrs)
         ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
         random_state = RandomState(parameters[0].device) if self._measures() else None
@@ -185,7 +187,6 @@ class JacobianOptimizer(torch.optim.Optimizer):
             directions, change = carried.step(linearisation, filter, self._measures())
             if any(lr != max(lrs) for lr in lrs):
                 directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
-                change = linearisation.output_change(directions) if self._measures() else change
             model = linearisation.model(change) if self._measures() else _NO_MODEL
             if carried.used and model[1] < 0:  # uphill, for what it carries: once more without
                 return trial_of(filter)
@@ -347,7 +348,8 @@ class HIG(JacobianOptimizer):
     scales with the loss: a sum instead of a mean over the batch wants a smaller ``lr``.
 
     Args:
-        params: parameters, named parameters or parameter groups.
+        params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with
+            ``step_rule="fixed"`` alone.
         lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it anew in
             every step, just above what rounding in the precision of the prediction may have made.
@@ -505,6 +507,18 @@ def check_lr(lr: float) -> None:
     # Schedulers and captured graphs keep it in a tensor.
     number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
     check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
+
+
+def _check_one_lr(lrs: Sequence[float]) -> None:
+    """Raise unless all are equal: scaled part by part, a direction may not lead downhill."""
+    if len(found := sorted(set(lrs))) > 1:
+        raise ValueError(
+            "where steps are measured all parameter groups must have one lr, got "
+            f"{', '.join(f'{lr:g}' for lr in found)}: a direction that is scaled group by group "
+            "need not lead downhill; give them one lr, freeze parameters with "
+            "requires_grad_(False), or take step_rule='fixed' (hig.LevenbergMarquardt and "
+            "hig.diagnose always measure)"
+        )
 
 
 def check_group_lr(group: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -45,6 +45,7 @@ __all__ = [
     "GaussNewton",
     "JacobianOptimizer",
     "check_group",
+    "check_group_keys",
     "check_group_lr",
     "loss_and_prediction",
     "require_room",
@@ -124,7 +125,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: for complex parameters.
+            ValueError: for a setting that groups do not have.
         """
+        check_group_keys(param_group, self.defaults)
         super().add_param_group(param_group)
         check_group(self.param_groups[-1])
 
@@ -483,6 +486,33 @@ _LARGE = 1e6
 
 # Loss, slope and curvature where nothing asks for them.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
+
+
+# What torch and its schedulers write into groups.
+_KEYS_OF_TORCH = (
+    "params", "param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum",
+    "max_momentum",
+)  # fmt: skip
+
+
+def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
+    """Raise for a new parameter group with a setting that would have no effect.
+
+    Args:
+        group: what was given; torch refuses what is no dictionary.
+        defaults: the settings that groups have.
+    """
+    if not isinstance(group, dict):
+        return
+    known = f"parameter groups take 'params', {', '.join(map(repr, defaults))}"
+    if "params" not in group:
+        raise ValueError(f"{known}, got one without 'params'; add {{'params': ...}}")
+    for key in group:
+        if key not in defaults and key not in _KEYS_OF_TORCH:
+            raise ValueError(
+                f"{known}, got {key!r}; check its spelling, or give it to the optimizer, for all "
+                "groups"
+            )
 
 
 def check_group(group: dict[str, Any]) -> None:

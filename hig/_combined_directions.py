@@ -48,12 +48,6 @@ class OnePrediction:
             ]
         return directions, weights @ changes
 
-    def output_change(self, directions: Sequence[Tensor]) -> Tensor:
-        """The change of the outputs (n,) along one direction per parameter."""
-        change = self.whole.output_change(directions)
-        self.slopes = self.gradients @ change
-        return change
-
     def model(self, output_change: Tensor) -> tuple[float, float, float]:
         """Loss, slope and curvature of the sum of the losses."""
         return self.whole.model(output_change)
@@ -95,9 +89,9 @@ class PredictionEach:
         sizes = [direction.numel() for direction in found[0]]
         pieces = zip(combined.split(sizes), found[0], strict=True)
         directions = [piece.view_as(like) for piece, like in pieces]
-        return directions, self.output_change(directions)
+        return directions, self._output_change(directions)
 
-    def output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
+    def _output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
         """The change of each prediction (n_i,) along one direction per parameter."""
         with self.clock.phase("operator"):
             changes = [part.output_change(directions) for part in self.parts]

@@ -17,7 +17,14 @@ from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
 from hig._kronecker_factors import DampedPower, damped_power
 from hig._kronecker_report import KroneckerReport
 from hig._loss_gradient import loss_gradient
-from hig._optimizer import Closure, check_group, check_group_lr, loss_and_prediction, require_room
+from hig._optimizer import (
+    Closure,
+    check_group,
+    check_group_keys,
+    check_group_lr,
+    loss_and_prediction,
+    require_room,
+)
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
 from hig._trial import put_back
@@ -133,8 +140,10 @@ class KroneckerHIG(torch.optim.Optimizer):
 
         Raises:
             TypeError: for complex parameters, and for what is no number.
-            ValueError: for a learning rate, betas or eps out of range.
+            ValueError: for a learning rate, betas or eps out of range, or a setting that groups
+                do not have.
         """
+        check_group_keys(param_group, self.defaults)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         check_group(group)

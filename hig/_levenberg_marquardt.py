@@ -38,7 +38,7 @@ class LevenbergMarquardt(JacobianOptimizer):
     the damping stays high: the report has a note then, and ``lr=0.5`` is right.
 
     Args:
-        params: parameters, named parameters or parameter groups.
+        params: parameters, named parameters or parameter groups, all of one ``lr``.
         lr: factor of the step.
         damping: initial :math:`\lambda > 0`, in units of squared singular values.
         rcond: additional relative cut-off in [0, 1).

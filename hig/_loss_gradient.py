@@ -152,6 +152,7 @@ def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) 
         if id(leaf) in known:
             raise ValueError(
                 f"the loss depends on a parameter of shape {tuple(leaf.shape)} other than through "
-                "the prediction; keep penalties on parameters out of this loss (decay the weights "
-                "after the step instead)"
+                "the prediction; join to the prediction what else the loss uses, such as controls "
+                "for their cost (torch.cat), and keep penalties on parameters out of this loss "
+                "(decay the weights after the step instead)"
             )

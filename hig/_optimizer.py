@@ -1,7 +1,7 @@
 """Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Literal
@@ -45,6 +45,7 @@ __all__ = [
     "GaussNewton",
     "JacobianOptimizer",
     "check_group",
+    "check_group_keys",
     "check_group_lr",
     "loss_and_prediction",
     "require_room",
@@ -58,7 +59,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters or parameter groups. All groups share one joint
-            Jacobian; each may have its own ``lr``.
+            Jacobian; each may have its own ``lr``, unless the step is measured.
         lr: factor of the step.
         filter: spectral filter.
         engine: "auto", "layerwise" or "rows": how the Jacobian is obtained.
@@ -124,7 +125,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: for complex parameters.
+            ValueError: for a setting that groups do not have.
         """
+        check_group_keys(param_group, self.defaults)
         super().add_param_group(param_group)
         check_group(self.param_groups[-1])
 
@@ -162,13 +165,15 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 after a step that is too large for their dtype.
             RankError: another of several processes failed or was lost.
             SampleDependenceError: engine "layerwise" where samples influence one another.
-            ValueError: the closure does not return what it should, or several processes differ
-                in what must be equal.
+            ValueError: the closure does not return what it should, several processes differ in
+                what must be equal, or parameter groups in their ``lr`` where the step is measured.
 
         Whatever is raised, neither parameters nor the last direction have been changed.
         """
         check_function(closure, "closure", "of no arguments that returns loss and prediction")
         parameters, lrs, names = self._trainable()
+        if self._measures():
+            _check_one_lr(lrs)
         ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
         random_state = RandomState(parameters[0].device) if self._measures() else None
@@ -185,7 +190,6 @@ class JacobianOptimizer(torch.optim.Optimizer):
             directions, change = carried.step(linearisation, filter, self._measures())
             if any(lr != max(lrs) for lr in lrs):
                 directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
-                change = linearisation.output_change(directions) if self._measures() else change
             model = linearisation.model(change) if self._measures() else _NO_MODEL
             if carried.used and model[1] < 0:  # uphill, for what it carries: once more without
                 return trial_of(filter)
@@ -347,7 +351,8 @@ class HIG(JacobianOptimizer):
     scales with the loss: a sum instead of a mean over the batch wants a smaller ``lr``.
 
     Args:
-        params: parameters, named parameters or parameter groups.
+        params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with
+            ``step_rule="fixed"`` alone.
         lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it anew in
             every step, just above what rounding in the precision of the prediction may have made.
@@ -483,6 +488,33 @@ _LARGE = 1e6
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
 
 
+# What torch and its schedulers write into groups.
+_KEYS_OF_TORCH = (
+    "params", "param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum",
+    "max_momentum",
+)  # fmt: skip
+
+
+def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
+    """Raise for a new parameter group with a setting that would have no effect.
+
+    Args:
+        group: what was given; torch refuses what is no dictionary.
+        defaults: the settings that groups have.
+    """
+    if not isinstance(group, dict):
+        return
+    known = f"parameter groups take 'params', {', '.join(map(repr, defaults))}"
+    if "params" not in group:
+        raise ValueError(f"{known}, got one without 'params'; add {{'params': ...}}")
+    for key in group:
+        if key not in defaults and key not in _KEYS_OF_TORCH:
+            raise ValueError(
+                f"{known}, got {key!r}; check its spelling, or give it to the optimizer, for all "
+                "groups"
+            )
+
+
 def check_group(group: dict[str, Any]) -> None:
     """Check a new parameter group.
 
@@ -505,6 +537,18 @@ def check_lr(lr: float) -> None:
     # Schedulers and captured graphs keep it in a tensor.
     number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
     check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
+
+
+def _check_one_lr(lrs: Sequence[float]) -> None:
+    """Raise unless all are equal: scaled part by part, a direction may not lead downhill."""
+    if len(found := sorted(set(lrs))) > 1:
+        raise ValueError(
+            "where steps are measured all parameter groups must have one lr, got "
+            f"{', '.join(f'{lr:g}' for lr in found)}: a direction that is scaled group by group "
+            "need not lead downhill; give them one lr, freeze parameters with "
+            "requires_grad_(False), or take step_rule='fixed' (hig.LevenbergMarquardt and "
+            "hig.diagnose always measure)"
+        )
 
 
 def check_group_lr(group: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hig._adjoint import Piece, adjoint, real_cotangents, whole_jacobian
 from hig._linear_step import LinearStep, check_change, linear_pieces, linear_states
 from hig._recording import decided
-from hig._step_check import check_state, refusal_of_step
+from hig._step_check import IN_PLACE, check_state, refusal_of_step
 from hig._step_jacobians import Step, step_jacobians
 from hig.arguments import check_choice, check_function, check_same_device
 
@@ -27,6 +27,8 @@ ROLLOUT_METHODS = ("auto", "jacobians", "loop")
 JACOBIAN_BYTES = 512 * 2**20
 # Up to this many entries of the state, many cotangents at once are multiplied with the Jacobian of
 # the whole rollout, formed once; above, and for single cotangents, the adjoint goes back in time.
+# A Jacobian that has to be differentiated from the step pays up to here too: its price grows with
+# the square of the size, and that of the loop hardly.
 TOTAL_SIZE = 16
 
 
@@ -43,20 +45,24 @@ def rollout(
         trajectory: return all states as well.
         method: "jacobians" (vectorised step Jacobians), "loop" (plain autograd through the
             loop), or "auto": the first, unless the step depends on something else that is
-            trained, lets the samples of the batch influence one another, the state is large or
-            complex without being a LinearStep, or a ``torch.func`` transform is at work.
+            trained, lets the samples of the batch influence one another, the state has more than
+            16 entries or is complex and the step no LinearStep, or a ``torch.func`` transform is
+            at work.
 
     Returns:
         The final state, (batch, ...); with ``trajectory`` also all states,
         (batch, time + 1, ...).
 
     Raises:
-        ValueError: if shapes or ``method`` are wrong, or "jacobians" cannot be used.
+        ValueError: if shapes or ``method`` are wrong, the step changes its state in place, or
+            "jacobians" cannot be used.
         RuntimeError: in the backward pass, if the step is seen not to be deterministic.
         TypeError: if state, controls or what the step returns is no tensor, or the step is no
             function.
     """
     _check(step, state, controls, method)
+    if method == "auto" and state[0].numel() > TOTAL_SIZE and not isinstance(step, LinearStep):
+        method = "loop"
     differentiated = torch.is_grad_enabled() and (state.requires_grad or controls.requires_grad)
     refusal = _refusal(step, state, controls) if differentiated and method != "loop" else ""
     if method == "jacobians" and refusal:
@@ -156,12 +162,20 @@ def _plain_states(step: Step, state: Tensor, controls: Tensor, method: str) -> l
 
 def _loop(step: Step, state: Tensor, controls: Tensor) -> list[Tensor]:
     """The states at all times, one after the other."""
-    states = [state]
-    for control in controls.unbind(1):
+    first, *others = controls.unbind(1)
+    before = _version(state)
+    states = [state, step(state, first)]
+    check_state(states[1], state)
+    if _version(state) != before:
+        raise ValueError(IN_PLACE)
+    for control in others:
         states.append(step(states[-1], control))
-        if len(states) == 2:
-            check_state(states[1], state)
     return states
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place, where torch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _through_the_loop(

@@ -73,7 +73,7 @@ class HalfInverse:
         if isinstance(self.rcond, str) and self.rcond == "auto":
             object.__setattr__(self, "auto", True)
             object.__setattr__(self, "rcond", 0.0)
-        check_rcond(self.rcond)
+        check_rcond(self.rcond, ", and 'auto' chooses one")
         remedy = "-0.5 is the half-inverse gradient, -1 Gauss-Newton, 1 gradient descent"
         check_number(self.kappa, "kappa", KAPPA, remedy)
 
@@ -155,9 +155,10 @@ def noise_level(singular_values: Tensor, dtype: torch.dtype) -> Tensor:
     return ROUNDINGS * torch.finfo(dtype).eps * singular_values.square().mean().sqrt()
 
 
-def check_rcond(rcond: float) -> None:
-    """Raise unless ``0 <= rcond < 1``."""
-    check_number(rcond, "rcond", FRACTION, "1e-6 suits float32 Jacobians of neural networks")
+def check_rcond(rcond: float, others: str = "") -> None:
+    """Raise unless ``0 <= rcond < 1``; ``others`` tells what else may be given."""
+    remedy = "1e-6 suits float32 Jacobians of neural networks"
+    check_number(rcond, "rcond", FRACTION, remedy + others)
 
 
 def filter_gains(filter: SpectralFilter, singular_values: Tensor, floor: float) -> Tensor:

@@ -6,7 +6,12 @@ from torch import Tensor
 from hig._graph import leaves, nodes_behind
 from hig._step_jacobians import Step
 
-__all__ = ["check_state", "refusal_of_step"]
+__all__ = ["IN_PLACE", "check_state", "refusal_of_step"]
+
+IN_PLACE = (
+    "the step changes its state or control in place; let it return a new tensor, all states are "
+    "needed for the derivative"
+)
 
 
 def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
@@ -90,10 +95,7 @@ def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
             "what is of another one"
         )
     if any(tensor._version for tensor in given):
-        raise ValueError(
-            "the step changes its state or control in place; let it return a new tensor, all "
-            "states are needed for the derivative"
-        )
+        raise ValueError(IN_PLACE)
 
 
 def _other_leaves(after: Tensor, own: list[Tensor]) -> bool:

@@ -46,8 +46,20 @@ class Case:
 
         self.step(closure)
 
-    def weight_decay(self):
+    def options_of_the_step(self):
+        for option in ({"weight_decay": 0.1}, {"max_norm": 1.0}):
+            with pytest.raises(TypeError, match=next(iter(option))):
+                hig.HIG(self.network.parameters(), **option)
+        hig.HIG(self.network.parameters(), momentum=0.9)  # is one
         hig.HIG(self.network.parameters(), weight_decay=0.1)
+
+    def group_settings(self):
+        hig.HIG([{"params": self.network.parameters(), "rcond": 1e-3}])
+
+    def learning_rates(self):
+        first, _, last = self.network
+        groups = [{"params": first.parameters()}, {"params": last.parameters(), "lr": 0.1}]
+        hig.HIG(groups, step_rule="trust").step(lambda: None)
 
     def copy(self):
         def closure():
@@ -123,10 +135,12 @@ CASES = {
     "parameters must be real floating point": Case.complex_parameters,
     "prediction must be real floating point": Case.complex_prediction,
     "other than through the prediction": Case.penalty,
-    "unexpected keyword argument": Case.weight_decay,
+    "unexpected keyword argument": Case.options_of_the_step,
+    "parameter groups take": Case.group_settings,
+    "all parameter groups must have one lr": Case.learning_rates,
     "the loss does not depend on the prediction": Case.copy,
     "the closure must return (loss, prediction), got 2 pairs": Case.several_losses,
-    "step needs a closure": Case.no_closure,
+    "closure must be a function": Case.no_closure,
     "the prediction carries no gradient graph": Case.numpy,
     "a reentrant checkpoint hides": Case.reentrant,
     "the layerwise engine cannot give the exact Jacobian": Case.coupled,

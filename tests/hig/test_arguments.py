@@ -282,6 +282,28 @@ def test_learning_rates_beyond_what_the_parameters_hold(kind):
     kind([p.detach().double().requires_grad_() for p in parameters()], lr=1e300)
 
 
+@pytest.mark.parametrize("kind", STEPPING)
+def test_settings_that_groups_do_not_have(kind):
+    """They would have no effect, as a misspelled one."""
+    first, second = parameters()
+    for key in ("rcond", "lrr", "weight_decay", 3):
+        with pytest.raises(ValueError, match=rf"take 'params', 'lr'.*, got {key!r}; check its"):
+            kind([{"params": [first], key: 1e-3}])
+    optimizer = kind([{"params": [first], "lr": 0.5}])
+    with pytest.raises(ValueError, match="got 'lrr'"):
+        optimizer.add_param_group({"params": [second], "lrr": 0.1})
+    with pytest.raises(ValueError, match="got one without 'params'"):
+        optimizer.add_param_group({"lr": 0.1})
+    assert len(optimizer.param_groups) == 1
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10, cycle_momentum=False)
+    torch.optim.swa_utils.SWALR(optimizer, 0.1)
+    kind(optimizer.param_groups)  # as they are after a scheduler
+    optimizer.add_param_group({"params": second})
+    assert kind([{"params": [("a", first)]}]).param_groups[0]["param_names"] == ["a"]
+    named = kind([("a", first), ("b", second)])
+    kind(named.param_groups)
+
+
 def test_counts():
     assert check_count(np.int64(3), "count") == 3
     assert check_count(torch.tensor(3), "count") == 3

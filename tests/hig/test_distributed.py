@@ -45,7 +45,7 @@ CASES = {
     "trust": (hig.HIG, {"steps": 3, **TRUST}),
     "sum": (hig.HIG, {"reduction": "sum", **TRUST}),
     "line search": (hig.HIG, {**GRAM, "step_rule": "line_search", "lr": 0.5}),
-    "two learning rates": (hig.HIG, {"rates": (1.0, 0.25), **TRUST}),
+    "two learning rates": (hig.HIG, {"rates": (1.0, 0.25), **GRAM}),
     "momentum": (hig.HIG, {"steps": 3, "momentum": 0.5, **TRUST}),
     "projected momentum": (hig.HIG, {"steps": 3, **PROJECTED, **TRUST}),
     "projected momentum, many samples": (hig.GaussNewton, {"steps": 3, **PROJECTED, **MANY}),

@@ -53,6 +53,12 @@ def penalty(network, inputs):
     return mean_square(prediction) + 0.1 * network[0].weight.square().sum(), prediction
 
 
+def control_cost(network, inputs):
+    controls = network(inputs)
+    prediction = controls.sin()
+    return mean_square(prediction) + 0.1 * mean_square(controls), prediction
+
+
 def complex_prediction(network, inputs):
     prediction = torch.complex(network(inputs), network(inputs))
     return prediction.abs().square().mean(), prediction
@@ -91,6 +97,8 @@ def parts_of_a_prediction(network, inputs):
         (copied, ValueError, "the loss does not depend on the prediction"),
         (vector_loss, ValueError, r"loss must be a scalar, got shape \(5, 2\)"),
         (penalty, ValueError, r"parameter of shape \(4, 3\) other than through"),
+        (penalty, ValueError, "keep penalties on parameters out"),
+        (control_cost, ValueError, r"other than through .* controls for their cost \(torch.cat\)"),
         (complex_prediction, TypeError, "view_as_real"),
         (no_parameters, ValueError, "none of the parameters"),
         (scalar_prediction, ValueError, r"prediction must be \(batch, ...\)"),
@@ -104,8 +112,21 @@ def test_a_wrong_closure_is_explained(make, error, match):
     assert torch.equal(flat(network.parameters()), before)
 
 
+def test_a_control_cost_is_taken_as_the_error_text_says():
+    def joined(network, inputs):
+        controls = network(inputs)
+        prediction = torch.cat([controls.sin(), controls], 1)
+        outcome, cost = prediction.split(2, 1)
+        return mean_square(outcome - 1) + 0.1 * mean_square(cost), prediction
+
+    network, closure = setup(joined)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule="trust")
+    losses = [float(optimizer.step(closure)) for _ in range(20)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_no_closure():
-    with pytest.raises(ValueError, match="needs a closure"):
+    with pytest.raises(TypeError, match="closure must be a function"):
         hig.HIG(nn.Linear(2, 2).parameters()).step(None)
 
 

@@ -190,7 +190,7 @@ def linear(scale=1.0):
 @pytest.mark.parametrize("name", ["hig", "lm"])
 def test_rules_look_along_the_whole_direction(name, kind):
     network, closures = linear()
-    groups = [{"params": [network.weight]}, {"params": [network.bias], "lr": 0.5}]
+    groups = [{"params": [network.weight]}, {"params": [network.bias]}]
     optimizer = OPTIMIZERS[name](groups, 1.0, step_rule="trust", momentum=MU, momentum_kind=kind)
     for _ in range(8):
         optimizer.step(next(closures))

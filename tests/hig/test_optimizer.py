@@ -89,13 +89,46 @@ def test_groups_share_one_jacobian_and_have_their_own_learning_rate():
         assert torch.allclose(part, -lr * expected, rtol=1e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("route", ["svd", "gram"])
-def test_rules_measure_the_step_that_the_groups_really_take(route):
+@pytest.mark.parametrize("other", [0.25, 0.0])
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        (hig.HIG, "trust"),
+        (hig.HIG, "line_search"),
+        (hig.MultiHIG, "trust"),
+        (hig.LevenbergMarquardt, "fixed"),
+    ],
+)
+def test_groups_of_several_learning_rates_are_refused_where_steps_are_measured(kind, rule, other):
+    """Scaled group by group a direction need not lead downhill: rules would stall."""
     network, closure = problem()
-    groups = [
-        {"params": network[0].parameters(), "lr": 1.0},
-        {"params": [*network[2].parameters(), *network[4].parameters()], "lr": 0.25},
-    ]
+    start = flat(network.parameters()).clone()
+    groups = [{"params": network[0].parameters()}, {"params": network[2].parameters(), "lr": other}]
+    optimizer = kind(groups, step_rule=rule)
+    match = rf"must have one lr, got {other:g}, 1: .* requires_grad_\(False\), or take step_rule"
+    with pytest.raises(ValueError, match=match):
+        optimizer.step(closure)
+    assert torch.equal(flat(network.parameters()), start)
+    network[2].requires_grad_(False)  # frozen ones do not count
+    optimizer.step(several(closure) if kind is hig.MultiHIG else closure)
+    assert not torch.equal(flat(network.parameters()), start)
+
+
+def several(closure):
+    return lambda: [closure()]
+
+
+def test_a_diagnosis_of_several_learning_rates_is_refused():
+    network, closure = problem()
+    groups = [{"params": network[0].parameters(), "lr": 0.5}, {"params": network[2].parameters()}]
+    with pytest.raises(ValueError, match=r"must have one lr, got 0\.5, 1: .*hig\.diagnose"):
+        hig.diagnose(groups, closure)
+
+
+@pytest.mark.parametrize("route", ["svd", "gram"])
+def test_rules_measure_the_step_along_all_groups(route):
+    network, closure = problem()
+    groups = [{"params": network[i].parameters()} for i in (0, 2, 4)]
     optimizer = hig.HIG(groups, step_rule="trust", rcond=1e-3, method=route)
     loss = float(optimizer.step(closure))
     # Along the true step the quadratic model is right to second order: a gain ratio near one.

@@ -188,6 +188,31 @@ def test_large_and_complex_states_choose_the_loop():
         hig.rollout(lambda s, c: s * c[:, None], state, controls, method="jacobians")
 
 
+@pytest.mark.parametrize(("size", "linear"), [(16, False), (17, False), (17, True)])
+def test_states_beyond_a_size_go_through_the_loop_unless_the_step_is_a_matrix(size, linear):
+    """Step Jacobians of 200 entries take a hundred times as long as the loop."""
+    matrices = hig.LinearStep(lambda c: torch.diag_embed(1 + c))
+    controls = torch.zeros(2, 3, size, requires_grad=True)
+    step, state = matrices if linear else torch.add, torch.ones(2, size)
+    by_jacobians = "_RolloutBackward"
+    final = hig.rollout(step, state, controls)
+    assert (final.grad_fn.name() == by_jacobians) == (linear or size <= 16)
+    forced = hig.rollout(step, state, controls, method="jacobians")
+    assert forced.grad_fn.name() == by_jacobians
+    assert torch.equal(final, forced)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop"])
+@pytest.mark.parametrize("size", [2, 30])
+def test_a_step_in_place_is_refused_in_the_loop_too(size, method):
+    """All states of the trajectory would be the last one."""
+    controls = torch.ones(2, 3, size, requires_grad=True)
+    with pytest.raises(ValueError, match="changes its state or control in place"):
+        hig.rollout(lambda s, c: s.add_(c), torch.ones(2, size), controls, method=method)
+    with torch.inference_mode():
+        assert hig.rollout(torch.add, torch.ones(2, size), controls).shape == (2, size)
+
+
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("both", [True, False])
 def test_second_derivatives(name, both):

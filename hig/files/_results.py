@@ -146,9 +146,10 @@ def _expanded(value: Any, sizes: dict[int, int]) -> int:
     if size == 0:
         raise ValueError(f"it holds a {kind.__name__} that holds itself")
     if size is None:
-        sizes[id(value)] = 0
-        items = [*value, *value.values()] if kind is dict else value
-        size = sizes[id(value)] = 1 + sum(_expanded(item, sizes) for item in items)
+        size, sizes[id(value)] = 1, 0
+        for item in [*value, *value.values()] if kind is dict else value:
+            size += _expanded(item, sizes)  # of one frame a level, as in saving
+        sizes[id(value)] = size
     return size
 
 

@@ -1,6 +1,7 @@
 """What there is to run, and what came out of it."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from experiments import _catalogue
 from experiments._parser import Parser
 from experiments._saved import comparison, export
+from experiments._saved.result_files import fail
 from experiments._study import keep, report
 
 _COMMANDS = {
@@ -30,12 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need be no texts
     try:
         status = options.command(options)
         sys.stdout.flush()  # a pipe that is closed shows here, not when Python ends
-    except BrokenPipeError:  # whoever reads has seen enough
+    except OSError as error:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # which Python flushes at the end
-        return 1
+        # Whoever has closed the pipe has seen enough.
+        return 1 if isinstance(error, BrokenPipeError) else fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -15,6 +15,7 @@ __all__ = [
     "UnsafeResultError",
     "described",
     "out_of_memory",
+    "printable",
 ]
 
 
@@ -64,6 +65,16 @@ def described(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}" if value else "an empty list"
     return type(value).__name__
+
+
+def printable(value: object) -> str:
+    """A value of unknown origin as a text of one line, without control characters."""
+    try:
+        text = str(value)
+    except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
+        text = f"a {type(value).__name__} that cannot be written out"
+    parts = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(parts)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

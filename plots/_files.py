@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from hig import load_results
+from hig.errors import printable
 from plots import _style
 
 SUFFIXES = (".png", ".pdf", ".svg")
+# Of a name in a figure.
+MOST_CHARACTERS = 300
 
 
 class PlotError(ValueError):
@@ -28,18 +31,18 @@ class ResultFile:
     @property
     def label(self):
         """The name in legends; files that have none go by their file name."""
-        return str(self.results.get("label") or self.path.stem)
+        return _text(self.results.get("label") or self.path.stem)
 
     @property
     def problem(self):
         """The problem, empty where the file does not say."""
-        return str(self.results.get("problem") or "")
+        return _text(self.results.get("problem") or "")
 
     @property
     def method(self):
         """The name under which the method has its colour; the file name may have to tell."""
         if self.results.get("method"):
-            return _style.method_name(str(self.results["method"]))
+            return _style.method_name(_text(self.results["method"]))
         words = [_style.method_name(word) for word in re.split(r"[^A-Za-z]+", self.path.stem)]
         known = [word for word in words if _style.is_known(word)]
         return known[0] if known else _style.method_name(self.label)
@@ -60,7 +63,7 @@ class ResultFile:
         value = self.results
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                there = ", ".join(map(str, self.results)) or "nothing"
+                there = ", ".join(map(printable, self.results)) or "nothing"
                 raise PlotError(f"{self.path} has no '{key}'; it has {there}. {remedy}")
             value = value[part]
         return value
@@ -81,8 +84,10 @@ class ResultFile:
         """
         value = self.get(key, remedy)
         try:
+            if np.iscomplexobj(value):
+                raise TypeError("its numbers are complex")
             array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise PlotError(f"'{key}' in {self.path} is no array of numbers: {error}") from error
         if array.ndim != ndim or array.size == 0:
             raise PlotError(
@@ -130,7 +135,8 @@ def newest(files):
             older, index = sorted((latest[run], index), key=lambda i: _written(files[i]))
             note(
                 f"{files[older].path} is left out: {files[index].path} has the same label "
-                f"'{file.label}' and seed {file.results['seed']}, and is newer or given twice"
+                f"'{file.label}' and seed {_text(file.results['seed'])}, and is newer or given "
+                "twice"
             )
         latest[run] = index
     return [files[index] for index in sorted(latest.values())]
@@ -140,7 +146,13 @@ def _run(file):
     settings = file.results.get("sim_par")
     start = settings.get("init_from") if isinstance(settings, dict) else None
     named = (file.problem, file.method, file.label, file.results["seed"], start)
-    return tuple(str(name) for name in named)
+    return tuple(printable(name) for name in named)
+
+
+def _text(value):
+    # No formula: matplotlib reads one between dollars, and fails where it is none.
+    text = printable(value).replace("$", r"\$")
+    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
 
 
 def _written(file):
@@ -212,7 +224,7 @@ def write(options, draw):
             options.out.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(options.out)
     except PlotError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         print(
@@ -227,7 +239,7 @@ def write(options, draw):
 
 def note(text):
     """Tells on stderr what a figure leaves out."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def _figure_path(text):

@@ -1,5 +1,6 @@
 """Timing and peak memory of functions, side by side in one run."""
 
+import gc
 import math
 import resource
 import statistics
@@ -72,6 +73,7 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    gc.collect()  # what goes meanwhile would be missed from the peak
     before = _resident("VmRSS")
     if _RESET.exists():
         _RESET.write_text("5")

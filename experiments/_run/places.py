@@ -21,8 +21,8 @@ def files_of(result: Path, options: Options) -> list[Path]:
         result: The result file.
         options: Whether there are weights.
     """
-    files = [result, result.with_suffix(".txt"), result.with_suffix(ENDING)]
-    return [*files, weights.place(result)] if options.save_weights else files
+    holders = [result, weights.place(result)] if options.save_weights else [result]
+    return [result.with_suffix(ENDING), *holders, *(file.with_suffix(".txt") for file in holders)]
 
 
 def try_places(files: Sequence[Path]) -> None:

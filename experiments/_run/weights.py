@@ -1,5 +1,6 @@
 """Weights files: where one run ends and another goes on."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import hig
+from hig.errors import printable
 
 # Not .pickle, so that `*.pickle` finds the result files alone; and another stem than the result
 # file's, whose parameters stand as text in <stem>.txt.
@@ -16,6 +18,14 @@ ENDING = "_network.weights"
 _KINDS = {
     "problem": str, "weights": dict, "label": str, "seed": int, "training_time": float, "runs": int
 }  # fmt: skip
+
+# What goes into names, times and random numbers of the run that goes on.
+_RANGES = {
+    "label": ("a line of at most 1000 characters", lambda x: x.isprintable() and len(x) <= 1000),
+    "seed": ("from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32),
+    "training_time": ("non-negative and finite", lambda x: 0 <= x < math.inf),
+    "runs": ("from 1 to 2**32 - 1", lambda x: 1 <= x < 2**32),
+}
 
 
 class WeightsError(ValueError):
@@ -79,9 +89,10 @@ class Pretraining:
         remedy = "set the parameters of the problem as in the run that wrote them"
         expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
         if self.weights.keys() != expected.keys():
+            named = ", ".join(map(printable, self.weights))
             raise WeightsError(
-                f"the weights in {self.path} are named {', '.join(map(str, self.weights))}; those "
-                f"of the network are {', '.join(expected)}: {remedy}"
+                f"the weights in {self.path} are named {named}; those of the network are "
+                f"{', '.join(expected)}: {remedy}"
             )
         for name, shape in expected.items():
             if (found := getattr(self.weights[name], "shape", "none")) != shape:
@@ -90,7 +101,9 @@ class Pretraining:
                 )
         try:
             tensors = {name: torch.tensor(value) for name, value in self.weights.items()}
-        except (TypeError, ValueError) as error:
+            if any(tensor.is_complex() for tensor in tensors.values()):
+                raise TypeError("they are complex")
+        except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(
                 f"the weights in {self.path} are no numbers that torch has: {error}; give a file "
                 "that a run with --save-weights wrote"
@@ -167,9 +180,15 @@ def load(path: Path, problem: str) -> Pretraining:
                 f"{path} is no weights file, {found}; "
                 f"give the *{ENDING} that a run with --save-weights wrote"
             )
+    for key, (what, holds) in _RANGES.items():
+        if not holds(contents[key]):
+            raise WeightsError(
+                f"'{key}' in {path} must be {what}, got {printable(contents[key])[:100]}; "
+                f"give the *{ENDING} that a run with --save-weights wrote"
+            )
     if contents["problem"] != problem:
         raise WeightsError(
-            f"{path} holds weights for problem {contents['problem']}, the run is on {problem}; "
-            "give weights of the same problem"
+            f"{path} holds weights for problem {printable(contents['problem'])}, the run is on "
+            f"{problem}; give weights of the same problem"
         )
     return Pretraining(path, *(contents[key] for key in list(_KINDS)[1:]))

@@ -8,7 +8,6 @@ the published training scripts go by their file names.
 
 import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments._saved import markdown
-from experiments._saved.result_files import ERRORS, note
+from experiments._saved.result_files import ERRORS, fail, note
 from experiments._saved.runs import Run, read_runs
+from hig.errors import printable
 
 # Training times are comparable only where these agree.
 _TIMED_BY = {"clock": "sim_par", "threads": "machine", "processor": "machine", "device": "machine"}
@@ -42,7 +42,7 @@ def tables(runs: Sequence[Run], quantity: str, target: float | None = None) -> s
 
 def _meaning(runs: Sequence[Run], quantity: str) -> str:
     """What the test loss is where it is not the loss that is trained."""
-    found = {str(run.results.get("tested_by") or "") for run in runs}
+    found = {printable(run.results.get("tested_by") or "") for run in runs}
     if quantity == "train" or len(found) > 1 or "" in found:
         return ""
     return f"The test loss is the {found.pop()}.\n\n"
@@ -85,7 +85,7 @@ def _reasons(seeds: Sequence[Run]) -> str:
 
 def _warn_of_other_times(runs: Sequence[Run]) -> None:
     for key, where in _TIMED_BY.items():
-        found = {str(run.fact(where, key)) for run in runs} - {"None"}
+        found = {printable(run.fact(where, key)) for run in runs} - {"None"}
         if len(found) > 1:
             note(f"training times are not all of one {key}: {', '.join(sorted(found))}")
 
@@ -119,8 +119,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         runs = read_runs(options.results, options.quantity)
     except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     _warn_of_other_times(runs)
     print(tables(runs, options.quantity, options.target))
     return 0

@@ -12,7 +12,7 @@ import base64
 import io
 import json
 import math
-import sys
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from experiments._saved.folders import make_folder
-from experiments._saved.result_files import ERRORS, ResultFileError, files_in, note, read
+from experiments._saved.result_files import ERRORS, ResultFileError, fail, files_in, note, read
+
+# What the libraries raise for values that their formats have not.
+_FAILURES = (OverflowError, RecursionError, ValueError, struct.error)
 
 
 def as_json(results: Mapping[object, object]) -> bytes:
@@ -33,7 +36,8 @@ def as_json(results: Mapping[object, object]) -> bytes:
         ResultFileError: Two keys of one dict are the same as texts.
     """
     plain = _plain(results, "")
-    return (json.dumps(plain, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(plain, allow_nan=False, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # half pairs, as JSON itself writes them
 
 
 def as_npz(results: Mapping[object, object]) -> tuple[bytes, list[str]]:
@@ -136,8 +140,7 @@ def main(options: argparse.Namespace) -> int:
             _export(path, target)
             print(f"{path} written to {target}")
     except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     return 0
 
 
@@ -169,4 +172,9 @@ def _export(path: Path, target: Path) -> None:
                 note(f"no numbers, hence only in JSON files: {', '.join(left_out)} of {path}")
     except ResultFileError as error:
         raise ResultFileError(f"{path}: {error}") from error
+    except _FAILURES as error:
+        raise ResultFileError(
+            f"{path} holds what no {target.suffix[1:]} file does, such as lists of great depth, "
+            f"names of great length or whole numbers of thousands of digits: {error}; change it"
+        ) from error
     target.write_bytes(data)

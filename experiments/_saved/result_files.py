@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import hig
+from hig.errors import printable
 
 SUFFIX = ".pickle"
 
@@ -57,7 +58,13 @@ def read(path: Path) -> dict[str, object]:
 
 def note(text: str) -> None:
     """Tell on stderr what a command leaves out."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {printable(text)}", file=sys.stderr)
+
+
+def fail(error: Exception) -> int:
+    """Tell on stderr why a command ends; returns its exit status, 2."""
+    print(f"error: {printable(error)}", file=sys.stderr)
+    return 2
 
 
 #: All that `files_in` and `read` raise; the texts are for whoever typed the command.

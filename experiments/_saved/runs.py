@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments._saved.result_files import ResultFileError, files_in, note, read
+from hig.errors import printable
 
 _KEYS = ("problem", "method", "label", "seed", "stopped", "time", "epochs", "sim_par")
 
@@ -31,13 +32,13 @@ class Run:
     @property
     def experiment(self) -> tuple[str, ...]:
         """What the seeds of one experiment have in common."""
-        return tuple(str(self.results[key]) for key in ("problem", "method", "label"))
+        return tuple(printable(self.results[key]) for key in ("problem", "method", "label"))
 
     @property
     def identity(self) -> tuple[str, ...]:
         """What two files of one run have in common; seeds may go on from several weights."""
         start = self.fact("sim_par", "init_from")
-        return (*self.experiment, str(self.results["seed"]), str(start))
+        return (*self.experiment, printable(self.results["seed"]), printable(start))
 
     def fact(self, group: str, key: str) -> object:
         """A value of a dict among the results, None where there is none."""
@@ -72,12 +73,13 @@ class Run:
         batch = self.fact("sim_par", "batch_size")
         if samples and batch:
             return float(round(self.epochs * math.ceil(samples / batch)))
-        return float(len(self.results["step_time"])) if "step_time" in self.results else math.nan
+        times = self.results.get("step_time")
+        return float(len(times)) if isinstance(times, np.ndarray) and times.ndim else math.nan
 
     @property
     def stopped(self) -> str:
         """Why it ended, in a word or two."""
-        return str(self.results["stopped"]).partition(":")[0]
+        return printable(self.results["stopped"]).partition(":")[0]
 
     def seconds_to(self, target: float) -> float:
         """Training time until the first evaluation at the target or below; NaN without one."""
@@ -100,14 +102,14 @@ def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
     key = f"{quantity}_loss"
     missing = [name for name in (*_KEYS, key) if name not in results]
     if missing:
-        there = ", ".join(map(str, results)) or "nothing"
+        there = ", ".join(map(printable, results)) or "nothing"
         raise ResultFileError(
             f"{path} is not of a training run, it has no '{missing[0]}'; it has {there}. {remedy}"
         )
     try:
-        curves = [np.asarray(results[name], dtype=np.float64) for name in (key, "time", "epochs")]
+        curves = [_real(results[name]) for name in (key, "time", "epochs")]
         earlier = float(results.get("pretraining_time") or 0.0)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ResultFileError(f"losses or times in {path} are no numbers: {error}") from error
     if len({curve.shape for curve in curves}) > 1 or curves[0].ndim != 1 or not len(curves[0]):
         shapes = ", ".join(str(curve.shape) for curve in curves)
@@ -117,6 +119,13 @@ def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
         )
     losses = np.where(np.isfinite(curves[0]), curves[0], np.inf)
     return Run(path, results, losses, curves[1] + earlier)
+
+
+def _real(values: object) -> np.ndarray:
+    """Numbers as float64; a `TypeError` for complex ones, whose other part would be lost."""
+    if np.iscomplexobj(values):
+        raise TypeError("they are complex")
+    return np.asarray(values, dtype=np.float64)
 
 
 def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
@@ -134,7 +143,7 @@ def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
     if "label" in results or not {"epochs", "simulation_time", "test_loss"} <= results.keys():
         return results
     try:
-        epochs, count = np.asarray(results["epochs"], np.float64), len(results["test_loss"])
+        epochs, count = _real(results["epochs"]), len(results["test_loss"])
         if epochs.ndim == 0:  # evaluated before the first one too, or not
             epochs = np.linspace(float(epochs == count), epochs, count)
         ends = np.cumsum([0.0, *np.atleast_1d(results.get("epoch_time", ()))])
@@ -172,7 +181,7 @@ def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
             older, run = sorted((runs[run.identity], run), key=_written)
             note(
                 f"{older.path} is left out: {run.path} has the same label '{run.experiment[-1]}' "
-                f"and seed {run.results['seed']}, and is newer or given twice"
+                f"and seed {run.identity[-2]}, and is newer or given twice"
             )
         runs[run.identity] = run
     if not runs:

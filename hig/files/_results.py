@@ -44,15 +44,16 @@ def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
         )
     try:
         _check(results, "results")
+        # Protocol 4 keeps the file readable by every numpy; protocol 5 needs the newer
+        # `_frombuffer`.
+        data = pickle.dumps(results, protocol=4)
+        _check_expansion(results, len(data))
+        lines = "\n".join([*_scalar_lines(results), ""])
     except RecursionError:
         raise ValueError(
             "results must not hold themselves, or lists in lists some hundred levels deep; save "
             "copies of what is shared, or flatten it"
         ) from None
-    # Protocol 4 keeps the file readable by every numpy; protocol 5 needs the newer `_frombuffer`.
-    data = pickle.dumps(results, protocol=4)
-    _check_expansion(results, len(data))
-    lines = "\n".join([*_scalar_lines(results), ""])
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, data)
     write_atomically(path.with_suffix(".txt"), lines.encode(errors="backslashreplace"))
@@ -146,9 +147,10 @@ def _expanded(value: Any, sizes: dict[int, int]) -> int:
     if size == 0:
         raise ValueError(f"it holds a {kind.__name__} that holds itself")
     if size is None:
-        sizes[id(value)] = 0
-        items = [*value, *value.values()] if kind is dict else value
-        size = sizes[id(value)] = 1 + sum(_expanded(item, sizes) for item in items)
+        size, sizes[id(value)] = 1, 0
+        for item in [*value, *value.values()] if kind is dict else value:
+            size += _expanded(item, sizes)  # of one frame a level, as in saving
+        sizes[id(value)] = size
     return size
 
 

@@ -1,6 +1,7 @@
 """The command line that all figures share: formats, help, and errors without a traceback."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,29 @@ def test_arrays_of_a_file(tmp_path):
         file.get("deep.other", "Try again")
     with pytest.raises(PlotError, match=tmp_path.name):
         load(tmp_path)
+
+
+ODD = {
+    "formula": {"label": "HIG $\\frac{$", "problem": "$x_{$"},
+    "half a pair": {"label": "a \udcff"},
+    "control": {"label": "\x1b[2J a\n"},
+    "long": {"label": "x" * 100_000},
+    "nested": {"label": [[[1]]], "method": ["a"], "seed": 1 << 20_000},
+    "complex": {"test_loss": np.ones(3) + 1j},
+    "huge": {"test_loss": [10**400] * 3},
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_contents_that_no_run_writes(name, tmp_path, capsys):
+    results = {"label": "HIG", "seed": 0, "time": np.arange(3.0), "test_loss": np.ones(3)}
+    path, out = tmp_path / "odd.pickle", tmp_path / "figure.png"
+    path.write_bytes(pickle.dumps(results | ODD[name]))
+    status = loss.main([str(path), str(path), "--out", str(out)])
+    told = capsys.readouterr().err
+    assert told.replace("\n", "").isprintable()
+    if name in ("complex", "huge"):
+        (*_, last) = told.splitlines()
+        assert status == 2 and "is no array of numbers: " in last
+    else:
+        assert status == 0 and out.exists()

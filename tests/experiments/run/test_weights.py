@@ -111,3 +111,34 @@ def test_other_files(tmp_path):
 def test_a_folder_is_no_file():
     with pytest.raises(WeightsError, match="no weights file"):
         weights.load(Path(), "chain")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"runs": -5}, "'runs' in .* must be from 1 to 2\\*\\*32 - 1, got -5; give the"),
+        ({"runs": 10**5000}, "'runs' in .* got a int that cannot be written out"),
+        ({"seed": 10**4000}, "'seed' in .* must be from 0 to"),
+        ({"training_time": float("nan")}, "'training_time' in .* must be non-negative and finite"),
+        ({"label": "y" * 1001}, "'label' in .* must be a line of at most 1000 characters, got yyy"),
+        ({"label": "a\n\x1b[31m"}, r"'label' in .* got a\\n\\x1b\[31m; give"),
+        ({"problem": "\x1b[31m"}, r"for problem \\x1b\[31m, the run is on chain"),
+    ],
+)
+def test_contents_out_of_range(changes, text, tmp_path):
+    path = saved(tmp_path)
+    hig.save_results(path, hig.load_results(path) | changes)
+    with pytest.raises(WeightsError, match=text):
+        weights.load(path, "chain")
+
+
+def test_complex_weights(tmp_path):
+    path = saved(tmp_path)
+    contents = hig.load_results(path)
+    contents["weights"]["0.bias"] = contents["weights"]["0.bias"] + 1j
+    hig.save_results(path, contents)
+    other = network(seed=1)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(WeightsError, match="no numbers that torch has: they are complex; give"):
+        weights.load(path, "chain").put_into(other)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())

@@ -77,11 +77,12 @@ def test_texts_that_no_encoding_has(tmp_path):
     assert r"\ud800" in (tmp_path / "run.txt").read_text()
 
 
-@pytest.mark.parametrize("kind", ["in itself", "deep"])
-def test_results_without_an_end(kind, tmp_path):
+@pytest.mark.parametrize("levels", ["in itself", 600, 100_000])
+def test_results_without_an_end(levels, tmp_path):
     results = inner = {}
-    for _ in range(100_000 if kind == "deep" else 1):
-        inner["next"] = inner = {} if kind == "deep" else results
+    deep = levels != "in itself"
+    for _ in range(levels if deep else 1):
+        inner["next"] = inner = {} if deep else results
     with pytest.raises(ValueError, match="must not hold themselves"):
         save_results(tmp_path / "run.pickle", results)
     assert not list(tmp_path.iterdir())

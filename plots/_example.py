@@ -5,6 +5,7 @@ from matplotlib.lines import Line2D
 
 from plots import _files, _style
 
+_DOTS = 2.65  # from one dot to the next, in widths of the line
 _MARKER = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
 
 
@@ -92,10 +93,18 @@ def draw_control(axes, parts):
     axes.set_xlabel("time")
 
 
-def draw_target(axes, time, value, colour):
-    """Draws a value to be reached at a final time."""
-    axes.axhline(value, color=colour, linestyle=":", linewidth=1.0)
-    axes.plot(time, value, color=colour, zorder=3, clip_on=False, **_MARKER)
+def draw_targets(axes, time, values, colours):
+    """Draws values to be reached at a final time; equal ones as rings and dots in turn."""
+    for place, (value, colour) in enumerate(zip(values, colours, strict=True)):
+        same = np.flatnonzero(np.isclose(values, value))
+        index, dots = int(np.searchsorted(same, place)), ":"
+        if len(same) > 1:
+            dots = (_DOTS * index, (1.0, _DOTS * len(same) - 1.0))
+        axes.axhline(value, color=colour, linestyle=dots, linewidth=1.0)
+        look = _MARKER | {"color": colour, "zorder": 3, "clip_on": False}
+        if rings := len(same) - 1 - index:  # around those that follow, and what else is there
+            look |= {"markersize": look["markersize"] + 3.5 * rings, "markerfacecolor": "none"}
+        axes.plot(time, value, **look)
 
 
 def target_handle():

@@ -43,7 +43,8 @@ def draw(files, example=0):
     levels = _example.largest(field for row in fields for field in row[:2])
     errors = _example.largest(row[2] for row in fields)
     looks = [("RdBu_r", levels), ("RdBu_r", levels), ("PuOr_r", errors)]
-    figure, grid = _style.panels(len(files), 3, width=1.8, height=1.8, beside=1.4)
+    height = 1.8 + 0.6 / len(files)  # with the bars, once for all rows
+    figure, grid = _style.panels(len(files), 3, width=1.8, height=height, beside=0.4)
     figure.set_layout_engine("compressed")  # no gaps beside the square panels
     for row, file, shown in zip(grid, files, fields, strict=True):
         images = [_draw_field(*panel) for panel in zip(row, shown, looks, strict=True)]
@@ -51,9 +52,10 @@ def draw(files, example=0):
         row[2].set_title(f"RMS {np.sqrt(np.mean(shown[2] ** 2)):.2g}")
     for axes, title in zip(grid[0], ("ground truth", "prediction", "difference"), strict=True):
         axes.set_title(", ".join(filter(None, [title, axes.get_title()])))
-    bar = figure.colorbar(images[0], ax=grid[:, :2].ravel().tolist())
-    bar.ax.set_title(quantity)  # a label beside the bar would seem to be of the panel after it
-    figure.colorbar(images[2], ax=grid[:, 2].tolist())
+    # Below: beside, a label would seem to be of the panel after it.
+    for image, columns, label in ((images[0], slice(2), quantity), (images[2], 2, "difference")):
+        panels = grid[:, columns].ravel().tolist()
+        figure.colorbar(image, ax=panels, location="bottom", label=label, aspect=12 * len(panels))
     return figure
 
 

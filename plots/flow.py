@@ -40,13 +40,14 @@ def draw(files, example=0):
     """
     files = _files.having(files, "example")
     examples = [_example.read(file, _LAYOUT, example, _REMEDY) for file in files]
-    figure, grid = _style.panels(3, len(files), width=2.8, height=1.6, beside=1.9, sharey="row")
+    figure, grid = _style.panels(3, len(files), width=2.8, height=1.6, beside=1.1, sharey="row")
     for key, row in (("velocity", grid[0]), ("force", grid[1])):
         highest = _example.largest(parts[key] for parts in examples)
         for axes, parts in zip(row, examples, strict=True):
             image = _draw_field(axes, parts, key, highest)
         row[0].set_ylabel("position")
-        figure.colorbar(image, ax=row.tolist(), label=key)
+        # Inside of the last panel's frame: a bar of its own place would keep clear of the legend.
+        figure.colorbar(image, cax=row[-1].inset_axes([1.03, 0.0, 0.04, 1.0]), label=key)
     for column, file, parts in zip(grid.T, files, examples, strict=True):
         column[1].set_xlabel("time")
         _draw_profiles(column[2], parts)

@@ -35,6 +35,7 @@ examples:
 """
 
 
+_FEW = 12  # points from which on a curve has no markers
 _LABEL_WIDTH = 34  # characters of a line of the legend
 _LINE = 0.165  # its height in inches
 
@@ -109,9 +110,8 @@ def _groups(files):
 
 def _draw_group(axes, curves, label, style, pale, log_y):
     look = {"lw": 0.8, "alpha": 0.6, "label": f"_train {label}"} if pale else {"label": label}
-    look["marker"] = "o" if len(curves[0][0]) == 1 else None
     if len(curves) == 1:
-        axes.plot(*curves[0], **style, **look)
+        axes.plot(*curves[0], **style, **look, **_markers(curves[0][0]))
         return
     position, median, lowest, highest = median_and_band(curves, log_y)
     if len(position) == 0:
@@ -119,9 +119,14 @@ def _draw_group(axes, curves, label, style, pale, log_y):
             f"the {len(curves)} files labelled '{label}' cover no common range of the horizontal "
             "axis; give files of runs of similar length, or different labels"
         )
-    axes.plot(position, median, **style, **look)
+    axes.plot(position, median, **style, **look, **_markers(position))
     if not pale:
         axes.fill_between(position, lowest, highest, color=style["color"], alpha=0.2, lw=0)
+
+
+def _markers(position):
+    """Few evaluations are seen as such, and a single one at all."""
+    return {"marker": "o", "markersize": 3.5} if len(position) < _FEW else {}
 
 
 def _finish(axes, name, log_x, log_y):

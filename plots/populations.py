@@ -56,10 +56,10 @@ def draw(files, example=0):
 
 def _draw_populations(axes, parts, names):
     time = parts["time"]
-    for index, name in enumerate(names):
-        colour = _style.SEQUENCE[index % len(_style.SEQUENCE)]
-        axes.plot(time, parts["populations"][:, index], color=colour, label=name, clip_on=False)
-        _example.draw_target(axes, time[-1], parts["target_populations"][index], colour)
+    colours = [_style.SEQUENCE[i % len(_style.SEQUENCE)] for i in range(len(names))]
+    for values, name, colour in zip(parts["populations"].T, names, colours, strict=True):
+        axes.plot(time, values, color=colour, label=name, clip_on=False)
+    _example.draw_targets(axes, time[-1], parts["target_populations"], colours)
     rest = 1 - parts["populations"].sum(-1)
     if rest.max() > _VISIBLE:
         axes.plot(time, rest, color=_style.GREY, linewidth=0.8, zorder=1.5, label="others")

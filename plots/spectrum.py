@@ -15,11 +15,15 @@ _REMEDY = (
 
 _EPILOG = """\
 Values are relative to the largest of their moment. Directions below the dashed line are dropped
-from the step. Several files stand side by side.
+from the step; what is in grey may be rounding alone, in the precision of the run, at the moment at
+which that is most. Several files stand side by side.
 
 example:
   python -m plots.spectrum hig_seed1.pickle --moments 4 --out spectrum.png
 """
+
+# As many as the cut-off "auto" of a step goes by.
+_ROUNDINGS = 256
 
 
 def draw(files, moments=5):
@@ -39,15 +43,22 @@ def draw(files, moments=5):
     files = _files.having(files, "spectrum")
     # Moments differ from file to file, so every panel has its legend beside it.
     figure, grid = _style.panels(1, len(files), width=4.4, beside=0, sharey=True)
-    for axes, file in zip(grid[0], files, strict=True):
-        _draw_file(axes, file, moments)
+    noises = [_draw_file(*pair, moments) for pair in zip(grid[0], files, strict=True)]
+    # One axis for all, which must have room for the shades too.
+    lowest = min([grid[0, 0].get_ylim()[0], *(0.5 * noise for noise in noises if noise > 0)])
+    for axes, file, noise in zip(grid[0], files, noises, strict=True):
+        if noise > 0:
+            axes.axhspan(lowest, noise, color="#e8e8e8", linewidth=0, label="may be rounding")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
         if len(files) > 1:
             axes.set_title(file.label, loc="left")
+    grid[0, 0].set_ylim(bottom=lowest)
     grid[0, 0].set_ylabel("singular value / largest")
     return figure
 
 
 def _draw_file(axes, file, moments):
+    """Draws all but the noise, and returns that."""
     epochs = file.array("spectrum.epochs", 1, _REMEDY)
     values = file.array("spectrum.singular_values", 2, _REMEDY)
     rcond = float(file.array("spectrum.rcond", 0, _REMEDY))
@@ -67,7 +78,7 @@ def _draw_file(axes, file, moments):
             np.arange(1, len(relative) + 1),
             relative,
             color=colormaps["viridis"](shade),
-            label=f"epoch {epochs[index]:.3g}",
+            label=f"epoch {_short(epochs[index])}",
         )
     if rcond > 0:
         number = np.format_float_scientific(rcond, precision=1, trim="-", exp_digits=1)
@@ -76,7 +87,21 @@ def _draw_file(axes, file, moments):
     axes.set_yscale("log")
     axes.set_xlim(1, max(values.shape[1], 2))
     axes.set_xlabel("index")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.03))
+    return max((_noise(values[index], file) for index in chosen.astype(int)), default=0.0)
+
+
+def _noise(values, file):
+    """The share of the largest value up to which others may be rounding; 0 where no dtype tells."""
+    settings = file.results.get("sim_par")
+    dtype = settings.get("dtype") if isinstance(settings, dict) else None
+    if dtype not in ("float32", "float64") or not values.max() > 0:
+        return 0.0
+    return _ROUNDINGS * np.finfo(dtype).eps * np.sqrt(np.mean(values**2)) / values.max()
+
+
+def _short(number):
+    """At most three digits, but for whole numbers."""
+    return f"{number:.0f}" if number >= 1000 else f"{number:.{2 if number < 1 else 3}g}"
 
 
 def _count(text):

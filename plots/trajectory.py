@@ -47,21 +47,25 @@ def draw(files, example=0):
         _example.draw_control(below, parts)
         if len(files) > 1:
             above.set_title(file.label, loc="left")
-    grid[0, 0].set_ylabel("position")
+    grid[0, 0].set_ylabel("position" if _positions(names) else "state")
     grid[1, 0].set_ylabel("control")
     handles, _ = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles=[*handles, _example.target_handle()], loc="outside right upper")
     return figure
 
 
+def _positions(names):
+    """Which states are positions, beside which velocities stand; none where names do not tell."""
+    return [i for i, name in enumerate(names) if name.startswith("x")]
+
+
 def _draw_positions(axes, parts, names):
     time = parts["time"]
-    # Velocities stand beside the positions in the state; without names to tell, all are shown.
-    positions = [i for i, name in enumerate(names) if name.startswith("x")] or range(len(names))
-    for order, index in enumerate(positions):
-        colour = _style.SEQUENCE[order % len(_style.SEQUENCE)]
+    positions = _positions(names) or range(len(names))
+    colours = [_style.SEQUENCE[i % len(_style.SEQUENCE)] for i in range(len(positions))]
+    for colour, index in zip(colours, positions, strict=True):
         axes.plot(time, parts["state"][:, index], color=colour, label=names[index])
-        _example.draw_target(axes, time[-1], parts["target"][index], colour)
+    _example.draw_targets(axes, time[-1], parts["target"][list(positions)], colours)
     axes.set_xlim(time[0], time[-1])
 
 

@@ -1,6 +1,6 @@
 """One call that says whether a simulator is ready for a half-inverse step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -48,17 +48,19 @@ def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> Simulat
     checks = [check_output(simulator)]
     if checks[-1].verdict == "fail":
         return SimulatorReport(checks)
-    checks += check_forward(simulator)
+    *others, deterministic = check_forward(simulator)
+    checks += [*others, deterministic]
+    chance = deterministic.verdict == "fail"  # then differences of two calls mean nothing
     differentiable = check_differentiable(simulator)
     checks.append(differentiable)
-    if differentiable.verdict == "fail":
+    if chance or differentiable.verdict == "fail":
         return SimulatorReport(checks)
     checks.append(check_vjp(simulator))
+    output = simulator(*simulator.inputs)
     coupled = forward_couples(simulator) or backward_couples(simulator)
-    checks.append(_about_samples(coupled))
+    checks.append(_about_samples(coupled, (*simulator.inputs, output)))
     passes, twice = check_passes(simulator), check_twice(simulator)
     checks += [passes, twice]
-    output = simulator(*simulator.inputs)
     return SimulatorReport(
         checks,
         engine="rows" if coupled else "layerwise",
@@ -68,10 +70,13 @@ def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> Simulat
     )
 
 
-def _about_samples(coupled: bool) -> Check:
+def _about_samples(coupled: bool, tensors: Sequence[Tensor]) -> Check:
     if not coupled:
         return Check("samples apart", "ok", "no sample influences another")
     remedy = "if not wanted, look for means over the batch, or a step size that all samples share"
+    square = [tuple(t.shape) for t in tensors if t.ndim > 1 and t.shape[0] == t.shape[1]]
+    if square:
+        remedy += f"; the first axis must be the batch: is it time instead, in {square[-1]}?"
     return Check("samples apart", "note", "samples influence one another: engine rows", remedy)
 
 

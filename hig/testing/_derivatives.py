@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hig._backward import Backward
 from hig.testing._report import Check
-from hig.testing._simulator import Simulator, cast, nearby
+from hig.testing._simulator import Simulator, cast, first_line, nearby
 
 __all__ = ["backward_couples", "check_differentiable", "check_passes", "check_twice", "check_vjp"]
 
@@ -36,25 +36,64 @@ def _pulled_back(output: Tensor, leaves: list[Tensor], cotangent: Tensor) -> tup
 
 def check_differentiable(simulator: Simulator) -> Check:
     """Whether the output has a graph, to which inputs it leads, and finite gradients."""
-    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
     name = "differentiable"
-    if not output.requires_grad:
-        remedy = "stay in torch (no .numpy(), .detach(), .item()), or wrap it with hig.black_box"
-        return Check(name, "fail", "the output has no graph", remedy)
-    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-    gradients = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+    try:
+        gradients = _gradients(simulator)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return Check(name, "fail", *_told(error))
+    if gradients is None:
+        if _is_constant(simulator):
+            return Check(name, "fail", *_CONSTANT)
+        return Check(name, "fail", "the output has no graph", _STAY)
     found = dict(zip(simulator.floating, gradients, strict=True))
     bad = [i for i, g in found.items() if g is not None and not g.isfinite().all()]
     if bad:
         remedy = "look for sqrt, norm or division at 0, and add a small number there"
         return Check(name, "fail", f"NaN or Inf in the gradient by input {bad}", remedy)
     used = [i for i, g in found.items() if g is not None and bool((g != 0).any())]
+    if not used and _is_constant(simulator):
+        return Check(name, "fail", *_CONSTANT)
     if not used:
         remedy = "rounding, comparison and argmax have no derivative: smooth them"
         return Check(name, "fail", "the gradient is zero by every input", remedy)
     unused = [i for i in found if i not in used]
     rest = f"; none by {unused}" if unused else ""
     return Check(name, "ok", f"gradients by inputs {used}{rest}")
+
+
+_STAY = "stay in torch (no .numpy(), .detach(), .item()), or wrap it with hig.black_box"
+_CONSTANT = (
+    "the output stays the same where the inputs change a little",
+    "compute it from the inputs: a constant has no derivative, and steps no direction",
+)
+
+
+def _gradients(simulator: Simulator) -> tuple[Tensor | None, ...] | None:
+    """Gradients of the output for a random cotangent; None where it has no graph."""
+    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
+    if not output.requires_grad:
+        return None
+    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    return torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+
+
+def _is_constant(simulator: Simulator) -> bool:
+    before, after = simulator(*simulator.inputs), simulator(*nearby(simulator.inputs))
+    return torch.equal(before, after)
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """What an error in a computation with a graph means for a simulator, and the remedy."""
+    text = first_line(error)
+    if "numpy() on Tensor that requires grad" in text:
+        return "it takes .numpy() of a tensor that requires a gradient", _STAY
+    if "in-place" in text or "inplace" in text:
+        remedy = (
+            "let each step make new tensors: state = state + ..., torch.stack, not state[i] = ..."
+        )
+        return "a change in place overwrites what the derivative needs", remedy
+    remedy = "it runs without gradients; call it with inputs that require one to see where it ends"
+    return f"{type(error).__name__}: {text}", remedy
 
 
 def check_vjp(simulator: Simulator) -> Check:
@@ -77,9 +116,14 @@ def check_vjp(simulator: Simulator) -> Check:
     precision = str(dtype).removeprefix("torch.")
     found = f"within {errors[worst]:.0e} of finite differences in {precision}"
     if errors[worst] > _TOLERANCE[dtype]:
-        remedy = "compare its adjoint with finite differences part by part; kinks count as errors"
-        return Check("gradients right", "fail", f"by input {worst} only {found}", remedy)
+        return Check("gradients right", "fail", f"by input {worst} only {found}", _CAUSES)
     return Check("gradients right", "ok", found)
+
+
+_CAUSES = (
+    "look for .item(), .detach(), .numpy() or torch.tensor(x) inside, which cut the graph; in a "
+    "black box for a transposed Jacobian or adjoint, or too large difference steps; kinks count too"
+)
 
 
 def _error(
@@ -166,7 +210,7 @@ def check_twice(simulator: Simulator) -> Check:
         products = torch.autograd.grad(used, cotangent, weights, allow_unused=True)
         text = "" if products[0] is not None else "the derivative has no graph"
     except (RuntimeError, ValueError) as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = first_line(error)
     if text:
         remedy = "needed for method='lanczos' beyond plain layers, for very large batches"
         return Check(name, "note", f"not available: {text}", remedy)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hig.errors import described
 from hig.testing._report import Check, Verdict
-from hig.testing._simulator import Simulator, cast, nearby
+from hig.testing._simulator import Simulator, cast, first_line, nearby
 
 __all__ = ["check_forward", "check_output", "forward_couples"]
 
@@ -47,7 +47,7 @@ def _check_dtypes(simulator: Simulator) -> Check:
         try:
             found = simulator(*cast(simulator.inputs, dtype)).dtype
         except (RuntimeError, TypeError, ValueError) as error:
-            text = f"{dtype} inputs are refused ({_first_line(error)})"
+            text = f"{dtype} inputs are refused ({first_line(error)})"
             return Check("dtype kept", "note", text, _DTYPE_REMEDY)
         if found != dtype:
             verdict: Verdict = "fail" if dtype == simulator.dtype else "note"
@@ -109,7 +109,3 @@ def forward_couples(simulator: Simulator) -> bool:
 
 def _columns(chosen: Tensor, like: Tensor) -> Tensor:
     return chosen.to(like.device).view(-1, *[1] * (like.ndim - 1))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hig.errors import described
 
-__all__ = ["Simulator", "cast", "nearby"]
+__all__ = ["Simulator", "cast", "first_line", "nearby"]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,18 @@ class Simulator:
         floating = [value for value in inputs if value.is_floating_point()]
         if not floating:
             raise TypeError("give at least one floating-point input, such as the controls")
-        lengths = {len(value) if value.ndim else 0 for value in inputs}
+        for position, value in enumerate(inputs):
+            if not value.ndim:
+                raise ValueError(
+                    f"input {position} must be (batch, ...), got shape (); bind what has no batch, "
+                    "such as a time step, with functools.partial"
+                )
+        lengths = {len(value) for value in inputs}
         if len(lengths) > 1 or min(lengths) < 2:
             raise ValueError(
-                f"inputs must share a batch of at least 2 samples, got {sorted(lengths)}; bind "
-                "what has no batch with functools.partial"
+                "inputs must share a batch of at least 2 samples as first axis, got "
+                f"{', '.join(map(str, sorted(lengths)))} samples; bind what has no batch with "
+                "functools.partial"
             )
         kinds = {(value.dtype, value.device) for value in floating}
         devices = {value.device for value in inputs}
@@ -82,6 +89,11 @@ class Simulator:
                 f"{', '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}"
             )
         return cls(function, tuple(value.detach() for value in inputs))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -193,5 +193,5 @@ class TestAutomaticCutOff:
 
     @pytest.mark.parametrize("wrong", ["Auto", "", "1e-6"])
     def test_other_texts_are_refused(self, wrong):
-        with pytest.raises(TypeError, match=r"rcond must be a number.*, and 'auto' chooses one"):
+        with pytest.raises(TypeError, match=r"must be a number.*, and 'auto' chooses one"):
             HalfInverse(rcond=wrong)

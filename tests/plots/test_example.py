@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from plots import _example
 from plots._files import PlotError
@@ -43,6 +44,24 @@ def test_missing_and_odd_parts(run_file):
         _example.read(example_file(run_file), {"other": ("examples",)}, 0, "Try again")
     with pytest.raises(PlotError, match=r"1 dimension.*\(2, 3, 4\)\. Try again"):
         _example.read(example_file(run_file), {"state": ("examples",)}, 0, "Try again")
+
+
+def test_targets_and_equal_ones():
+    """One value has a dotted line; of equal values each has every so many of the dots."""
+    axes = Figure().subplots()
+    colours = ["black", "red", "green", "blue"]
+    _example.draw_targets(axes, 2.0, np.array([0.0, 1.0, 0.0, 1e-12]), colours)
+    lines, markers = axes.lines[::2], axes.lines[1::2]
+    assert [line.get_color() for line in lines] == [m.get_color() for m in markers] == colours
+    assert [marker.get_xydata().tolist() for marker in markers[:2]] == [[[2, 0]], [[2, 1]]]
+    sizes = [marker.get_markersize() for marker in markers]
+    assert sizes[0] > sizes[2] > sizes[3] == sizes[1]
+    assert lines[1].get_linestyle() == ":"
+    patterns = [lines[i]._unscaled_dash_pattern for i in (0, 2, 3)]
+    starts = [start for start, _ in patterns]
+    for _, (on, off) in patterns:  # the dots of one fall into the gaps of the others
+        assert (on, (on + off) / 3) == pytest.approx((1.0, starts[1] - starts[0]))
+    assert np.diff(starts) == pytest.approx(starts[1])
 
 
 def test_names(run_file):

@@ -24,7 +24,12 @@ def test_truth_prediction_and_difference(full_run):
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["ground truth", "prediction", f"difference, RMS {rms:.2g}"]
     assert figure.axes[0].get_ylabel() == "HIG"
-    assert figure.axes[3].get_title() == "solution"
+    # Bars are named below: a name above would be that of a panel.
+    bars = figure.axes[3:]
+    assert [bar.get_xlabel() for bar in bars] == ["solution", "difference"]
+    assert not any(bar.get_title() or bar.get_ylabel() for bar in bars)
+    figure.draw_without_rendering()
+    assert all(bar.get_position().y1 < figure.axes[0].get_position().y0 for bar in bars)
 
 
 def test_limits_are_symmetric_and_shared(full_run):

@@ -10,7 +10,9 @@ from plots._files import PlotError, load
 def test_velocity_force_and_profiles(full_run):
     file = load(full_run)
     example = file.results["example"]
-    velocity, force, profile, *bars = flow.draw([file], example=1).axes
+    figure = flow.draw([file], example=1)
+    velocity, force, profile = figure.axes
+    bars = [bar for one in (velocity, force) for bar in one.child_axes]
     time = example["time"]
     for axes, key, at in ((velocity, "velocity", time), (force, "force", time[1:] - 0.5)):
         (image,) = axes.collections
@@ -32,6 +34,11 @@ def test_velocity_force_and_profiles(full_run):
     for label, values in expected.items():
         np.testing.assert_array_equal(shown[label], [example["position"], values])
     assert [bar.get_ylabel() for bar in bars] == ["velocity", "force"]
+    figure.draw_without_rendering()
+    for bar, axes in zip(bars, (velocity, force), strict=True):  # close to their panels
+        places = bar.get_position(), axes.get_position()
+        assert 0 < places[0].x0 - places[1].x1 < 0.1 * places[1].width
+        assert (places[0].y0, places[0].y1) == pytest.approx((places[1].y0, places[1].y1))
     assert [one.get_xlabel() for one in (velocity, force, profile)] == ["", "time", "position"]
 
 

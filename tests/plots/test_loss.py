@@ -30,6 +30,14 @@ def test_one_line_for_each_method(run_file):
     assert legend_of(figure) == ["HIG", "Adam"]  # in the order of all figures
 
 
+@pytest.mark.parametrize(("points", "marked"), [(1, True), (11, True), (12, False)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_points_have_markers(run_file, points, marked, seeds):
+    files = [run_file(f"s{i}", seed=i, points=points) for i in range(seeds)]
+    (axes,) = loss.draw(files).axes
+    assert (axes.lines[0].get_marker() == "o") == marked
+
+
 def test_seeds_become_a_median_in_a_band(run_file):
     figure = loss.draw([run_file(f"s{i}", seed=i, factor=10.0**i) for i in range(3)])
     (axes,) = figure.axes

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from hig._spectral import noise_level
 from plots import spectrum
 from plots._files import PlotError, load
 
@@ -26,6 +28,36 @@ def test_a_cut_off_has_few_digits(full_run):
     file = load(full_run)
     file.results["spectrum"]["rcond"] = 1.1345011281488299e-7
     assert spectrum.draw([file]).axes[0].lines[-1].get_label() == "cut-off 1.1e-7"
+
+
+def test_rounding_is_shaded_where_the_file_tells_the_dtype(full_run, run_file):
+    file = load(full_run)
+    assert not spectrum.draw([file]).axes[0].patches
+    file.results["sim_par"]["dtype"] = "float32"
+    values = file.results["spectrum"]["singular_values"]
+    small = 1e-20 * np.ones((1, 3)), {"dtype": "float64"}
+    other = {"epochs": [0], "singular_values": small[0] * [[1e20, 1, 1]], "rcond": 0.0}
+    other = run_file("other", spectrum=other, sim_par=small[1])
+    first, second = spectrum.draw([file, other], moments=2).axes
+    for axes, rows, dtype in (
+        (first, values[[0, -1]], torch.float32),
+        (second, other.results["spectrum"]["singular_values"], torch.float64),
+    ):
+        (shade,) = axes.patches
+        rows = torch.tensor(rows, dtype=torch.float64)
+        expected = max(float(noise_level(row, dtype) / row.max()) for row in rows)
+        assert shade.get_y() + shade.get_height() == pytest.approx(expected)
+        assert axes.get_legend().get_texts()[-1].get_text() == "may be rounding"
+        assert axes.get_ylim()[0] == shade.get_y() < 1e-20  # what lies lowest is still seen
+
+
+@pytest.mark.parametrize(
+    ("epoch", "text"),
+    [(0, "0"), (0.09375, "0.094"), (0.46875, "0.47"), (1.96875, "1.97"), (2048, "2048")],
+)
+def test_epochs_have_few_digits(run_file, epoch, text):
+    file = run_file(spectrum={"epochs": [epoch], "singular_values": [[2.0, 1.0]], "rcond": 0})
+    assert spectrum.draw([file]).axes[0].lines[0].get_label() == f"epoch {text}"
 
 
 def test_files_side_by_side_and_all_moments(full_run):

@@ -37,6 +37,17 @@ def test_other_names_show_every_state(full_run):
     above, _ = trajectory.draw([file]).axes
     labels = [line.get_label() for line in above.lines if not line.get_label().startswith("_")]
     assert labels == list("abcd")
+    assert above.get_ylabel() == "state"
+
+
+def test_targets_at_one_value_are_all_seen(full_run):
+    file = load(full_run)
+    file.results["example"]["target"][0, :2] = 0.0
+    above, _ = trajectory.draw([file]).axes
+    rings = [line for line in above.lines if line.get_marker() == "o"]
+    assert rings[0].get_markersize() > rings[1].get_markersize() + 1
+    assert rings[0].get_markerfacecolor() == "none"
+    assert rings[0].get_color() != rings[1].get_color()
 
 
 def test_missing_and_unfit_parts(full_run, run_file):

@@ -78,6 +78,26 @@ class ByNumpy(torch.autograd.Function):
         return torch.from_numpy(2 * cotangent.numpy())
 
 
+def written_into(x):
+    """A loop that writes into its state."""
+    state = x.clone()
+    for _ in range(3):
+        state[:, 1] += 0.1 * state[:, 0].sin()
+        state[:, 0] += 0.1 * state[:, 1]
+    return state
+
+
+def by_numpy(x):
+    return torch.from_numpy(x.numpy() * 2)
+
+
+def refusing(x):
+    if x.requires_grad:
+        raise ValueError("no gradients here")
+    return 2 * x
+
+
+WEIGHT = nn.Parameter(torch.ones(4, 2))
 counter = itertools.count()
 # What is wrong, the check that fails, and a word of what it says.
 WRONG = {
@@ -90,9 +110,15 @@ WRONG = {
     "in place": (lambda x: x.mul_(2) + 0, "inputs unchanged", "in place"),
     "chance": (lambda x: x + next(counter), "deterministic", "same random state"),
     "detached": (lambda x: x.detach() * 2, "differentiable", "no graph"),
-    "flat": (lambda x: x.round() + 0 * x, "differentiable", "zero by every input"),
+    "written into": (written_into, "differentiable", "change in place.* -> let each step make new"),
+    "numpy": (by_numpy, "differentiable", r"takes \.numpy\(\) .* -> .*hig\.black_box"),
+    "refusing": (refusing, "differentiable", "ValueError: no gradients here -> it runs without"),
+    "constant": (torch.ones_like, "differentiable", "stays the same .* -> compute it from the"),
+    "another's": (lambda x: WEIGHT * 2, "differentiable", "stays the same where the inputs"),
+    "flat": (lambda x: (50 * x).round() + 0 * x, "differentiable", "zero by every input"),
     "infinite": (lambda x: (x - x.detach()).abs().sqrt() + x, "differentiable", "NaN or Inf"),
     "wrong": (Broken.apply, "gradients right", r"input 0 only within 1e-03"),
+    "cut": (lambda x: x * x.detach().sin(), "gradients right", r"\.detach\(\).*a transposed Jac"),
     "wrong and tiny": (lambda x: 1e-8 * Broken.apply(x), "gradients right", "input 0"),
 }
 
@@ -103,7 +129,7 @@ def test_what_is_wrong_is_found_and_told(name):
     report = check_simulator(simulate, torch.tensor([[1.0, 2.0], [2, 3], [-1, 2], [0.5, 4]]))
     assert not report.passed
     (failure,) = [failed for failed in report.failures if failed.name == check]
-    assert re.search(text, f"{failure.found} {failure.remedy}"), failure
+    assert re.search(text, f"{failure.found} -> {failure.remedy}"), failure
     assert failure.remedy
     assert str(report).splitlines()[-1].startswith("not ready")
 
@@ -125,6 +151,30 @@ def test_small_wrong_parts_are_not_hidden_by_large_right_ones():
     parts = [lambda x, k=k: simulate(torch.stack([x[:, 0], x[:, 0]], 1))[:, k] for k in (0, 1)]
     verdict = [check_simulator(part, START[:, :1] + 1).passed for part in parts]
     assert verdict == [True, False]
+
+
+def test_chance_leaves_out_what_two_calls_would_tell():
+    report = check_simulator(lambda x: x + next(counter), START)
+    assert [failure.name for failure in report.failures] == ["deterministic"]
+    assert list(verdicts(report))[-1] == "differentiable"
+
+
+def test_time_as_the_first_axis_is_suspected():
+    """As many times as samples: the shape alone does not tell."""
+
+    def states(x, controls):
+        found = []
+        for control in controls.unbind(1):
+            x = x + control[:, None]
+            found.append(x)
+        return torch.stack(found)
+
+    hint = "the first axis must be the batch: is it time instead"
+    (note,) = check_simulator(states, START, CONTROLS[:, :4]).notes
+    assert f"{hint}, in (4, 4, 2)?" in note.remedy
+    (note,) = check_simulator(lambda x: x - x.mean(0), START).notes
+    assert hint not in note.remedy
+    assert check_simulator(lambda x: x.cos(), torch.ones(3, 3)).checks[-3].remedy == ""
 
 
 COUPLED = {
@@ -226,9 +276,13 @@ class TestArguments:
             ((pendulum,), TypeError, "at least one floating-point input"),
             ((pendulum, 2.0), TypeError, r"got 2\.0; bind other"),
             ((pendulum, torch.arange(4)), TypeError, "at least one floating-point input"),
-            ((pendulum, START[:1]), ValueError, r"at least 2 samples, got \[1\]"),
-            ((pendulum, START, CONTROLS[:3]), ValueError, r"got \[3, 4\]"),
-            ((pendulum, torch.tensor(1.0)), ValueError, r"got \[0\]"),
+            ((pendulum, START[:1]), ValueError, "at least 2 samples as first axis, got 1 s"),
+            ((pendulum, START, CONTROLS[:3]), ValueError, "got 3, 4 samples; bind"),
+            (
+                (pendulum, START, torch.tensor(0.1)),
+                ValueError,
+                r"input 1 must be \(batch, ...\), got shape \(\); bind .* a time step",
+            ),
             ((pendulum, START, CONTROLS.double()), ValueError, "one dtype and device"),
         ],
     )

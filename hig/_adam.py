@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["AdamStep", "adam_step"]
+from hig.errors import NonFiniteError
+
+__all__ = ["AdamStep", "adam_step", "factor_of"]
 
 
 class AdamStep:
@@ -25,12 +27,25 @@ class AdamStep:
 
     def move(self, parameter: Tensor, lr: float) -> None:
         """Take the step in place."""
-        size = min(lr / self.correction, torch.finfo(parameter.dtype).max)  # torch takes no more
+        size = factor_of(lr / self.correction, parameter)
         parameter.addcdiv_(self.mean, self.denominator, value=-size)
 
     def square(self) -> Tensor:
         """Squared norm of the step per unit of learning rate, a scalar."""
         return (self.mean / self.denominator).square().sum() / self.correction**2
+
+
+def factor_of(size: float, parameter: Tensor) -> float:
+    """Return a step size that torch can multiply with in the dtype of a parameter.
+
+    Raises:
+        NonFiniteError: it is larger than all numbers of that dtype.
+    """
+    if size > torch.finfo(parameter.dtype).max:
+        raise NonFiniteError(
+            f"a step of size {size:g} is beyond the numbers of {parameter.dtype}; take a smaller lr"
+        )
+    return size
 
 
 def adam_step(

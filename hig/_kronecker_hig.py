@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hig._adam import AdamStep, adam_step
+from hig._adam import AdamStep, adam_step, factor_of
 from hig._capture import Capture
 from hig._checks import Checks
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
@@ -296,7 +296,7 @@ class KroneckerHIG(torch.optim.Optimizer):
             for layer, graft in zip(layers, grafts, strict=True):
                 for parameter, direction in layer.items():
                     size = graft * float(groups[parameter]["lr"])
-                    parameter.sub_(direction, alpha=_within(size, parameter))
+                    parameter.sub_(direction, alpha=factor_of(size, parameter))
             for parameter, step in rest.items():
                 step.move(parameter, float(groups[parameter]["lr"]))
             require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
@@ -337,11 +337,6 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return found
-
-
-def _within(size: float, parameter: Tensor) -> float:
-    """A factor, no larger than what torch takes: one beyond leaves no finite number anyway."""
-    return min(size, torch.finfo(parameter.dtype).max)
 
 
 def _direction(

@@ -484,6 +484,9 @@ def _run(
 # Steps up to this size need directions of 1e32 to leave float32; reading costs a transfer.
 _LARGE = 1e6
 
+# The largest number of the smallest dtype, so that ordinary steps look at no parameter.
+_IN_EVERY_DTYPE = torch.finfo(torch.float16).max
+
 # Loss, slope and curvature where nothing asks for them.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
 
@@ -554,6 +557,8 @@ def _check_one_lr(lrs: Sequence[float]) -> None:
 def check_group_lr(group: dict[str, Any]) -> None:
     """Raise for a learning rate that is no number, or not one of those that the parameters hold."""
     check_lr(group["lr"])
+    if float(group["lr"]) <= _IN_EVERY_DTYPE:
+        return
     for dtype in {parameter.dtype for parameter in group["params"]}:
         if float(group["lr"]) > (most := torch.finfo(dtype).max):
             raise ValueError(

@@ -73,7 +73,7 @@ def printable(value: object) -> str:
         text = str(value)
     except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
         text = f"a {type(value).__name__} that cannot be written out"
-    parts = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    parts = (c if c.isprintable() else repr(c)[1:-1] for c in text)
     return "".join(parts)
 
 

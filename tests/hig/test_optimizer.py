@@ -357,6 +357,6 @@ def test_an_overflow_of_the_parameters_is_told(kind):
     with torch.no_grad():
         network[-1].weight.mul_(1e3)
         before = [p.detach().clone() for p in network.parameters()]
-    with pytest.raises(hig.NonFiniteError, match="leaves NaN or Inf in the parameters; take"):
+    with pytest.raises(hig.NonFiniteError, match=r"a step of size .*; take a smaller lr"):
         kind(network.parameters(), lr=3e38, **options).step(closure)
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))

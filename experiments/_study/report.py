@@ -19,6 +19,7 @@ from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, rea
 from experiments._saved.runs import Run, run_of
 from experiments._study.keep import COMPARISON, WINNERS, differing, value_text
 from experiments._study.published import PUBLISHED
+from experiments._study.table import PRESETS
 
 # As in the publication, then equations, then problems of our own; others after these.
 _TITLES = {
@@ -63,6 +64,7 @@ def report(study: Path, images: Mapping[str, str]) -> str:
     texts = [
         f"# Results of the study: {study.resolve().name}",
         _circumstances(compared),
+        *_missing(study.resolve().name, {COMPARISON: compared, _RELAY: relayed, **parts}),
         *(_problem(folder, found, images) for folder, found in compared.items()),
         "## Where HIG does not win",
         _lost(compared),
@@ -97,6 +99,26 @@ def _parts(study: Path) -> dict[str, dict[str, list[Run]]]:
         part: dict(sorted(runs.items(), key=lambda item: (place.get(item[0], len(order)), item[0])))
         for part, runs in found.items()
     }
+
+
+def _missing(name: str, found: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """What a preset of this name would run, and has not yet."""
+    if name not in PRESETS:
+        return []
+    preset = PRESETS[name]
+    wanted = {
+        "comparison": (COMPARISON, [part.folder for part in preset.comparisons]),
+        "relays": (_RELAY, [part.folder for part in preset.relays]),
+        **{part.name.replace("_", " "): (part.name, []) for part in preset.ablations},
+    }
+    for ablation in preset.ablations:
+        wanted[ablation.name.replace("_", " ")][1].append(ablation.folder)
+    texts = []
+    for what, (part, folders) in wanted.items():
+        left = [f for f in dict.fromkeys(folders) if f not in found.get(part, {})]
+        if left:
+            texts.append(f"{what} ({', '.join(_TITLES.get(folder, folder) for folder in left)})")
+    return [f"**Not run yet:** {'; '.join(texts)}."] if texts else []
 
 
 def _experiments(runs: Iterable[Run]) -> list[Seeds]:

@@ -228,3 +228,23 @@ def test_errors(made, tmp_path, capsys):
     out = tmp_path / "page.md"
     assert command.main(["report", str(tmp_path), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: ") and not out.exists()
+
+
+def test_what_a_preset_has_not_run_yet_is_told(made, page):
+    made.run("comparison", "smoke_control")
+    made.run("dtype", "quantum_dipole")
+    ((missing, *_), *_) = [
+        [line for line in section if "Not run yet" in line] for section in page().values()
+    ]
+    compared, *others = missing.split("; ")
+    assert compared.startswith("**Not run yet:** comparison (Nonlinear oscillators, Poisson")
+    assert "Cart-pole" in compared and "Smoke control" not in compared
+    assert "dtype (Nonlinear oscillators)" in others
+    assert others[0].startswith("relays (Nonlinear oscillators")
+
+
+def test_a_study_of_another_name_misses_nothing(tmp_path):
+    made = Made(tmp_path / "results" / "mine")
+    made.run("comparison", "smoke_control")
+    keep(made.folder, tmp_path / "mine")
+    assert "Not run yet" not in report(tmp_path / "mine", {})

@@ -10,6 +10,7 @@ from hig import files, testing
 from hig._black_box import black_box
 from hig._diagnose import Diagnosis, Direction, diagnose
 from hig._half_inverse import half_inverse
+from hig._hig import HIG, GaussNewton
 from hig._kronecker_hig import KroneckerHIG
 from hig._kronecker_report import KroneckerReport
 from hig._lanczos import Lanczos
@@ -17,7 +18,6 @@ from hig._levenberg_marquardt import LevenbergMarquardt
 from hig._linear_step import LinearStep
 from hig._multi_hig import MultiHIG
 from hig._multi_report import MultiStepReport
-from hig._optimizer import HIG, GaussNewton
 from hig._record import record
 from hig._report import StepReport
 from hig._rollout import rollout

@@ -13,18 +13,12 @@ from torch.optim.optimizer import ParamsT
 from hig._adam import AdamStep, adam_step, factor_of
 from hig._capture import Capture
 from hig._checks import Checks
+from hig._groups import check_group, check_group_keys, check_group_lr, require_room
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
 from hig._kronecker_factors import DampedPower, damped_power
 from hig._kronecker_report import KroneckerReport
 from hig._loss_gradient import loss_gradient
-from hig._optimizer import (
-    Closure,
-    check_group,
-    check_group_keys,
-    check_group_lr,
-    loss_and_prediction,
-    require_room,
-)
+from hig._optimizer import Closure, loss_and_prediction
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
 from hig._trial import put_back

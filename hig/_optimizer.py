@@ -1,10 +1,10 @@
-"""Optimisers that step along a filtered joint Jacobian, with the manners of ``torch.optim``."""
+"""What steps along a filtered joint Jacobian, with the manners of ``torch.optim``."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,14 @@ from hig._computation import Computation, checksum, digest, digest_of_filter, wh
 from hig._decompose import check_method
 from hig._direction import Formed, Linearisation, decomposed, form, linearise
 from hig._engine import ENGINES, InexactLayersError
+from hig._groups import (
+    check_group,
+    check_group_keys,
+    check_group_lr,
+    check_lr,
+    check_one_lr,
+    require_room,
+)
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
 from hig._momentum import Carried, Momentum
@@ -24,32 +32,19 @@ from hig._multi_report import MultiStepReport
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._recording import Recording, check_recordable
 from hig._report import PhaseClock, StepReport
-from hig._spectral import HalfInverse, SpectralFilter
+from hig._spectral import SpectralFilter
 from hig._split import check_reduction
 from hig._step_rules import make_step_rule
 from hig._trial import RandomState, Trial
 from hig.arguments import (
-    NON_NEGATIVE,
     check_choice,
     check_count,
     check_function,
-    check_number,
     check_parameters,
-    check_same_device,
 )
-from hig.errors import NonFiniteError, SampleDependenceError, described
+from hig.errors import SampleDependenceError, described
 
-__all__ = [
-    "HIG",
-    "Closure",
-    "GaussNewton",
-    "JacobianOptimizer",
-    "check_group",
-    "check_group_keys",
-    "check_group_lr",
-    "loss_and_prediction",
-    "require_room",
-]
+__all__ = ["Closure", "JacobianOptimizer", "loss_and_prediction"]
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 
@@ -173,7 +168,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         check_function(closure, "closure", "of no arguments that returns loss and prediction")
         parameters, lrs, names = self._trainable()
         if self._measures():
-            _check_one_lr(lrs)
+            check_one_lr(lrs)
         ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
         random_state = RandomState(parameters[0].device) if self._measures() else None
@@ -343,134 +338,6 @@ class JacobianOptimizer(torch.optim.Optimizer):
         return parameters, lrs, names
 
 
-class HIG(JacobianOptimizer):
-    r"""Half-inverse gradients: :math:`\theta \leftarrow \theta - \mathrm{lr}\, J^\kappa g`.
-
-    Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131. J is the joint Jacobian of network and
-    simulator over the batch, g the gradient of the loss with respect to the outputs. The step
-    scales with the loss: a sum instead of a mean over the batch wants a smaller ``lr``.
-
-    Args:
-        params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with
-            ``step_rule="fixed"`` alone.
-        lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
-        rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it anew in
-            every step, just above what rounding in the precision of the prediction may have made.
-        kappa: exponent in [-1, 1].
-        engine: "auto" (layer by layer where that is exact, row by row elsewhere), "layerwise"
-            (refuses what it cannot do exactly) or "rows" (any differentiable program).
-        method: "gram", "svd", or "auto": Gram matrix in float64, but the singular value
-            decomposition for a float64 Jacobian of moderate size with a small ``rcond``. "lanczos",
-            or :class:`hig.Lanczos` with its settings, takes products with the Jacobian alone, for
-            tens of thousands of rows; the report estimates the error.
-        step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search".
-        momentum: :math:`\mu` in [0, 1); with it the direction is
-            :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Rules look along all of
-            it. What is carried is dropped where the quadratic model says that it leads uphill, and
-            after a step that was taken back.
-        momentum_kind: "plain", or "projected" to carry only that part of :math:`d_{k-1}` which the
-            Jacobian of this batch does not see, :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right
-            singular vectors that ``rcond`` keeps: as SPRING does (Goldshlager, Abrahamsen, Lin,
-            J. Comput. Phys. 2024, arXiv 2401.10190).
-        chunk: backward passes in one batch; None chooses by memory.
-        process_group: the processes that take one step together, each on samples of its own: a
-            group of ``torch.distributed``, "auto" for the default group where there is one, or
-            None for this process alone. All end with the same parameters, those of the step on
-            the samples of all of them.
-        reduction: how their losses make one. "mean" for a loss that is the mean over the samples
-            of its process, as in most training loops; processes with more samples count more, so
-            that it is the mean over all samples. "sum" adds the losses.
-        cuda_graph: record closure, backward passes and Gram matrix on the GPU once, after a few
-            steps, and replay them from then on: for steps whose time is that of starting many
-            small kernels. The closure is called no more, except by rules that measure; let it read
-            the batch from tensors that stay, and copy the next one into them
-            (``batch.copy_(...)``). Shapes stay as they are, and nothing in it may depend on
-            numbers that the host reads.
-
-    Raises:
-        TypeError: if ``process_group`` is none of these.
-        ValueError: if an argument lies outside its range.
-
-    Example::
-
-        optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-6)
-
-        def closure():
-            prediction = simulate(start, network(target))
-            return (prediction - target).square().sum(1).mean(), prediction
-
-        loss = optimizer.step(closure)
-        print(optimizer.report)
-    """
-
-    report: StepReport | None
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1.0,
-        rcond: float | Literal["auto"] = 1e-6,
-        kappa: float = -0.5,
-        *,
-        engine: str = "auto",
-        method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
-        chunk: int | None = None,
-        process_group: ProcessGroup = "auto",
-        reduction: str = "mean",
-        cuda_graph: bool = False,
-    ):
-        filter = HalfInverse(kappa=kappa, rcond=rcond)
-        super().__init__(
-            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
-            momentum, momentum_kind, cuda_graph,
-        )  # fmt: skip
-
-
-class GaussNewton(HIG):
-    r"""Gauss-Newton: the full pseudo-inverse, ``kappa = -1``.
-
-    Args:
-        params: as in :class:`HIG`.
-        lr: as in :class:`HIG`.
-        rcond: as in :class:`HIG`.
-        engine: as in :class:`HIG`.
-        method: as in :class:`HIG`.
-        step_rule: as in :class:`HIG`.
-        momentum: as in :class:`HIG`.
-        momentum_kind: as in :class:`HIG`.
-        chunk: as in :class:`HIG`.
-        process_group: as in :class:`HIG`.
-        reduction: as in :class:`HIG`.
-        cuda_graph: as in :class:`HIG`.
-    """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1.0,
-        rcond: float | Literal["auto"] = 1e-6,
-        *,
-        engine: str = "auto",
-        method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
-        chunk: int | None = None,
-        process_group: ProcessGroup = "auto",
-        reduction: str = "mean",
-        cuda_graph: bool = False,
-    ):
-        super().__init__(
-            params, lr, rcond, kappa=-1.0,
-            engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
-            process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
-        )  # fmt: skip
-
-
 def _run(
     closure: Closure, parameters: Sequence[Tensor], clock: PhaseClock, ranks: Ranks
 ) -> tuple[Any, list[LayerUse]]:
@@ -481,104 +348,8 @@ def _run(
     return outcome, capture.uses
 
 
-# Steps up to this size need directions of 1e32 to leave float32; reading costs a transfer.
-_LARGE = 1e6
-
-# The largest number of the smallest dtype, so that ordinary steps look at no parameter.
-_IN_EVERY_DTYPE = torch.finfo(torch.float16).max
-
 # Loss, slope and curvature where nothing asks for them.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
-
-
-# What torch and its schedulers write into groups.
-_KEYS_OF_TORCH = (
-    "params", "param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum",
-    "max_momentum",
-)  # fmt: skip
-
-
-def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
-    """Raise for a new parameter group with a setting that would have no effect.
-
-    Args:
-        group: what was given; torch refuses what is no dictionary.
-        defaults: the settings that groups have.
-    """
-    if not isinstance(group, dict):
-        return
-    known = f"parameter groups take 'params', {', '.join(map(repr, defaults))}"
-    if "params" not in group:
-        raise ValueError(f"{known}, got one without 'params'; add {{'params': ...}}")
-    for key in group:
-        if key not in defaults and key not in _KEYS_OF_TORCH:
-            raise ValueError(
-                f"{known}, got {key!r}; check its spelling, or give it to the optimizer, for all "
-                "groups"
-            )
-
-
-def check_group(group: dict[str, Any]) -> None:
-    """Check a new parameter group.
-
-    Raises:
-        TypeError: for complex parameters.
-        ValueError: for a learning rate out of range, or parameters on several devices.
-    """
-    check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
-    for parameter in group["params"]:
-        if not parameter.is_floating_point():
-            raise TypeError(
-                f"parameters must be real floating point, got {parameter.dtype}; keep real "
-                "and imaginary parts in one real parameter (torch.view_as_real)"
-            )
-    check_group_lr(group)
-
-
-def check_lr(lr: float) -> None:
-    """Raise for a learning rate that is no number, negative or not finite."""
-    # Schedulers and captured graphs keep it in a tensor.
-    number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
-
-
-def _check_one_lr(lrs: Sequence[float]) -> None:
-    """Raise unless all are equal: scaled part by part, a direction may not lead downhill."""
-    if len(found := sorted(set(lrs))) > 1:
-        raise ValueError(
-            "where steps are measured all parameter groups must have one lr, got "
-            f"{', '.join(f'{lr:g}' for lr in found)}: a direction that is scaled group by group "
-            "need not lead downhill; give them one lr, freeze parameters with "
-            "requires_grad_(False), or take step_rule='fixed' (hig.LevenbergMarquardt and "
-            "hig.diagnose always measure)"
-        )
-
-
-def check_group_lr(group: dict[str, Any]) -> None:
-    """Raise for a learning rate that is no number, or not one of those that the parameters hold."""
-    check_lr(group["lr"])
-    if float(group["lr"]) <= _IN_EVERY_DTYPE:
-        return
-    for dtype in {parameter.dtype for parameter in group["params"]}:
-        if float(group["lr"]) > (most := torch.finfo(dtype).max):
-            raise ValueError(
-                f"lr must be at most {most:.3g}, the largest number of {dtype}, got "
-                f"{float(group['lr']):g}; 1.0 is the published one"
-            )
-
-
-def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
-    """Raise where a very large step has left what its dtype can hold; others are not looked at.
-
-    Raises:
-        NonFiniteError: a parameter is NaN or infinite.
-    """
-    if step_size is None or not step_size > _LARGE:
-        return
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        raise NonFiniteError(
-            f"a step of size {step_size:g} leaves NaN or Inf in the parameters; take a smaller lr"
-        )
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,114 @@
+"""Parameter groups and their learning rates, checked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hig.arguments import NON_NEGATIVE, check_number, check_same_device
+from hig.errors import NonFiniteError
+
+__all__ = [
+    "check_group",
+    "check_group_keys",
+    "check_group_lr",
+    "check_lr",
+    "check_one_lr",
+    "require_room",
+]
+
+# Steps up to this size need directions of 1e32 to leave float32; reading costs a transfer.
+_LARGE = 1e6
+
+# The largest number of the smallest dtype, so that ordinary steps look at no parameter.
+_IN_EVERY_DTYPE = torch.finfo(torch.float16).max
+
+# What torch and its schedulers write into groups.
+_KEYS_OF_TORCH = (
+    "params", "param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum",
+    "max_momentum",
+)  # fmt: skip
+
+
+def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
+    """Raise for a new parameter group with a setting that would have no effect.
+
+    Args:
+        group: what was given; torch refuses what is no dictionary.
+        defaults: the settings that groups have.
+    """
+    if not isinstance(group, dict):
+        return
+    known = f"parameter groups take 'params', {', '.join(map(repr, defaults))}"
+    if "params" not in group:
+        raise ValueError(f"{known}, got one without 'params'; add {{'params': ...}}")
+    for key in group:
+        if key not in defaults and key not in _KEYS_OF_TORCH:
+            raise ValueError(
+                f"{known}, got {key!r}; check its spelling, or give it to the optimizer, for all "
+                "groups"
+            )
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Check a new parameter group.
+
+    Raises:
+        TypeError: for complex parameters.
+        ValueError: for a learning rate out of range, or parameters on several devices.
+    """
+    check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
+    for parameter in group["params"]:
+        if not parameter.is_floating_point():
+            raise TypeError(
+                f"parameters must be real floating point, got {parameter.dtype}; keep real "
+                "and imaginary parts in one real parameter (torch.view_as_real)"
+            )
+    check_group_lr(group)
+
+
+def check_lr(lr: float) -> None:
+    """Raise for a learning rate that is no number, negative or not finite."""
+    # Schedulers and captured graphs keep it in a tensor.
+    number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
+
+
+def check_one_lr(lrs: Sequence[float]) -> None:
+    """Raise unless all are equal: scaled part by part, a direction may not lead downhill."""
+    if len(found := sorted(set(lrs))) > 1:
+        raise ValueError(
+            "where steps are measured all parameter groups must have one lr, got "
+            f"{', '.join(f'{lr:g}' for lr in found)}: a direction that is scaled group by group "
+            "need not lead downhill; give them one lr, freeze parameters with "
+            "requires_grad_(False), or take step_rule='fixed' (hig.LevenbergMarquardt and "
+            "hig.diagnose always measure)"
+        )
+
+
+def check_group_lr(group: dict[str, Any]) -> None:
+    """Raise for a learning rate that is no number, or not one of those that the parameters hold."""
+    check_lr(group["lr"])
+    if float(group["lr"]) <= _IN_EVERY_DTYPE:
+        return
+    for dtype in {parameter.dtype for parameter in group["params"]}:
+        if float(group["lr"]) > (most := torch.finfo(dtype).max):
+            raise ValueError(
+                f"lr must be at most {most:.3g}, the largest number of {dtype}, got "
+                f"{float(group['lr']):g}; 1.0 is the published one"
+            )
+
+
+def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
+    """Raise where a very large step has left what its dtype can hold; others are not looked at.
+
+    Raises:
+        NonFiniteError: a parameter is NaN or infinite.
+    """
+    if step_size is None or not step_size > _LARGE:
+        return
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise NonFiniteError(
+            f"a step of size {step_size:g} leaves NaN or Inf in the parameters; take a smaller lr"
+        )

@@ -33,7 +33,7 @@ def test_settings_without_effect_are_refused(given, text):
 
 
 def test_complex_parameters():
-    with pytest.raises(TypeError, match="must be real floating point, got torch.complex64"):
+    with pytest.raises(TypeError, match=r"must be real floating point, got torch\.complex64"):
         check_group(group(dtype=torch.complex64))
 
 
@@ -60,7 +60,7 @@ def test_learning_rates_that_the_dtype_holds(lr, dtype, error):
 
 def test_one_learning_rate():
     check_one_lr([0.5, 0.5])
-    with pytest.raises(ValueError, match="must have one lr, got 0.1, 2: a direction"):
+    with pytest.raises(ValueError, match=r"must have one lr, got 0\.1, 2: a direction"):
         check_one_lr([2.0, 0.1, 2.0])
 
 

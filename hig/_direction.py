@@ -228,9 +228,11 @@ def decomposed(
     else:
         with clock.phase("gram"):  # waits for what was computed
             computation.checks.settle(keep=again)
+        # What is read of the spectrum later must not be that of another step.
+        matrix = formed.matrix.clone() if again else formed.matrix
         agreement = computation.split.ranks.agreement()
         with torch.no_grad(), clock.phase("decomposition"), agreement:
-            decomposition = decompose(found.jacobian, formed.matrix, formed.route, filter)
+            decomposition = decompose(found.jacobian, matrix, formed.route, filter)
     notes = [*found.notes, *backward.notes]
     automatic = getattr(filter, "auto", False)
     if filter.needs_small_values and not automatic and filter.rcond < decomposition.floor:

@@ -100,9 +100,8 @@ def run_jobs(
             for future in as_completed(waiting):
                 outcomes[waiting[future]] = future.result()
                 told(outcomes[waiting[future]])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run save, told by the same signal
-            raise
+        finally:  # after an interruption: those that run save, told by the same signal
+            pool.shutdown(cancel_futures=True)
     return [outcomes[job] for job in jobs]
 
 

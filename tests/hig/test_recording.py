@@ -126,11 +126,34 @@ def test_losses_and_reports_are_not_overwritten(tapes):
     assert float(optimizer.report.loss) == float(losses[-1])
 
 
+def test_the_spectrum_of_an_earlier_report_is_that_of_its_step(tapes):
+    network, inputs = build("mlp")
+    batches, targets = data(network, inputs)
+    batch, target = batches[0].clone(), targets[0].clone()
+    optimizer = hig.LevenbergMarquardt(network.parameters(), cuda_graph=True)
+
+    def closure():
+        prediction = network(batch)
+        return (prediction - target).square().flatten(1).sum(1).mean(), prediction
+
+    reports, spectra = [], []
+    for new, wanted in zip(batches, targets, strict=True):
+        batch.copy_(new)
+        target.copy_(wanted)
+        looked_at = hig.diagnose(network.parameters(), closure)
+        spectra.append(looked_at.singular_values)
+        optimizer.step(closure)
+        reports.append(optimizer.report)
+    assert tapes[0].replays == 4
+    for report, values in zip(reports, spectra, strict=True):  # computed now, when asked for
+        found = report.singular_values.numpy()
+        assert relative_error(torch.tensor(found), torch.tensor(values)) < 1e-7
+
+
 def test_conditions_are_read_after_every_replay(tapes):
     network, inputs = build("mlp")
     batches, targets = data(network, inputs)
     batches[-1][2] = float("nan")
-    before = []
 
     def closure():
         prediction = network(batch)

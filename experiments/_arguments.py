@@ -2,8 +2,7 @@
 
 import argparse
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,19 @@ from experiments._run.clock import CLOCKS
 from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
 from experiments._run.options import DTYPES, Options
+from experiments._values import (
+    average_argument,
+    device_argument,
+    kappa_argument,
+    momentum_argument,
+    positive_float,
+    positive_int,
+    rcond_argument,
+    seed_argument,
+    threads_argument,
+)
 from problems import Problem, Settings
 
-# Per core; the threads of many more would not find the memory for their stacks.
-MOST_THREADS = 16
-# Of anything that is counted: no machine has the memory, and torch cannot tell beyond 2**63 bytes.
-MOST = 2**40
 STEP_RULES = ("fixed", "trust", "line_search")
 MOMENTUM_KINDS = ("plain", "projected")
 
@@ -139,7 +145,7 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
 def _add_average(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--average",
-        type=_average,
+        type=average_argument,
         metavar="F",
         help="evaluate and keep a running average of the weights, to which each step adds 1 - F; "
         "0.8 takes the jitter out of Levenberg-Marquardt steps on few points",
@@ -151,12 +157,16 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "batch_size": {"type": positive_int, "metavar": "N", "help": "samples per step"},
         "lr": {"type": positive_float, "metavar": "η", "help": "step size"},
         "rcond": {
-            "type": _rcond,
+            "type": rcond_argument,
             "metavar": "C",
             "help": "drop singular values up to C times the largest, with auto those that may be "
             "rounding",
         },
-        "kappa": {"type": _kappa, "metavar": "κ", "help": "exponent of the singular values"},
+        "kappa": {
+            "type": kappa_argument,
+            "metavar": "κ",
+            "help": "exponent of the singular values",
+        },
         "damping": {
             "type": positive_float,
             "metavar": "λ",
@@ -179,7 +189,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
         "momentum": {
-            "type": _momentum,
+            "type": momentum_argument,
             "metavar": "μ",
             "help": "what the direction of a step keeps of the last one",
         },
@@ -204,7 +214,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     group = parser.add_argument_group("run")
     group.add_argument(
         "--seed",
-        type=_seed,
+        type=seed_argument,
         metavar="K",
         default=Options.seed,
         help="seed of the initial weights, of the data and of the batches",
@@ -327,97 +337,3 @@ def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _number(text: str, kind: Callable[[str], float], remedy: str) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}; {remedy}") from None
-
-
-def positive_int(text: str, example: str = "10") -> int:
-    """Read a whole number above zero, for argparse; the example is part of the error text."""
-    remedy = f"give a number such as {example}"
-    value = _number(text, int, remedy)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}; {remedy}")
-    if value > MOST:
-        raise argparse.ArgumentTypeError(f"must be at most {MOST}, got {value}; {remedy}")
-    return value
-
-
-def positive_float(text: str, example: str = "0.5 or 3e-4") -> float:
-    """Read a finite number above zero, for argparse; the example is part of the error text."""
-    remedy = f"give a number such as {example}"
-    value = _number(text, float, remedy)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value:g}; {remedy}")
-    return value
-
-
-def _rcond(text: str) -> float | str:
-    return text if text == "auto" else _fraction(text, "1e-6 suits float32 Jacobians")
-
-
-def _momentum(text: str) -> float:
-    return _fraction(text, "0.9 keeps much, 0 nothing")
-
-
-def _fraction(text: str, remedy: str) -> float:
-    value = _number(text, float, remedy)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {value:g}; {remedy}")
-    return value
-
-
-def _average(text: str) -> float:
-    value = _number(text, float, "0.8 averages over some five steps")
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be between 0 and 1, got {value:g}; 0.8 averages over some five steps"
-        )
-    return value
-
-
-def _kappa(text: str) -> float:
-    remedy = "-0.5 is the half-inverse gradient"
-    value = _number(text, float, remedy)
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be in [-1, 1], got {value:g}; {remedy}")
-    return value
-
-
-def threads_argument(text: str) -> int:
-    """Read a number of threads that this machine can have; for argparse."""
-    value, cores = positive_int(text, example="1"), os.cpu_count() or 1
-    if value > MOST_THREADS * cores:
-        raise argparse.ArgumentTypeError(
-            f"must be at most {MOST_THREADS * cores} on {cores} cores, got {value}; give a number "
-            f"such as {cores}"
-        )
-    return value
-
-
-def _seed(text: str) -> int:
-    value = _number(text, int, "give a number such as 0")
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(
-            f"must be from 0 to 2**32 - 1, got {value}; give a number such as 0"
-        )
-    return value
-
-
-def device_argument(text: str) -> str:
-    """Check that torch has the device; for argparse."""
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (":" in text and not index.isdecimal()):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:K, got {text!r}; try cpu")
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and int(index or 0) >= available:
-        raise argparse.ArgumentTypeError(
-            f"{text} is not available, torch {torch.__version__} finds {available} CUDA devices; "
-            "use --device cpu"
-        )
-    return text

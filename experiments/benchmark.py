@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from experiments._arguments import device_argument, positive_int
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
 from experiments._measure.peer_comparison import (
@@ -35,6 +34,7 @@ from experiments._problems import PROBLEMS
 from experiments._run.batches import check_batch_size
 from experiments._run.clock import CLOCKS, seconds_of
 from experiments._saved.folders import make_place
+from experiments._values import device_argument, positive_int
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")

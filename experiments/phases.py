@@ -16,7 +16,6 @@ import torch
 from torch.autograd.profiler import profile
 
 import hig
-from experiments._arguments import device_argument, positive_int, threads_argument
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import Cases
 from experiments._measure.operations import OperationCounter, Rates, measure_rates
@@ -25,6 +24,7 @@ from experiments._origin import origin
 from experiments._parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._saved.folders import make_place
+from experiments._values import device_argument, positive_int, threads_argument
 
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 DECOMPOSITION = "decomposition"

@@ -14,12 +14,6 @@ import torch
 from torch import Tensor
 
 import hig
-from experiments._arguments import (
-    device_argument,
-    positive_float,
-    positive_int,
-    threads_argument,
-)
 from experiments._machine import machine
 from experiments._measure.timing import interleaved_seconds
 from experiments._methods import METHODS
@@ -28,6 +22,12 @@ from experiments._parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._run.step import repeatable_step
 from experiments._saved.folders import make_folder
+from experiments._values import (
+    device_argument,
+    positive_float,
+    positive_int,
+    threads_argument,
+)
 from problems import Problem, samples
 
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from experiments._arguments import positive_int
 from experiments._saved.folders import make_folder
 from experiments._study.execution import (
     Outcome,
@@ -33,6 +32,7 @@ from experiments._study.jobs import (
 )
 from experiments._study.table import PRESETS, Preset, known_folders
 from experiments._study.winners import save_winners, winners
+from experiments._values import positive_int
 
 _EPILOG = """\
 results are in OUT/<part>/<problem>/<run>/, the grid and its winners in OUT/winners.json:

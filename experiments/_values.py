@@ -1,0 +1,125 @@
+"""Words of a command line as values, for argparse; their errors say what to give."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+import torch
+
+__all__ = [
+    "MOST_THREADS",
+    "average_argument",
+    "device_argument",
+    "kappa_argument",
+    "momentum_argument",
+    "positive_float",
+    "positive_int",
+    "rcond_argument",
+    "seed_argument",
+    "threads_argument",
+]
+
+# Per core; the threads of many more would not find the memory for their stacks.
+MOST_THREADS = 16
+# Of anything that is counted: no machine has the memory, and torch cannot tell beyond 2**63 bytes.
+MOST = 2**40
+
+
+def _number(text: str, kind: Callable[[str], float], remedy: str) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}; {remedy}") from None
+
+
+def positive_int(text: str, example: str = "10") -> int:
+    """Read a whole number above zero, for argparse; the example is part of the error text."""
+    remedy = f"give a number such as {example}"
+    value = _number(text, int, remedy)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}; {remedy}")
+    if value > MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST}, got {value}; {remedy}")
+    return value
+
+
+def positive_float(text: str, example: str = "0.5 or 3e-4") -> float:
+    """Read a finite number above zero, for argparse; the example is part of the error text."""
+    remedy = f"give a number such as {example}"
+    value = _number(text, float, remedy)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value:g}; {remedy}")
+    return value
+
+
+def rcond_argument(text: str) -> float | str:
+    """Read a relative cut-off, or "auto"; for argparse."""
+    return text if text == "auto" else _fraction(text, "1e-6 suits float32 Jacobians")
+
+
+def momentum_argument(text: str) -> float:
+    """Read what is kept of the last direction; for argparse."""
+    return _fraction(text, "0.9 keeps much, 0 nothing")
+
+
+def _fraction(text: str, remedy: str) -> float:
+    value = _number(text, float, remedy)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {value:g}; {remedy}")
+    return value
+
+
+def average_argument(text: str) -> float:
+    """Read what a running average keeps; for argparse."""
+    value = _number(text, float, "0.8 averages over some five steps")
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be between 0 and 1, got {value:g}; 0.8 averages over some five steps"
+        )
+    return value
+
+
+def kappa_argument(text: str) -> float:
+    """Read an exponent of the singular values; for argparse."""
+    remedy = "-0.5 is the half-inverse gradient"
+    value = _number(text, float, remedy)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in [-1, 1], got {value:g}; {remedy}")
+    return value
+
+
+def threads_argument(text: str) -> int:
+    """Read a number of threads that this machine can have; for argparse."""
+    value, cores = positive_int(text, example="1"), os.cpu_count() or 1
+    if value > MOST_THREADS * cores:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MOST_THREADS * cores} on {cores} cores, got {value}; give a number "
+            f"such as {cores}"
+        )
+    return value
+
+
+def seed_argument(text: str) -> int:
+    """Read a seed; for argparse."""
+    value = _number(text, int, "give a number such as 0")
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(
+            f"must be from 0 to 2**32 - 1, got {value}; give a number such as 0"
+        )
+    return value
+
+
+def device_argument(text: str) -> str:
+    """Check that torch has the device; for argparse."""
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (":" in text and not index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:K, got {text!r}; try cpu")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= available:
+        raise argparse.ArgumentTypeError(
+            f"{text} is not available, torch {torch.__version__} finds {available} CUDA devices; "
+            "use --device cpu"
+        )
+    return text

@@ -6,7 +6,7 @@ Numbers are medians over the seeds, in brackets the lowest and the highest.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +17,15 @@ from experiments._saved import markdown
 from experiments._saved.folders import make_place
 from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, read
 from experiments._saved.runs import Run, run_of
-from experiments._study.keep import COMPARISON, WINNERS, differing, value_text
+from experiments._study.ablations import ablation
+from experiments._study.keep import COMPARISON, WINNERS, value_text
 from experiments._study.published import PUBLISHED
+from experiments._study.seeds import Seeds, experiments, target_of
 from experiments._study.table import PRESETS
+from experiments._study.titles import place, title
 
-# As in the publication, then equations, then problems of our own; others after these.
-_TITLES = {
-    "nonlinear_oscillators": "Nonlinear oscillators",
-    "poisson": "Poisson",
-    "quantum_dipole": "Quantum dipole",
-    "conditioning_toy": "Conditioning toy",
-    "pinn/burgers": "Physics-informed network: Burgers",
-    "pinn/schroedinger": "Physics-informed network: Schrödinger",
-    "pinn/kovasznay": "Physics-informed network: Kovasznay",
-    "pinn/beltrami": "Physics-informed network: Beltrami",
-    "cart_pole": "Cart-pole",
-    "burgers_control": "Control of Burgers' equation",
-    "smoke_control": "Smoke control",
-}
-_USUAL = ("fixed", "schedule constant", "float32")  # settings that go without saying
-_BASELINE, _OURS = "adam", "hig"
+_OURS = "hig"
 _RELAY, _FIRST_HALF = "relay", "relay_first"
-
-# One method on one problem with settings of its own: the runs of all seeds.
-Seeds = list[Run]
 
 
 def report(study: Path, images: Mapping[str, str]) -> str:
@@ -58,7 +43,7 @@ def report(study: Path, images: Mapping[str, str]) -> str:
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
     parts = _parts(study)
-    compared = {folder: _experiments(runs) for folder, runs in parts.pop(COMPARISON).items()}
+    compared = {folder: experiments(runs) for folder, runs in parts.pop(COMPARISON).items()}
     relayed = parts.pop(_RELAY, {})
     begun = parts.pop(_FIRST_HALF, {})
     texts = [
@@ -71,7 +56,7 @@ def report(study: Path, images: Mapping[str, str]) -> str:
         *(["## One after the other", _relays(relayed, begun, compared)] if relayed else []),
         *(text for folder in relayed for text in _shown(_prefix(folder, _RELAY), images, folder)),
         *(["## One setting at a time"] if parts else []),
-        *(_ablation(part, runs, images) for part, runs in parts.items()),
+        *(text for part, runs in parts.items() for text in _varied(part, runs, images)),
         "## The grid",
         _grid(json.loads((study / WINNERS).read_text(encoding="utf-8"))),
     ]
@@ -93,10 +78,8 @@ def _parts(study: Path) -> dict[str, dict[str, list[Run]]]:
             f"{study} has no result files in {COMPARISON}/; give what python -m experiments keep "
             "has written"
         )
-    order = list(_TITLES)
-    place = {folder: i for i, folder in enumerate(order)}
     return {
-        part: dict(sorted(runs.items(), key=lambda item: (place.get(item[0], len(order)), item[0])))
+        part: dict(sorted(runs.items(), key=lambda item: place(item[0])))
         for part, runs in found.items()
     }
 
@@ -106,74 +89,26 @@ def _missing(name: str, found: Mapping[str, Mapping[str, object]]) -> list[str]:
     if name not in PRESETS:
         return []
     preset = PRESETS[name]
-    wanted = {
-        "comparison": (COMPARISON, [part.folder for part in preset.comparisons]),
-        "relays": (_RELAY, [part.folder for part in preset.relays]),
-        **{part.name.replace("_", " "): (part.name, []) for part in preset.ablations},
-    }
-    for ablation in preset.ablations:
-        wanted[ablation.name.replace("_", " ")][1].append(ablation.folder)
+    wanted: dict[str, list[str]] = {}
+    for comparison in preset.comparisons:
+        wanted.setdefault(COMPARISON, []).append(comparison.folder)
+    for relay in preset.relays:
+        wanted.setdefault(_RELAY, []).append(relay.folder)
+    for varied in preset.ablations:
+        wanted.setdefault(varied.name, []).append(varied.folder)
     texts = []
-    for what, (part, folders) in wanted.items():
+    for part, folders in wanted.items():
         left = [f for f in dict.fromkeys(folders) if f not in found.get(part, {})]
         if left:
-            texts.append(f"{what} ({', '.join(_TITLES.get(folder, folder) for folder in left)})")
+            texts.append(f"{part.replace('_', ' ')} ({', '.join(map(title, left))})")
     return [f"**Not run yet:** {'; '.join(texts)}."] if texts else []
-
-
-def _experiments(runs: Iterable[Run]) -> list[Seeds]:
-    """Runs by method and label, the lowest median of the last loss first."""
-    found: dict[tuple[str, ...], Seeds] = {}
-    for run in sorted(runs, key=lambda run: (*run.experiment, int(run.results["seed"]))):
-        found.setdefault(run.experiment, []).append(run)
-    return sorted(found.values(), key=_final)
-
-
-def _end(run: Run) -> float:
-    """The last loss; what diverges has lost, whatever was last recorded."""
-    return np.inf if run.stopped == "non-finite" else run.final
-
-
-def _final(seeds: Seeds) -> float:
-    return float(np.median([_end(run) for run in seeds]))
-
-
-def _losses(seeds: Seeds) -> str:
-    return markdown.median_and_range([_end(run) for run in seeds], markdown.loss)
-
-
-def _seconds_to(seeds: Seeds, target: float) -> float:
-    """Median of the seconds to a target, infinite where most seeds do not get there."""
-    seconds = np.array([run.seconds_to(target) for run in seeds])
-    return float(np.median(np.where(np.isnan(seconds), np.inf, seconds)))
-
-
-def _method(seeds: Seeds) -> str:
-    return str(seeds[0].results["method"])
-
-
-def _name(seeds: Seeds, among: Iterable[Seeds] = ()) -> str:
-    """The name of a method; the whole label where another experiment has that name too."""
-    method = _method(seeds)
-    alone = sum(_method(other) == method for other in among) < 2
-    return METHODS[method].label if alone else seeds[0].experiment[-1].replace("|", r"\|")
-
-
-def _target(found: Sequence[Seeds]) -> tuple[float, str]:
-    """The loss whose time is told, and in words what it is."""
-    finite = [seeds for seeds in found if np.isfinite(_final(seeds))]
-    baseline = [seeds for seeds in finite if _method(seeds) == _BASELINE][:1]
-    if not finite:
-        return np.nan, ""
-    chosen = (baseline if baseline and baseline[0] is not finite[0] else finite[1:2] or finite)[0]
-    return _final(chosen), f"where {_name(chosen, found)} ends"
 
 
 # -- its sections --------------------------------------------------------------------------------
 
 
 def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
-    runs = [run for found in compared.values() for seeds in found for run in seeds]
+    runs = [run for found in compared.values() for seeds in found for run in seeds.runs]
 
     def all_of(group: str, key: str) -> str:
         found = {str(run.fact(group, key)) for run in runs}
@@ -201,31 +136,32 @@ def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
 
 
 def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> str:
-    target, meaning = _target(found)
+    target, meaning = target_of(found)
     published = PUBLISHED.get(folder)
     until = f"s to {target:.3g}" if meaning else "s to a target"
     header = ["method", "final test loss", "best", until, "training s", "steps"]
     header += ["epochs", "diverged", *(["elsewhere"] if published else []), "settings"]
     lines = [header]
     for seeds in found:
-        diverged = sum(np.isinf(_end(run)) for run in seeds)
-        beside = [published.losses.get(_method(seeds), "–")] if published else []
+        beside = [published.losses.get(seeds.method, "–")] if published else []
         cells = [
-            _losses(seeds),
-            markdown.median_and_range([run.best for run in seeds], markdown.loss),
-            markdown.to_target([run.seconds_to(target) for run in seeds]),
+            seeds.losses,
+            markdown.median_and_range([run.best for run in seeds.runs], markdown.loss),
+            markdown.to_target([run.seconds_to(target) for run in seeds.runs]),
             *(
-                markdown.amount(float(np.median([getattr(run, name) for run in seeds])))
+                markdown.amount(float(np.median([getattr(run, name) for run in seeds.runs])))
                 for name in ("duration", "steps", "epochs")
             ),
-            f"{diverged} of {len(seeds)}",
+            f"{seeds.diverged} of {len(seeds.runs)}",
             *beside,
-            _settings(seeds[0]),
+            seeds.settings,
         ]
-        lines.append([_name(seeds, found), *cells])
-    tested_by = sorted({str(seeds[0].results.get("tested_by") or "") for seeds in found} - {""})
+        lines.append([seeds.name(found), *cells])
+    tested_by = sorted(
+        {str(seeds.runs[0].results.get("tested_by") or "") for seeds in found} - {""}
+    )
     texts = [
-        f"## {_TITLES.get(folder, folder)}",
+        f"## {title(folder)}",
         *(f"The test loss is the {name}." for name in tested_by),
         markdown.table(lines),
         f"The seconds are those to a test loss of {target:.3g}, {meaning}." if meaning else "",
@@ -235,21 +171,13 @@ def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> 
     return "\n\n".join(text for text in texts if text)
 
 
-def _settings(run: Run) -> str:
-    given = run.results["sim_par"]
-    names = {"lr": "lr", "rcond": "rcond", "schedule": "schedule", "batch_size": "batch"}
-    texts = [f"{name} {value_text(given[key])}" for key, name in names.items() if key in given]
-    texts += [value_text(given[key]) for key in ("step_rule", "dtype") if key in given]
-    return ", ".join(text for text in texts if text not in _USUAL)
-
-
 def _prefix(folder: str, figure: str = "") -> str:
     return f"{folder.replace('/', '_')}_{figure}"
 
 
 def _shown(prefix: str, images: Mapping[str, str], folder: str, but: str = "none") -> list[str]:
     """Links to the figures whose names begin like that, but for one."""
-    about = _TITLES.get(folder, folder)
+    about = title(folder)
     return [
         f"![{about}: {name.removeprefix(_prefix(folder)).replace('_', ' ')}]({place})"
         for name, place in sorted(images.items())
@@ -262,15 +190,15 @@ def _lost(compared: Mapping[str, Sequence[Seeds]]) -> str:
     lines = [["problem", "a lower loss at the end", "sooner at the target"]]
     without = []
     for folder, found in compared.items():
-        ours = [seeds for seeds in found if _method(seeds) == _OURS][:1]
+        ours = [seeds for seeds in found if seeds.method == _OURS][:1]
         if not ours:
-            without.append(_TITLES.get(folder, folder))
+            without.append(title(folder))
             continue
-        target, _ = _target(found)
-        lower = _ahead(ours[0], found, _final)
-        sooner = _ahead(ours[0], found, lambda seeds, target=target: _seconds_to(seeds, target))
+        target, _ = target_of(found)
+        lower = _ahead(ours[0], found, lambda seeds: seeds.final)
+        sooner = _ahead(ours[0], found, lambda seeds, target=target: seeds.seconds_to(target))
         if lower or sooner:
-            lines.append([_TITLES.get(folder, folder), lower or "none", sooner or "none"])
+            lines.append([title(folder), lower or "none", sooner or "none"])
     text = (
         "Problems on which another method ends at a lower median test loss than HIG, or is sooner "
         "at the target, and by what factor; alone is who gets to a target, or to a finite loss, "
@@ -285,7 +213,7 @@ def _ahead(ours: Seeds, found: Sequence[Seeds], of: Callable[[Seeds], float]) ->
     """The methods with a smaller number, the smallest first."""
     mine = of(ours)
     others = sorted(
-        ((of(seeds), _name(seeds, found)) for seeds in found if _method(seeds) != _OURS),
+        ((of(seeds), seeds.name(found)) for seeds in found if seeds.method != _OURS),
         key=lambda pair: pair[0],
     )
     texts = []
@@ -304,85 +232,30 @@ def _relays(
     """One method goes on with the weights of another, beside each alone for the same time."""
     lines = [["problem", "methods", "final test loss", "settings"]]
     for folder, runs in relayed.items():
-        title, found = _TITLES.get(folder, folder), _experiments(runs)
-        methods = {_method(seeds) for seeds in (*found, *_experiments(begun.get(folder, ())))}
-        alone = [seeds for seeds in compared.get(folder, ()) if _method(seeds) in methods]
+        problem, found = title(folder), experiments(runs)
+        methods = {seeds.method for seeds in (*found, *experiments(begun.get(folder, ())))}
+        alone = [seeds for seeds in compared.get(folder, ()) if seeds.method in methods]
         for seeds in found:
-            first = str(seeds[0].results["pretraining"]).partition(" (")[0]
-            name = f"{first}, then {_name(seeds)}"
-            lines.append([title, name, _losses(seeds), _settings(seeds[0])])
+            first = str(seeds.runs[0].results["pretraining"]).partition(" (")[0]
+            name = f"{first}, then {seeds.name()}"
+            lines.append([problem, name, seeds.losses, seeds.settings])
         for seeds in alone:
-            told = [f"{_name(seeds)} alone", _losses(seeds), _settings(seeds[0])]
-            lines.append([title, *told])
+            told = [f"{seeds.name()} alone", seeds.losses, seeds.settings]
+            lines.append([problem, *told])
     return f"Each for half of the training time.\n\n{markdown.table(lines)}"
 
 
-def _ablation(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str]) -> str:
-    names = list(dict.fromkeys(n for r in runs.values() for n in differing(x.results for x in r)))
-    texts = [f"### {part.replace('_', ' ')}"]
-    if len(names) == 2:
-        for folder, found in runs.items():
-            texts += [f"{_TITLES.get(folder, folder)}:", _pairs(found, *names)]
-    else:
-        texts.append(_values(runs, names))
-    image = images.get(f"ablation_{part}")
-    shown = [f"![Ablation: {part.replace('_', ' ')}]({image})"] if image else []
-    return "\n\n".join([*texts, *shown])
-
-
-def _values(runs: Mapping[str, list[Run]], names: Sequence[str]) -> str:
-    """A row for each value, a column for each problem."""
-    columns = {folder: _by_values(found, names) for folder, found in runs.items()}
-    values = _in_order(value for column in columns.values() for value in column)
-    header = [", ".join(name.replace("_", " ") for name in names) or "settings"]
-    lines = [[*header, *(_TITLES.get(folder, folder) for folder in columns)]]
-    for value in values:
-        cells = [_cell(column.get(value), column) for column in columns.values()]
-        lines.append([", ".join(map(value_text, value)) or "the same for all", *cells])
-    return markdown.table(lines)
-
-
-def _pairs(runs: Iterable[Run], down: str, across: str) -> str:
-    """A row for each value of one setting, a column for each of the other."""
-    found = _by_values(runs, [down, across])
-    above, beside = (_in_order((pair[i],) for pair in found) for i in (1, 0))
-    lines = [[f"{down} \\ {across}", *(value_text(value) for (value,) in above)]]
-    for (value,) in beside:
-        cells = [_cell(found.get((value, other)), found) for (other,) in above]
-        lines.append([value_text(value), *cells])
-    return markdown.table(lines)
-
-
-def _by_values(runs: Iterable[Run], names: Sequence[str]) -> dict[tuple[object, ...], Seeds]:
-    found: dict[tuple[object, ...], Seeds] = {}
-    for run in runs:
-        found.setdefault(tuple(run.fact("sim_par", name) for name in names), []).append(run)
-    return found
-
-
-def _in_order(values: Iterable[tuple[object, ...]]) -> list[tuple[object, ...]]:
-    """Each once; numbers by size, before texts."""
-
-    def key(value: object) -> tuple[bool, float, str]:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return (not number, float(value) if number else 0.0, str(value))
-
-    return sorted(dict.fromkeys(values), key=lambda value: tuple(map(key, value)))
-
-
-def _cell(seeds: Seeds | None, among: Mapping[object, Seeds]) -> str:
-    """The median loss; the lowest in bold."""
-    if seeds is None:
-        return "–"
-    text = markdown.loss(_final(seeds))
-    best = min(_final(other) for other in among.values())
-    return f"**{text}**" if len(among) > 1 and _final(seeds) == best < np.inf else text
+def _varied(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str]) -> list[str]:
+    """An ablation, with its figure."""
+    name, image = part.replace("_", " "), images.get(f"ablation_{part}")
+    shown = [f"![Ablation: {name}]({image})"] if image else []
+    return [f"### {name}", *ablation(runs), *shown]
 
 
 def _grid(entries: Sequence[Mapping[str, object]]) -> str:
     """What was tried, and in bold what has won."""
     lines = [["problem", "method", "final test loss on the seed of the grid"]]
-    for entry in sorted(entries, key=lambda e: [*_TITLES, e["problem"]].index(e["problem"])):
+    for entry in sorted(entries, key=lambda entry: place(str(entry["problem"]))[0]):
         texts = []
         for tried in entry["tried"]:
             point = {name: value for name, value in tried.items() if name != "loss"}
@@ -391,7 +264,7 @@ def _grid(entries: Sequence[Mapping[str, object]]) -> str:
             text = f"{settings}: {markdown.loss(loss)}"
             texts.append(f"**{text}**" if point == entry["won"] else text)
         folder = str(entry["problem"])
-        cells = [_TITLES.get(folder, folder), METHODS[str(entry["method"])].label]
+        cells = [title(folder), METHODS[str(entry["method"])].label]
         lines.append([*cells, "; ".join(texts)])
     return markdown.table(lines) if len(lines) > 1 else "Nothing was tuned."
 

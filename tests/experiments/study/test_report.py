@@ -240,7 +240,7 @@ def test_what_a_preset_has_not_run_yet_is_told(made, page):
     assert compared.startswith("**Not run yet:** comparison (Nonlinear oscillators, Poisson")
     assert "Cart-pole" in compared and "Smoke control" not in compared
     assert "dtype (Nonlinear oscillators)" in others
-    assert others[0].startswith("relays (Nonlinear oscillators")
+    assert others[0].startswith("relay (Nonlinear oscillators")
 
 
 def test_a_study_of_another_name_misses_nothing(tmp_path):

@@ -1,6 +1,5 @@
 """Half-inverse gradients with a Kronecker factorisation: the price of Adam, at any batch size."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -13,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from hig._adam import AdamStep, adam_step, factor_of
 from hig._capture import Capture
 from hig._checks import Checks
+from hig._graft import GRAFTS, graft_factors
 from hig._groups import check_group, check_group_keys, check_group_lr, require_room
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
 from hig._kronecker_factors import DampedPower, damped_power
@@ -36,8 +36,6 @@ from hig.arguments import (
 from hig.errors import NonFiniteError, described
 
 __all__ = ["KroneckerHIG"]
-
-GRAFTS = ("global", "layer", None)
 
 
 class KroneckerHIG(torch.optim.Optimizer):
@@ -283,7 +281,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 layers.append(_direction(state, steps, weight, bias))
                 for parameter in layers[-1]:
                     rest.pop(parameter, None)
-        grafts, norm = self._grafts(layers, steps, rest)
+        grafts, norm = graft_factors(self._graft, layers, steps, rest)
         start = [parameter.detach().clone() for parameter in gradients]
         with ExitStack() as undo:  # what is done halfway, whatever is raised
             undo.callback(put_back, gradients, start)
@@ -296,27 +294,6 @@ class KroneckerHIG(torch.optim.Optimizer):
             require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
             undo.pop_all()
         return len(layers), len(rest), norm, grafts
-
-    def _grafts(
-        self,
-        layers: Sequence[dict[Tensor, Tensor]],
-        steps: dict[Tensor, AdamStep],
-        rest: dict[Tensor, AdamStep],
-    ) -> tuple[list[float], float]:
-        """Factors that give the directions the norms of Adam's steps, and the norm of all."""
-        squares = [[direction.square().sum() for direction in la.values()] for la in layers]
-        squares += [[steps[parameter].square() for parameter in layer] for layer in layers]
-        squares.append([step.square() for step in rest.values()])
-        *numbers, others = _sums(squares)
-        own, adam = numbers[: len(layers)], numbers[len(layers) :]
-        if self._graft == "global":
-            grafts = [_ratio(sum(adam), sum(own))] * len(layers)
-        elif self._graft == "layer":
-            grafts = [_ratio(*pair) for pair in zip(adam, own, strict=True)]
-        else:
-            grafts = [1.0] * len(layers)
-        total = sum(g**2 * square for g, square in zip(grafts, own, strict=True))
-        return grafts, math.sqrt(total + others)
 
     def _flat(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -354,17 +331,6 @@ def _direction(
 def _position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:
     """Where the bias stands among all parameters, which survives saving; -1 for none."""
     return next((i for i, parameter in enumerate(flat) if parameter is bias), -1)
-
-
-def _sums(squares: Sequence[Sequence[Tensor]]) -> list[float]:
-    """The sums of lists of scalars, fetched from the device all at once."""
-    flat = [square.double() for several in squares for square in several]
-    values = iter(torch.stack(flat).tolist())
-    return [sum(next(values) for _ in several) for several in squares]
-
-
-def _ratio(adam: float, own: float) -> float:
-    return math.sqrt(adam / own) if own > 0 else 0.0
 
 
 def _check(gradients: dict[Tensor, Tensor], factors: Sequence[LayerFactors]) -> None:

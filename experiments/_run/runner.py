@@ -8,23 +8,22 @@ from pathlib import Path
 import hig
 from experiments._methods import METHODS
 from experiments._origin import origin
-from experiments._run import names
 from experiments._run.board import Board, folder_of, writer_class
 from experiments._run.checkpoint import ENDING as CHECKPOINT
-from experiments._run.checkpoint import Checkpoints, identity, remove, require_none
+from experiments._run.checkpoint import Checkpoints, remove, require_none
 from experiments._run.finished import finished
 from experiments._run.loop import NON_FINITE, begin, train
 from experiments._run.options import Options
 from experiments._run.outcome import circumstances, outcome, save_weights, sim_par, summarise
 from experiments._run.places import files_of, told_what_to_do, try_places
+from experiments._run.plan import Plan, check_method, plan
 from experiments._run.processes import Processes
 from experiments._run.progress import Progress
 from experiments._run.setup import check_shares, prepare
 from experiments._run.signals import EXIT_STATUS, Signals
 from experiments._run.stderr import unfailing_stderr
 from experiments._run.training import Training
-from experiments._run.weights import Pretraining, load
-from problems import Problem, Settings, SeveralLosses
+from problems import Problem, Settings
 
 
 @unfailing_stderr()
@@ -84,7 +83,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         RuntimeError: If the simulator fails, or another of several processes.
         DecompositionError: If no decomposition of a Jacobian converges.
     """
-    _check_method(problem, method)
+    check_method(problem, method)
     begun = origin()  # not later: the files of the code may change while the run lasts
     processes = Processes()
     processes.check(problem, METHODS[method])
@@ -94,53 +93,74 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         options = replace(options, quiet=True, summary=False, tensorboard=False)
     if options.tensorboard:
         writer_class()  # an error now, not after the data are made
-    settings = _as_published(problem, method, settings)
-    earlier = load(options.init_from, problem.name) if options.init_from else None
-    differences = names.deviations(problem, method, settings, options)
-    if earlier:
-        differences.append(f"after {earlier.label}")
-    label = names.label(method, differences)
-    if earlier and earlier.seed != options.seed:
-        differences.append(f"of seed {earlier.seed}")  # files apart, one name in legends
-    path = names.path(problem, method, differences, options)
-    heading = {"problem": problem.name, "method": method, "label": label, "seed": options.seed}
-    course = identity(problem, method, settings, options, earlier)
+    planned = plan(problem, method, settings, options)
     if processes.rank == 0:
-        try_places(files_of(path, options))  # before hours of training, not after
+        try_places(files_of(planned.path, options))  # before hours of training, not after
     if not options.resume:
-        require_none(path, course)
-    elif (done := _finished(path, sim_par(problem, settings, options), earlier)) is not None:
+        require_none(planned.path, planned.course)
+    elif (done := _finished(planned, sim_par(problem, planned.settings, options))) is not None:
         if not options.quiet:
-            print(f"{path} is of this command line and finished: nothing to do", file=sys.stderr)
-        return done or heading
-    training = prepare(problem, METHODS[method], settings, options, earlier, processes)
+            print(
+                f"{planned.path} is of this command line and finished: nothing to do",
+                file=sys.stderr,
+            )
+        return done or planned.heading
+    training = prepare(
+        problem, METHODS[method], planned.settings, options, planned.earlier, processes
+    )
     check_shares(training)
-    with Signals(options.quiet, passed_on=processes.size > 1) as signals:
-        with Progress(label, options) as progress:
-            checkpoints = Checkpoints(path, course, options.checkpoint_every, progress.warn)
-            begin(training, checkpoints, progress)
-            with _board(training, path, begun, progress):
-                stopped, failure = train(training, checkpoints, signals, progress)
-        results = {
-            **heading,
-            "stopped": stopped,
-            **({"tested_by": problem.tested_by} if problem.tested_by else {}),
-            "origin": begun,
-            **outcome(training),
-        }
-        with told_what_to_do(checkpoints.kept):
-            results |= save_weights(training, path, heading)
-            if processes.rank == 0:
-                hig.save_results(path, results)
-        if processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
-            if stopped.startswith(NON_FINITE):  # over, but under another policy
-                checkpoints.set_aside()
-            else:
-                remove(path)
-        summarise(training, progress, results, path, checkpoints)
+    results, failure = _trained(training, planned, begun)
     processes.wait()
     if failure:
         raise failure
+    return results
+
+
+def _trained(
+    training: Training, planned: Plan, begun: dict[str, str]
+) -> tuple[dict[str, object], Exception | None]:
+    """Train, save and summarise; returns the results, and the error that has ended the run."""
+    options, several = training.options, training.processes.size > 1
+    with (
+        Signals(options.quiet, passed_on=several) as signals,
+        Progress(planned.label, options) as progress,
+    ):
+        checkpoints = Checkpoints(
+            planned.path, planned.course, options.checkpoint_every, progress.warn
+        )
+        begin(training, checkpoints, progress)
+        with _board(training, planned.path, begun, progress):
+            stopped, failure = train(training, checkpoints, signals, progress)
+        results = _saved(training, planned, begun, stopped, checkpoints.kept)
+        if training.processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
+            if stopped.startswith(NON_FINITE):  # over, but under another policy
+                checkpoints.set_aside()
+            else:
+                remove(planned.path)
+        summarise(training, progress, results, planned.path, checkpoints)
+    return results, failure
+
+
+def _saved(
+    training: Training,
+    planned: Plan,
+    begun: dict[str, str],
+    stopped: str,
+    checkpoint: Path | None,
+) -> dict[str, object]:
+    """The results, once they and the weights are in their files."""
+    tested_by = training.problem.tested_by
+    results = {
+        **planned.heading,
+        "stopped": stopped,
+        **({"tested_by": tested_by} if tested_by else {}),
+        "origin": begun,
+        **outcome(training),
+    }
+    with told_what_to_do(checkpoint):
+        results |= save_weights(training, planned.path, planned.heading)
+        if training.processes.rank == 0:
+            hig.save_results(planned.path, results)
     return results
 
 
@@ -155,34 +175,13 @@ def _board(
     return training.board
 
 
-def _check_method(problem: Problem, method: str) -> None:
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
-    if method not in problem.settings:
-        raise ValueError(
-            f"{problem.name} has no settings for {method!r}; "
-            f"it has them for {', '.join(problem.settings)}"
-        )
-    if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
-        raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
-
-
-def _finished(
-    path: Path, wanted: dict[str, object], earlier: Pretraining | None
-) -> dict[str, object] | None:
+def _finished(planned: Plan, wanted: dict[str, object]) -> dict[str, object] | None:
     """The results of a run that is over, {} where another process has them; None of any other."""
     processes, found = Processes(), None
-    if processes.rank == 0 and not path.with_suffix(CHECKPOINT).exists():
-        found = finished(path, wanted, processes.size, earlier)
+    if processes.rank == 0 and not planned.path.with_suffix(CHECKPOINT).exists():
+        found = finished(planned.path, wanted, processes.size, planned.earlier)
     if not processes.first_has(found is not None):
         return None
     if processes.rank == 0:
-        remove(path)  # what a process that was killed at its very end has left
+        remove(planned.path)  # what a process that was killed at its very end has left
     return found or {}
-
-
-def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:
-    """Complete settings that are called published only if they are."""
-    settings = METHODS[method].complete(settings)
-    published = METHODS[method].complete(problem.settings[method])
-    return settings if settings == published else replace(settings, published=False)

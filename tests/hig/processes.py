@@ -60,13 +60,10 @@ def _work(function, rank, size, store, pipe, arguments):
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size,
         timeout=timedelta(seconds=30),
     )  # fmt: skip
-    answer = ("the process ended early", None)
+    result = None
     try:
-        answer = (None, function(rank, *arguments))
-    except BaseException:
-        answer = (traceback.format_exc(), None)
-        raise
-    finally:
-        pipe.send(answer)
+        result = function(rank, *arguments)
+    finally:  # whatever goes wrong is told before it ends the process
+        pipe.send((traceback.format_exc() if sys.exc_info()[0] else None, result))
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()

@@ -1,0 +1,84 @@
+"""A run before its data are made: complete settings, what it is called and where it goes."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from experiments._methods import METHODS
+from experiments._run import names
+from experiments._run.checkpoint import identity
+from experiments._run.options import Options
+from experiments._run.weights import Pretraining, load
+from problems import Problem, Settings, SeveralLosses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run from its command line.
+
+    Attributes:
+        settings: All of the method, called published only if they are.
+        earlier: The weights to go on from, None for new ones.
+        heading: The keys that every file of the run begins with.
+        path: The result file.
+        course: All that determines the steps, for a checkpoint to tell.
+    """
+
+    settings: Settings
+    earlier: Pretraining | None
+    heading: dict[str, object]
+    path: Path
+    course: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """What the run is called in a legend."""
+        return str(self.heading["label"])
+
+
+def plan(problem: Problem, method: str, settings: Settings, options: Options) -> Plan:
+    """Complete the settings, and name the run by what differs from the defaults.
+
+    Args:
+        problem: What to train on.
+        method: A name in the table of methods that the problem has settings for.
+        settings: Of the method.
+        options: Length, seed, weights to go on from and output directory.
+
+    Raises:
+        WeightsError: If those weights cannot be read or are of another problem.
+    """
+    settings = _as_published(problem, method, settings)
+    earlier = load(options.init_from, problem.name) if options.init_from else None
+    differences = names.deviations(problem, method, settings, options)
+    if earlier:
+        differences.append(f"after {earlier.label}")
+    label = names.label(method, differences)
+    if earlier and earlier.seed != options.seed:
+        differences.append(f"of seed {earlier.seed}")  # files apart, one name in legends
+    return Plan(
+        settings,
+        earlier,
+        {"problem": problem.name, "method": method, "label": label, "seed": options.seed},
+        names.path(problem, method, differences, options),
+        identity(problem, method, settings, options, earlier),
+    )
+
+
+def check_method(problem: Problem, method: str) -> None:
+    """Raise a `ValueError` if a problem cannot be trained by a method of this name."""
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    if method not in problem.settings:
+        raise ValueError(
+            f"{problem.name} has no settings for {method!r}; "
+            f"it has them for {', '.join(problem.settings)}"
+        )
+    if METHODS[method].several_losses and not isinstance(problem, SeveralLosses):
+        raise ValueError(f"{method!r} needs several losses, and {problem.name} has one; try 'hig'")
+
+
+def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:
+    """Complete settings that are called published only if they are."""
+    settings = METHODS[method].complete(settings)
+    published = METHODS[method].complete(problem.settings[method])
+    return settings if settings == published else replace(settings, published=False)

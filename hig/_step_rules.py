@@ -50,19 +50,25 @@ class Trust:
     model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
     and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
     where the model predicts well and shrinks where it does not; gains too small to be seen in the
-    rounded loss, as on a plateau, say nothing. The Cauchy step is that of the
-    batch, at most twice a running geometric mean over some ``memory`` batches: what is right for
-    one batch may be far too long for all others. A loss without curvature along the step (linear
-    in the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
+    rounded loss, as on a plateau, say nothing. A loss without curvature along the step (linear in
+    the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
+
+    The Cauchy step is that of the batch, but no longer than
+    :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the minimiser of the mean of the
+    models of late batches: what is right for a batch of easy samples may be far too long for the
+    few hard ones in others, and so raise the loss from step to step. A model counts by the size of
+    its loss, and is forgotten at a rate of 1 / ``memory`` a step.
     """
 
     warm_up: int = 8
     period: int = 6
-    memory: int = 32
+    memory: int = 16
     measures = True
     state: dict[str, Any] = field(
-        default_factory=lambda: {"fraction": 0.5, "steps": 0, "batches": 0, "log_mean": 0.0}
-    )
+        default_factory=lambda: {
+            "fraction": 0.5, "steps": 0, "batches": 0, "slope": 0.0, "curvature": 0.0,
+        }
+    )  # fmt: skip
 
     def take(self, trial: Trial) -> float | None:
         """See :class:`StepRule`."""
@@ -84,15 +90,17 @@ class Trust:
         return ratio
 
     def _cauchy_step(self, trial: Trial) -> float:
-        """The Cauchy step of this batch, but not beyond twice what is typical of late."""
+        """The Cauchy step of this batch, but not beyond that of the mean over late batches."""
         if not trial.curvature > 0:
             return 1.0
         own = trial.slope / trial.curvature
         if not (math.isfinite(own) and own > 0):
             return own
-        self.state["batches"] = count = min(self.state["batches"] + 1, self.memory)
-        self.state["log_mean"] += (math.log(own) - self.state["log_mean"]) / count
-        return min(own, 2 * math.exp(self.state["log_mean"]))
+        late = self.state
+        late["batches"] = count = min(late["batches"] + 1, self.memory)
+        late["slope"] += (trial.slope - late["slope"]) / count
+        late["curvature"] += (trial.curvature - late["curvature"]) / count
+        return min(own, late["slope"] / late["curvature"])
 
 
 def _adapted(fraction: float, ratio: float) -> float:

@@ -64,7 +64,7 @@ def test_trust_measures_in_the_warm_up_and_then_at_times():
     assert measured == [True, True, True, False, False, True, *[False] * 4, True, False]
 
 
-def test_trust_takes_at_most_twice_the_step_that_is_typical_of_late():
+def test_trust_goes_no_further_than_the_mean_of_late_models_asks():
     """A flat batch after curved ones is no reason to go far; a curved one after flat ones is."""
     rule = Trust()
     for _ in range(8):
@@ -72,12 +72,45 @@ def test_trust_takes_at_most_twice_the_step_that_is_typical_of_late():
     fraction = rule.state["fraction"]
     _, flat_trial = parabola(curvature=0.2, minimum=3)
     rule.take(flat_trial)
-    typical = (0.5**8 * 5) ** (1 / 9)  # geometric mean of eight Cauchy steps of 1/2 and one of 5
-    assert flat_trial.step_size == pytest.approx(fraction * 2 * typical)
+    slopes = torch.tensor([36.0] * 8 + [0.36], dtype=torch.float64)
+    curvatures = slopes / torch.tensor([0.5] * 8 + [5.0], dtype=torch.float64)
+    typical = float(slopes.sum() / curvatures.sum())
+    assert 0.5 < typical < 5
+    assert flat_trial.step_size == pytest.approx(fraction * typical)
     _, curved = parabola(curvature=20.0)
     fraction = rule.state["fraction"]
     rule.take(curved)
     assert curved.step_size == pytest.approx(fraction / 20)
+
+
+def test_trust_is_not_misled_by_easy_batches():
+    """Their Cauchy step is a thousand times what the hard ones bear."""
+    rule = Trust()
+    rule.take(parabola(curvature=1000.0, minimum=1.0)[1])
+    for _ in range(20):
+        easy = parabola(curvature=1.0, minimum=1.0)[1]
+        rule.take(easy)
+        assert easy.step_size < 0.0011
+        rule.take(parabola(curvature=1000.0, minimum=1.0)[1])
+
+
+def test_trust_does_not_stay_careful_after_a_start_from_far_away():
+    """The first losses are a million times the others, and bear a hundredth of their steps."""
+    rule = Trust()
+    for _ in range(3):
+        rule.take(parabola(curvature=200.0, minimum=300.0)[1])
+    for _ in range(420):
+        trial = parabola(curvature=2.0, minimum=3.0)[1]
+        rule.take(trial)
+    assert trial.step_size == pytest.approx(rule.state["fraction"] / 2, rel=0.05)
+
+
+def test_trust_survives_slopes_from_both_ends_of_the_numbers():
+    rule = Trust()
+    for scale in (*[1e-100] * 40, 1e100, 1e-100):
+        trial = parabola(curvature=scale, minimum=1.0)[1]
+        rule.take(trial)
+        assert math.isfinite(trial.step_size) and trial.step_size > 0
 
 
 def test_trust_walks_on_across_a_plateau():
@@ -98,7 +131,7 @@ def test_trust_forgets():
     rule = Trust(memory=4)
     for _ in range(60):
         rule.take(parabola(curvature=200.0)[1])
-    for _ in range(60):
+    for _ in range(100):
         trial = parabola(curvature=2.0)[1]
         rule.take(trial)
     assert trial.step_size == pytest.approx(rule.state["fraction"] / 2, rel=1e-3)

@@ -57,7 +57,8 @@ class Trust:
     :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the minimiser of the mean of the
     models of late batches: what is right for a batch of easy samples may be far too long for the
     few hard ones in others, and so raise the loss from step to step. A model counts by the size of
-    its loss, and is forgotten at a rate of 1 / ``memory`` a step.
+    its loss, and is forgotten at a rate of 1 / ``memory`` a step. Where a step begins at the loss
+    at which the last one was seen to end there is only one batch, which may go four times as far.
     """
 
     warm_up: int = 8
@@ -67,6 +68,7 @@ class Trust:
     state: dict[str, Any] = field(
         default_factory=lambda: {
             "fraction": 0.5, "steps": 0, "batches": 0, "slope": 0.0, "curvature": 0.0,
+            "end": None, "reach": 1.0,
         }
     )  # fmt: skip
 
@@ -74,11 +76,14 @@ class Trust:
         """See :class:`StepRule`."""
         fraction, steps = self.state["fraction"], self.state["steps"]
         self.state["steps"] = steps + 1
+        if self.state["end"] is not None:
+            self.state["reach"] = 4.0 if trial.begins_at(self.state["end"]) else 1.0
         cauchy = self._cauchy_step(trial)
         step_size = trial.lr * fraction * cauchy
         if not math.isfinite(step_size):
             step_size = 0.0
         trial.move(step_size)
+        self.state["end"] = None
         if step_size == 0 or (steps >= self.warm_up and steps % self.period):
             return None
         ratio = trial.gain_ratio()
@@ -87,6 +92,7 @@ class Trust:
         self.state["fraction"] = _adapted(fraction, ratio)
         if ratio < 0:
             trial.move(0)
+        self.state["end"] = trial.loss if ratio < 0 else trial.measure(step_size)
         return ratio
 
     def _cauchy_step(self, trial: Trial) -> float:
@@ -100,7 +106,7 @@ class Trust:
         late["batches"] = count = min(late["batches"] + 1, self.memory)
         late["slope"] += (trial.slope - late["slope"]) / count
         late["curvature"] += (trial.curvature - late["curvature"]) / count
-        return min(own, late["slope"] / late["curvature"])
+        return min(own, late["reach"] * late["slope"] / late["curvature"])
 
 
 def _adapted(fraction: float, ratio: float) -> float:

@@ -91,6 +91,10 @@ class Trial:
             self._losses[step_size] = loss if math.isfinite(loss) else math.inf
         return self._losses[step_size]
 
+    def begins_at(self, loss: float) -> bool:
+        """Whether the loss before the step is this one, but for rounding."""
+        return abs(self.loss - loss) <= 4 * self._unseen
+
     def gain_ratio(self) -> float:
         """Achieved over predicted decrease of the loss at the present step size.
 

@@ -94,6 +94,38 @@ def test_trust_is_not_misled_by_easy_batches():
         rule.take(parabola(curvature=1000.0, minimum=1.0)[1])
 
 
+def quartic(x):
+    """A trial of ¼ x⁴ from wherever x is, whose Cauchy step is 1 / (3 x²)."""
+    direction = x**3
+    slope, here = float(direction.square()), float(x)
+    curvature = 3 * here**2 * slope
+    loss = 0.25 * here**4
+    resolution = torch.finfo(x.dtype).eps
+    return Trial(
+        [x], [direction], 1.0, loss, slope, curvature, lambda: 0.25 * float(x) ** 4, resolution
+    )
+
+
+@pytest.mark.parametrize(("others", "reach"), [(False, 4), (True, 1)])
+def test_trust_goes_further_where_there_is_one_batch(others, reach):
+    rule, x = Trust(memory=1000), torch.full((1,), 10.0, dtype=torch.float64)
+    slopes, curvatures, limited = [], [], 0
+    for k in range(40):
+        other = others and k % 2 == 1
+        trial = parabola(curvature=1e-3)[1] if other else quartic(x)
+        fraction = rule.state["fraction"]
+        slopes.append(trial.slope)
+        curvatures.append(trial.curvature)
+        rule.take(trial)
+        # The first step knows of one batch, and its successor is the first that can be told.
+        farthest = reach * sum(slopes) / sum(curvatures) if k else math.inf
+        if not other:
+            own = trial.slope / trial.curvature
+            assert trial.step_size == pytest.approx(fraction * min(own, farthest))
+            limited += farthest < own
+    assert limited > 3
+
+
 def test_trust_does_not_stay_careful_after_a_start_from_far_away():
     """The first losses are a million times the others, and bear a hundredth of their steps."""
     rule = Trust()

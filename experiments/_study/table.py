@@ -240,8 +240,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 )
             ),
             relays=_RELAYS,
-            cutoffs=(1e-5, 1e-3),
-            rates=(3e-4, 1e-3, 3e-3, 1e-2),
+            rates=(1e-3, 3e-3, 1e-2, 3e-2),
             tuning_seconds=0.2,
             ablation_seconds=0.15,
         ),

@@ -240,8 +240,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 )
             ),
             relays=_RELAYS,
-            factors=(0.3, 1.0),
-            rates=(1e-3, 3e-3, 1e-2, 3e-2),
+            cutoffs=(1e-6, 1e-4, 1e-3),
+            rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
             tuning_seconds=0.2,
             ablation_seconds=0.15,
         ),

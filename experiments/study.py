@@ -1,6 +1,7 @@
 """Run the study: every method on every problem, from one table of settings.
 
-First the settings of the tuned methods are chosen on a grid, on a seed that nothing else sees;
+First the settings of the tuned methods are chosen on a grid, on a seed that nothing else sees, in
+short runs and the best of these in long ones;
 then the methods are compared at those, options are varied, and methods go on where others stop.
 Each run is a process of its own on one thread, with the training time of its processor: how many
 run side by side does not matter for the results. Runs that are done are not repeated, and those
@@ -27,11 +28,12 @@ from experiments._study.jobs import (
     Job,
     ablation_jobs,
     comparison_jobs,
+    final_jobs,
     relay_jobs,
     tuning_jobs,
 )
 from experiments._study.table import PRESETS, Preset, known_folders
-from experiments._study.winners import save_winners, winners
+from experiments._study.winners import best_points, save_winners, winners
 from experiments._values import positive_int
 
 _EPILOG = """\
@@ -58,13 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         unknown = {(job.folder, job.method): dict.fromkeys(point, "TUNED") for job, point in grid}
         parts = (comparison_jobs, ablation_jobs, relay_jobs)
-        _list([tuning, *(jobs(preset, unknown) for jobs in parts)])
+        final = {of: [point] * preset.finalists for of, point in unknown.items()}
+        finals = final_jobs(preset, final) if preset.finalists > 1 else []
+        told = (jobs(preset, unknown) for jobs in parts)
+        _list([tuning, [job for job, _ in finals], *told])
         return 0
     make_folder(out)
     try:
         failed = _run(tuning, "tuning", out, options)
-        save_winners(grid, out)
-        won = winners(grid, out)
+        finals = []
+        if preset.finalists > 1:
+            finals = final_jobs(preset, best_points(grid, out, preset.finalists))
+            failed += _run([job for job, _ in finals], "finals", out, options)
+        save_winners(grid, finals, out)
+        won = winners(finals or grid, out)
         failed += _run(comparison_jobs(preset, won), "comparison", out, options)
         failed += _run(ablation_jobs(preset, won), "ablations", out, options)
         failed += _run(relay_jobs(preset, won), "relays", out, options)

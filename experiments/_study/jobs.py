@@ -1,7 +1,7 @@
 """From the table of a study to command lines, each with a folder of its own."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -61,15 +61,19 @@ def grid(preset: Preset, folder: str, method: str) -> list[Point]:
 
 def tuning_jobs(preset: Preset) -> list[tuple[Job, Point]]:
     """The grid: every tuned method at every point, on a seed that nothing else sees."""
-    share = preset.tuning_seconds
-    return [
-        (_job(preset, "tuning", folder, method, TUNING_SEED, share, (*own, *_line(point))), point)
-        for comparison in preset.comparisons
-        for folder in (comparison.folder,)
-        for method in comparison.tuned
-        for own in ((*comparison.common, *comparison.options.get(method, ())),)
-        for point in grid(preset, folder, method)
-    ]
+    return _tried(preset, preset.tuning_seconds, lambda *of: grid(preset, *of))
+
+
+def final_jobs(
+    preset: Preset, best: Mapping[tuple[str, str], Sequence[Point]]
+) -> list[tuple[Job, Point]]:
+    """The best points of the grid once more, for as long as the runs that are told.
+
+    Args:
+        preset: The study.
+        best: Settings by folder and method.
+    """
+    return _tried(preset, 1.0, lambda *of: best.get(of, ()))
 
 
 def comparison_jobs(preset: Preset, winners: Winners) -> list[Job]:
@@ -121,6 +125,19 @@ def relay_jobs(preset: Preset, winners: Winners) -> list[Job]:
             before = _job(preset, "relay_first", relay.folder, relay.first, seed, 0.5, begun)
             jobs.append(_job(preset, "relay", relay.folder, relay.then, seed, 0.5, then, before))
     return jobs
+
+
+def _tried(
+    preset: Preset, share: float, points: Callable[[str, str], Sequence[Point]]
+) -> list[tuple[Job, Point]]:
+    return [
+        (_job(preset, "tuning", folder, method, TUNING_SEED, share, (*own, *_line(point))), point)
+        for comparison in preset.comparisons
+        for folder in (comparison.folder,)
+        for method in comparison.tuned
+        for own in ((*comparison.common, *comparison.options.get(method, ())),)
+        for point in points(folder, method)
+    ]
 
 
 def _line(point: Point) -> tuple[str, ...]:

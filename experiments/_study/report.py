@@ -253,20 +253,25 @@ def _varied(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str])
 
 
 def _grid(entries: Sequence[Mapping[str, object]]) -> str:
-    """What was tried, and in bold what has won."""
+    """What was tried, the best of it in longer runs after an arrow, and in bold what has won."""
     lines = [["problem", "method", "final test loss on the seed of the grid"]]
     for entry in sorted(entries, key=lambda entry: place(str(entry["problem"]))[0]):
-        texts = []
+        texts, longer = [], dict(map(_tried, entry.get("finals", ())))
         for tried in entry["tried"]:
-            point = {name: value for name, value in tried.items() if name != "loss"}
-            settings = ", ".join(f"{name} {value_text(value)}" for name, value in point.items())
-            loss = np.inf if tried["loss"] is None else float(tried["loss"])
-            text = f"{settings}: {markdown.loss(loss)}"
-            texts.append(f"**{text}**" if point == entry["won"] else text)
+            point, loss = _tried(tried)
+            text = f"{', '.join(f'{name} {value_text(value)}' for name, value in point)}: {loss}"
+            text += f" → {longer[point]}" if point in longer else ""
+            texts.append(f"**{text}**" if dict(point) == entry["won"] else text)
         folder = str(entry["problem"])
         cells = [title(folder), METHODS[str(entry["method"])].label]
         lines.append([*cells, "; ".join(texts)])
     return markdown.table(lines) if len(lines) > 1 else "Nothing was tuned."
+
+
+def _tried(entry: Mapping[str, object]) -> tuple[tuple[tuple[str, object], ...], str]:
+    """Settings, and the loss as it is told."""
+    loss = np.inf if entry["loss"] is None else float(str(entry["loss"]))
+    return tuple(item for item in entry.items() if item[0] != "loss"), markdown.loss(loss)
 
 
 # -- the command ---------------------------------------------------------------------------------

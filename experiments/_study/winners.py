@@ -12,8 +12,10 @@ from experiments._study.execution import result_of
 from experiments._study.jobs import Job, Point
 
 
-def winners(grid: Sequence[tuple[Job, Point]], out: Path) -> dict[tuple[str, str], Point]:
-    """By folder and method, the settings of the lowest final test loss.
+def best_points(
+    grid: Sequence[tuple[Job, Point]], out: Path, count: int
+) -> dict[tuple[str, str], list[Point]]:
+    """By folder and method, the settings of the lowest final test losses, the lowest first.
 
     The test samples of the tuning seed are other ones than those of the seeds that are told. What
     diverges loses against everything; where all do, the smallest step size is taken.
@@ -21,23 +23,38 @@ def winners(grid: Sequence[tuple[Job, Point]], out: Path) -> dict[tuple[str, str
     Args:
         grid: The jobs of the grid with their settings; without results they count as diverged.
         out: Folder of the study.
+        count: At most so many for each.
     """
-    won = {}
-    for (folder, method), tried in _by_method(grid).items():
+    best = {}
+    for of, tried in _by_method(grid).items():
         scores = [(_final(out / job.place), point["lr"], i) for i, (job, point) in enumerate(tried)]
-        won[folder, method] = tried[min(scores)[-1]][1]
-    return won
+        best[of] = [tried[i][1] for *_, i in sorted(scores)[:count]]
+    return best
 
 
-def save_winners(grid: Sequence[tuple[Job, Point]], out: Path) -> None:
-    """Write the whole grid, with losses and winners, as JSON beside the results."""
-    won = winners(grid, out)
+def winners(grid: Sequence[tuple[Job, Point]], out: Path) -> dict[tuple[str, str], Point]:
+    """By folder and method, the settings of the lowest final test loss; see `best_points`."""
+    return {of: points[0] for of, points in best_points(grid, out, 1).items()}
+
+
+def save_winners(
+    grid: Sequence[tuple[Job, Point]], finals: Sequence[tuple[Job, Point]], out: Path
+) -> None:
+    """Write the whole grid, with losses and winners, as JSON beside the results.
+
+    Args:
+        grid: The jobs of the grid with their settings.
+        finals: Those of its best that were tried for longer; none where the grid decides.
+        out: Folder of the study.
+    """
+    won, longer = winners(finals or grid, out), _by_method(finals)
     entries = [
         {
             "problem": folder,
             "method": method,
             "won": dict(won[folder, method]),
-            "tried": [{**point, "loss": _finite(_final(out / job.place))} for job, point in tried],
+            "tried": _told(tried, out),
+            "finals": _told(longer.get((folder, method), ()), out),
         }
         for (folder, method), tried in _by_method(grid).items()
     ]
@@ -51,6 +68,10 @@ def _by_method(
     for job, point in grid:
         found.setdefault((job.folder, job.method), []).append((job, point))
     return found
+
+
+def _told(tried: Sequence[tuple[Job, Point]], out: Path) -> list[dict[str, object]]:
+    return [{**point, "loss": _finite(_final(out / job.place))} for job, point in tried]
 
 
 def _finite(loss: float) -> float | None:

@@ -195,6 +195,16 @@ def test_the_grid_and_its_winners(made, page):
     ]  # fmt: skip
 
 
+def test_longer_runs_of_the_best_of_the_grid(made, page):
+    made.run("comparison", "poisson")
+    tried = [{"lr": lr, "loss": loss} for lr, loss in ((0.1, 0.5), (1.0, 0.4), (3.0, 0.6))]
+    finals = [{"lr": 1.0, "loss": 0.3}, {"lr": 0.1, "loss": 0.2}]
+    entry = {"problem": "poisson", "method": "hig", "won": {"lr": 0.1}}
+    made.winners([{**entry, "tried": tried, "finals": finals}])
+    (line,) = rows(page()["The grid"]).values()
+    assert list(line.values())[2] == "**lr 0.1: 0.5 → 0.2**; lr 1: 0.4 → 0.3; lr 3: 0.6"
+
+
 def test_circumstances_come_from_the_files(made, page):
     made.run("comparison", "toy", machine={"processor": "an abacus", "threads": 2})
     found = rows(page()["Results of the study: desk"])

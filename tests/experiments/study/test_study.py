@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,22 @@ def test_a_whole_study_and_its_repetition(instant, tmp_path, capsys):
     assert "comparison 12/12" in capsys.readouterr().err
     assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
     assert len(instant) == first  # nothing is done twice
+
+
+def test_the_best_of_the_grid_are_tried_for_longer(monkeypatch, instant, tmp_path, capsys):
+    preset = replace(PRESETS["smoke"], tuning_seconds=0.5, finalists=2, rates=(0.1, 0.4, 3.0))
+    monkeypatch.setattr(study, "PRESETS", {"smoke": preset})
+    line = ["--preset", "smoke", "--problems", "conditioning_toy", "--out", str(tmp_path)]
+    assert study.main(line) == 0
+    assert "finals 6/6" in capsys.readouterr().err  # two of HIG, Gauss-Newton and Adam
+    grid = json.loads((tmp_path / "smoke" / "winners.json").read_text())
+    (adam,) = (entry for entry in grid if entry["method"] == "adam")
+    assert {(point["lr"], point["schedule"]) for point in adam["finals"]} == {
+        (0.4, "constant"), (0.4, "cosine"),
+    }  # fmt: skip
+    longer = [command for command in instant if "1000" in command and "0.2" in command]
+    assert len(longer) == 6
+    assert adam["won"]["lr"] == 0.4
 
 
 def test_one_problem_alone(instant, tmp_path):

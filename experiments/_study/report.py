@@ -242,7 +242,7 @@ def _relays(
         for seeds in alone:
             told = [f"{seeds.name()} alone", seeds.losses, seeds.settings]
             lines.append([problem, *told])
-    return f"Each for half of the training time.\n\n{markdown.table(lines)}"
+    return f"Each for half of the time that one alone has.\n\n{markdown.table(lines)}"
 
 
 def _varied(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import hig
+from tests.faults import OUTPUTS
 from tests.hig import processes
 from tests.textbook import flat
 
@@ -73,29 +74,13 @@ def nan_in_prediction(rank):
     return Case(inputs=torch.full((2, 4), float("nan" if rank == 0 else 1)).double()).raised()
 
 
-class NanBackward(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
 def nan_in_jacobian(rank):
     case = Case()
 
     def closure():
         prediction = case.model(case.inputs)
         if rank == 1:
-            prediction = NanBackward.apply(prediction)
+            prediction = OUTPUTS["NaN in the Jacobian"](prediction)
         return prediction.square().mean(), prediction
 
     return case.raised(closure)

@@ -1,7 +1,8 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and git:
 #   make demo    train the oscillator controller with HIG and with Adam, one minute each; draw the figure
 #   make test    install what is missing and run the whole test suite
-# and besides: lint, figures (the results page and its figures, from the result files in STUDY),
+# and besides: lint, figures (every figure of the docs, the results page and the table in README and
+# docs/choosing.md, from the result files in study/),
 # docs (the site, into site/), tutorials (executes the notebooks anew),
 # lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows), benchmark,
 # cuda, clean.
@@ -40,10 +41,15 @@ lint: $(STAMP)
 	$(PY) -m mypy
 
 figures: $(STAMP)
-	for axis in parameters rows fields; do $(PY) -m plots.scaling study/scaling/scaling_$${axis}_*.pickle --out docs/images/scaling_$$axis.png; done
+	$(PY) -m plots.scaling study/scaling/scaling_parameters_*.pickle --out docs/images/scaling_parameters.png
+	$(PY) -m plots.scaling study/scaling/scaling_rows_*.pickle --out docs/images/scaling_rows.png
+	$(PY) -m plots.scaling study/scaling/scaling_fields_*.pickle --out docs/images/scaling_fields.png
+	$(PY) -m plots.step_time study/step_time/*.pickle --out docs/images/poisson_step_time.png
+	$(PY) -m plots.diagnosis study/diagnosis/*.pickle --out docs/images/diagnosis.png
+	$(PY) -m plots.landscape study/landscape/*.pickle --out docs/images/landscape.png
 	rm -rf $(IMAGES)
 	$(PY) -m plots.study $(STUDY) --out $(IMAGES)
-	$(PY) -m experiments report $(STUDY) --out docs/results.md --images $(IMAGES)
+	$(PY) -m experiments report $(STUDY) --out docs/results.md --images $(IMAGES) --into README.md docs/choosing.md
 
 docs: $(STAMP)
 	$(PY) -m pip install --quiet --editable ".[docs]"

@@ -15,12 +15,14 @@ import hig
 from experiments._methods import METHODS
 from experiments._saved import markdown
 from experiments._saved.folders import make_place
-from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, read
-from experiments._saved.runs import Run, run_of
+from experiments._saved.result_files import ERRORS
+from experiments._saved.runs import Run
 from experiments._study.ablations import ablation
 from experiments._study.keep import COMPARISON, WINNERS, value_text
+from experiments._study.kept import kept_runs
 from experiments._study.published import PUBLISHED
 from experiments._study.seeds import Seeds, experiments, target_of
+from experiments._study.summary import BEGIN, put, summary
 from experiments._study.table import PRESETS
 from experiments._study.titles import place, title
 
@@ -42,7 +44,7 @@ def report(study: Path, images: Mapping[str, str]) -> str:
         CorruptResultError: It is no result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
-    parts = _parts(study)
+    parts = kept_runs(study)
     compared = {folder: experiments(runs) for folder, runs in parts.pop(COMPARISON).items()}
     relayed = parts.pop(_RELAY, {})
     begun = parts.pop(_FIRST_HALF, {})
@@ -64,24 +66,6 @@ def report(study: Path, images: Mapping[str, str]) -> str:
 
 
 # -- what there is -------------------------------------------------------------------------------
-
-
-def _parts(study: Path) -> dict[str, dict[str, list[Run]]]:
-    """Runs by part and by folder of the submit scripts, in the order of the page."""
-    found: dict[str, dict[str, list[Run]]] = {}
-    for path in sorted(study.rglob(f"*{SUFFIX}")):
-        part, *folder = path.parent.relative_to(study).parts or ("",)
-        run = run_of(path, read(path), "test")
-        found.setdefault(part, {}).setdefault("/".join(folder), []).append(run)
-    if COMPARISON not in found:
-        raise ResultFileError(
-            f"{study} has no result files in {COMPARISON}/; give what python -m experiments keep "
-            "has written"
-        )
-    return {
-        part: dict(sorted(runs.items(), key=lambda item: place(item[0])))
-        for part, runs in found.items()
-    }
 
 
 def _missing(name: str, found: Mapping[str, Mapping[str, object]]) -> list[str]:
@@ -286,6 +270,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="PNG figures, in a folder beside or below PAGE"
     )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help=f"pages that shall have the comparison in one table, where they say {BEGIN}",
+    )
     parser.set_defaults(command=main)
 
 
@@ -299,9 +291,11 @@ def main(options: argparse.Namespace) -> int:
             for path in sorted(options.images.resolve().glob("*.png")):
                 images[path.stem] = path.relative_to(folder).as_posix()
         text = report(options.study, images)
+        for page in options.into:
+            put(page, summary(options.study))
     except (*ERRORS, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     hig.files.write_atomically(options.out, text.encode())
-    print(f"report written to {options.out}")
+    print(f"report written to {', '.join(map(str, (options.out, *options.into)))}")
     return 0

@@ -1,0 +1,78 @@
+"""The comparison in one table, and pages that have it between two marks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import hig
+from experiments._methods import METHODS
+from experiments._saved import markdown
+from experiments._saved.result_files import ResultFileError
+from experiments._saved.runs import Run
+from experiments._study.keep import COMPARISON
+from experiments._study.kept import kept_runs
+from experiments._study.seeds import Seeds, experiments
+from experiments._study.titles import title
+
+BEGIN, END = "<!-- begin: study -->", "<!-- end: study -->"
+_COLUMNS = ("hig", "gn", "lm", "khig", "soap", "adam")
+
+
+def summary(study: Path) -> str:
+    """Medians of the final test losses, a line for each problem, the lowest in bold.
+
+    Args:
+        study: Folder that ``python -m experiments keep`` has filled.
+
+    Raises:
+        ResultFileError: There are no runs of a comparison, or a file is of no training run.
+        OSError: A file cannot be read.
+        CorruptResultError: It is no result file.
+        UnsafeResultError: It asks for more than plain Python and numpy.
+    """
+    lines = [["", *(METHODS[name].label for name in _COLUMNS), "best of the others"]]
+    for folder, runs in kept_runs(study)[COMPARISON].items():
+        found = experiments(runs)
+        texts = {seeds.method: _told(seeds, found[0]) for seeds in reversed(found)}
+        others = [f"{seeds.name()} {texts[seeds.method]}" for seeds in found if _is_other(seeds)]
+        numbers = [texts.get(name, "") for name in _COLUMNS]
+        lines.append([_problem(folder, runs), *numbers, *(others or [""])[:1]])
+    return markdown.table(lines)
+
+
+def _problem(folder: str, runs: Sequence[Run]) -> str:
+    budgets = {run.fact("sim_par", "time_budget") for run in runs}
+    seconds = budgets.pop() if len(budgets) == 1 else None
+    return title(folder) if seconds is None else f"{title(folder)}, {float(str(seconds)):g} s"
+
+
+def _is_other(seeds: Seeds) -> bool:
+    return seeds.method not in _COLUMNS
+
+
+def _told(seeds: Seeds, best: Seeds) -> str:
+    """Two digits, which are more than the seeds agree on."""
+    number = seeds.final
+    text = f"{number:.1e}".replace("e-0", "e-") if number < 1e-2 else markdown.loss(number)
+    return f"**{text}**" if seeds is best else text
+
+
+def put(page: Path, text: str) -> None:
+    """Write a text into a page, instead of what is between its marks.
+
+    Args:
+        page: A file with `BEGIN` and, later, `END`.
+        text: What shall be there.
+
+    Raises:
+        ResultFileError: The page has not both marks once, in that order.
+        OSError: The page cannot be read or written.
+    """
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    old, end, after = rest.partition(END)
+    if not (begin and end) or BEGIN in old + after or END in before + after:
+        raise ResultFileError(
+            f"{page} must have the lines {BEGIN} and {END} once each, with the table between them; "
+            "write them where the table shall be"
+        )
+    whole = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    hig.files.write_atomically(page, whole.encode())

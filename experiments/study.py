@@ -33,7 +33,7 @@ from experiments._study.jobs import (
     tuning_jobs,
 )
 from experiments._study.table import PRESETS, Preset, known_folders
-from experiments._study.winners import best_points, save_winners, winners
+from experiments._study.winners import finalists, save_winners, winners
 from experiments._values import positive_int
 
 _EPILOG = """\
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         unknown = {(job.folder, job.method): dict.fromkeys(point, "TUNED") for job, point in grid}
         parts = (comparison_jobs, ablation_jobs, relay_jobs)
-        final = {of: [point] * preset.finalists for of, point in unknown.items()}
+        final = {of: [p] * (preset.finalists + ("schedule" in p)) for of, p in unknown.items()}
         finals = final_jobs(preset, final) if preset.finalists > 1 else []
         told = (jobs(preset, unknown) for jobs in parts)
         _list([tuning, [job for job, _ in finals], *told])
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = _run(tuning, "tuning", out, options)
         finals = []
         if preset.finalists > 1:
-            finals = final_jobs(preset, best_points(grid, out, preset.finalists))
+            finals = final_jobs(preset, finalists(grid, out, preset.finalists))
             failed += _run([job for job, _ in finals], "finals", out, options)
         save_winners(grid, finals, out)
         won = winners(finals or grid, out)

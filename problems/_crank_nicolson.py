@@ -3,8 +3,13 @@ r"""Crank–Nicolson steps :math:`(1 + Z)\, s_{t+1} = (1 - Z)\, s_t` with a trid
 The step matrix is :math:`(1 + Z)^{-1} (1 - Z) = 2 (1 + Z)^{-1} - 1`.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+# Of so many times factors are held at once.
+_TIMES = 64
 
 
 def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
@@ -35,6 +40,40 @@ def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
             f"{diagonal.dtype}; convert it"
         )
     return _Matrices.apply(diagonal, off_diagonal)
+
+
+def crank_nicolson_states(
+    start: Tensor, diagonal: Tensor, off_diagonal: complex
+) -> Iterator[Tensor]:
+    r"""States after each step, by elimination: no matrix is formed, and no graph is worth having.
+
+    A step is :math:`s_{t+1} = 2 (1 + Z)^{-1} s_t - s_t`. The factors of all tridiagonal matrices
+    are found at once, and a solution is two sweeps over the entries of the state (Thomas).
+
+    Args:
+        start: First states (B, S).
+        diagonal: Diagonals of the Z, (T, B, S), of the dtype of ``start``; S at least 1.
+        off_diagonal: The entry beside the diagonal, common to all.
+
+    Yields:
+        The T states after ``start``, (B, S).
+    """
+    rows = start.mT
+    for chosen in diagonal.split(_TIMES):
+        first, *others = (1 + chosen).permute(2, 0, 1).unbind()
+        inverse_pivots = [1 / first]
+        for entry in others:
+            inverse_pivots.append(1 / (entry - off_diagonal**2 * inverse_pivots[-1]))
+        inverses = torch.stack(inverse_pivots, 1)
+        for inverse, factors in zip(inverses, off_diagonal * inverses, strict=True):
+            factor = factors.unbind()
+            solution = list((inverse * rows).unbind())
+            for i in range(1, len(solution)):
+                solution[i] = torch.addcmul(solution[i], factor[i], solution[i - 1], value=-1)
+            for i in range(len(solution) - 2, -1, -1):
+                solution[i] = torch.addcmul(solution[i], factor[i], solution[i + 1], value=-1)
+            rows = 2 * torch.stack(solution) - rows
+            yield rows.mT
 
 
 class _Matrices(torch.autograd.Function):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hig
-from problems._crank_nicolson import crank_nicolson_matrices
+from problems._crank_nicolson import crank_nicolson_matrices, crank_nicolson_states
 from problems._networks import dense_network
 from problems._problem import Batch, Problem, Settings, parameter, require_positive_numbers
 
@@ -155,10 +155,7 @@ class QuantumDipole(Problem):
 
     def step_matrices(self, control: Tensor) -> Tensor:
         """Crank–Nicolson matrices, complex (…, S, S), under fields (…)."""
-        half = 0.5j * self.dt
-        return crank_nicolson_matrices(
-            half * self.hamiltonian_diagonal(control), -half / self.spacing**2
-        )
+        return crank_nicolson_matrices(*self._half_step(control))
 
     def step_change(self, control: Tensor, matrices: Tensor, before: Tensor, after: Tensor):
         r"""Derivative of steps by their control, complex (…, S, 1).
@@ -257,6 +254,8 @@ class QuantumDipole(Problem):
 
     def _simulate(self, start: Tensor, controls: Tensor, trajectory: bool) -> Tensor:
         """Final wave functions, complex (B, S); all, (B, T + 1, S), as a trajectory."""
+        if self.rollout != "loop" and not torch.is_grad_enabled():
+            return self._states(start, controls, trajectory)
         if self.rollout == "loop":
             state = torch.view_as_complex(start.contiguous())
             step, method = self.textbook_step, "loop"
@@ -267,6 +266,20 @@ class QuantumDipole(Problem):
             step, method = hig.LinearStep(self.step_matrices, self.step_change), "auto"
         found = hig.rollout(step, state, controls, trajectory, method)
         return found[1] if trajectory else found
+
+    def _states(self, start: Tensor, controls: Tensor, trajectory: bool) -> Tensor:
+        """The same without a graph, several times as fast."""
+        state = torch.view_as_complex(_normalised(start))
+        states = crank_nicolson_states(state, *self._half_step(controls.double().T))
+        if trajectory:
+            return torch.stack([state, *states], 1)
+        *_, final = states
+        return final
+
+    def _half_step(self, control: Tensor) -> tuple[Tensor, complex]:
+        """Diagonals (…, S) of i dt H / 2 under fields (…), and the entry beside them."""
+        half = 0.5j * self.dt
+        return half * self.hamiltonian_diagonal(control), -half / self.spacing**2
 
     def _positions(self, like: Tensor) -> Tensor:
         """Positions of the interior grid points (S,)."""

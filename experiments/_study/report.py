@@ -45,12 +45,13 @@ def report(study: Path, images: Mapping[str, str]) -> str:
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
     parts = kept_runs(study)
+    every = [run for part in parts.values() for runs in part.values() for run in runs]
     compared = {folder: experiments(runs) for folder, runs in parts.pop(COMPARISON).items()}
     relayed = parts.pop(_RELAY, {})
     begun = parts.pop(_FIRST_HALF, {})
     texts = [
         f"# Results of the study: {study.resolve().name}",
-        _circumstances(compared),
+        _circumstances(every),
         *_missing(study.resolve().name, {COMPARISON: compared, _RELAY: relayed, **parts}),
         *(_problem(folder, found, images) for folder, found in compared.items()),
         "## Where HIG does not win",
@@ -91,9 +92,7 @@ def _missing(name: str, found: Mapping[str, Mapping[str, object]]) -> list[str]:
 # -- its sections --------------------------------------------------------------------------------
 
 
-def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
-    runs = [run for found in compared.values() for seeds in found for run in seeds.runs]
-
+def _circumstances(runs: Sequence[Run]) -> str:
     def all_of(group: str, key: str) -> str:
         found = {str(run.fact(group, key)) for run in runs}
         return ", ".join(sorted(found - {"None"})) or "not told"
@@ -107,6 +106,8 @@ def _circumstances(compared: Mapping[str, Sequence[Seeds]]) -> str:
     lines = [["fact", "value"], ["seeds", ", ".join(map(str, seeds))]]
     lines += [[key, all_of(where, key)] for key, where in facts]
     lines.append(["clock of the training time", all_of("sim_par", "clock")])
+    hours = sum(run.duration for run in runs) / 3600
+    lines.append(["runs told of here", f"{len(runs)}, {hours:.3g} h of training"])
     text = (
         "This page is made by `make figures` from the result files in the repository; no number on "
         "it has been typed. Methods are compared at equal training time, at the settings that have "

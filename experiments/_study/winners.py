@@ -32,6 +32,28 @@ def best_points(
     return best
 
 
+def finalists(
+    grid: Sequence[tuple[Job, Point]], out: Path, count: int
+) -> dict[tuple[str, str], list[Point]]:
+    """By folder and method, what of a short grid is worth trying for longer.
+
+    The best points; and since a short run flatters large step sizes and those that do not fall,
+    the best cosine schedule at the next smaller step size as well.
+
+    Args:
+        grid: The jobs of the grid with their settings.
+        out: Folder of the study.
+        count: So many of the best.
+    """
+    found = {}
+    for of, ranked in best_points(grid, out, len(grid)).items():
+        cosines = [point for point in ranked if point.get("schedule") == "cosine"]
+        smaller = [point for point in cosines if point["lr"] < cosines[0]["lr"]]
+        further = sorted(smaller, key=lambda point: point["lr"])[-1:]
+        found[of] = ranked[:count] + [point for point in further if point not in ranked[:count]]
+    return found
+
+
 def winners(grid: Sequence[tuple[Job, Point]], out: Path) -> dict[tuple[str, str], Point]:
     """By folder and method, the settings of the lowest final test loss; see `best_points`."""
     return {of: points[0] for of, points in best_points(grid, out, 1).items()}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from problems._crank_nicolson import crank_nicolson_matrices
+from problems._crank_nicolson import crank_nicolson_matrices, crank_nicolson_states
 
 
 def dense(diagonal, off_diagonal):
@@ -35,6 +35,17 @@ def test_any_time_step(dt):
     diagonal, off_diagonal = schroedinger((2,), 14, torch.complex128, dt)
     found = crank_nicolson_matrices(diagonal, off_diagonal)
     torch.testing.assert_close(found, dense(diagonal, off_diagonal), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(("size", "times"), [(1, 3), (2, 3), (14, 1), (14, 130)])
+def test_states_without_matrices(size, times):
+    diagonal, off_diagonal = schroedinger((times, 5), size, torch.complex128)
+    state = torch.randn(5, size, dtype=torch.complex128)
+    found = list(crank_nicolson_states(state, diagonal, off_diagonal))
+    assert len(found) == times
+    for matrices, after in zip(dense(diagonal, off_diagonal), found, strict=True):
+        state = (matrices @ state.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(after, state, rtol=0, atol=1e-12)
 
 
 def test_heat_equation_in_real_numbers():

@@ -87,10 +87,13 @@ def test_fast_rollout_equals_one_dense_solve_after_the_other(trajectory):
     network, batch = batch_of(problem)
     controls = network(batch["target"].flatten(1)).detach()
     fast = problem._simulate(batch["start"], controls, trajectory)
+    with torch.no_grad():
+        without_graph = problem._simulate(batch["start"], controls, trajectory)
     slow = dataclasses.replace(problem, rollout="loop")._simulate(
         batch["start"], controls, trajectory
     )
     torch.testing.assert_close(fast, slow, rtol=0, atol=1e-13)
+    torch.testing.assert_close(without_graph, slow, rtol=0, atol=1e-13)
 
 
 def test_written_derivative_of_the_step_equals_the_differentiated_one():

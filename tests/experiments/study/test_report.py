@@ -211,6 +211,7 @@ def test_circumstances_come_from_the_files(made, page):
     assert found["processor"]["value"] == "an abacus" and found["threads"]["value"] == "2"
     assert found["seeds"]["value"] == "0" and found["torch"]["value"] == "not told"
     assert found["revision"]["value"] == "abc"
+    assert found["runs told of here"]["value"] == "1, 0.00556 h of training"
 
 
 def test_figures_are_shown_where_there_are_any(made, page, tmp_path):

@@ -14,7 +14,7 @@ from experiments._study import execution
 from experiments._study.execution import result_of, run_job, run_jobs
 from experiments._study.jobs import Job, comparison_jobs, tuning_jobs
 from experiments._study.table import PRESETS
-from experiments._study.winners import winners
+from experiments._study.winners import finalists, winners
 from tests.experiments.made import results_of_a_run
 
 TOY = Job("comparison", "conditioning_toy", "hig", ("--seed", "3", "--time-budget", "0.05"), 0.05)
@@ -65,15 +65,25 @@ def test_the_best_of_the_grid_are_tried_for_longer(monkeypatch, instant, tmp_pat
     monkeypatch.setattr(study, "PRESETS", {"smoke": preset})
     line = ["--preset", "smoke", "--problems", "conditioning_toy", "--out", str(tmp_path)]
     assert study.main(line) == 0
-    assert "finals 6/6" in capsys.readouterr().err  # two of HIG, Gauss-Newton and Adam
+    assert "finals 7/7" in capsys.readouterr().err  # two of HIG and Gauss-Newton, three of Adam
     grid = json.loads((tmp_path / "smoke" / "winners.json").read_text())
     (adam,) = (entry for entry in grid if entry["method"] == "adam")
     assert {(point["lr"], point["schedule"]) for point in adam["finals"]} == {
-        (0.4, "constant"), (0.4, "cosine"),
+        (0.4, "constant"), (0.4, "cosine"), (0.1, "cosine"),
     }  # fmt: skip
     longer = [command for command in instant if "1000" in command and "0.2" in command]
-    assert len(longer) == 6
+    assert len(longer) == 7
     assert adam["won"]["lr"] == 0.4
+
+
+def test_the_smallest_step_size_has_none_below_it(instant, tmp_path):
+    preset = replace(PRESETS["smoke"], tuning_seconds=0.5, finalists=2, rates=(0.4, 3.0))
+    grid = tuning_jobs(preset)
+    for job, _ in grid:
+        run_job(job, tmp_path)
+    best = finalists(grid, tmp_path, 2)["conditioning_toy", "adam"]
+    assert sorted(point["schedule"] for point in best) == ["constant", "cosine"]
+    assert {point["lr"] for point in best} == {0.4}
 
 
 def test_one_problem_alone(instant, tmp_path):

@@ -46,6 +46,7 @@ figures: $(STAMP)
 	$(PY) -m plots.scaling study/scaling/scaling_fields_*.pickle --out docs/images/scaling_fields.png
 	$(PY) -m plots.step_time study/step_time/*.pickle --out docs/images/poisson_step_time.png
 	$(PY) -m plots.diagnosis study/diagnosis/*.pickle --out docs/images/diagnosis.png
+	$(PY) -m plots.saturation study/saturation/*.pickle --log-x --out docs/images/toy_saturation.png
 	$(PY) -m plots.landscape study/landscape/*.pickle --out docs/images/landscape.png
 	rm -rf $(IMAGES)
 	$(PY) -m plots.study $(STUDY) --out $(IMAGES)

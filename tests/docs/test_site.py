@@ -83,5 +83,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     page = (tmp_path / "api" / "index.html").read_text(encoding="utf-8")
     assert 'id="hig.HIG.step"' in page
     assert "arithmatex" in page
-    assert (tmp_path / "images" / "toy_loss.png").exists()
+    assert (tmp_path / "images" / "toy_saturation.png").exists()
     assert not list(tmp_path.glob("*.py"))

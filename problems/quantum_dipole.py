@@ -254,11 +254,11 @@ class QuantumDipole(Problem):
 
     def _simulate(self, start: Tensor, controls: Tensor, trajectory: bool) -> Tensor:
         """Final wave functions, complex (B, S); all, (B, T + 1, S), as a trajectory."""
-        if self.rollout != "loop" and not torch.is_grad_enabled():
-            return self._states(start, controls, trajectory)
         if self.rollout == "loop":
             state = torch.view_as_complex(start.contiguous())
             step, method = self.textbook_step, "loop"
+        elif not torch.is_grad_enabled():
+            return self._states(start, controls, trajectory)
         else:
             # Rounding adds up over hundreds of steps, and double precision costs little here.
             state = torch.view_as_complex(_normalised(start))

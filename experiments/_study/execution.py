@@ -1,8 +1,6 @@
 """Jobs of a study in processes of their own: one after the other, side by side, on a cluster."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from pathlib import Path
 
 from experiments._run.weights import ENDING as WEIGHTS
 from experiments._study.jobs import Job
+from experiments._study.process import run_module
 
 # How a run ends whose results count: a method that diverges has lost, and that is a result.
 _DONE = (0, 1)
@@ -70,13 +69,10 @@ def run_job(job: Job, out: Path) -> Outcome:
             return before
         begin = ["--init-from", str(weights_of(before.log.parent))]
     place.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", job.module, *job.arguments, *begin, "--out", str(place)]
-    command += ["--threads", "1", "--resume"]
+    arguments = [*job.arguments, *begin, "--out", str(place), "--threads", "1", "--resume"]
     if "--device" not in job.arguments:
-        command += ["--clock", "processor"]  # what a quiet machine would take
-    with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(command, stdout=stream, stderr=stream, check=False)
-    return Outcome(job, done.returncode, log)
+        arguments += ["--clock", "processor"]  # what a quiet machine would take
+    return Outcome(job, run_module(job.module, arguments, log), log)
 
 
 def run_jobs(

@@ -1,15 +1,38 @@
 """What `python -m experiments keep` has written, read again."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments._saved.result_files import SUFFIX, ResultFileError, read
 from experiments._saved.runs import Run, run_of
-from experiments._study.keep import COMPARISON
+from experiments._study.keep import COMPARISON, WINNERS
 from experiments._study.titles import place
 
 
-def kept_runs(study: Path) -> dict[str, dict[str, list[Run]]]:
-    """Runs by part and by folder of the submit scripts, in the order of the results page.
+@dataclass(frozen=True)
+class Kept:
+    """A kept study.
+
+    Attributes:
+        name: That of its folder.
+        parts: Runs by part and by folder of the submit scripts, in the order of the results page.
+        grid: What was tried and what has won, for each method on each problem.
+    """
+
+    name: str
+    parts: Mapping[str, Mapping[str, list[Run]]]
+    grid: Sequence[Mapping[str, object]]
+
+    @property
+    def compared(self) -> Mapping[str, list[Run]]:
+        """The runs of the comparison, by folder of the submit scripts."""
+        return self.parts[COMPARISON]
+
+
+def read_kept(study: Path) -> Kept:
+    """Read all of it.
 
     Args:
         study: Folder that ``python -m experiments keep`` has filled.
@@ -30,7 +53,9 @@ def kept_runs(study: Path) -> dict[str, dict[str, list[Run]]]:
             f"{study} has no result files in {COMPARISON}/; give what python -m experiments keep "
             "has written"
         )
-    return {
+    parts = {
         part: dict(sorted(runs.items(), key=lambda item: place(item[0])))
         for part, runs in found.items()
     }
+    grid = json.loads((study / WINNERS).read_text(encoding="utf-8"))
+    return Kept(study.resolve().name, parts, grid)

@@ -4,7 +4,6 @@ Numbers are medians over the seeds, in brackets the lowest and the highest.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,11 @@ from experiments._saved.folders import make_place
 from experiments._saved.result_files import ERRORS
 from experiments._saved.runs import Run
 from experiments._study.ablations import ablation
-from experiments._study.keep import COMPARISON, WINNERS, value_text
-from experiments._study.kept import kept_runs
+from experiments._study.keep import COMPARISON, value_text
+from experiments._study.kept import Kept, read_kept
 from experiments._study.published import PUBLISHED
 from experiments._study.seeds import Seeds, experiments, target_of
-from experiments._study.summary import BEGIN, put, summary
+from experiments._study.summary import BEGIN, filled, summary
 from experiments._study.table import PRESETS
 from experiments._study.titles import place, title
 
@@ -30,29 +29,23 @@ _OURS = "hig"
 _RELAY, _FIRST_HALF = "relay", "relay_first"
 
 
-def report(study: Path, images: Mapping[str, str]) -> str:
+def report(kept: Kept, images: Mapping[str, str]) -> str:
     """The page as Markdown; the same files give the same bytes.
 
     Args:
-        study: Folder that ``python -m experiments keep`` has filled.
+        kept: The study.
         images: Where each figure is, as seen from the page, by its name without the suffix;
             ``<problem>_<figure>`` and ``ablation_<part>``.
-
-    Raises:
-        ResultFileError: There are no runs of a comparison, or a file is of no training run.
-        OSError: A file cannot be read.
-        CorruptResultError: It is no result file.
-        UnsafeResultError: It asks for more than plain Python and numpy.
     """
-    parts = kept_runs(study)
+    parts = dict(kept.parts)
     every = [run for part in parts.values() for runs in part.values() for run in runs]
     compared = {folder: experiments(runs) for folder, runs in parts.pop(COMPARISON).items()}
     relayed = parts.pop(_RELAY, {})
     begun = parts.pop(_FIRST_HALF, {})
     texts = [
-        f"# Results of the study: {study.resolve().name}",
+        f"# Results of the study: {kept.name}",
         _circumstances(every),
-        *_missing(study.resolve().name, {COMPARISON: compared, _RELAY: relayed, **parts}),
+        *_missing(kept.name, {COMPARISON: compared, _RELAY: relayed, **parts}),
         *(_problem(folder, found, images) for folder, found in compared.items()),
         "## Where HIG does not win",
         _lost(compared),
@@ -61,7 +54,7 @@ def report(study: Path, images: Mapping[str, str]) -> str:
         *(["## One setting at a time"] if parts else []),
         *(text for part, runs in parts.items() for text in _varied(part, runs, images)),
         "## The grid",
-        _grid(json.loads((study / WINNERS).read_text(encoding="utf-8"))),
+        _grid(kept.grid),
     ]
     return "\n\n".join(texts) + "\n"
 
@@ -291,12 +284,13 @@ def main(options: argparse.Namespace) -> int:
             folder = options.out.resolve().parent
             for path in sorted(options.images.resolve().glob("*.png")):
                 images[path.stem] = path.relative_to(folder).as_posix()
-        text = report(options.study, images)
-        for page in options.into:
-            put(page, summary(options.study))
+        kept = read_kept(options.study)
+        texts = {page: filled(page, summary(kept)) for page in options.into}
+        texts[options.out] = report(kept, images)
     except (*ERRORS, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    hig.files.write_atomically(options.out, text.encode())
+    for page, text in texts.items():
+        hig.files.write_atomically(page, text.encode())
     print(f"report written to {', '.join(map(str, (options.out, *options.into)))}")
     return 0

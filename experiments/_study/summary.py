@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import hig
 from experiments._methods import METHODS
 from experiments._saved import markdown
 from experiments._saved.result_files import ResultFileError
 from experiments._saved.runs import Run
-from experiments._study.keep import COMPARISON
-from experiments._study.kept import kept_runs
+from experiments._study.kept import Kept
 from experiments._study.seeds import Seeds, experiments
 from experiments._study.titles import title
 
@@ -17,20 +15,14 @@ BEGIN, END = "<!-- begin: study -->", "<!-- end: study -->"
 _COLUMNS = ("hig", "gn", "lm", "khig", "soap", "adam")
 
 
-def summary(study: Path) -> str:
+def summary(kept: Kept) -> str:
     """Medians of the final test losses, a line for each problem, the lowest in bold.
 
     Args:
-        study: Folder that ``python -m experiments keep`` has filled.
-
-    Raises:
-        ResultFileError: There are no runs of a comparison, or a file is of no training run.
-        OSError: A file cannot be read.
-        CorruptResultError: It is no result file.
-        UnsafeResultError: It asks for more than plain Python and numpy.
+        kept: The study.
     """
     lines = [["", *(METHODS[name].label for name in _COLUMNS), "best of the others"]]
-    for folder, runs in kept_runs(study)[COMPARISON].items():
+    for folder, runs in kept.compared.items():
         found = experiments(runs)
         texts = {seeds.method: _told(seeds, found[0]) for seeds in reversed(found)}
         others = [f"{seeds.name()} {texts[seeds.method]}" for seeds in found if _is_other(seeds)]
@@ -56,16 +48,16 @@ def _told(seeds: Seeds, best: Seeds) -> str:
     return f"**{text}**" if seeds is best else text
 
 
-def put(page: Path, text: str) -> None:
-    """Write a text into a page, instead of what is between its marks.
+def filled(page: Path, table: str) -> str:
+    """The text of a page with a table instead of what is between its marks.
 
     Args:
         page: A file with `BEGIN` and, later, `END`.
-        text: What shall be there.
+        table: What shall be there.
 
     Raises:
         ResultFileError: The page has not both marks once, in that order.
-        OSError: The page cannot be read or written.
+        OSError: The page cannot be read.
     """
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     old, end, after = rest.partition(END)
@@ -74,5 +66,4 @@ def put(page: Path, text: str) -> None:
             f"{page} must have the lines {BEGIN} and {END} once each, with the table between them; "
             "write them where the table shall be"
         )
-    whole = f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
-    hig.files.write_atomically(page, whole.encode())
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"

@@ -9,6 +9,7 @@ import hig
 from experiments import __main__ as command
 from experiments._saved.result_files import ResultFileError
 from experiments._study.keep import keep
+from experiments._study.kept import read_kept
 from experiments._study.published import PUBLISHED
 from experiments._study.report import report
 from tests.experiments.study.made import Made
@@ -28,7 +29,7 @@ def page(made, tmp_path):
         shutil.rmtree(out, ignore_errors=True)
         keep(made.folder, out)
         sections = {}
-        for line in report(out, images or {}).splitlines():
+        for line in report(read_kept(out), images or {}).splitlines():
             if line.startswith("#"):
                 name = line.lstrip("# ")
                 sections[name] = []
@@ -235,7 +236,7 @@ def test_figures_are_shown_where_there_are_any(made, page, tmp_path):
 
 def test_errors(made, tmp_path, capsys):
     with pytest.raises(ResultFileError, match="no result files in comparison/; give what"):
-        report(tmp_path, {})
+        report(read_kept(tmp_path), {})
     out = tmp_path / "page.md"
     assert command.main(["report", str(tmp_path), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: ") and not out.exists()
@@ -258,4 +259,4 @@ def test_a_study_of_another_name_misses_nothing(tmp_path):
     made = Made(tmp_path / "results" / "mine")
     made.run("comparison", "smoke_control")
     keep(made.folder, tmp_path / "mine")
-    assert "Not run yet" not in report(tmp_path / "mine", {})
+    assert "Not run yet" not in report(read_kept(tmp_path / "mine"), {})

@@ -1,7 +1,6 @@
 """The study from its command line, on runs that take no time and on real ones."""
 
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,18 +24,18 @@ def instant(monkeypatch):
     """Runs that write their results at once: the loss is the distance of the rate from 0.3."""
     calls = []
 
-    def run(command, **_):
-        calls.append(command)
-        place = command[command.index("--out") + 1]
-        rate = float(command[command.index("--lr") + 1]) if "--lr" in command else 1.0
+    def run(module, arguments, log):
+        calls.append([module, *arguments])
+        place = arguments[arguments.index("--out") + 1]
+        rate = float(arguments[arguments.index("--lr") + 1]) if "--lr" in arguments else 1.0
         loss = abs(np.log(rate / 0.3)) + 0.1
-        stopped = "non-finite: loss" if rate >= 1 and "gn" in command[2] else "time budget"
+        stopped = "non-finite: loss" if rate >= 1 and "gn" in module else "time budget"
         hig.save_results(f"{place}/run.pickle", results_of_a_run((1.0, loss), stopped=stopped))
-        if "--save-weights" in command:
+        if "--save-weights" in arguments:
             Path(place, "run_network.weights").touch()
-        return subprocess.CompletedProcess(command, int(stopped != "time budget"))
+        return int(stopped != "time budget")
 
-    monkeypatch.setattr(execution.subprocess, "run", run)
+    monkeypatch.setattr(execution, "run_module", run)
     return calls
 
 
@@ -88,17 +87,14 @@ def test_the_smallest_step_size_has_none_below_it(instant, tmp_path):
 
 def test_one_problem_alone(instant, tmp_path):
     assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 0
-    assert {command[2].split(".")[1] for command in instant} == {"conditioning_toy"}
+    assert {command[0].split(".")[1] for command in instant} == {"conditioning_toy"}
     with pytest.raises(SystemExit, match="2"):
         study.main(["--problems", "pendulum", "--out", str(tmp_path)])
 
 
 def test_failures_are_told_and_tried_again(monkeypatch, tmp_path, capsys):
-    def fail(command, **_):
-        return subprocess.CompletedProcess(command, 2)
-
     with monkeypatch.context() as patch:
-        patch.setattr(execution.subprocess, "run", fail)
+        patch.setattr(execution, "run_module", lambda *_: 2)
         assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 1
     captured = capsys.readouterr().err
     assert "FAILED (2)" in captured and "log.txt" in captured

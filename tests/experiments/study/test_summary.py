@@ -5,7 +5,8 @@ import pytest
 from experiments import __main__ as command
 from experiments._saved.result_files import ResultFileError
 from experiments._study.keep import keep
-from experiments._study.summary import BEGIN, END, put, summary
+from experiments._study.kept import read_kept
+from experiments._study.summary import BEGIN, END, filled, summary
 from tests.experiments.study.made import Made
 
 
@@ -31,7 +32,7 @@ def lines(text):
 
 
 def test_medians_with_the_lowest_in_bold(study):
-    found = lines(summary(study))
+    found = lines(summary(read_kept(study)))
     assert list(found) == ["Poisson", "toy"]
     assert found["Poisson"] == {
         "HIG": "**0.01**",
@@ -51,7 +52,7 @@ def test_a_budget_that_all_runs_have_is_told(tmp_path):
     made.run("comparison", "poisson", settings={"time_budget": 60.0})
     made.run("comparison", "poisson", "adam", settings={"time_budget": 60.0})
     keep(made.folder, tmp_path / "desk")
-    assert list(lines(summary(tmp_path / "desk"))) == ["Poisson, 60 s"]
+    assert list(lines(summary(read_kept(tmp_path / "desk")))) == ["Poisson, 60 s"]
 
 
 def test_pages_have_it_between_their_marks(study, tmp_path, capsys):
@@ -61,7 +62,7 @@ def test_pages_have_it_between_their_marks(study, tmp_path, capsys):
     assert command.main(line) == 0
     assert f"report written to {tmp_path / 'results.md'}, {page}" in capsys.readouterr().out
     text = page.read_text()
-    assert text == f"# Before\n\n{BEGIN}\n\n{summary(study)}\n\n{END}\n\nafter\n"
+    assert text == f"# Before\n\n{BEGIN}\n\n{summary(read_kept(study))}\n\n{END}\n\nafter\n"
     assert command.main(line) == 0
     assert page.read_text() == text
 
@@ -73,5 +74,14 @@ def test_a_page_without_both_marks_stays(text, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(ResultFileError, match=r"page\.md must have the lines"):
-        put(page, "table")
-    assert page.read_text() == text
+        filled(page, "table")
+
+
+def test_a_page_without_marks_leaves_all_as_they_are(study, tmp_path, capsys):
+    good, bad, results = (tmp_path / name for name in ("good.md", "bad.md", "results.md"))
+    good.write_text(f"{BEGIN}{END}")
+    bad.write_text("none")
+    line = ["report", str(study), "--out", str(results), "--into", str(good), str(bad)]
+    assert command.main(line) == 2
+    assert "bad.md must have the lines" in capsys.readouterr().err
+    assert good.read_text() == f"{BEGIN}{END}" and not results.exists()

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Of so many times factors are held at once.
-_TIMES = 64
-
 
 def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
     r"""Step matrices of a Z with constant off-diagonal entries, for any number of Z at once.
@@ -48,7 +45,8 @@ def crank_nicolson_states(
     r"""States after each step, by elimination: no matrix is formed, and no graph is worth having.
 
     A step is :math:`s_{t+1} = 2 (1 + Z)^{-1} s_t - s_t`. The factors of all tridiagonal matrices
-    are found at once, and a solution is two sweeps over the entries of the state (Thomas).
+    are found at once, hence the T should be some dozens, and a solution is two sweeps over the
+    entries of the state (Thomas).
 
     Args:
         start: First states (B, S).
@@ -58,22 +56,21 @@ def crank_nicolson_states(
     Yields:
         The T states after ``start``, (B, S).
     """
-    rows = start.mT
-    for chosen in diagonal.split(_TIMES):
-        first, *others = (1 + chosen).permute(2, 0, 1).unbind()
-        inverse_pivots = [1 / first]
-        for entry in others:
-            inverse_pivots.append(1 / (entry - off_diagonal**2 * inverse_pivots[-1]))
-        inverses = torch.stack(inverse_pivots, 1)
-        for inverse, factors in zip(inverses, off_diagonal * inverses, strict=True):
-            factor = factors.unbind()
-            solution = list((inverse * rows).unbind())
-            for i in range(1, len(solution)):
-                solution[i] = torch.addcmul(solution[i], factor[i], solution[i - 1], value=-1)
-            for i in range(len(solution) - 2, -1, -1):
-                solution[i] = torch.addcmul(solution[i], factor[i], solution[i + 1], value=-1)
-            rows = 2 * torch.stack(solution) - rows
-            yield rows.mT
+    # Entries first: one contiguous vector over all matrices for each.
+    first, *others = (1 + diagonal.movedim(-1, 0).contiguous()).unbind()
+    inverse_pivots, squared = [1 / first], off_diagonal**2
+    for entry in others:
+        inverse_pivots.append(1 / (entry - squared * inverse_pivots[-1]))
+    inverses, rows = torch.stack(inverse_pivots, 1), start.mT
+    for inverse, factors in zip(inverses, off_diagonal * inverses, strict=True):
+        factor = factors.unbind()
+        solution = list((inverse * rows).unbind())
+        for i in range(1, len(solution)):
+            solution[i] = torch.addcmul(solution[i], factor[i], solution[i - 1], value=-1)
+        for i in range(len(solution) - 2, -1, -1):
+            solution[i] = torch.addcmul(solution[i], factor[i], solution[i + 1], value=-1)
+        rows = 2 * torch.stack(solution) - rows
+        yield rows.mT
 
 
 class _Matrices(torch.autograd.Function):

@@ -4,7 +4,7 @@ import torch
 
 import hig
 import hig.testing
-from problems import SmokeControl
+from problems import SmokeControl, smoke_control
 from problems._incompressible import divergence
 from tests.textbook import relative_error, step_of, textbook_jacobian, textbook_power
 
@@ -218,6 +218,17 @@ def test_no_setting_is_published():
 def test_parameters(parameters, error, text):
     with pytest.raises(error, match=text):
         SmokeControl(**parameters)
+
+
+def test_loss_of_a_data_set_does_not_depend_on_how_it_is_cut(monkeypatch):
+    problem = SmokeControl(**{**SMALL, "train_size": 7})
+    data, _ = problem.data(torch.Generator().manual_seed(0))
+    network = problem.network().double()
+    with torch.no_grad():
+        expected = problem.loss(problem.predict(network, data), data).item()
+        assert problem.data_loss(network, data, 4096) == pytest.approx(expected, rel=1e-12)
+        monkeypatch.setattr(smoke_control, "CHUNK", 3)
+        assert problem.data_loss(network, data, 4096) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.cuda

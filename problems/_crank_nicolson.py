@@ -45,7 +45,7 @@ def crank_nicolson_states(
     r"""States after each step, by elimination: no matrix is formed, and no graph is worth having.
 
     A step is :math:`s_{t+1} = 2 (1 + Z)^{-1} s_t - s_t`. The factors of all tridiagonal matrices
-    are found at once, hence the T should be some dozens, and a solution is two sweeps over the
+    are found at once, hence T should be a dozen or two, and a solution is two sweeps over the
     entries of the state (Thomas).
 
     Args:

@@ -24,8 +24,8 @@ from problems._problem import Batch, Problem, Settings, parameter, require_posit
 # Which eigenstates the target consists of; 1 is the ground state.
 TARGETS = MappingProxyType({"superposition": (2, 3), "state2": (2,), "state3": (3,)})
 SHOWN_STATES = 5
-# The factors of so many time steps are held at once.
-_TIMES = 64
+# The factors of so many time steps are held at once: those of more do not stay in the cache.
+_TIMES = 16
 
 
 @dataclass(frozen=True)

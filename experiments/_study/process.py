@@ -4,19 +4,25 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
 from collections.abc import Sequence
+from multiprocessing import connection
 from pathlib import Path
 
 # Imported once for all runs of a study: each of them would take three seconds for it. The last one
 # is what every optimiser of torch imports when it is made.
 _IMPORTED = ("experiments", "problems._fields", "torch._dynamo")
 
+# To start a process asks all others for their exit status, which can be had once. Where that is
+# done while a thread waits for one of them, the thread may get none.
+_STATUS = threading.Lock()
+
 
 def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     """What ``python -m <module> <arguments>`` does, in a copy of a process that has all it needs.
 
-    The first call starts that process, which does nothing but to be copied. Where the system can
-    copy none (Windows), a run begins from nothing.
+    May be called from several threads. The first call starts that process, which does nothing but
+    to be copied. Where the system can copy none (Windows), a run begins from nothing.
 
     Args:
         module: The module, by its full name.
@@ -30,17 +36,30 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     context = multiprocessing.get_context("forkserver" if can_copy else "spawn")
     context.set_forkserver_preload(list(_IMPORTED))
     process = context.Process(target=_run, args=(module, [*arguments], str(log)))
-    process.start()
-    process.join()
-    return process.exitcode
+    with _STATUS:
+        process.start()
+    connection.wait([process.sentinel])
+    with _STATUS:
+        process.join()
+        return process.exitcode
 
 
 def _run(module: str, arguments: list[str], log: str) -> None:
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(file, stream.fileno())
-    os.close(file)
+    _write_to(log)
     # The results tell by what command they come.
     sys.orig_argv = [sys.executable, "-m", module, *arguments]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _write_to(log: str) -> None:
+    """Let all that is printed go to a file, also where there was nothing to print to."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    for number in (1, 2):
+        os.dup2(file, number)
+    if file > 2:
+        os.close(file)
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
+        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
+    )

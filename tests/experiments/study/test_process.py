@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -51,6 +52,16 @@ def test_the_error_text_of_an_exit_is_status_1(tmp_path):
     given = line(tmp_path, "--epochs", "1", "--init-from", str(tmp_path / "none.weights"))
     assert run_module(MODULE, given, log) == 1
     assert log.read_text().count("error: ") == 1
+
+
+def test_many_at_once_and_each_with_its_own_status(tmp_path):
+    def ended(index):
+        wrong = ["--no-such-option"] if index % 3 == 0 else ["--help"]
+        return run_module("json.tool", wrong, tmp_path / f"{index}.txt")
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ended, range(60)))
+    assert found == [2 if index % 3 == 0 else 0 for index in range(60)]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")

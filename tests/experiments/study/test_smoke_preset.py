@@ -1,0 +1,41 @@
+"""The smallest study for real: its runs, what is kept of them, figures and page."""
+
+import subprocess
+import sys
+import time
+
+from experiments import __main__ as command
+from experiments._study.kept import read_kept
+from experiments._study.seeds import experiments
+from experiments._study.table import PRESETS
+from experiments._study.titles import title
+from plots import study as figures
+
+MOST_SECONDS = 120
+
+
+def test_from_its_runs_to_its_page(tmp_path):
+    preset, out, kept = PRESETS["smoke"], tmp_path / "results", tmp_path / "kept"
+    line = [sys.executable, "-m", "experiments.study", "--preset", "smoke", "--out", str(out)]
+    start = time.monotonic()
+    first = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert time.monotonic() - start < MOST_SECONDS
+    again = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "done" in first.stderr and "FAILED" not in first.stderr + again.stderr
+
+    assert command.main(["keep", str(out / "smoke"), "--out", str(kept)]) == 0
+    for comparison in preset.comparisons:
+        found = experiments(read_kept(kept).compared[comparison.folder])
+        assert {seeds.method for seeds in found} == set(comparison.methods)
+        assert all(len(seeds.runs) == len(preset.seeds) for seeds in found)
+
+    images, page = tmp_path / "images", tmp_path / "results.md"
+    assert figures.main([str(kept), "--out", str(images)]) == 0
+    assert command.main(["report", str(kept), "--out", str(page), "--images", str(images)]) == 0
+    text = page.read_text()
+    for comparison in preset.comparisons:
+        assert f"## {title(comparison.folder)}\n" in text
+    shown = {path.name for path in images.glob("*.png")}
+    assert "conditioning_toy_saturation.png" in shown
+    assert all(f"](images/{name})" in text for name in shown)

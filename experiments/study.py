@@ -15,17 +15,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from experiments._run.signals import EXIT_STATUS, INTERRUPTED
 from experiments._saved.folders import make_folder
+from experiments._study.cluster import run_on_cluster
 from experiments._study.execution import (
     Outcome,
     StudyError,
     failures,
     run_jobs,
-    run_on_cluster,
     workers_of_this_machine,
 )
 from experiments._study.jobs import (
     Job,
+    Point,
     ablation_jobs,
     comparison_jobs,
     final_jobs,
@@ -36,10 +40,14 @@ from experiments._study.table import PRESETS, Preset, known_folders
 from experiments._study.winners import finalists, save_winners, winners
 from experiments._values import positive_int
 
+# So many runs in a row that fail are no accident of one of them: a full disk, a missing device.
+_MOST_FAILURES = 3
+
 _EPILOG = """\
-results are in OUT/<part>/<problem>/<run>/, the grid and its winners in OUT/winners.json:
+results and logs are in OUT/<preset>/<part>/<problem>/<run>/, the grid and its winners in
+OUT/<preset>/winners.json:
   python -m experiments.study --preset smoke --out results/study
-  python -m experiments compare results/study/comparison/conditioning_toy/*/*.pickle
+  python -m experiments compare results/study/smoke/comparison/conditioning_toy/*/*.pickle
 """
 
 
@@ -51,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0, or 1 where runs have failed.
+
+    Raises:
+        SystemExit: With the exit status 1 and a text where the study cannot go on, 2 for arguments
+            that are not valid, 130 for an interruption.
     """
     options = _parser().parse_args(arguments)
     preset = _chosen(PRESETS[options.preset], options)
@@ -67,43 +79,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     make_folder(out)
     try:
-        failed = _run(tuning, "tuning", out, options)
-        finals = []
-        if preset.finalists > 1:
-            finals = final_jobs(preset, finalists(grid, out, preset.finalists))
-            failed += _run([job for job, _ in finals], "finals", out, options)
-        save_winners(grid, finals, out)
-        won = winners(finals or grid, out)
-        failed += _run(comparison_jobs(preset, won), "comparison", out, options)
-        failed += _run(ablation_jobs(preset, won), "ablations", out, options)
-        failed += _run(relay_jobs(preset, won), "relays", out, options)
+        with FileLock(out / "study.lock", timeout=0):
+            failed = _study(preset, grid, out, options)
+    except Timeout:
+        sys.exit(f"error: another study is running in {out}; wait for it, or give another --out")
     except StudyError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
-    for outcome in failed:
-        print(f"failed with status {outcome.status}: see {outcome.log}", file=sys.stderr)
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(EXIT_STATUS[INTERRUPTED])
+    _tell(failed)
     print(f"results are in {out}")
     return 1 if failed else 0
+
+
+def _study(
+    preset: Preset, grid: Sequence[tuple[Job, Point]], out: Path, options: argparse.Namespace
+) -> list[Outcome]:
+    """Run all of it; returns what has failed."""
+    _run_grid([job for job, _ in grid], "tuning", out, options)
+    finals = []
+    if preset.finalists > 1:
+        finals = final_jobs(preset, finalists(grid, out, preset.finalists))
+        _run_grid([job for job, _ in finals], "finals", out, options)
+    save_winners(grid, finals, out)
+    won = winners(finals or grid, out)
+    failed = _run(comparison_jobs(preset, won), "comparison", out, options)
+    failed += _run(ablation_jobs(preset, won), "ablations", out, options)
+    return failed + _run(relay_jobs(preset, won), "relays", out, options)
+
+
+def _run_grid(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace) -> None:
+    """Run jobs that others depend on: of an incomplete grid something else might win."""
+    failed = _run(jobs, what, out, options)
+    if failed:
+        _tell(failed)
+        raise StudyError(
+            f"{len(failed)} of {len(jobs)} runs of the {what} have no result, without which no "
+            "settings can be chosen; mend what their logs say, then the same command goes on"
+        )
+
+
+def _tell(failed: Sequence[Outcome]) -> None:
+    for outcome in failed:
+        said = f": {outcome.last_words}" if outcome.last_words else ""
+        print(f"failed with status {outcome.status}: see {outcome.log}{said}", file=sys.stderr)
 
 
 def _run(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace) -> list[Outcome]:
     if not jobs:
         return []
-    start, count = time.monotonic(), 0
+    start, count, in_a_row = time.monotonic(), 0, 0
 
     def told(outcome: Outcome) -> None:
-        nonlocal count
+        nonlocal count, in_a_row
         count += 1
+        in_a_row = 0 if outcome.done else in_a_row + 1
         state = "done" if outcome.done else f"FAILED ({outcome.status})"
         minutes = (time.monotonic() - start) / 60
         line = f"{what} {count}/{len(jobs)}, {minutes:.1f} min: {state} {outcome.job.place}"
         print(line, file=sys.stderr, flush=True)
+        if in_a_row == _MOST_FAILURES:
+            raise StudyError(
+                f"{in_a_row} runs in a row have failed, the last with status {outcome.status} "
+                f"({outcome.last_words or 'without a word'}); see {outcome.log}; the same command "
+                "goes on, and --problems leaves others out"
+            )
 
     if options.cluster is None:
         return failures(run_jobs(jobs, out, options.workers, told))
-    parameters = dict(_parameter(text) for text in options.cluster_parameter)
-    return failures(run_on_cluster(jobs, out, options.cluster, parameters, told))
+    parameters = dict(map(_parameter, options.cluster_parameter))
+    return failures(run_on_cluster(jobs, out, options.cluster, parameters, options.workers, told))
 
 
 def _list(parts: Sequence[Sequence[Job]]) -> None:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import hig
 from experiments._run.weights import ENDING as WEIGHTS
 from experiments._study.jobs import Job
 from experiments._study.process import run_module
@@ -35,7 +36,14 @@ class Outcome:
     @property
     def done(self) -> bool:
         """Whether there is a result file that counts."""
-        return self.status in _DONE and result_of(self.log.parent) is not None
+        return self.status in _DONE and _is_done(self.job, self.log.parent)
+
+    @property
+    def last_words(self) -> str:
+        """The last line of what it told."""
+        if not self.log.is_file():
+            return ""
+        return (self.log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
 
 
 def result_of(place: Path) -> Path | None:
@@ -45,10 +53,20 @@ def result_of(place: Path) -> Path | None:
     return next(iter(sorted(place.glob("*.pickle"))), None)
 
 
-def weights_of(place: Path) -> Path:
-    """The weights that a job with ``--save-weights`` has left."""
-    (found,) = place.glob(f"*{WEIGHTS}")
-    return found
+def weights_of(place: Path) -> Path | None:
+    """The weights that a job with ``--save-weights`` has left, None where there are none."""
+    return next(iter(sorted(place.glob(f"*{WEIGHTS}"))), None)
+
+
+def _is_done(job: Job, place: Path) -> bool:
+    """Whether a job has left all that it should, whole; what is damaged is made again."""
+    path = result_of(place)
+    if path is None or ("--save-weights" in job.arguments and weights_of(place) is None):
+        return False
+    try:
+        return {"test_loss", "stopped"} <= hig.load_results(path).keys()
+    except (hig.CorruptResultError, hig.UnsafeResultError):
+        return False
 
 
 def run_job(job: Job, out: Path) -> Outcome:
@@ -57,10 +75,13 @@ def run_job(job: Job, out: Path) -> Outcome:
     Args:
         job: The job.
         out: Folder of the study.
+
+    Raises:
+        StudyError: Something is in the way of its files.
     """
     place = out / job.place
     log = place / "log.txt"
-    if result_of(place) is not None:
+    if _is_done(job, place):
         return Outcome(job, 0, log)
     begin: list[str] = []
     if job.after is not None:
@@ -68,11 +89,21 @@ def run_job(job: Job, out: Path) -> Outcome:
         if not before.done:
             return before
         begin = ["--init-from", str(weights_of(before.log.parent))]
-    place.mkdir(parents=True, exist_ok=True)
+    _make(place)
     arguments = [*job.arguments, *begin, "--out", str(place), "--threads", "1", "--resume"]
     if "--device" not in job.arguments:
         arguments += ["--clock", "processor"]  # what a quiet machine would take
     return Outcome(job, run_module(job.module, arguments, log), log)
+
+
+def _make(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"the folder {place} of a run cannot be made: {error.strerror}; remove what is in its "
+            "way, or make room"
+        ) from error
 
 
 def run_jobs(
@@ -99,46 +130,6 @@ def run_jobs(
         finally:  # after an interruption: those that run save, told by the same signal
             pool.shutdown(cancel_futures=True)
     return [outcomes[job] for job in jobs]
-
-
-def run_on_cluster(
-    jobs: Sequence[Job],
-    out: Path,
-    cluster: str,
-    parameters: dict[str, object],
-    told: Callable[[Outcome], None],
-) -> list[Outcome]:
-    """Hand jobs to a cluster through submitit, and wait for them.
-
-    Args:
-        jobs: The jobs.
-        out: Folder of the study, which all machines see.
-        cluster: ``"slurm"``, or ``"local"`` for processes of this machine.
-        parameters: What the scheduler is to know, such as ``slurm_partition``.
-        told: Called with each outcome as it comes.
-
-    Returns:
-        The outcomes, in the order of the jobs.
-
-    Raises:
-        StudyError: submitit is missing.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise StudyError(
-            f"a study on a cluster needs submitit ({error}); pip install 'hig[cluster]'"
-        ) from error
-    executor = submitit.AutoExecutor(folder=out / "submitit", cluster=cluster)
-    longest = max(job.seconds for job in jobs)
-    executor.update_parameters(timeout_min=int(3 * longest / 60) + 10, cpus_per_task=1)
-    executor.update_parameters(**parameters)
-    waiting = executor.map_array(run_job, jobs, [out.resolve()] * len(jobs))
-    outcomes = []
-    for submitted in waiting:
-        outcomes.append(submitted.result())
-        told(outcomes[-1])
-    return outcomes
 
 
 def workers_of_this_machine() -> int:

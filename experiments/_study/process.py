@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     Returns:
         Exit status; minus the number of the signal that has ended the process.
     """
+    _open_standard_streams()
     can_copy = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_copy else "spawn")
     context.set_forkserver_preload(list(_IMPORTED))
@@ -44,12 +46,31 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
         return process.exitcode
 
 
+def _open_standard_streams() -> None:
+    """Let no pipe to another process take the number of a standard stream that is closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(number, True)
+
+
 def _run(module: str, arguments: list[str], log: str) -> None:
     _write_to(log)
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
     # The results tell by what command they come.
     sys.orig_argv = [sys.executable, "-m", module, *arguments]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with_the_study() -> None:
+    """Save and stop where the process has gone that wants the results."""
+    study = multiprocessing.parent_process()
+    if study is not None:
+        connection.wait([study.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _write_to(log: str) -> None:

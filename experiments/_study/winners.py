@@ -64,13 +64,19 @@ def save_winners(
 ) -> None:
     """Write the whole grid, with losses and winners, as JSON beside the results.
 
+    Entries of problems that the grid does not have stay as they are.
+
     Args:
         grid: The jobs of the grid with their settings.
         finals: Those of its best that were tried for longer; none where the grid decides.
         out: Folder of the study.
     """
+    path = out / "winners.json"
     won, longer = winners(finals or grid, out), _by_method(finals)
-    entries = [
+    problems = {folder for folder, _ in won}
+    others = _earlier(path)
+    entries = [entry for entry in others if entry["problem"] not in problems]
+    entries += [
         {
             "problem": folder,
             "method": method,
@@ -80,7 +86,15 @@ def save_winners(
         }
         for (folder, method), tried in _by_method(grid).items()
     ]
-    hig.files.write_atomically(out / "winners.json", f"{json.dumps(entries, indent=2)}\n".encode())
+    hig.files.write_atomically(path, f"{json.dumps(entries, indent=2)}\n".encode())
+
+
+def _earlier(path: Path) -> list[dict[str, object]]:
+    """What was written there before; what is damaged is made anew from the results."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return []
 
 
 def _by_method(

@@ -19,8 +19,23 @@ from experiments._study.process import run_module
 MODULE = "experiments.conditioning_toy.submit_hig"
 
 
+CODE = """
+import sys
+from pathlib import Path
+from experiments._study.process import run_module
+sys.exit(run_module(sys.argv[1], sys.argv[3:], Path(sys.argv[2])))
+"""
+
+
 def line(out, *given):
     return [*given, "--out", str(out), "--threads", "1", "--seed", "7"]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_results_are_those_of_a_run_from_a_shell(tmp_path):
@@ -70,11 +85,39 @@ def test_a_run_that_is_terminated_saves_and_says_so(tmp_path):
     given = line(tmp_path, "--time-budget", "60", "--checkpoint-every", "0.01")
     thread = threading.Thread(target=lambda: status.append(run_module(MODULE, given, log)))
     thread.start()
-    while not list(tmp_path.glob("*.checkpoint")):
-        time.sleep(0.05)
+    wait_for(lambda: list(tmp_path.glob("*.checkpoint")))
     (process,) = multiprocessing.active_children()
     os.kill(process.pid, signal.SIGTERM)
     thread.join(30)
     assert status == [128 + signal.SIGTERM], log.read_text()
     (results,) = map(hig.load_results, tmp_path.glob("*.pickle"))
     assert results["stopped"] == "terminated"
+
+
+def study_of_a_long_run(out):
+    """A process that runs one, and nothing else."""
+    given = line(out, "--time-budget", "60", "--checkpoint-every", "0.01")
+    command = [sys.executable, "-c", CODE, MODULE, str(out / "log.txt"), *given]
+    return subprocess.Popen(command)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_whose_study_has_gone_saves_and_ends(tmp_path, number):
+    process = study_of_a_long_run(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("*.checkpoint")))
+    process.send_signal(number)
+    assert process.wait(10) == -number
+    wait_for(lambda: list(tmp_path.glob("*.pickle")))
+    (results,) = map(hig.load_results, tmp_path.glob("*.pickle"))
+    assert results["stopped"] == "terminated" and list(tmp_path.glob("*.checkpoint"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells as POSIX has them")
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_may_be_closed(tmp_path, closed):
+    given = [MODULE, str(tmp_path / "log.txt"), *line(tmp_path, "--epochs", "1")]
+    command = f"exec {shlex.join([sys.executable, '-c', CODE, *given])} {closed}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert "stopped: epochs" in (tmp_path / "log.txt").read_text()
+    assert list(tmp_path.glob("*.pickle"))

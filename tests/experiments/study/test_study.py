@@ -1,15 +1,18 @@
 """The study from its command line, on runs that take no time and on real ones."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import hig
 from experiments import study
 from experiments._study import execution
+from experiments._study.cluster import run_on_cluster
 from experiments._study.execution import result_of, run_job, run_jobs
 from experiments._study.jobs import Job, comparison_jobs, tuning_jobs
 from experiments._study.table import PRESETS
@@ -92,13 +95,93 @@ def test_one_problem_alone(instant, tmp_path):
         study.main(["--problems", "pendulum", "--out", str(tmp_path)])
 
 
-def test_failures_are_told_and_tried_again(monkeypatch, tmp_path, capsys):
+def fails(monkeypatch, instant, chosen):
+    """Let runs fail whose command line has a word; returns a list of those that did."""
+    whole, failed = execution.run_module, []
+
+    def run(module, arguments, log):
+        if chosen not in (module, *arguments):
+            return whole(module, arguments, log)
+        failed.append(arguments)
+        log.write_text("first\nno such device\n")
+        return 2
+
+    monkeypatch.setattr(execution, "run_module", run)
+    return failed
+
+
+def test_three_failures_in_a_row_end_it(monkeypatch, instant, tmp_path):
+    line = ["--problems", "conditioning_toy", "--workers", "1", "--out", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(execution, "run_module", lambda *_: 2)
-        assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 1
-    captured = capsys.readouterr().err
-    assert "FAILED (2)" in captured and "log.txt" in captured
-    assert result_of(tmp_path / "smoke" / TOY.place) is None
+        failed = fails(patch, instant, "1000")
+        with pytest.raises(SystemExit, match=r"(?s)3 runs in a row .* 2 \(no such device\); see"):
+            study.main(line)
+        assert len(failed) <= 4  # one may have begun
+    assert not (tmp_path / "smoke" / "winners.json").exists()
+    assert study.main(line) == 0
+
+
+def test_an_incomplete_grid_has_no_winners(monkeypatch, instant, tmp_path, capsys):
+    line = ["--problems", "conditioning_toy", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        fails(patch, instant, "experiments.conditioning_toy.submit_adam")
+        with pytest.raises(SystemExit, match="2 of 6 runs of the tuning have no result"):
+            study.main(line)
+    told = capsys.readouterr().err
+    assert "FAILED (2)" in told and "log.txt: no such device" in told
+    assert not (tmp_path / "smoke" / "winners.json").exists()
+    assert study.main(line) == 0
+
+
+def test_failures_of_what_is_told_are_told_and_tried_again(monkeypatch, instant, tmp_path, capsys):
+    line = ["--problems", "conditioning_toy", "--out", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        failed = fails(patch, instant, "experiments.conditioning_toy.submit_lm")
+        assert study.main(line) == 1
+    assert len(failed) == 2
+    assert capsys.readouterr().err.count("failed with status 2: see") == 2
+    assert study.main(line) == 0
+
+
+def test_a_part_of_the_problems_leaves_the_winners_of_others(instant, tmp_path):
+    winners_file = tmp_path / "smoke" / "winners.json"
+    assert study.main(["--out", str(tmp_path)]) == 0
+    whole = json.loads(winners_file.read_text())
+    assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 0
+    assert sorted(json.loads(winners_file.read_text()), key=str) == sorted(whole, key=str)
+    winners_file.write_text("{")  # damaged
+    assert study.main(["--out", str(tmp_path)]) == 0
+    assert json.loads(winners_file.read_text()) == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None])
+def test_damaged_results_are_made_again(instant, tmp_path, content):
+    assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 0
+    count = len(instant)
+    path = next((tmp_path / "smoke" / "comparison").rglob("*.pickle"))
+    if content is None:
+        hig.save_results(path, {"of": "something else"})
+    else:
+        path.write_bytes(content)
+    next((tmp_path / "smoke" / "relay_first").rglob("*.weights")).unlink()
+    shutil.rmtree(tmp_path / "smoke" / "relay")
+    assert study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)]) == 0
+    assert len(instant) == count + 4  # the two relays, and what one of them begins with
+
+
+def test_what_is_in_the_way_of_a_run(instant, tmp_path):
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "tuning").write_text("a file")
+    with pytest.raises(SystemExit, match=r"of a run cannot be made: .*; remove what is in its way"):
+        study.main(["--problems", "conditioning_toy", "--out", str(tmp_path)])
+
+
+def test_one_study_at_a_time(instant, tmp_path):
+    (tmp_path / "smoke").mkdir()
+    lock = FileLock(tmp_path / "smoke" / "study.lock")
+    with lock, pytest.raises(SystemExit, match="another study is running in"):
+        study.main(["--out", str(tmp_path)])
+    assert not instant
 
 
 def test_listing_runs_nothing(instant, tmp_path, capsys):
@@ -138,7 +221,7 @@ def test_real_runs(tmp_path):
 def test_a_cluster_of_this_machine(tmp_path):
     pytest.importorskip("submitit")
     told = []
-    outcomes = execution.run_on_cluster([TOY], tmp_path, "local", {}, told.append)
+    outcomes = run_on_cluster([TOY], tmp_path, "local", {}, 1, told.append)
     assert outcomes == told and outcomes[0].done
 
 
@@ -146,6 +229,16 @@ def test_a_cluster_without_submitit_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(SystemExit, match=r"hig\[cluster\]"):
         study.main(["--cluster", "slurm", "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("parameter", ["no_such_name=1", "timeout_min=abc"])
+def test_what_a_cluster_cannot_use(parameter, tmp_path):
+    pytest.importorskip("submitit")
+    given = ["--cluster", "local", "--cluster-parameter", parameter, "--out", str(tmp_path)]
+    with pytest.raises(
+        SystemExit, match=rf"(?s)cannot use local .*{parameter}.*--cluster-parameter"
+    ):
+        study.main(given)
 
 
 def test_comparisons_have_every_seed():

@@ -1,0 +1,92 @@
+"""Jobs of a study on a cluster, through submitit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from experiments._study.execution import Outcome, StudyError, run_job
+from experiments._study.jobs import Job
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
+
+LOCAL = "local"
+# Status of a job that the cluster has ended.
+_LOST = 255
+# What submitit raises where it is given parameters that it cannot use, or finds no cluster.
+_REFUSALS = (RuntimeError, NameError, AssertionError, TypeError, ValueError)
+
+
+def run_on_cluster(
+    jobs: Sequence[Job],
+    out: Path,
+    cluster: str,
+    parameters: Mapping[str, object],
+    workers: int,
+    told: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Hand jobs to a cluster through submitit, and wait for them.
+
+    Args:
+        jobs: The jobs.
+        out: Folder of the study, which all machines see.
+        cluster: ``"slurm"``, or ``"local"`` for processes of this machine.
+        parameters: What the scheduler is to know, such as ``slurm_partition``.
+        workers: Processes at a time on this machine; a cluster has all jobs at once.
+        told: Called with each outcome as it comes.
+
+    Returns:
+        The outcomes, in the order of the jobs.
+
+    Raises:
+        StudyError: submitit is missing, there is no such cluster, or it refuses the jobs.
+    """
+    try:
+        from submitit import AutoExecutor
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+    except ImportError as error:
+        raise StudyError(
+            f"a study on a cluster needs submitit ({error}); pip install 'hig[cluster]'"
+        ) from error
+    executor = _executor(AutoExecutor, jobs, out, cluster, parameters)
+    outcomes, size = [], workers if cluster == LOCAL else len(jobs)
+    for start in range(0, len(jobs), size):
+        chosen = jobs[start : start + size]
+        try:
+            waiting = executor.map_array(run_job, chosen, [out.resolve()] * len(chosen))
+        except _REFUSALS as error:
+            raise StudyError(f"{cluster} does not take the jobs: {error}") from error
+        for job, submitted in zip(chosen, waiting, strict=True):
+            try:
+                outcome = submitted.result()
+            except (
+                FailedJobError,
+                UncompletedJobError,
+            ):  # killed, or at the end of its time: others go on
+                outcome = Outcome(job, _LOST, submitted.paths.stderr)
+            outcomes.append(outcome)
+            told(outcome)
+    return outcomes
+
+
+def _executor(
+    kind: type["AutoExecutor"],
+    jobs: Sequence[Job],
+    out: Path,
+    cluster: str,
+    parameters: Mapping[str, object],
+) -> "AutoExecutor":
+    longest = max(job.seconds for job in jobs)
+    usual: dict[str, object] = {"timeout_min": int(3 * longest / 60) + 10, "cpus_per_task": 1}
+    if any("cuda" in job.arguments for job in jobs):
+        usual["gpus_per_node"] = 1
+    try:
+        executor = kind(folder=out / "submitit", cluster=cluster)
+        executor.update_parameters(**{**usual, **parameters})
+    except _REFUSALS as error:
+        given = " ".join(f"{name}={value}" for name, value in parameters.items()) or "none"
+        raise StudyError(
+            f"submitit cannot use {cluster} with the parameters given ({given}): {error}; see "
+            "--cluster and --cluster-parameter"
+        ) from error
+    return executor

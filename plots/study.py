@@ -38,7 +38,7 @@ example:
 
 _MOST_BYTES = 150_000
 _RESOLUTIONS = (160, 130, 110, 90, 70, 50)  # the first with which a figure is small enough
-_COMPARISON, _RELAYS = "comparison", ("relay_first", "relay")
+_TUNING, _COMPARISON, _RELAYS = "tuning", "comparison", ("relay_first", "relay")
 _OURS = "hig"
 _MOST_RISE = 10.0  # of a loss over that at the start
 # What draws an example that has these parts; of several the first.
@@ -68,6 +68,11 @@ def figures(study):
     for path in sorted(Path(study).rglob("*.pickle")):
         part, *folder = path.parent.relative_to(study).parts or ("",)
         parts.setdefault(part, {}).setdefault("_".join(folder), []).append(_files.load(path))
+    if _TUNING in parts:
+        raise _files.PlotError(
+            f"{study} is the folder of a study, not what is kept of one; first "
+            f"python -m experiments keep {study} --out DIR, and then give DIR"
+        )
     if _COMPARISON not in parts:
         raise _files.PlotError(
             f"{study} has no result files in {_COMPARISON}/; give what python -m experiments keep "

@@ -13,7 +13,7 @@ ALLOWED = {
     "hig": {"hig", "torch", "numpy"},
     "problems": {"problems", "hig", "torch", "numpy", "phi", "PIL"},
     "experiments": {
-        "experiments", "problems", "hig", "torch", "numpy", "tqdm", "pytorch_optimizer",
+        "experiments", "problems", "hig", "torch", "numpy", "tqdm", "pytorch_optimizer", "filelock",
         "torch_levenberg_marquardt", "curvlinops", "torchjd",  # to compare with
         "submitit",  # for clusters
     },

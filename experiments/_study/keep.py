@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import hig
-from experiments._saved.folders import make_folder
 from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, read
+from experiments._saved.runs import run_of
 from experiments._study.execution import result_of
+from experiments._study.winners import load_winners
 
 WINNERS = "winners.json"
 COMPARISON, TUNING = "comparison", "tuning"
@@ -61,13 +62,21 @@ def keep(study: Path, out: Path) -> list[Path]:
         The new files: ``<part>/<problem>/<method>[_<value>...]_seed<k>.pickle``.
 
     Raises:
-        ResultFileError: There are no runs, or files of another study are in the way.
+        ResultFileError: There are no runs, they are not those of the settings that have won, or
+            files of another study are in the way.
         OSError: A file cannot be read or written.
         CorruptResultError: A file is no result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
-    written = []
-    for (part, folder), runs in _runs(study).items():
+    where, there = out.resolve(), study.resolve()
+    if where.is_relative_to(there) or there.is_relative_to(where):
+        raise ResultFileError(
+            f"what is kept cannot be written to {out}, in one folder with the study {study}; give "
+            "another --out, such as study/desk"
+        )
+    found, written = _runs(study), []
+    _require_winners(load_winners(study / WINNERS), found)
+    for (part, folder), runs in found.items():
         names: dict[Path, str] = {}
         for place, run in runs.items():
             alike = [other for other in runs.values() if other["method"] == run["method"]]
@@ -150,18 +159,40 @@ def _runs(study: Path) -> dict[tuple[str, str], dict[str, dict[str, object]]]:
     """Results by part and folder of the submit scripts, and by the place of each run."""
     found: dict[tuple[str, str], dict[str, dict[str, object]]] = {}
     for place in sorted({path.parent for path in study.rglob(f"*{SUFFIX}")}):
-        part, *folder, _ = place.relative_to(study).parts or ("",)
+        part, *folder = place.relative_to(study).parts or ("",)
         path = result_of(place)
         if path is None or not folder or part == TUNING:
             continue
-        runs = found.setdefault((part, "/".join(folder)), {})
-        runs[place.relative_to(study).as_posix()] = read(path)
+        results = run_of(path, read(path), "test").results
+        if str(results["sim_par"].get("out", "")).startswith(f"{part}/"):
+            raise ResultFileError(
+                f"{study} is what has been kept of a study already; give the folder of the study "
+                "itself, such as results/study/desk"
+            )
+        runs = found.setdefault((part, "/".join(folder[:-1])), {})
+        runs[place.relative_to(study).as_posix()] = results
     if not found or not (study / WINNERS).exists():
         raise ResultFileError(
             f"{study} is no folder of a study: it has no {WINNERS} or no runs that are done; give "
             "such as results/study/desk"
         )
     return found
+
+
+def _require_winners(
+    grid: Sequence[Mapping[str, object]],
+    found: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]],
+) -> None:
+    """Refuse runs of a comparison at settings that have won once and do no longer."""
+    won = {(entry["problem"], entry["method"]): entry["won"] for entry in grid}
+    for (part, folder), runs in found.items():
+        for place, run in runs.items() if part == COMPARISON else ():
+            for name, value in won.get((folder, run["method"]), {}).items():
+                if run["sim_par"].get(name) != value:
+                    raise ResultFileError(
+                        f"{place} has {name} {value_text(run['sim_par'].get(name))}, and "
+                        f"{value_text(value)} has won the grid; remove that folder"
+                    )
 
 
 def _name(run: Mapping[str, object], settings: Sequence[str]) -> str:
@@ -198,7 +229,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Write the files; returns the exit status, 2 after an error whose text went to stderr."""
-    make_folder(options.out)
     try:
         written = keep(options.study, options.out)
     except ERRORS as error:

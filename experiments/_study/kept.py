@@ -1,14 +1,14 @@
 """What `python -m experiments keep` has written, read again."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments._saved.result_files import SUFFIX, ResultFileError, read
 from experiments._saved.runs import Run, run_of
-from experiments._study.keep import COMPARISON, WINNERS
+from experiments._study.keep import COMPARISON, TUNING, WINNERS
 from experiments._study.titles import place
+from experiments._study.winners import load_winners
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ def read_kept(study: Path) -> Kept:
         CorruptResultError: It is no result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
+    if (study / TUNING).is_dir():
+        raise ResultFileError(
+            f"{study} is the folder of a study, not what is kept of one; first "
+            f"python -m experiments keep {study} --out DIR, and then give DIR"
+        )
     found: dict[str, dict[str, list[Run]]] = {}
     for path in sorted(study.rglob(f"*{SUFFIX}")):
         part, *folder = path.parent.relative_to(study).parts or ("",)
@@ -57,5 +62,4 @@ def read_kept(study: Path) -> Kept:
         part: dict(sorted(runs.items(), key=lambda item: place(item[0])))
         for part, runs in found.items()
     }
-    grid = json.loads((study / WINNERS).read_text(encoding="utf-8"))
-    return Kept(study.resolve().name, parts, grid)
+    return Kept(study.resolve().name, parts, load_winners(study / WINNERS))

@@ -4,8 +4,8 @@ Numbers are medians over the seeds, in brackets the lowest and the highest.
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,18 @@ import hig
 from experiments._methods import METHODS
 from experiments._saved import markdown
 from experiments._saved.folders import make_place
-from experiments._saved.result_files import ERRORS
+from experiments._saved.result_files import ERRORS, ResultFileError, fail
 from experiments._saved.runs import Run
 from experiments._study.ablations import ablation
+from experiments._study.grid_table import grid_table
 from experiments._study.keep import COMPARISON, value_text
 from experiments._study.kept import Kept, read_kept
 from experiments._study.published import PUBLISHED
+from experiments._study.repetitions import repetitions
 from experiments._study.seeds import Seeds, experiments, target_of
 from experiments._study.summary import BEGIN, filled, summary
 from experiments._study.table import PRESETS
-from experiments._study.titles import place, title
+from experiments._study.titles import title
 
 _OURS = "hig"
 _RELAY, _FIRST_HALF = "relay", "relay_first"
@@ -44,7 +46,7 @@ def report(kept: Kept, images: Mapping[str, str]) -> str:
     begun = parts.pop(_FIRST_HALF, {})
     texts = [
         f"# Results of the study: {kept.name}",
-        _circumstances(every),
+        _circumstances(every, repetitions(kept.parts)),
         *_missing(kept.name, {COMPARISON: compared, _RELAY: relayed, **parts}),
         *(_problem(folder, found, images) for folder, found in compared.items()),
         "## Where HIG does not win",
@@ -54,7 +56,7 @@ def report(kept: Kept, images: Mapping[str, str]) -> str:
         *(["## One setting at a time"] if parts else []),
         *(text for part, runs in parts.items() for text in _varied(part, runs, images)),
         "## The grid",
-        _grid(kept.grid),
+        grid_table(kept.grid),
     ]
     return "\n\n".join(texts) + "\n"
 
@@ -85,10 +87,15 @@ def _missing(name: str, found: Mapping[str, Mapping[str, object]]) -> list[str]:
 # -- its sections --------------------------------------------------------------------------------
 
 
-def _circumstances(runs: Sequence[Run]) -> str:
+def _circumstances(runs: Sequence[Run], repeated: Sequence[float]) -> str:
     def all_of(group: str, key: str) -> str:
-        found = {str(run.fact(group, key)) for run in runs}
-        return ", ".join(sorted(found - {"None"})) or "not told"
+        found = Counter(str(run.fact(group, key)) for run in runs)
+        del found["None"]
+        if len(found) < 2:
+            return ", ".join(found) or "not told"
+        return ", ".join(
+            f"{value} ({count} of {len(runs)})" for value, count in found.most_common()
+        )
 
     seeds = sorted({int(run.results["seed"]) for run in runs})
     facts = [
@@ -102,14 +109,20 @@ def _circumstances(runs: Sequence[Run]) -> str:
     hours = sum(run.duration for run in runs) / 3600
     lines.append(["runs told of here", f"{len(runs)}, {hours:.3g} h of training"])
     text = (
-        "This page is made by `make figures` from the result files in the repository; no number on "
+        "This page is made from result files (in the repository by `make figures`); no number on "
         "it has been typed. Methods are compared at equal training time, at the settings that have "
         "won [the grid](#the-grid) on a seed that nothing else sees; those without a grid at their "
         "own. Numbers are the median over the seeds, in brackets the lowest and the highest; times "
         "to a loss are those of the runs that got there, with their number. A run that diverges "
         "ends at no finite loss. Figures of solutions, and the errors in them, are of some places "
-        "of the test grid."
+        "of the test grid. Where ranges overlap, so few seeds do not decide which method is lower."
     )
+    if repeated:
+        text += (
+            f" Runs in several parts that differ in nothing ({len(repeated)} sets) end up to "
+            f"{max(repeated):.2g} times apart, since none takes the same number of steps in its "
+            "time: smaller differences tell nothing."
+        )
     return f"{text}\n\n{markdown.table(lines)}"
 
 
@@ -227,29 +240,26 @@ def _varied(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str])
     """An ablation, with its figure."""
     name, image = part.replace("_", " "), images.get(f"ablation_{part}")
     shown = [f"![Ablation: {name}]({image})"] if image else []
-    return [f"### {name}", *ablation(runs), *shown]
+    return [f"### {name}", _held(runs), *ablation(runs), *shown]
 
 
-def _grid(entries: Sequence[Mapping[str, object]]) -> str:
-    """What was tried, the best of it in longer runs after an arrow, and in bold what has won."""
-    lines = [["problem", "method", "final test loss on the seed of the grid"]]
-    for entry in sorted(entries, key=lambda entry: place(str(entry["problem"]))[0]):
-        texts, longer = [], dict(map(_tried, entry.get("finals", ())))
-        for tried in entry["tried"]:
-            point, loss = _tried(tried)
-            text = f"{', '.join(f'{name} {value_text(value)}' for name, value in point)}: {loss}"
-            text += f" → {longer[point]}" if point in longer else ""
-            texts.append(f"**{text}**" if dict(point) == entry["won"] else text)
-        folder = str(entry["problem"])
-        cells = [title(folder), METHODS[str(entry["method"])].label]
-        lines.append([*cells, "; ".join(texts)])
-    return markdown.table(lines) if len(lines) > 1 else "Nothing was tuned."
+def _held(runs: Mapping[str, Iterable[Run]]) -> str:
+    """What runs of an ablation have in common, in words; settings that have won go unsaid."""
 
+    def all_of(key: str) -> set[str]:
+        values = (run.fact("sim_par", key) for found in runs.values() for run in found)
+        return {value_text(value) for value in values} - {"None"}
 
-def _tried(entry: Mapping[str, object]) -> tuple[tuple[tuple[str, object], ...], str]:
-    """Settings, and the loss as it is told."""
-    loss = np.inf if entry["loss"] is None else float(str(entry["loss"]))
-    return tuple(item for item in entry.items() if item[0] != "loss"), markdown.loss(loss)
+    methods = {str(run.results["method"]) for found in runs.values() for run in found}
+    labels = sorted(METHODS[method].label for method in methods)
+    rules = all_of("step_rule")
+    rule = f" with the step rule {min(rules)}" if len(rules) == 1 else ""
+    seconds = " or ".join(sorted(all_of("time_budget")))
+    time = f" of {seconds} s of training" if seconds else ""
+    return (
+        f"Medians of the final test losses of {', '.join(labels)}{rule} at the end{time}; all "
+        "other settings as have won the grid."
+    )
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -279,18 +289,31 @@ def main(options: argparse.Namespace) -> int:
     """Write the page; returns the exit status, 2 after an error whose text went to stderr."""
     make_place(options.out, "--out")
     try:
-        images = {}
-        if options.images is not None:
-            folder = options.out.resolve().parent
-            for path in sorted(options.images.resolve().glob("*.png")):
-                images[path.stem] = path.relative_to(folder).as_posix()
+        images = _images(options.images, options.out) if options.images else {}
+        if options.out.resolve() in {page.resolve() for page in options.into}:
+            raise ResultFileError(
+                f"the page {options.out} would replace what its table is to go into; give another "
+                "--out or --into"
+            )
         kept = read_kept(options.study)
         texts = {page: filled(page, summary(kept)) for page in options.into}
         texts[options.out] = report(kept, images)
-    except (*ERRORS, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ERRORS as error:
+        return fail(error)
     for page, text in texts.items():
         hig.files.write_atomically(page, text.encode())
     print(f"report written to {', '.join(map(str, (options.out, *options.into)))}")
     return 0
+
+
+def _images(folder: Path, page: Path) -> dict[str, str]:
+    """Where the figures are as seen from the page, by name."""
+    whole, above = folder.resolve(), page.resolve().parent
+    found = sorted(whole.glob("*.png"))
+    if not found or not whole.is_relative_to(above):
+        fault = "is not below the folder of the page" if found else "has no figures (*.png)"
+        raise ResultFileError(
+            f"--images {folder} {fault}, {page}; give such as "
+            f"{page.parent / 'images'}, which python -m plots.study fills"
+        )
+    return {path.stem: path.relative_to(above).as_posix() for path in found}

@@ -59,7 +59,11 @@ def filled(page: Path, table: str) -> str:
         ResultFileError: The page has not both marks once, in that order.
         OSError: The page cannot be read.
     """
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    try:
+        text = page.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ResultFileError(f"{page} is no text in UTF-8: {error}; give a page") from error
+    before, begin, rest = text.partition(BEGIN)
     old, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in old + after or END in before + after:
         raise ResultFileError(

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 import hig
+from experiments._methods import METHODS
+from experiments._saved.result_files import ResultFileError
 from experiments._study.execution import result_of
 from experiments._study.jobs import Job, Point
 
@@ -89,11 +91,35 @@ def save_winners(
     hig.files.write_atomically(path, f"{json.dumps(entries, indent=2)}\n".encode())
 
 
+def load_winners(path: Path) -> list[dict[str, object]]:
+    """Read what `save_winners` has written.
+
+    Raises:
+        ResultFileError: There is no such file, or it is something else.
+    """
+    remedy = "the command python -m experiments.study writes it when the grid is done"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        whole = [
+            entry["method"] in METHODS
+            and all("loss" in point for point in (*entry["tried"], *entry.get("finals", ())))
+            and {"problem", "won"} <= entry.keys()
+            for entry in entries
+        ]
+    except FileNotFoundError as error:
+        raise ResultFileError(f"there is no {path}; {remedy}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultFileError(f"{path} is no grid of a study ({error!r}); {remedy}") from error
+    if not all(whole):
+        raise ResultFileError(f"{path} is no grid of a study: an entry is not whole; {remedy}")
+    return entries
+
+
 def _earlier(path: Path) -> list[dict[str, object]]:
     """What was written there before; what is damaged is made anew from the results."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return load_winners(path)
+    except ResultFileError:
         return []
 
 

@@ -111,6 +111,41 @@ def test_what_differs():
     ]  # fmt: skip
 
 
+def test_a_study_and_what_is_kept_have_folders_of_their_own(made, tmp_path):
+    made.run("comparison", "toy")
+    before = names(made.folder)
+    for out in (made.folder, made.folder / "kept", made.folder.parent):
+        with pytest.raises(ResultFileError, match="in one folder with the study"):
+            keep(made.folder, out)
+    assert names(made.folder) == before
+
+
+def test_what_is_kept_already(made, tmp_path):
+    made.run("comparison", "toy")
+    keep(made.folder, tmp_path / "kept")
+    with pytest.raises(ResultFileError, match="has been kept of a study already"):
+        keep(tmp_path / "kept", tmp_path / "again")
+
+
+def test_runs_at_settings_that_have_won_once(made, tmp_path):
+    entry = {"problem": "toy", "method": "hig", "tried": [], "won": {"lr": 0.1}}
+    made.winners([entry])
+    made.run("comparison", "toy", settings={"lr": 0.1})
+    made.run("kappa", "toy", settings={"lr": 3.0})
+    keep(made.folder, tmp_path / "kept")
+    made.run("comparison", "toy", settings={"lr": 0.3})
+    with pytest.raises(ResultFileError, match=r"hig_3 has lr 0.3, and 0.1 has won the grid"):
+        keep(made.folder, tmp_path / "kept")
+
+
+def test_files_of_something_else(made, tmp_path):
+    place = made.run("comparison", "toy")
+    hig.save_results(place / "run.pickle", {"of": "something else"})
+    with pytest.raises(ResultFileError, match="is not of a training run"):
+        keep(made.folder, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_errors(made, tmp_path, capsys):
     out = tmp_path / "kept"
     assert command.main(["keep", str(tmp_path / "none"), "--out", str(out)]) == 2

@@ -186,24 +186,27 @@ def test_one_after_the_other(made, page):
 
 
 def test_the_grid_and_its_winners(made, page):
-    made.run("comparison", "poisson")
+    made.run("comparison", "poisson", settings={"lr": 0.1, "rcond": 1e-6})
     tried = [{"lr": 0.1, "rcond": 1e-6, "loss": 0.5}, {"lr": 1.0, "rcond": 1e-6, "loss": None}]
     entry = {"problem": "poisson", "method": "hig", "won": {"lr": 0.1, "rcond": 1e-6}}
     made.winners([{**entry, "tried": tried}])
     (line,) = rows(page()["The grid"]).values()
     assert list(line.values())[1:] == [
-        "HIG", "**lr 0.1, rcond 1e-6: 0.5**; lr 1, rcond 1e-6: not finite",
+        "HIG", "**lr 0.1, rcond 1e-6: 0.5** †lr; lr 1, rcond 1e-6: not finite",
     ]  # fmt: skip
 
 
 def test_longer_runs_of_the_best_of_the_grid(made, page):
-    made.run("comparison", "poisson")
-    tried = [{"lr": lr, "loss": loss} for lr, loss in ((0.1, 0.5), (1.0, 0.4), (3.0, 0.6))]
+    made.run("comparison", "poisson", settings={"lr": 0.1})
+    losses = {0.1: 0.5, 1.0: 0.4, 3.0: 0.6, 0.03: 0.7}
+    tried = [{"lr": lr, "loss": loss} for lr, loss in losses.items()]
     finals = [{"lr": 1.0, "loss": 0.3}, {"lr": 0.1, "loss": 0.2}]
     entry = {"problem": "poisson", "method": "hig", "won": {"lr": 0.1}}
     made.winners([{**entry, "tried": tried, "finals": finals}])
     (line,) = rows(page()["The grid"]).values()
-    assert list(line.values())[2] == "**lr 0.1: 0.5 → 0.2**; lr 1: 0.4 → 0.3; lr 3: 0.6"
+    assert list(line.values())[2] == (
+        "**lr 0.1: 0.5 → 0.2**; lr 1: 0.4 → 0.3; lr 3: 0.6; lr 0.03: 0.7"
+    )
 
 
 def test_circumstances_come_from_the_files(made, page):
@@ -213,6 +216,26 @@ def test_circumstances_come_from_the_files(made, page):
     assert found["seeds"]["value"] == "0" and found["torch"]["value"] == "not told"
     assert found["revision"]["value"] == "abc"
     assert found["runs told of here"]["value"] == "1, 0.00556 h of training"
+
+
+def test_what_differs_by_chance_is_told(made, page):
+    facts = {"settings": {"kappa": -1}}
+    made.run("comparison", "toy")
+    for part, end, revision in (("a", 0.2, "abc"), ("b", 0.5, "abd")):
+        made.run(part, "toy", losses=(1, end), **facts, origin={"revision": revision})
+    first, *_ = page()["Results of the study: desk"]
+    assert "differ in nothing (1 sets) end up to 2.5 times apart" in first
+    found = rows(page()["Results of the study: desk"])
+    assert found["revision"]["value"] == "abc (2 of 3), abd (1 of 3)"
+
+
+def test_an_ablation_tells_what_it_holds(made, page):
+    made.run("comparison", "toy")
+    for kappa in (0, 1):
+        settings = {"kappa": kappa, "step_rule": "trust", "time_budget": 9.0}
+        made.run("kappa", "toy", settings=settings)
+    told = "losses of HIG with the step rule trust at the end of 9 s of training; all other"
+    assert told in page()["kappa"][0]
 
 
 def test_figures_are_shown_where_there_are_any(made, page, tmp_path):
@@ -240,6 +263,53 @@ def test_errors(made, tmp_path, capsys):
     out = tmp_path / "page.md"
     assert command.main(["report", str(tmp_path), "--out", str(out)]) == 2
     assert capsys.readouterr().err.startswith("error: ") and not out.exists()
+
+
+@pytest.fixture
+def command_fails(made, tmp_path, capsys):
+    """A call of the command on a study that is kept, with further arguments; returns its error."""
+    made.run("comparison", "toy")
+    keep(made.folder, tmp_path / "kept")
+    out = tmp_path / "page.md"
+
+    def call(*given, study=tmp_path / "kept", out=out):
+        assert command.main(["report", str(study), "--out", str(out), *map(str, given)]) == 2
+        assert not (tmp_path / "page.md").exists()
+        return capsys.readouterr().err
+
+    return call
+
+
+def test_what_is_no_kept_study(made, command_fails, tmp_path):
+    (made.folder / "tuning").mkdir()
+    told = command_fails(study=made.folder)
+    assert f"first python -m experiments keep {made.folder} --out DIR" in told
+    for text, fault in {
+        "{": "is no grid of a study",
+        '{"a": 1}': "is no grid of a study",
+        '[{"method": "none"}]': "is no grid of a study",
+        '[{"method": "hig", "tried": [{"lr": 1}], "won": {}}]': "an entry is not whole",
+    }.items():
+        (tmp_path / "kept" / "winners.json").write_text(text)
+        told = command_fails()
+        assert fault in told and "winners.json" in told
+    (tmp_path / "kept" / "winners.json").unlink()
+    assert "there is no" in command_fails()
+
+
+def test_pages_and_figures_in_the_wrong_place(command_fails, tmp_path):
+    figures = tmp_path / "figures"
+    assert "has no figures" in command_fails("--images", figures)
+    figures.mkdir()
+    (figures / "toy_loss.png").touch()
+    elsewhere = tmp_path / "docs" / "page.md"
+    assert "is not below the folder" in command_fails("--images", figures, out=elsewhere)
+    other = tmp_path / "other.md"
+    assert "No such file" in command_fails("--into", other)
+    other.write_bytes(b"\xff\xfe")
+    assert f"{other} is no text in UTF-8" in command_fails("--into", other)
+    assert "would replace what its table" in command_fails("--into", other, out=other)
+    assert other.read_bytes() == b"\xff\xfe"
 
 
 def test_what_a_preset_has_not_run_yet_is_told(made, page):

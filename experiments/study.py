@@ -148,7 +148,7 @@ def _run(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace)
 
     if options.cluster is None:
         return failures(run_jobs(jobs, out, options.workers, told))
-    parameters = dict(map(_parameter, options.cluster_parameter))
+    parameters = dict(options.cluster_parameter)
     return failures(run_on_cluster(jobs, out, options.cluster, parameters, options.workers, told))
 
 
@@ -184,7 +184,11 @@ def _chosen(preset: Preset, options: argparse.Namespace) -> Preset:
 
 
 def _parameter(text: str) -> tuple[str, object]:
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(
+            f"must be NAME=VALUE, got {text!r}; give such as slurm_partition=gpu"
+        )
     return name, int(value) if value.isdigit() else value
 
 
@@ -208,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cluster", choices=("slurm", "local"), help="hand the runs to submitit instead"
     )
     parser.add_argument(
-        "--cluster-parameter", action="append", default=[], metavar="NAME=VALUE",
+        "--cluster-parameter", action="append", default=[], type=_parameter, metavar="NAME=VALUE",
         help="for the scheduler, such as slurm_partition=gpu; may be given several times",
     )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="print the runs and do nothing")

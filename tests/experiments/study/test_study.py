@@ -241,6 +241,12 @@ def test_what_a_cluster_cannot_use(parameter, tmp_path):
         study.main(given)
 
 
+def test_a_parameter_without_a_value(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        study.main(["--cluster-parameter", "foo", "--out", str(tmp_path)])
+    assert "must be NAME=VALUE, got 'foo'; give such as" in capsys.readouterr().err
+
+
 def test_comparisons_have_every_seed():
     jobs = comparison_jobs(PRESETS["desk"], {})
     seeds = {job.arguments[job.arguments.index("--seed") + 1] for job in jobs}

@@ -49,6 +49,7 @@ def run_on_cluster(
             f"a study on a cluster needs submitit ({error}); pip install 'hig[cluster]'"
         ) from error
     executor = _executor(AutoExecutor, jobs, out, cluster, parameters)
+    lost = (FailedJobError, UncompletedJobError)  # killed, or at the end of their time
     outcomes, size = [], workers if cluster == LOCAL else len(jobs)
     for start in range(0, len(jobs), size):
         chosen = jobs[start : start + size]
@@ -59,10 +60,7 @@ def run_on_cluster(
         for job, submitted in zip(chosen, waiting, strict=True):
             try:
                 outcome = submitted.result()
-            except (
-                FailedJobError,
-                UncompletedJobError,
-            ):  # killed, or at the end of its time: others go on
+            except lost:  # others go on
                 outcome = Outcome(job, _LOST, submitted.paths.stderr)
             outcomes.append(outcome)
             told(outcome)

@@ -1,4 +1,4 @@
-"""Jobs of a study in processes of their own: one after the other, side by side, on a cluster."""
+"""Jobs of a study in processes of their own, one after the other or side by side."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence

@@ -18,11 +18,11 @@ def grid_table(entries: Sequence[Mapping[str, object]]) -> str:
     lines = [["problem", "method", "final test loss on the seed of the grid"]]
     for entry in sorted(entries, key=lambda entry: place(str(entry["problem"]))[0]):
         texts, longer = [], dict(map(_tried, entry.get("finals", ())))
+        mark = "".join(f" †{name}" for name in _at_an_end(entry))
         for tried in entry["tried"]:
             point, loss = _tried(tried)
             text = f"{', '.join(f'{name} {value_text(value)}' for name, value in point)}: {loss}"
             text += f" → {longer[point]}" if point in longer else ""
-            mark = "".join(f" †{name}" for name in _at_an_end(entry))
             texts.append(f"**{text}**{mark}" if dict(point) == entry["won"] else text)
         folder = str(entry["problem"])
         cells = [title(folder), METHODS[str(entry["method"])].label]

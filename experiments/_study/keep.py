@@ -17,9 +17,8 @@ import hig
 from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, read
 from experiments._saved.runs import run_of
 from experiments._study.execution import result_of
-from experiments._study.winners import load_winners
+from experiments._study.winners import WINNERS, load_winners
 
-WINNERS = "winners.json"
 COMPARISON, TUNING = "comparison", "tuning"
 
 # Recorded among the settings, but not what runs of one part of a study are to differ in.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from experiments._saved.result_files import SUFFIX, ResultFileError, read
 from experiments._saved.runs import Run, run_of
-from experiments._study.keep import COMPARISON, TUNING, WINNERS
+from experiments._study.keep import COMPARISON, TUNING
 from experiments._study.titles import place
-from experiments._study.winners import load_winners
+from experiments._study.winners import WINNERS, load_winners
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from experiments._saved.result_files import ResultFileError
 from experiments._study.execution import result_of
 from experiments._study.jobs import Job, Point
 
+WINNERS = "winners.json"
+
 
 def best_points(
     grid: Sequence[tuple[Job, Point]], out: Path, count: int
@@ -73,7 +75,7 @@ def save_winners(
         finals: Those of its best that were tried for longer; none where the grid decides.
         out: Folder of the study.
     """
-    path = out / "winners.json"
+    path = out / WINNERS
     won, longer = winners(finals or grid, out), _by_method(finals)
     problems = {folder for folder, _ in won}
     others = _earlier(path)

@@ -6,6 +6,7 @@ numbers that it read from the device, is decided in the first run alone.
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -45,19 +46,39 @@ class Recording(Generic[T]):
             with self._decisions.at_work():
                 if self._runs < WARM_UPS:
                     self._runs += 1
-                    return compute()
+                    return warm_up(compute)
                 self._graph, self._result = record(compute)
         self._graph.replay()
         assert self._result is not None
         return self._result
 
 
+def warm_up(compute: Callable[[], T]) -> T:
+    """Run a computation on the stream that will record it.
+
+    A parameter's node in the autograd graph keeps the stream on which it was first used: if that
+    were another one, the recording stream would wait for it, which a record does not allow.
+    """
+    present, own = torch.cuda.current_stream(), recording_stream(torch.cuda.current_device())
+    own.wait_stream(present)
+    with torch.cuda.stream(own):
+        result = compute()
+    present.wait_stream(own)
+    return result
+
+
 def record(compute: Callable[[], T]) -> tuple[Any, T]:
     """A CUDA graph of a computation, which has not run yet, and where its results will be."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=recording_stream(torch.cuda.current_device())):
         result = compute()
     return graph, result
+
+
+@cache
+def recording_stream(device: int) -> torch.cuda.Stream:
+    """The stream of a device on which steps are recorded."""
+    return torch.cuda.Stream(device)
 
 
 def decided(question: Callable[[], T]) -> T:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from problems._constants import constant
+
 
 def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
     r"""Step matrices of a Z with constant off-diagonal entries, for any number of Z at once.
@@ -81,7 +83,7 @@ class _Matrices(torch.autograd.Function):
         # One contiguous vector over all matrices per entry of the diagonal; from both ends at once.
         main = (1 + diagonal).movedim(-1, 0)
         first, *others = torch.stack([main, main.flip(0)], 1).unbind()
-        pivots, squared = [first], first.new_tensor(-(off_diagonal**2))
+        pivots, squared = [first], constant(-(off_diagonal**2), first.dtype, first.device)
         for entry in others:
             pivots.append(torch.addcdiv(entry, squared, pivots[-1]))
         above, below = torch.stack(pivots, 1).unbind()

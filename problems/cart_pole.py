@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from problems._constants import constant
 from problems._integrators import rk4
 from problems._networks import dense_network
 from problems._problem import Batch, Problem, Settings, parameter, require_positive_numbers
@@ -158,7 +159,7 @@ class CartPole(Problem):
         states, controls = self._simulate(network, batch["start"])
         last = states[:, self.time_steps - (self.looks - 1) * self.apart :: self.apart]
         missed = self.observe(last) - self.observe(torch.zeros_like(last))
-        missed = missed * missed.new_tensor(WEIGHTS)
+        missed = missed * constant(WEIGHTS, missed.dtype, missed.device)
         effort = torch.linalg.vector_norm(controls, dim=1, keepdim=True)
         scale = (self.effort / self.time_steps) ** 0.5
         return torch.cat([missed.flatten(1), scale * effort], 1)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from problems._constants import constant
 from problems._networks import dense_network
 from problems._problem import Batch, Problem, Settings, parameter, require_positive_numbers
 
@@ -98,7 +99,7 @@ class ConditioningToy(Problem):
             (y_1, λ y_2) as (B, 2).
         """
         outputs = network(batch["x"])
-        return outputs * outputs.new_tensor([1.0, self.scale])
+        return outputs * constant((1.0, self.scale), outputs.dtype, outputs.device)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         """Half the squared distance to the target, mean over samples.

@@ -58,8 +58,8 @@ def test_extras_are_named_in_the_readme():
 
 
 def test_versions_agree():
-    assert f"version: {PROJECT['version']}\n" in read("CITATION.cff")
-    assert f"## {PROJECT['version']}" in read("CHANGELOG.md")
+    assert f"version: {hig.__version__}\n" in read("CITATION.cff")
+    assert f"## {hig.__version__}" in read("CHANGELOG.md")
 
 
 def test_the_licence_is_told_alike():

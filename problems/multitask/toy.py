@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from problems._constants import constant
 from problems._problem import Batch, Settings, parameter, require_positive_numbers
 from problems._several_losses import SeveralLosses
 
@@ -104,12 +105,12 @@ class Toy(SeveralLosses):
             (..., 2).
         """
         x, y = position.unsqueeze(-2).unbind(-1)  # (..., 1)
-        side = position.new_tensor([1.0, -1.0])
+        side = constant((1.0, -1.0), position.dtype, position.device)
         above = ((0.5 * (side * x + 7) - y.tanh()).abs().clamp_min(SMALLEST)).log() + 6
         below = ((x - 7 * side).square() + 0.1 * (y + 8).square()) / 10 - 20
         share = (0.5 * y).tanh()
         losses = share.clamp_min(0) * above + (-share).clamp_min(0) * below
-        return losses * position.new_tensor([self.scale, 1.0])
+        return losses * constant((self.scale, 1.0), position.dtype, position.device)
 
     def front(self, count: int = FRONT) -> Tensor:
         """The Pareto front: positions from which no loss falls unless the other one rises.

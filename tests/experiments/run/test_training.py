@@ -13,11 +13,13 @@ from experiments._methods import METHODS
 from experiments._run import loop, setup
 from problems import NonlinearOscillators
 from problems.multitask import Toy
+from problems.pinn import Burgers
 from tests.experiments.run.test_runner import SteppingClock
 from tests.experiments.runs import TINY, Fresh, settings
 
 TIMES = {"time", "epoch_time", "step_time", "simulation_time", "resumed_at"}
 TIMES |= {"machine", "origin", "sim_par"}
+SMALL_BURGERS = Burgers(points_interior=16, points_boundary=4, points_initial=4, width=6, depth=2)
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
 
 
@@ -183,8 +185,10 @@ def test_going_on_from_weights(kept, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["adam", "hig", "mconfig", "minmax"])
 def test_cuda(method, kept, monkeypatch):
-    problem = Toy() if METHODS[method].several_losses else TINY
-    chosen = settings(method) if problem is TINY else problem.settings[method]
-    on_gpu = replace(kept, device="cuda", epochs=6 if problem is TINY else 1)
+    problem = SMALL_BURGERS if METHODS[method].several_losses else TINY
+    chosen = (
+        settings(method) if problem is TINY else replace(problem.settings[method], batch_size=16)
+    )
+    on_gpu = replace(kept, device="cuda")
     whole, resumed = whole_and_in_parts(problem, method, chosen, on_gpu, monkeypatch)
     np.testing.assert_allclose(resumed["test_loss"], whole["test_loss"], rtol=1e-3)

@@ -101,6 +101,11 @@ def threads_argument(text: str) -> int:
     return value
 
 
+def busy_argument(text: str) -> int:
+    """Read how many processes are kept busy, none among them; for argparse."""
+    return 0 if text == "0" else threads_argument(text)
+
+
 def seed_argument(text: str) -> int:
     """Read a seed; for argparse."""
     value = _number(text, int, "give a number such as 0")

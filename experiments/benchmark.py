@@ -5,7 +5,9 @@ textbook half-inverse step (all rows of the Jacobian of network and solver, then
 every engine, Adam on the same batch, and a bare ``eigh`` of the same size. The textbook and one of
 the Adams take the simulation as one would write it down, without the fast rollout.
 
-With ``--peers`` it compares this package with others that compute the same, where they do.
+With ``--peers`` it compares this package with others that compute the same, where they do. With
+``--busy N`` it compares steps at torch's default of threads with steps on one thread, by the
+wall-clock, beside N busy processes.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import torch
 
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
+from experiments._measure.busy import SMALL, beside_busy, busy_table
 from experiments._measure.peer_comparison import (
     PEER_PROBLEMS,
     compare,
@@ -34,11 +37,13 @@ from experiments._problems import PROBLEMS
 from experiments._run.batches import check_batch_size
 from experiments._run.clock import CLOCKS, seconds_of
 from experiments._saved.folders import make_place
-from experiments._values import device_argument, positive_int
+from experiments._values import busy_argument, device_argument, positive_int
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 PATIENCE = 60.0
+# Beside busy processes each case has so many turns of so many seconds.
+BUSY_TURNS, BUSY_SECONDS = 3, 10.0
 
 
 def benchmark(
@@ -100,7 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begun = origin()
     measured: dict[str, object] = {}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
-    for name in options.problem:
+    if options.busy is not None:
+        cases = [*options.problem, SMALL]
+        rows = beside_busy(cases, options.busy, BUSY_TURNS, BUSY_SECONDS)
+        measured["beside busy processes"] = {"busy": options.busy, "cases": rows}
+        print(f"\nbeside {options.busy} busy processes\n\n{busy_table(rows)}")
+    for name in options.problem if options.busy is None else ():
         batch_size, rows, text = (_compared if options.peers else _measured)(name, options)
         measured[name] = {"batch_size": batch_size, "cases": rows}
         print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{text}")
@@ -139,6 +149,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         seconds_of(options.clock, options.device)
         if options.peers:
             require_peers()
+            if options.busy is not None:
+                raise ValueError("--busy measures this package alone; leave --peers out")
         if options.batch_size:
             for name in options.problem:
                 train, _ = known[name]().data(torch.Generator())
@@ -180,6 +192,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(CLOCKS),
         default="wall",
         help="what seconds are; processor time of one thread is what a quiet machine would take",
+    )
+    parser.add_argument(
+        "--busy",
+        type=busy_argument,
+        metavar="N",
+        help="beside N busy processes: the default of threads against one thread, wall-clock",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     return parser

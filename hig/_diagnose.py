@@ -11,6 +11,7 @@ from hig._direction import Linearisation
 from hig._optimizer import Closure, JacobianOptimizer
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter, noise_level
+from hig._threads import on_fitting_threads
 from hig._trial import Trial
 from hig.arguments import check_function
 
@@ -102,6 +103,7 @@ class Diagnosis:
         return "\n".join([*lines, *map(str, self.directions)])
 
 
+@on_fitting_threads
 def diagnose(
     params: ParamsT,
     closure: Closure,

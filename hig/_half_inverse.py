@@ -9,12 +9,14 @@ from hig._blocks import DenseBlock, JointJacobian
 from hig._decompose import Decomposition, choose_route, decompose
 from hig._lanczos import Krylov, Lanczos
 from hig._spectral import HalfInverse
+from hig._threads import on_fitting_threads
 from hig.arguments import check_dense, check_same_device
 from hig.errors import NonFiniteError
 
 __all__ = ["half_inverse"]
 
 
+@on_fitting_threads
 def half_inverse(
     jacobian: Tensor,
     loss_gradient: Tensor,

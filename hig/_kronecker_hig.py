@@ -21,6 +21,7 @@ from hig._loss_gradient import loss_gradient
 from hig._optimizer import Closure, loss_and_prediction
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
+from hig._threads import on_fitting_threads
 from hig._trial import put_back
 from hig.arguments import (
     FRACTION,
@@ -164,6 +165,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         self.state["count"] = dict(self.state["count"])
 
+    @on_fitting_threads
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
         """Take one step.
 

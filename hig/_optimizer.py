@@ -35,6 +35,7 @@ from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
 from hig._split import check_reduction
 from hig._step_rules import make_step_rule
+from hig._threads import on_fitting_threads
 from hig._trial import RandomState, Trial
 from hig.arguments import (
     check_choice,
@@ -143,6 +144,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
 
+    @on_fitting_threads
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
         """Take one step.
 

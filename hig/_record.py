@@ -17,6 +17,7 @@ from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter, check_filter
 from hig._split import check_reduction
+from hig._threads import on_fitting_threads
 from hig.arguments import check_count, check_parameters
 
 __all__ = ["record"]
@@ -69,6 +70,7 @@ class record:
         """Stop to record; the graph is still needed for ``backward``."""
         self._capture.__exit__(*exception)
 
+    @on_fitting_threads
     def backward(
         self,
         loss: Tensor,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from experiments import benchmark
+from experiments._measure import busy, busy_worker
 
 
 def test_table_and_json(tmp_path, capsys):
@@ -33,6 +34,8 @@ def test_table_and_json(tmp_path, capsys):
         (["unknown"], "must be one of nonlinear_oscillators, quantum_dipole"),
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--device", "tpu"], "must be cpu, cuda"),
+        (["--busy", "-1"], "must be at least 1, got -1"),
+        (["--busy", "1", "--peers"], "--busy measures this package alone"),
         (["--clock", "sun"], "invalid choice: 'sun'"),
         (
             ["poisson", "--peers"],
@@ -76,3 +79,41 @@ def test_other_packages_table_and_json(tmp_path, capsys):
     for row in problem["cases"]:
         assert row["error"] < 1e-2, row["case"]
         assert f"| {row['case']} |" in printed
+
+
+def test_beside_busy_processes(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def steps(case, method, seconds, threads):
+        asked.append((case, method, bool(threads)))
+        return [0.001] if threads else [0.002, 0.004]
+
+    monkeypatch.setattr(busy, "_steps", steps)
+    file = tmp_path / "busy.json"
+    benchmark.main(["nonlinear_oscillators", "--busy", "1", "--json", str(file)])
+    found = json.loads(file.read_text())["problems"]["beside busy processes"]
+    assert found["busy"] == 1
+    assert {row["ratio"] for row in found["cases"]} == {pytest.approx(3)}
+    cases = [("nonlinear_oscillators", method) for method in ("hig", "adam")]
+    cases += [("128 rows", method) for method in ("hig", "adam")]
+    turns = benchmark.BUSY_TURNS * [False, True]
+    assert asked == [(*case, one) for case in cases for one in turns]
+    assert "| hig, 128 rows | 3.0, 3.0 | 1.0, 1.0 | 3.00 |" in capsys.readouterr().out
+
+
+def test_a_worker_is_a_script_of_its_own():
+    (first, *_) = found = busy._steps(busy.SMALL, "hig", 0.01, {"OMP_NUM_THREADS": "1"})
+    assert len(found) >= 3 and first > 0
+
+
+@pytest.mark.parametrize("method", ["hig", "adam"])
+def test_steps_of_a_worker(method, capsys):
+    busy_worker.main("NonlinearOscillators", method, 0.01)
+    assert len(json.loads(capsys.readouterr().out)) >= 3
+
+
+def test_busy_processes_are_ended_after_an_error():
+    with pytest.raises(KeyError), busy.busy_processes(1) as (process,):
+        assert process.poll() is None
+        raise KeyError
+    assert process.poll() is not None

@@ -1,0 +1,102 @@
+"""Wall-clock of a step at torch's default of threads and on one, beside busy processes."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments._problems import PROBLEMS
+
+__all__ = ["SMALL", "beside_busy", "busy_processes", "busy_table"]
+
+SMALL = "128 rows"
+METHODS = ("hig", "adam")
+WORKER = Path(__file__).with_name("busy_worker.py")
+# What decides on threads: a user's own script sets none of it.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[list[subprocess.Popen]]:
+    """Keep some processes busy for as long as the context is open."""
+    program = "while True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(count)]
+    try:
+        yield others
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+
+
+def beside_busy(
+    cases: Sequence[str], busy: int, rounds: int, seconds: float
+) -> list[dict[str, object]]:
+    """Measure steps in processes of their own, by turns at the default of threads and on one.
+
+    Args:
+        cases: keys of ``PROBLEMS``, or ``"128 rows"``.
+        busy: how many processes are busy beside them.
+        rounds: how often each takes its turn.
+        seconds: length of a turn.
+
+    Returns:
+        One row per case and method: ``case``, ``method``, ``median_ms`` and ``mean_ms`` at the
+        default, ``one_median_ms`` and ``one_mean_ms`` on one thread, and ``ratio`` of the means,
+        which counts every stalled step.
+    """
+    rows: list[dict[str, object]] = []
+    with busy_processes(busy):
+        for case in cases:
+            for method in METHODS:
+                default: list[float] = []
+                one: list[float] = []
+                for _ in range(rounds):
+                    default += _steps(case, method, seconds, {})
+                    one += _steps(case, method, seconds, {"OMP_NUM_THREADS": "1"})
+                rows.append(
+                    {
+                        "case": case,
+                        "method": method,
+                        "median_ms": 1e3 * statistics.median(default),
+                        "mean_ms": 1e3 * statistics.mean(default),
+                        "one_median_ms": 1e3 * statistics.median(one),
+                        "one_mean_ms": 1e3 * statistics.mean(one),
+                        "ratio": statistics.mean(default) / statistics.mean(one),
+                    }
+                )
+    return rows
+
+
+def busy_table(rows: Sequence[dict[str, object]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| step | default threads: median, mean ms | one thread: both | ratio of the means |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['method']}, {row['case']} | {row['median_ms']:.1f}, {row['mean_ms']:.1f} | "
+            f"{row['one_median_ms']:.1f}, {row['one_mean_ms']:.1f} | {row['ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _steps(case: str, method: str, seconds: float, threads: dict[str, str]) -> list[float]:
+    """Seconds of each step in a process of its own."""
+    kind = case if case == SMALL else PROBLEMS[case].__name__
+    environment = {key: value for key, value in os.environ.items() if key not in THREADS}
+    root = str(WORKER.parents[2])
+    path = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, str(WORKER), kind, method, str(seconds)],
+        env={**environment, "PYTHONPATH": path, **threads},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)

@@ -148,9 +148,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     try:
         seconds_of(options.clock, options.device)
         if options.peers:
-            require_peers()
             if options.busy is not None:
                 raise ValueError("--busy measures this package alone; leave --peers out")
+            require_peers()
         if options.batch_size:
             for name in options.problem:
                 train, _ = known[name]().data(torch.Generator())

@@ -61,3 +61,74 @@ def test_states_of_another_step_are_refused():
     states, controls = states_and_controls()
     with pytest.raises(RuntimeError, match="random numbers or keeps a state"):
         step_jacobians(step, states + 0.1, controls)
+
+
+class Half(torch.autograd.Function):
+    """Half of its input, but where it is vectorised."""
+
+    @staticmethod
+    def forward(x):
+        return 0.5 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 0.5 * gradient
+
+    @staticmethod
+    def vmap(info, dimensions, x):
+        return 0.51 * x, dimensions[0]
+
+
+class Sine(torch.autograd.Function):
+    """Right one by one; its derivative is wrong where many are taken at once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * Half.apply(gradient) * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.parametrize("of", ["state", "control"])
+def test_what_is_wrong_where_it_is_vectorised_is_taken_one_by_one(of):
+    def wrong(state, control):
+        if of == "state":
+            return Sine.apply(state) + control
+        return state + Sine.apply(control)
+
+    def right(state, control):
+        return state.sin() + control if of == "state" else state + control.sin()
+
+    states, controls = states_and_controls()
+    states = [states[0]]
+    for control in controls:
+        states.append(right(states[-1], control))
+    states = torch.stack(states)
+    expected = step_jacobians(right, states, controls)
+    with pytest.warns(RuntimeWarning, match="other derivatives where it is vectorised over time"):
+        found = step_jacobians(wrong, states, controls)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-14
+
+
+def test_a_step_that_does_not_depend_on_everything():
+    states, controls = states_and_controls()
+    for alone in (lambda s, c: s.detach() + c, lambda s, c: 2 * s, lambda s, c: s.abs().sqrt()):
+        after = [states[0]]
+        for control in controls:
+            after.append(alone(after[-1], control))
+        by_state, by_control = step_jacobians(alone, torch.stack(after), controls)
+        assert by_state.isfinite().all()
+        assert by_control.isfinite().all()

@@ -132,3 +132,25 @@ def test_a_step_that_does_not_depend_on_everything():
         by_state, by_control = step_jacobians(alone, torch.stack(after), controls)
         assert by_state.isfinite().all()
         assert by_control.isfinite().all()
+
+
+def test_distances_which_torch_vectorises_wrongly():
+    """`torch.cdist` of 2.11 and 2.13, under vmap of vmap."""
+
+    def distances(state, control):
+        places = state.unsqueeze(2)
+        return state + 0.1 * torch.cdist(places, places.roll(1, 1) + control[:, None] + 5).sum(2)
+
+    def by_hand(state, control):
+        other = state.roll(1, 1) + control + 5
+        return state + 0.1 * (state[:, :, None] - other[:, None]).abs().sum(2)
+
+    _, controls = states_and_controls()
+    states = [torch.randn(3, 2, dtype=torch.float64)]
+    for control in controls:
+        states.append(by_hand(states[-1], control))
+    expected = step_jacobians(by_hand, torch.stack(states), controls)
+    with pytest.warns(RuntimeWarning, match="vectorised over time"):
+        found = step_jacobians(distances, torch.stack(states), controls)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-13

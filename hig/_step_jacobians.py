@@ -73,10 +73,14 @@ def _vectorised(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, .
         after, pull = torch.func.vjp(step, state, control)  # type: ignore[misc]  # no has_aux
         return after, *torch.func.vmap(pull)(select)
 
+    return torch.func.vmap(one_time, chunk_size=_times_at_once(before))(before, controls)
+
+
+def _times_at_once(before: Tensor) -> int:
+    """How many steps are differentiated in one call, for states (T, B, ...)."""
     # Some twenty intermediates of a step are alive at once for each of the S cotangents.
-    per_time = 20 * size * before[0].numel() * before.element_size()
-    chunk = max(1, STEP_BYTES // per_time)
-    return torch.func.vmap(one_time, chunk_size=chunk)(before, controls)
+    per_time = 20 * before[0, 0].numel() * before[0].numel() * before.element_size()
+    return max(1, STEP_BYTES // per_time)
 
 
 def _disagreement(
@@ -84,7 +88,8 @@ def _disagreement(
 ) -> str:
     """How the Jacobians of one time differ from one plain backward pass, or an empty string.
 
-    An operation or a `torch.autograd.Function` may be wrong where it is vectorised alone.
+    An operation, such as `torch.cdist`, or a `torch.autograd.Function` may be wrong where it is
+    vectorised alone.
 
     Args:
         step: the step.
@@ -93,7 +98,8 @@ def _disagreement(
         by_state: gradients of each entry of the states after, (T, S, B, ...).
         by_control: likewise, by the controls.
     """
-    time = len(controls) // 2
+    # What torch vectorises wrongly may be right at the first of its times, as linalg.lu_solve is.
+    time = min(_times_at_once(states), len(controls)) - 1
     near = [tensor[time].detach().requires_grad_() for tensor in (states, controls)]
     with torch.enable_grad():
         after = step(*near)

@@ -64,7 +64,7 @@ def test_states_of_another_step_are_refused():
 
 
 class Half(torch.autograd.Function):
-    """Half of its input, but where it is vectorised."""
+    """Half of its input, but where it is vectorised, from the second place on."""
 
     @staticmethod
     def forward(x):
@@ -80,7 +80,10 @@ class Half(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, dimensions, x):
-        return 0.51 * x, dimensions[0]
+        factor = torch.full((info.batch_size,), 0.51, dtype=x.dtype)
+        factor[0] = 0.5
+        x = x.movedim(dimensions[0], -1)
+        return factor * x, x.ndim - 1
 
 
 class Sine(torch.autograd.Function):
@@ -102,7 +105,12 @@ class Sine(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("of", ["state", "control"])
-def test_what_is_wrong_where_it_is_vectorised_is_taken_one_by_one(of):
+@pytest.mark.parametrize(
+    "scratch", [_step_jacobians.STEP_BYTES, 3000]
+)  # 5 times, 1 in a call
+def test_what_is_wrong_where_it_is_vectorised_is_taken_one_by_one(monkeypatch, scratch, of):
+    monkeypatch.setattr(_step_jacobians, "STEP_BYTES", scratch)
+
     def wrong(state, control):
         if of == "state":
             return Sine.apply(state) + control

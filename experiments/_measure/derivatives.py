@@ -16,11 +16,11 @@ STEP = 1e-3
 
 WAYS = {
     "backward": "one backward pass",
-    "batched": "many backward passes at once",
-    "vmapped": "backward passes vectorised over samples",
-    "forward": "forward mode",
-    "double": "backward of the backward pass",
-    "forward twice": "forward mode of forward mode",
+    "batched": "many backward passes at once (engines)",
+    "vmapped": "backward passes vectorised over samples (rollout)",
+    "forward": "forward mode (LinearStep)",
+    "double": "backward of the backward pass (curvature, Lanczos, jet)",
+    "forward twice": "forward mode of forward mode (not used)",
 }
 
 

@@ -105,9 +105,7 @@ class Sine(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("of", ["state", "control"])
-@pytest.mark.parametrize(
-    "scratch", [_step_jacobians.STEP_BYTES, 3000]
-)  # 5 times, 1 in a call
+@pytest.mark.parametrize("scratch", [_step_jacobians.STEP_BYTES, 3000])  # 5 times, 1 in a call
 def test_what_is_wrong_where_it_is_vectorised_is_taken_one_by_one(monkeypatch, scratch, of):
     monkeypatch.setattr(_step_jacobians, "STEP_BYTES", scratch)
 

@@ -1,6 +1,7 @@
 """Many backward passes through one graph: batched where it allows, one by one where not."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch.autograd.graph import GradientEdge
 
 from hig.errors import out_of_memory
 
-__all__ = ["Backward", "one_hot_cotangents", "output_cotangents"]
+__all__ = ["Backward", "note", "one_hot_cotangents", "output_cotangents"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 Gradients = tuple[Tensor | None, ...]
@@ -74,6 +75,10 @@ class Backward:
             start = stop
 
     def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
+        with _taking_notes(self.notes):
+            return self._passes(output, inputs, cotangents)
+
+    def _passes(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
         refusal = None
         if self.batched and len(cotangents) > 1:
             try:
@@ -91,6 +96,29 @@ class Backward:
             None if per_input[0] is None else torch.stack(per_input)
             for per_input in zip(*singles, strict=True)
         )
+
+
+# Of the process, not of a thread: autograd runs backward passes on a GPU in a thread of its own.
+_taken: list[list[str]] = []
+
+
+@contextmanager
+def _taking_notes(notes: list[str]) -> Iterator[None]:
+    _taken.append(notes)
+    try:
+        yield
+    finally:
+        _taken.pop()
+
+
+def note(text: str) -> None:
+    """Leave a line in the report of the step whose backward passes run; outside of one, nowhere.
+
+    Args:
+        text: what a part of the graph had to do differently.
+    """
+    if _taken and text not in _taken[-1]:
+        _taken[-1].append(text)
 
 
 def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from hig._adjoint import Piece
-from hig._step_jacobians import check_repeatable
+from hig._recording import decided
+from hig._step_jacobians import check_repeatable, cotangent_of, say
 from hig.arguments import check_function
+from hig.errors import out_of_memory
 
 __all__ = ["LinearStep", "check_change", "linear_pieces", "linear_states", "runs"]
 
@@ -81,16 +85,37 @@ class LinearStep:
             states: all states, (T + 1, B, S).
             controls: (T, B, ...).
         """
-        flat = controls.reshape(*controls.shape[:2], -1)
         if self.change is not None:
             found = self.change(controls, matrices, states[:-1], states[1:])
-            expected = (*states[:-1].shape, flat.shape[2])
+            expected = (*states[:-1].shape, controls[0, 0].numel())
             if found.shape != expected:
                 raise ValueError(
                     f"change must return {expected}, states and controls last, got "
                     f"{tuple(found.shape)}; a single control needs an axis of 1"
                 )
             return found
+
+        # As for the Jacobians of other steps: no torch.func transform has a part in this.
+        with torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack():
+            try:
+                found = self._forward_mode(states, controls)
+            except RuntimeError as error:  # of a missing derivative, NotImplementedError is one
+                if out_of_memory(error):
+                    raise
+                refusal = f"have no forward-mode derivative ({str(error).splitlines()[0]})"
+            else:
+                refusal = _disagreement(self, states, controls, found)
+            if refusal:
+                say(
+                    f"the step matrices {refusal}; they are differentiated in reverse mode, an "
+                    "entry of the state at a time, which change= would spare"
+                )
+                found = self._reverse_mode(states, controls)
+        return found
+
+    def _forward_mode(self, states: Tensor, controls: Tensor) -> Tensor:
+        """(T, B, S, C), a control at a time."""
+        flat = controls.flatten(2) if controls.ndim > 2 else controls.unsqueeze(2)
 
         def along(select: Tensor) -> Tensor:
             tangent = select.expand_as(flat).reshape(controls.shape)
@@ -99,6 +124,24 @@ class LinearStep:
 
         unit = torch.eye(flat.shape[2], dtype=controls.dtype, device=controls.device)
         return torch.stack([along(select) for select in unit], -1)
+
+    def _reverse_mode(self, states: Tensor, controls: Tensor) -> Tensor:
+        """(T, B, S, C), an entry of the state at a time; of a complex one its parts."""
+        controls = controls.detach().requires_grad_()
+        with torch.enable_grad():
+            after = apply(self.matrices(controls), states[:-1])
+            # An entry of all times and samples at once: each depends on its own control alone.
+            parts = [torch.real(after), torch.imag(after)] if after.is_complex() else [after]
+            sums = [part.sum((0, 1)).unbind() for part in parts]
+        rows = [
+            torch.autograd.grad(
+                entry, controls, retain_graph=True, allow_unused=True, materialize_grads=True
+            )[0].reshape(*controls.shape[:2], -1)
+            for entries in sums
+            for entry in entries
+        ]
+        found = torch.stack(rows, 2)
+        return torch.complex(*found.tensor_split(2, 2)) if after.is_complex() else found
 
 
 def apply(matrices: Tensor, states: Tensor) -> Tensor:
@@ -153,26 +196,69 @@ def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
     """
     if step.change is None:
         return
-    controls = control.unsqueeze(0).requires_grad_()
-    with torch.enable_grad():
-        matrices = step.matrices_of(controls, 2, state)
-        after = apply(matrices, state)
-        if not after.requires_grad:  # the same matrices for every control: nothing may change
-            after = after + 0 * controls.sum()
-    generator = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(after.shape, generator=generator, dtype=torch.float64).to(after)
-    (expected,) = torch.autograd.grad(after, controls, cotangent)
-    states = torch.stack([state, after[0].detach()])
-    change = step.control_jacobians(matrices.detach(), states, controls.detach())
-    found = torch.real((cotangent.conj().unsqueeze(-1) * change).sum(2)).reshape(expected.shape)
-    tolerance = 10 * torch.finfo(expected.dtype).eps ** 0.5
-    scale = change.abs().max() * cotangent.abs().max()
-    if bool((found - expected).abs().max() > tolerance * scale):
+    after, cotangent, expected = _pulled_back(step, state, control)
+    states = torch.stack([state, after])
+    with torch.no_grad():
+        matrices = step.matrices_of(control.unsqueeze(0), 2, state)
+    change = step.control_jacobians(matrices, states, control.unsqueeze(0))
+    if bool(_differs(change[0], cotangent, expected)):
+        found = _contracted(change[0], cotangent).view_as(expected)
         raise ValueError(
             "change is not the derivative of matrices by the control: they differ by "
             f"{float((found - expected).abs().max()):.2g} where the derivative is up to "
             f"{float(expected.abs().max()):.2g}; leave change out to have it computed"
         )
+
+
+def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, found: Tensor) -> str:
+    """How derivatives by the controls differ from a plain backward pass, or an empty string.
+
+    Torch has a wrong forward mode for some operations, such as ``cholesky_inverse``. Those of the
+    time in the middle are looked at.
+
+    Args:
+        step: the step.
+        states: all states, (T + 1, B, S).
+        controls: (T, B, ...).
+        found: (T, B, S, C).
+    """
+    time = len(controls) // 2
+    after, cotangent, expected = _pulled_back(step, states[time], controls[time])
+    check_repeatable(after, states[time + 1])
+    if decided(partial(bool, _differs(found[time], cotangent, expected))):
+        return "have another derivative in forward mode than in reverse mode"
+    return ""
+
+
+def _pulled_back(step: LinearStep, state: Tensor, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The states after one step (B, S), a cotangent of them, and what it gives the controls.
+
+    Args:
+        step: the step.
+        state: (B, S).
+        control: (B, ...).
+    """
+    controls = control.detach().unsqueeze(0).requires_grad_()
+    with torch.enable_grad():
+        after = apply(step.matrices_of(controls, 2, state), state)[0]
+    cotangent = cotangent_of(after)
+    if not after.requires_grad:  # the same matrices for every control
+        return after, cotangent, torch.zeros_like(control)
+    (gradient,) = torch.autograd.grad(after, controls, cotangent, materialize_grads=True)
+    return after.detach(), cotangent, gradient[0]
+
+
+def _contracted(change: Tensor, cotangent: Tensor) -> Tensor:
+    """Cotangents of real controls: (B, S, C), (B, S) -> (B, C)."""
+    return torch.real((cotangent.conj().unsqueeze(-1) * change).sum(1))
+
+
+def _differs(change: Tensor, cotangent: Tensor, expected: Tensor) -> Tensor:
+    """Whether a derivative (B, S, C) is not the one that a cotangent gives by reverse mode."""
+    tolerance = 10 * torch.finfo(expected.dtype).eps ** 0.5
+    scale = change.abs().max() * cotangent.abs().max()
+    difference = _contracted(change, cotangent) - expected.reshape(len(change), -1)
+    return difference.abs().max() > tolerance * scale
 
 
 def runs(state: Tensor, times: int) -> Iterator[slice]:

@@ -10,10 +10,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from hig._backward import note
 from hig._recording import decided
 
-__all__ = ["Step", "check_repeatable", "step_jacobians"]
+__all__ = ["Step", "check_repeatable", "cotangent_of", "say", "step_jacobians"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,20 +34,26 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
     Raises:
         RuntimeError: if the step gives other states than those in ``states``.
     """
-    with torch._C.DisableTorchFunction():
+    # Nothing here is of a torch.func transform that pulls many cotangents through the rollout, and
+    # plain autograd would be refused inside of one.
+    with torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack():
         try:
-            after, by_state, by_control = _vectorised(step, states[:-1], controls)
+            found = _vectorised(step, states[:-1], controls)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            warnings.warn(
-                f"the step cannot be vectorised over time ({str(error).splitlines()[0]}); its "
-                "Jacobians are computed step by step, method='loop' may be faster",
-                RuntimeWarning,
-                stacklevel=2,
+            refusal = f"cannot be vectorised over time ({str(error).splitlines()[0]})"
+        else:
+            check_repeatable(found[0], states[1:])
+            refusal = _disagreement(step, states, controls, found[1], found[2])
+        if refusal:
+            say(
+                f"the step {refusal}; its Jacobians are computed step by step, method='loop' may "
+                "be faster"
             )
-            after, by_state, by_control = _one_by_one(step, states[:-1], controls)
-    check_repeatable(after, states[1:])
+            found = _one_by_one(step, states[:-1], controls)
+            check_repeatable(found[0], states[1:])
+    _, by_state, by_control = found
     times, batch = controls.shape[:2]
     shape = (times, states[0, 0].numel(), batch, -1)
     # (T, S, B, ...) -> (T, B, S, ...)
@@ -65,10 +73,75 @@ def _vectorised(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, .
         after, pull = torch.func.vjp(step, state, control)  # type: ignore[misc]  # no has_aux
         return after, *torch.func.vmap(pull)(select)
 
+    return torch.func.vmap(one_time, chunk_size=_times_at_once(before))(before, controls)
+
+
+def _times_at_once(before: Tensor) -> int:
+    """How many steps are differentiated in one call, for states (T, B, ...)."""
     # Some twenty intermediates of a step are alive at once for each of the S cotangents.
-    per_time = 20 * size * before[0].numel() * before.element_size()
-    chunk = max(1, STEP_BYTES // per_time)
-    return torch.func.vmap(one_time, chunk_size=chunk)(before, controls)
+    per_time = 20 * before[0, 0].numel() * before[0].numel() * before.element_size()
+    return max(1, STEP_BYTES // per_time)
+
+
+def _disagreement(
+    step: Step, states: Tensor, controls: Tensor, by_state: Tensor, by_control: Tensor
+) -> str:
+    """How the Jacobians of one time differ from one plain backward pass, or an empty string.
+
+    An operation, such as `torch.cdist`, or a `torch.autograd.Function` may be wrong where it is
+    vectorised alone.
+
+    Args:
+        step: the step.
+        states: all states, (T + 1, B, ...).
+        controls: (T, B, ...).
+        by_state: gradients of each entry of the states after, (T, S, B, ...).
+        by_control: likewise, by the controls.
+    """
+    # What torch vectorises wrongly may be right at the first of its times, as linalg.lu_solve is.
+    time = min(_times_at_once(states), len(controls)) - 1
+    near = [tensor[time].detach().requires_grad_() for tensor in (states, controls)]
+    with torch.enable_grad():
+        after = step(*near)
+    if not after.requires_grad:
+        return ""
+    cotangent = cotangent_of(after)
+    expected = torch.autograd.grad(
+        after, near, cotangent, allow_unused=True, materialize_grads=True
+    )
+    weights = cotangent.flatten(1).T  # (S, B)
+    differs = []
+    for jacobian, gradient in zip((by_state[time], by_control[time]), expected, strict=True):
+        terms = weights.view(*weights.shape, *[1] * (jacobian.ndim - 2)) * jacobian
+        tolerance = 10 * torch.finfo(gradient.dtype).eps ** 0.5 * terms.abs().sum(0).max()
+        differs.append(((terms.sum(0) - gradient).abs() > tolerance).any())
+    if decided(partial(bool, torch.stack(differs).any())):
+        return "has other derivatives where it is vectorised over time than one by one"
+    return ""
+
+
+def cotangent_of(output: Tensor) -> Tensor:
+    """Weights of the entries that no wrong derivative is orthogonal to, but by a strange accident.
+
+    Args:
+        output: (...), real or complex.
+    """
+    # Computed on the device: what is sent there cannot be recorded.
+    complex_ = output.is_complex()
+    real = torch.view_as_real(output.detach()) if complex_ else output.detach()
+    weights = torch.arange(1, real.numel() + 1, dtype=real.dtype, device=real.device)
+    weights = weights.sin().view(real.shape)
+    return torch.view_as_complex(weights) if complex_ else weights
+
+
+def say(text: str) -> None:
+    """Report that a slower route had to be taken: a warning, and a note of the step.
+
+    Args:
+        text: why.
+    """
+    note(text)
+    warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _one_by_one(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, ...]:

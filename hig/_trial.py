@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hig._graph import nodes_behind
+from hig.errors import out_of_memory
+
 __all__ = ["RandomState", "Trial", "curvature_along", "put_back"]
 
 
@@ -128,14 +131,38 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
 
     Returns:
         A float64 scalar; zero for a loss that is linear in the outputs.
+
+    Raises:
+        ValueError: the loss cannot be differentiated twice.
     """
     change = change.view_as(prediction)
     if not gradient.requires_grad:
         return change.new_zeros(())
     with torch.enable_grad():
-        (product,) = torch.autograd.grad(
-            gradient, prediction, change.to(gradient.dtype), retain_graph=True, allow_unused=True
-        )
+        try:
+            (product,) = torch.autograd.grad(
+                gradient,
+                prediction,
+                change.to(gradient.dtype),
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise _no_curvature(str(error).splitlines()[0]) from error
+    # What is marked once_differentiable raises in backward() alone: here it is left out in silence.
+    stop = (prediction.grad_fn, prediction.output_nr)
+    if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradient, stop)):
+        raise _no_curvature("a torch.autograd.Function in it is marked once_differentiable")
     if product is None:
         return change.new_zeros(())
     return (product.double() * change).sum()
+
+
+def _no_curvature(why: str) -> ValueError:
+    return ValueError(
+        "the step is measured by the second derivative of the loss in the outputs, which this loss "
+        f"does not have ({why}); write the loss in operations that can be differentiated twice, or "
+        "take step_rule='fixed' where the optimizer has it"
+    )

@@ -99,6 +99,14 @@ class Case:
 
         self.step(predict=predict, engine="rows", method="lanczos")
 
+    def loss_without_curvature(self):
+        def closure():
+            prediction = self.network(self.x)
+            classes = torch.tensor([0, 1, 0, 1, 0, 1])
+            return torch.nn.functional.multi_margin_loss(prediction, classes), prediction
+
+        self.step(closure, step_rule="trust")
+
     def memory(self):
         hig.MultiHIG(self.network.parameters(), operator=PseudoMomentumOperator(2))
 
@@ -145,6 +153,7 @@ CASES = {
     "a reentrant checkpoint hides": Case.reentrant,
     "the layerwise engine cannot give the exact Jacobian": Case.coupled,
     "differentiates the derivative of the simulator": Case.lanczos,
+    "the step is measured by the second derivative": Case.loss_without_curvature,
     "must be one without a memory": Case.memory,
     "the step changes its state or control in place": Case.in_place,
     "the step gave another result when it was run again": Case.counter,

@@ -17,6 +17,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from problems.pinn._nested import nested
 
 
 class Jet(NamedTuple):
@@ -40,7 +43,8 @@ def jet(network: nn.Module, points: Tensor, first: int, second: int) -> Jet:
 
     Args:
         network: Maps (..., inputs) to (..., outputs), each point for itself. A tanh network is
-            propagated, see `is_tanh_network`; any other is differentiated by forward mode twice.
+            propagated, see `is_tanh_network`; any other is differentiated by autograd twice, once
+            for each output and second derivative.
         points: (..., inputs), of the network's dtype and device.
         first: First derivatives are wanted along the inputs 0 ... first - 1.
         second: Pure second derivatives are wanted along the inputs 0 ... second - 1.
@@ -49,7 +53,9 @@ def jet(network: nn.Module, points: Tensor, first: int, second: int) -> Jet:
         Value (..., outputs) and derivatives (..., first + second, outputs).
 
     Raises:
-        ValueError: If not 0 <= second <= first <= inputs.
+        ValueError: If not 0 <= second <= first <= inputs; or if derivatives would be wrong: points
+            influence one another (batch normalisation in training mode), the network cuts its
+            graph, or holds what cannot be differentiated twice.
     """
     if not 0 <= second <= first <= points.shape[-1]:
         raise ValueError(
@@ -60,15 +66,28 @@ def jet(network: nn.Module, points: Tensor, first: int, second: int) -> Jet:
         value = network(points)
         return Jet(value, value.new_empty(*value.shape[:-1], 0, value.shape[-1]))
     if not is_tanh_network(network):
-        return _forward_mode(network, points, first, second)
+        return Jet(*nested(network, points, first, second))
     return propagate(network, Jet(points, tangents(points, first, second)), taylor(first, second))
 
 
 def is_tanh_network(network: nn.Module) -> bool:
-    """Whether a network is a plain `nn.Sequential` of `nn.Linear` and `nn.Tanh`."""
-    # Exact types: a subclass or a parametrised layer may compute something else.
-    return type(network) is nn.Sequential and all(
-        type(layer) in (nn.Linear, nn.Tanh) for layer in network
+    """Whether a network is a plain `nn.Sequential` of `nn.Linear` and `nn.Tanh`, without hooks."""
+    # Exact types: a subclass or a parametrised layer may compute something else. So may a hook,
+    # which normalisation of weights and pruning use too, and a forward of the instance's own.
+    return (
+        type(network) is nn.Sequential
+        and not _has_any_global_hook()
+        and all(type(layer) in (nn.Linear, nn.Tanh) for layer in network)
+        and all(_is_plain(module) for module in (network, *network))
+    )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return "forward" not in vars(module) and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -147,21 +166,3 @@ class _TaylorTanh(torch.autograd.Function):
         to_value = value_gradient - twice * (gradient * channels).sum(-2)
         to_value = to_value - (6 * slope - 4) * (product * leading).sum(-2)
         return slope * to_value, to_channels, None, None
-
-
-def _forward_mode(network: nn.Module, points: Tensor, first: int, second: int) -> Jet:
-    """Derivatives of any network, one coordinate at a time."""
-    slopes, curvatures = [], []
-    directions = tangents(points, first, 0).unbind(-2)
-    for coordinate, direction in enumerate(directions):
-
-        def slope(at: Tensor, direction: Tensor = direction) -> tuple[Tensor, Tensor]:
-            return torch.func.jvp(network, (at,), (direction,))
-
-        if coordinate < second:
-            (value, along), (_, twice) = torch.func.jvp(slope, (points,), (direction,))
-            curvatures.append(twice)
-        else:
-            value, along = slope(points)
-        slopes.append(along)
-    return Jet(value, torch.stack(slopes + curvatures, -2))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hig import _backward
-from hig._backward import Backward, one_hot_cotangents, output_cotangents
+from hig._backward import Backward, note, one_hot_cotangents, output_cotangents
 from tests.textbook import relative_error, textbook_jacobian
 
 
@@ -303,3 +303,17 @@ def test_output_cotangents_select_one_output_of_all_samples(shape, dtype):
     expected = torch.eye(outputs, dtype=dtype)[:, None].expand(-1, shape[0], -1)
     assert torch.equal(every.reshape(outputs, shape[0], outputs), expected)
     assert torch.equal(output_cotangents(prediction)(0, 1), every[:1])
+
+
+def test_notes_of_the_graph_come_once_and_only_from_passes():
+    def noting(cotangent):
+        note("taken another way")
+        return cotangent
+
+    inputs = torch.randn(4, 3, requires_grad=True)
+    backward = Backward()
+    output = passing(noting)(inputs)
+    for _ in range(2):
+        list(backward.gradients(output, [inputs], 12, one_hot_cotangents(output), 48))
+    note("outside of a step")
+    assert backward.notes == ["taken another way"]

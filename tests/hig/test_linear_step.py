@@ -6,7 +6,7 @@ import torch
 import hig
 from hig import _linear_step
 from hig._linear_step import linear_pieces, linear_states, runs
-from hig._step_jacobians import step_jacobians
+from hig._step_jacobians import cotangent_of, step_jacobians
 from tests.textbook import relative_error
 
 BATCH, TIMES = 3, 7
@@ -156,3 +156,113 @@ def test_functions_that_want_contiguous_controls():
     cotangent = torch.randn(found.shape, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(found, controls, cotangent)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, controls, cotangent)[0])
+
+
+def inverse(control):
+    """Its forward mode is wrong in torch 2.11 and 2.13."""
+    a = control[..., 0]
+    rows = [torch.stack([2 + a**2, 0 * a], -1), torch.stack([a, 3 + a.cos()], -1)]
+    return torch.cholesky_inverse(torch.stack(rows, -2))
+
+
+class Exponential(torch.autograd.Function):
+    """Has no forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.exp())
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
+class Slope(torch.autograd.Function):
+    """A forward mode that somebody has got wrong."""
+
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 1.01 * tangent * ctx.saved_tensors[0]
+
+
+def rotation(control):
+    """Complex matrices, of an imaginary exponent that is wrong in forward mode."""
+    a = Slope.apply(control[..., 0]) * (1 + 0j)
+    return torch.stack([torch.stack([a, 1j * a], -1), torch.stack([1j - 0 * a, a * a], -1)], -2)
+
+
+WRONG = {
+    "cholesky_inverse": (inverse, "have another derivative in forward mode"),
+    "no jvp": (lambda c: Exponential.apply(matrices(c)), "have no forward-mode derivative"),
+    "wrong jvp": (lambda c: Slope.apply(matrices(c)), "have another derivative in forward mode"),
+    "complex": (rotation, "have another derivative in forward mode"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("passes", ["one", "batched", "vmap", "run by run"])
+def test_reverse_mode_where_forward_mode_is_wrong_or_missing(monkeypatch, name, passes):
+    if passes == "run by run":
+        monkeypatch.setattr(_linear_step, "MATRIX_BYTES", 250)
+    function, match = WRONG[name]
+    state, controls = inputs()
+    if name == "complex":
+        state = state.to(torch.complex128)
+    controls.requires_grad_()
+    final = hig.rollout(hig.LinearStep(function), state, controls, method="jacobians")
+    expected = hig.rollout(hig.LinearStep(function), state, controls, method="loop")
+    torch.manual_seed(1)
+    cotangents = torch.randn(3, *final.shape, dtype=final.dtype)
+    with pytest.warns(RuntimeWarning, match=match):
+        if passes == "batched":
+            found = torch.autograd.grad(final, controls, cotangents, is_grads_batched=True)[0]
+        elif passes == "vmap":
+            found = torch.vmap(lambda cotangent: torch.autograd.grad(final, controls, cotangent))(
+                cotangents
+            )[0]
+        else:
+            found = [
+                torch.autograd.grad(final, controls, cotangent, retain_graph=True)[0]
+                for cotangent in cotangents
+            ]
+    for cotangent, gradient in zip(cotangents, found, strict=True):
+        plain = torch.autograd.grad(expected, controls, cotangent, retain_graph=True)[0]
+        assert relative_error(gradient, plain) < 1e-12
+
+
+def test_a_step_reports_the_other_route():
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, TIMES).double()
+    target = torch.randn(4, 2, dtype=torch.float64)
+    start = torch.randn(4, 2, dtype=torch.float64)
+    optimizer = hig.HIG(network.parameters(), lr=0.1, rcond=1e-6, step_rule="fixed")
+
+    def closure():
+        controls = network(target).unsqueeze(2)
+        final = hig.rollout(hig.LinearStep(inverse), start, controls)
+        return (final - target).square().mean(), final
+
+    with pytest.warns(RuntimeWarning, match="in reverse mode"):
+        optimizer.step(closure)
+    assert sum("step matrices have another derivative" in n for n in optimizer.report.notes) == 1
+
+
+def test_a_cotangent_sees_real_and_imaginary_parts():
+    found = cotangent_of(torch.zeros(3, 2, dtype=torch.complex64))
+    assert found.dtype == torch.complex64
+    assert found.real.unique().numel() == found.imag.unique().numel() == 6
+    assert cotangent_of(torch.zeros(4)).unique().numel() == 4

@@ -61,3 +61,102 @@ def test_states_of_another_step_are_refused():
     states, controls = states_and_controls()
     with pytest.raises(RuntimeError, match="random numbers or keeps a state"):
         step_jacobians(step, states + 0.1, controls)
+
+
+class Half(torch.autograd.Function):
+    """Half of its input, but where it is vectorised, from the second place on."""
+
+    @staticmethod
+    def forward(x):
+        return 0.5 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 0.5 * gradient
+
+    @staticmethod
+    def vmap(info, dimensions, x):
+        factor = torch.full((info.batch_size,), 0.51, dtype=x.dtype)
+        factor[0] = 0.5
+        x = x.movedim(dimensions[0], -1)
+        return factor * x, x.ndim - 1
+
+
+class Sine(torch.autograd.Function):
+    """Right one by one; its derivative is wrong where many are taken at once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * Half.apply(gradient) * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.parametrize("of", ["state", "control"])
+@pytest.mark.parametrize("scratch", [_step_jacobians.STEP_BYTES, 3000])  # 5 times, 1 in a call
+def test_what_is_wrong_where_it_is_vectorised_is_taken_one_by_one(monkeypatch, scratch, of):
+    monkeypatch.setattr(_step_jacobians, "STEP_BYTES", scratch)
+
+    def wrong(state, control):
+        if of == "state":
+            return Sine.apply(state) + control
+        return state + Sine.apply(control)
+
+    def right(state, control):
+        return state.sin() + control if of == "state" else state + control.sin()
+
+    states, controls = states_and_controls()
+    states = [states[0]]
+    for control in controls:
+        states.append(right(states[-1], control))
+    states = torch.stack(states)
+    expected = step_jacobians(right, states, controls)
+    with pytest.warns(RuntimeWarning, match="other derivatives where it is vectorised over time"):
+        found = step_jacobians(wrong, states, controls)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-14
+
+
+def test_a_step_that_does_not_depend_on_everything():
+    states, controls = states_and_controls()
+    for alone in (lambda s, c: s.detach() + c, lambda s, c: 2 * s, lambda s, c: s.abs().sqrt()):
+        after = [states[0]]
+        for control in controls:
+            after.append(alone(after[-1], control))
+        by_state, by_control = step_jacobians(alone, torch.stack(after), controls)
+        assert by_state.isfinite().all()
+        assert by_control.isfinite().all()
+
+
+def test_distances_which_torch_vectorises_wrongly():
+    """`torch.cdist` of 2.11 and 2.13, under vmap of vmap."""
+
+    def distances(state, control):
+        places = state.unsqueeze(2)
+        return state + 0.1 * torch.cdist(places, places.roll(1, 1) + control[:, None] + 5).sum(2)
+
+    def by_hand(state, control):
+        other = state.roll(1, 1) + control + 5
+        return state + 0.1 * (state[:, :, None] - other[:, None]).abs().sum(2)
+
+    _, controls = states_and_controls()
+    states = [torch.randn(3, 2, dtype=torch.float64)]
+    for control in controls:
+        states.append(by_hand(states[-1], control))
+    expected = step_jacobians(by_hand, torch.stack(states), controls)
+    with pytest.warns(RuntimeWarning, match="vectorised over time"):
+        found = step_jacobians(distances, torch.stack(states), controls)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-13

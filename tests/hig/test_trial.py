@@ -127,6 +127,47 @@ def test_curvature_along_a_change(loss):
     assert float(found) == pytest.approx(float(change @ hessian @ change), abs=1e-12)
 
 
+class Squares(torch.autograd.Function):
+    """Can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (lambda y: nn.functional.multi_margin_loss(y, torch.tensor([1, 0, 1])), "multi_margin"),
+        (lambda y: Squares.apply(y).square(), "once_differentiable"),
+    ],
+)
+def test_a_loss_without_second_derivative_is_refused(loss, match):
+    torch.manual_seed(0)
+    network, inputs = nn.Linear(2, 2).double(), torch.randn(3, 2, dtype=torch.float64)
+    before = flat(network.parameters()).clone()
+
+    def closure():
+        prediction = network(inputs)
+        return loss(prediction), prediction
+
+    for optimizer in (
+        hig.HIG(network.parameters(), step_rule="trust", rcond=1e-6),
+        hig.LevenbergMarquardt(network.parameters()),
+    ):
+        with pytest.raises(ValueError, match=rf"does not have \(.*{match}.*step_rule='fixed'"):
+            optimizer.step(closure)
+        assert torch.equal(flat(network.parameters()), before)
+    hig.HIG(network.parameters(), step_rule="fixed", rcond=1e-6).step(closure)
+    assert not torch.equal(flat(network.parameters()), before)
+
+
 def test_random_numbers_come_again_and_leave_no_trace():
     state = RandomState(torch.device("cpu"))
     first = torch.rand(3)

@@ -1,0 +1,261 @@
+"""Why a step with Kronecker factors leaves parameters to Adam, in words."""
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from hig._capture import Capture, LayerUse, weight_matrix_shape
+from hig._kronecker_capture import LayerFactors, with_leading_axis
+from hig._kronecker_report import KroneckerReport, listed
+
+__all__ = ["Explanation", "ParameterCalls", "parameter_names"]
+
+_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+_FUSED = (
+    "gru", "gru_cell", "lstm", "lstm_cell", "multi_head_attention_forward", "rnn_relu",
+    "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell",
+)  # fmt: skip
+_IN_TRANSFORM = "inside a transform of torch.func (vmap, grad, jvp or another)"
+
+
+class ParameterCalls(Capture):
+    """Record layer uses, and which other functions of torch take the watched parameters.
+
+    Args:
+        parameters: the tensors to watch, by identity.
+
+    Attributes:
+        functions: by the id of a parameter the other functions that take it, in words.
+        of_biases: by the id of a bias what the weight of its layer is, if it is not watched.
+        derivatives: whether ``torch.autograd.grad`` was called with ``create_graph=True``.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        parameters = list(parameters)
+        super().__init__(parameters)
+        self._ids = {id(parameter) for parameter in parameters}
+        self.functions: dict[int, list[str]] = {}
+        self.of_biases: dict[int, str] = {}
+        self.derivatives = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` and note what it does with watched parameters."""
+        known = len(self.uses)
+        output = super().__torch_function__(func, types, args, kwargs)
+        kwargs = kwargs or {}
+        if func is torch.autograd.grad:
+            self.derivatives |= bool(kwargs.get("create_graph", args[4:5] == (True,)))
+        taken = [value for value in _tensors(args, kwargs) if id(_unwrapped(value)) in self._ids]
+        if taken and _carries_graph(output):
+            self._note_function(func, taken, self.uses[known:], output)
+            if func in _LAYERS:
+                self._note_weight(args[1] if len(args) > 1 else kwargs["weight"])
+        return output
+
+    def signature(self) -> object:
+        """What is equal for two computations that use the parameters in the same functions."""
+        uses = frozenset((id(use.weight), id(use.bias)) for use in self.uses)
+        others = frozenset((key, *names) for key, names in self.functions.items())
+        return uses, others, self.derivatives
+
+    def _note_function(
+        self, func: Any, taken: Sequence[Tensor], uses: Sequence[LayerUse], output: Any
+    ) -> None:
+        covered = {id(part) for use in uses for part in (use.weight, use.bias)}
+        for value in taken:
+            parameter = _unwrapped(value)
+            if id(parameter) in covered or output is value:
+                continue
+            text = _name(func)
+            if any(map(_wrapped, _tensors((output,), {}))):
+                text = f"{text} {_IN_TRANSFORM}"
+            elif func in _LAYERS:
+                text = f"{text} as a tensor of shape {tuple(parameter.shape)}"
+            elif text in _FUSED:
+                text = f"{text}, a fused kernel"
+            names = self.functions.setdefault(id(parameter), [])
+            if text not in names:
+                names.append(text)
+
+    def _note_weight(self, weight: Any) -> None:
+        """Say of the bias of the last use what its weight is, if the optimiser has it not."""
+        use = self.uses[-1] if self.uses else None
+        if use is not None and use.bias is not None and use.weight is None:
+            computed = isinstance(weight, Tensor) and weight.grad_fn is not None
+            kind = "computed from other tensors" if computed else "not trained by this optimiser"
+            self.of_biases[id(use.bias)] = kind
+
+
+@dataclass
+class Explanation:
+    """Reasons of one optimiser, kept from one update of the factors to the next.
+
+    Attributes:
+        signature: of the computation that they were found for; None before the first.
+        reasons: why parameters have no factors, by their position among all parameters.
+        remarks: on layers that have.
+        warned: whether the user has been warned that no layer was found.
+    """
+
+    signature: object = None
+    reasons: dict[int, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    warned: bool = False
+
+    def update(
+        self,
+        calls: ParameterCalls,
+        factors: Sequence[LayerFactors],
+        gradients: Mapping[Tensor, Tensor],
+        names: Mapping[Tensor, str],
+    ) -> None:
+        """Find the reasons for one computation.
+
+        Args:
+            calls: what was seen of it.
+            factors: of its layers.
+            gradients: those of all parameters that it depends on.
+            names: of all parameters of the optimiser, in their order.
+        """
+        layered = {id(p) for found in factors for p in found.layer.parameters}
+        left = [(i, p) for i, p in enumerate(names) if p in gradients and id(p) not in layered]
+        self.reasons = {index: _why_left(parameter, calls, layered) for index, parameter in left}
+        if calls.signature() != self.signature:
+            self.signature = calls.signature()
+            self.remarks = [
+                _why_partial(p, names[p], calls) for found in factors for p in found.partial
+            ]
+
+    def of(self, parameters: Iterable[Tensor], names: Mapping[Tensor, str]) -> dict[str, str]:
+        """Why these parameters are left to Adam, by name."""
+        parameters = list(parameters)
+        if not parameters:
+            return {}
+        positions = {parameter: index for index, parameter in enumerate(names)}
+        unknown = (
+            "the closure did not use it when the factors were last updated"
+            if self.signature is not None
+            else "the factors have not been updated since this optimizer was made"
+        )
+        return {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
+
+    def warn(self, left: Mapping[str, str], stacklevel: int) -> None:
+        """Warn, once, that no layer was found."""
+        if self.warned:
+            return
+        self.warned = True
+        report = KroneckerReport(torch.zeros(()), 0, len(left), 0.0, [], True, False)
+        report.left_to_adam = dict(left)
+        warnings.warn(
+            "KroneckerHIG found no linear or convolution layer that it can precondition, so that "
+            f"its steps are Adam's; {'; '.join(report.notes[1:])}",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def parameter_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
+    """What the parameters of groups are called: their names, else position and shape."""
+    found: dict[Tensor, str] = {}
+    for group in groups:
+        given = group.get("param_names", [None] * len(group["params"]))
+        for parameter, name in zip(group["params"], given, strict=True):
+            shape = "uninitialized" if is_lazy(parameter) else tuple(parameter.shape)
+            found.setdefault(parameter, name or f"parameter {len(found)} {shape}")
+    return found
+
+
+def _why_left(parameter: Tensor, calls: ParameterCalls, layered: Collection[int]) -> str:
+    """Why a parameter that the prediction depends on is part of no layer with factors."""
+    if parameter.is_complex():
+        return "it is complex, and factors are real"
+    as_weight = [use for use in calls.uses if use.weight is parameter]
+    as_bias = [use for use in calls.uses if use.bias is parameter]
+    if as_weight and as_bias:
+        return "it is used both as a weight and as a bias"
+    if as_weight:
+        return _why_weight(as_weight)
+    if as_bias:
+        return _why_bias(parameter, as_bias, calls, layered)
+    if names := calls.functions.get(id(parameter)):
+        return f"it is used by {listed(names)}; linear and convolution layers alone have factors"
+    return (
+        "no linear or convolution call was seen to use it (calls are hidden in compiled code and "
+        "in the forward functions of torch.autograd.Function)"
+    )
+
+
+def _why_weight(uses: Sequence[LayerUse]) -> str:
+    uses = [with_leading_axis(use) for use in uses]
+    shapes = {(use.convolution is None, *weight_matrix_shape(use)) for use in uses}
+    if len(shapes) > 1:
+        groups = ", ".join(str(number) for number in sorted({use.groups for use in uses}))
+        return f"its layers differ in shape (groups of channels: {groups})"
+    return (
+        "the prediction does not depend on the outputs of its layer, only on what is derived from "
+        "them otherwise (autograd.grad with create_graph=True)"
+    )
+
+
+def _why_bias(
+    bias: Tensor, uses: Sequence[LayerUse], calls: ParameterCalls, layered: Collection[int]
+) -> str:
+    if (kind := calls.of_biases.get(id(bias))) is not None:
+        return f"it is the bias of a layer whose weight is {kind}"
+    if any(id(use.weight) not in layered for use in uses):
+        return "it is the bias of a layer whose weight is left to Adam"
+    return "it is the bias of several layers, or of some calls of its layer alone"
+
+
+def _why_partial(parameter: Tensor, name: str, calls: ParameterCalls) -> str:
+    ways = list(calls.functions.get(id(parameter), []))
+    if calls.derivatives:
+        ways.append("derivatives of the network (autograd.grad with create_graph=True)")
+    through = f"through {listed(ways)}" if ways else "in a way that was not seen"
+    return (
+        f"the factors of {name} are those of its linear or convolution calls alone, the "
+        f"prediction depends on it {through} too"
+    )
+
+
+def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, and in lists or tuples of them."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _wrapped(tensor: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """What transforms of torch.func have wrapped."""
+    while _wrapped(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _carries_graph(output: Any) -> bool:
+    return any(tensor.requires_grad or _wrapped(tensor) for tensor in _tensors((output,), {}))
+
+
+def _name(func: Any) -> str:
+    """What users call a function; properties come as the getter of a descriptor."""
+    name = getattr(func, "__name__", type(func).__name__)
+    if name == "__get__":
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    return name.strip("_")

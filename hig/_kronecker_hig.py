@@ -265,12 +265,12 @@ class KroneckerHIG(torch.optim.Optimizer):
         clock: PhaseClock,
     ) -> dict[Tensor, Tensor]:
         """The gradients of all parameters that the prediction depends on, as moments take them."""
-        # The closure makes lazy parameters what they are; others it has not used.
-        parameters = [p for p in parameters if not is_lazy(p)]
+        # The closure initializes lazy parameters that it uses, and may freeze others.
+        parameters = [p for p in parameters if p.requires_grad and not is_lazy(p)]
         if not parameters:
             raise ValueError(
-                "all parameters of the optimizer are still uninitialized after the closure; check "
-                "that it runs the network whose parameters the optimizer holds"
+                "all parameters of the optimizer are frozen or uninitialized after the closure; "
+                "check that it runs the network whose parameters the optimizer holds"
             )
         with clock.phase("gradient"):
             checks = Checks()

@@ -21,6 +21,11 @@ _FUSED = (
     "gru", "gru_cell", "lstm", "lstm_cell", "multi_head_attention_forward", "rnn_relu",
     "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell",
 )  # fmt: skip
+_DOUBLE_BACKWARD = "derivatives (autograd.grad with create_graph=True)"
+_FORWARD_MODE = "derivatives (forward mode)"
+# The function of torch itself: compilers trace each function of Python that they meet in a mode.
+_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+
 _IN_TRANSFORM = "inside a transform of torch.func (vmap, grad, jvp or another)"
 
 
@@ -33,7 +38,7 @@ class ParameterCalls(Capture):
     Attributes:
         functions: by the id of a parameter the other functions that take it, in words.
         of_biases: by the id of a bias what the weight of its layer is, if it is not watched.
-        derivatives: whether ``torch.autograd.grad`` was called with ``create_graph=True``.
+        derivatives: how derivatives were taken that the prediction may depend on, in words.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -42,7 +47,7 @@ class ParameterCalls(Capture):
         self._ids = {id(parameter) for parameter in parameters}
         self.functions: dict[int, list[str]] = {}
         self.of_biases: dict[int, str] = {}
-        self.derivatives = False
+        self.derivatives: dict[str, None] = {}
 
     def __torch_function__(
         self,
@@ -56,19 +61,26 @@ class ParameterCalls(Capture):
         output = super().__torch_function__(func, types, args, kwargs)
         kwargs = kwargs or {}
         if func is torch.autograd.grad:
-            self.derivatives |= bool(kwargs.get("create_graph", args[4:5] == (True,)))
-        taken = [value for value in _tensors(args, kwargs) if id(_unwrapped(value)) in self._ids]
+            if kwargs.get("create_graph", args[4:5] == (True,)):
+                self.derivatives[_DOUBLE_BACKWARD] = None
+            return output
+        if func is torch._VF._make_dual:
+            self.derivatives[_FORWARD_MODE] = None
+        taken = [value for value in _tensors(args, kwargs) if self._is_watched(value)]
         if taken and _carries_graph(output):
             self._note_function(func, taken, self.uses[known:], output)
             if func in _LAYERS:
                 self._note_weight(args[1] if len(args) > 1 else kwargs["weight"])
         return output
 
+    def _is_watched(self, value: Tensor) -> bool:
+        return id(value) in self._ids or (_wrapped(value) and id(_unwrapped(value)) in self._ids)
+
     def signature(self) -> object:
         """What is equal for two computations that use the parameters in the same functions."""
         uses = frozenset((id(use.weight), id(use.bias)) for use in self.uses)
         others = frozenset((key, *names) for key, names in self.functions.items())
-        return uses, others, self.derivatives
+        return uses, others, tuple(self.derivatives)
 
     def _note_function(
         self, func: Any, taken: Sequence[Tensor], uses: Sequence[LayerUse], output: Any
@@ -134,8 +146,13 @@ class Explanation:
         self.reasons = {index: _why_left(parameter, calls, layered) for index, parameter in left}
         if calls.signature() != self.signature:
             self.signature = calls.signature()
+            partial: dict[str, list[str]] = {}
+            for parameter in (p for found in factors for p in found.partial):
+                partial.setdefault(_other_ways(parameter, calls), []).append(names[parameter])
             self.remarks = [
-                _why_partial(p, names[p], calls) for found in factors for p in found.partial
+                f"the factors of {listed(several)} are those of linear and convolution calls "
+                f"alone, the prediction depends on it {ways} too"
+                for ways, several in partial.items()
             ]
 
     def of(self, parameters: Iterable[Tensor], names: Mapping[Tensor, str]) -> dict[str, str]:
@@ -218,15 +235,10 @@ def _why_bias(
     return "it is the bias of several layers, or of some calls of its layer alone"
 
 
-def _why_partial(parameter: Tensor, name: str, calls: ParameterCalls) -> str:
-    ways = list(calls.functions.get(id(parameter), []))
-    if calls.derivatives:
-        ways.append("derivatives of the network (autograd.grad with create_graph=True)")
-    through = f"through {listed(ways)}" if ways else "in a way that was not seen"
-    return (
-        f"the factors of {name} are those of its linear or convolution calls alone, the "
-        f"prediction depends on it {through} too"
-    )
+def _other_ways(parameter: Tensor, calls: ParameterCalls) -> str:
+    """Through what, beside calls of layers, the prediction depends on a parameter."""
+    ways = [*calls.functions.get(id(parameter), ()), *calls.derivatives]
+    return f"through {listed(ways)}" if ways else "in a way that was not seen"
 
 
 def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
@@ -236,10 +248,6 @@ def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]
             yield value
         elif isinstance(value, list | tuple):
             yield from (item for item in value if isinstance(item, Tensor))
-
-
-def _wrapped(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:

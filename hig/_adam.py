@@ -37,6 +37,8 @@ def accumulable(gradient: Tensor) -> Tensor:
     """
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
+    if gradient.dtype in (torch.float32, torch.float64):
+        return gradient
     if gradient.is_complex():
         gradient = torch.view_as_real(gradient.resolve_conj())
     return gradient.to(accumulation_dtype(gradient.dtype))

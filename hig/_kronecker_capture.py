@@ -90,10 +90,9 @@ def factors_of_layers(
     gradients = torch.autograd.grad(
         prediction, inputs + whole, probe, retain_graph=True, allow_unused=True
     )
-    pairs = zip(used, gradients[: len(used)], strict=True)
     deltas = {
-        id(use): _joined(delta).reshape(use.output_shape)
-        for use, delta in pairs
+        id(use): delta if delta.shape == use.output_shape else _rows(delta, use)
+        for use, delta in zip(used, gradients, strict=False)
         if delta is not None
     }
     full = {id(p): g for p, g in zip(whole, gradients[len(used) :], strict=True)}
@@ -141,11 +140,14 @@ def with_leading_axis(use: LayerUse) -> LayerUse:
     return replace(use, input=use.input[None], output_shape=torch.Size([1, *use.output_shape]))
 
 
-def _joined(tensor: Tensor) -> Tensor:
-    """The rows of all parts of a nested tensor; others as they are."""
-    if not tensor.is_nested:
-        return tensor
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in tensor.unbind()])
+def _joined(nested: Tensor) -> Tensor:
+    """The rows of all parts of a nested tensor."""
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in nested.unbind()])
+
+
+def _rows(delta: Tensor, use: LayerUse) -> Tensor:
+    """The gradient of an output as the use is arranged."""
+    return (_joined(delta) if delta.is_nested else delta).reshape(use.output_shape)
 
 
 def _factors(

@@ -16,7 +16,7 @@ from hig._checks import Checks
 from hig._graft import GRAFTS, graft_factors
 from hig._groups import check_group_keys, check_group_lr, require_room
 from hig._kronecker_capture import LayerFactors, check_finite, factors_of_layers, random_probe
-from hig._kronecker_reasons import Explanation, ParameterCalls, parameter_names
+from hig._kronecker_reasons import Explanation, ParameterCalls
 from hig._kronecker_report import KroneckerReport
 from hig._kronecker_state import (
     check_state,
@@ -250,7 +250,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 with clock.phase("update"):
                     rest, moved = self._move(gradients)
         self.state["count"]["steps"] = steps + 1
-        left = self._explanation.of(rest, parameter_names(self.param_groups)) if rest else {}
+        left = self._explanation.of(rest, self.param_groups)
         self.report = KroneckerReport(
             loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
         )
@@ -297,10 +297,10 @@ class KroneckerHIG(torch.optim.Optimizer):
         gradients: dict[Tensor, Tensor],
     ) -> None:
         """Find out why parameters have no factors, and warn, before anything is changed."""
-        names = parameter_names(self.param_groups)
-        self._explanation.update(calls, factors, gradients, names)
+        self._explanation.update(calls, factors, gradients, self.param_groups)
         if not factors and not any("scale" in self.state.get(p, ()) for p in gradients):
-            self._explanation.warn(self._explanation.of(gradients, names), stacklevel=4)
+            left = self._explanation.of(gradients, self.param_groups)
+            self._explanation.warn(left, stacklevel=4)
 
     # -- factors ---------------------------------------------------------------------------------
 

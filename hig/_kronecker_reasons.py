@@ -1,7 +1,8 @@
 """Why a step with Kronecker factors leaves parameters to Adam, in words."""
 
+import operator
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,15 +67,27 @@ class ParameterCalls(Capture):
             return output
         if func is torch._VF._make_dual:
             self.derivatives[_FORWARD_MODE] = None
-        taken = [value for value in _tensors(args, kwargs) if self._is_watched(value)]
+        taken = self._watched_among(args)
+        if kwargs:
+            taken += self._watched_among(kwargs.values())
         if taken and _carries_graph(output):
             self._note_function(func, taken, self.uses[known:], output)
             if func in _LAYERS:
                 self._note_weight(args[1] if len(args) > 1 else kwargs["weight"])
         return output
 
-    def _is_watched(self, value: Tensor) -> bool:
-        return id(value) in self._ids or (_wrapped(value) and id(_unwrapped(value)) in self._ids)
+    def _watched_among(self, values: Iterable[Any]) -> list[Tensor]:
+        """The watched parameters among arguments and in lists of them, wrapped or not."""
+        inside = torch._C._functorch.peek_interpreter_stack() is not None
+        found: list[Tensor] = []
+        for value in values:
+            if id(value) in self._ids:
+                found.append(value)
+            elif isinstance(value, list | tuple):
+                found += [item for item in value if id(item) in self._ids]
+            elif inside and isinstance(value, Tensor) and id(_unwrapped(value)) in self._ids:
+                found.append(value)
+        return found
 
     def signature(self) -> object:
         """What is equal for two computations that use the parameters in the same functions."""
@@ -91,7 +104,7 @@ class ParameterCalls(Capture):
             if id(parameter) in covered or output is value:
                 continue
             text = _name(func)
-            if any(map(_wrapped, _tensors((output,), {}))):
+            if any(map(_wrapped, _tensors(output))):
                 text = f"{text} {_IN_TRANSFORM}"
             elif func in _LAYERS:
                 text = f"{text} as a tensor of shape {tuple(parameter.shape)}"
@@ -116,36 +129,47 @@ class Explanation:
 
     Attributes:
         signature: of the computation that they were found for; None before the first.
-        reasons: why parameters have no factors, by their position among all parameters.
+        left: the parameters without factors there.
+        reasons: why they have none, by their position among all parameters.
         remarks: on layers that have.
         warned: whether the user has been warned that no layer was found.
+        last: parameters that were asked for since, and what was answered.
     """
 
     signature: object = None
+    left: list[Tensor] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     warned: bool = False
+    last: tuple[list[Tensor], dict[str, str]] = field(default_factory=lambda: ([], {}))
 
     def update(
         self,
         calls: ParameterCalls,
         factors: Sequence[LayerFactors],
         gradients: Mapping[Tensor, Tensor],
-        names: Mapping[Tensor, str],
+        groups: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Find the reasons for one computation.
+        """Find the reasons for one computation, unless they are those of the last one.
 
         Args:
             calls: what was seen of it.
             factors: of its layers.
             gradients: those of all parameters that it depends on.
-            names: of all parameters of the optimiser, in their order.
+            groups: all parameters of the optimiser.
         """
+        signature = calls.signature()
         layered = {id(p) for found in factors for p in found.layer.parameters}
-        left = [(i, p) for i, p in enumerate(names) if p in gradients and id(p) not in layered]
-        self.reasons = {index: _why_left(parameter, calls, layered) for index, parameter in left}
-        if calls.signature() != self.signature:
-            self.signature = calls.signature()
+        left = [p for p in gradients if id(p) not in layered]
+        known = signature == self.signature
+        if known and len(left) == len(self.left) and all(map(operator.is_, left, self.left)):
+            return
+        names = parameter_names(groups)
+        positions = {parameter: index for index, parameter in enumerate(names)}
+        self.left, self.last = left, ([], {})
+        self.reasons = {positions[p]: _why_left(p, calls, layered) for p in left}
+        if not known:
+            self.signature = signature
             partial: dict[str, list[str]] = {}
             for parameter in (p for found in factors for p in found.partial):
                 partial.setdefault(_other_ways(parameter, calls), []).append(names[parameter])
@@ -155,18 +179,24 @@ class Explanation:
                 for ways, several in partial.items()
             ]
 
-    def of(self, parameters: Iterable[Tensor], names: Mapping[Tensor, str]) -> dict[str, str]:
-        """Why these parameters are left to Adam, by name."""
+    def of(
+        self, parameters: Iterable[Tensor], groups: Sequence[Mapping[str, Any]]
+    ) -> dict[str, str]:
+        """Why these parameters of the optimiser's groups are left to Adam, by name."""
         parameters = list(parameters)
-        if not parameters:
-            return {}
+        last, found = self.last
+        if len(last) == len(parameters) and all(map(operator.is_, last, parameters)):
+            return dict(found)
+        names = parameter_names(groups)
         positions = {parameter: index for index, parameter in enumerate(names)}
         unknown = (
             "the closure did not use it when the factors were last updated"
             if self.signature is not None
             else "the factors have not been updated since this optimizer was made"
         )
-        return {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
+        found = {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
+        self.last = parameters, found
+        return dict(found)
 
     def warn(self, left: Mapping[str, str], stacklevel: int) -> None:
         """Warn, once, that no layer was found."""
@@ -241,13 +271,10 @@ def _other_ways(parameter: Tensor, calls: ParameterCalls) -> str:
     return f"through {listed(ways)}" if ways else "in a way that was not seen"
 
 
-def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors among arguments, and in lists or tuples of them."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from (item for item in value if isinstance(item, Tensor))
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors that a function returns, alone or in a list or tuple."""
+    values = output if isinstance(output, list | tuple) else (output,)
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
@@ -258,7 +285,7 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
 
 def _carries_graph(output: Any) -> bool:
-    return any(tensor.requires_grad or _wrapped(tensor) for tensor in _tensors((output,), {}))
+    return any(tensor.requires_grad or _wrapped(tensor) for tensor in _tensors(output))
 
 
 def _name(func: Any) -> str:

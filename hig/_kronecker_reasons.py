@@ -175,7 +175,7 @@ class Explanation:
                 partial.setdefault(_other_ways(parameter, calls), []).append(names[parameter])
             self.remarks = [
                 f"the factors of {listed(several)} are those of linear and convolution calls "
-                f"alone, the prediction depends on it {ways} too"
+                f"alone, the prediction depends on them {ways} too"
                 for ways, several in partial.items()
             ]
 
@@ -190,7 +190,7 @@ class Explanation:
         names = parameter_names(groups)
         positions = {parameter: index for index, parameter in enumerate(names)}
         unknown = (
-            "the closure did not use it when the factors were last updated"
+            "not used by the closure when the factors were last updated"
             if self.signature is not None
             else "the factors have not been updated since this optimizer was made"
         )
@@ -226,19 +226,19 @@ def parameter_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
 def _why_left(parameter: Tensor, calls: ParameterCalls, layered: Collection[int]) -> str:
     """Why a parameter that the prediction depends on is part of no layer with factors."""
     if parameter.is_complex():
-        return "it is complex, and factors are real"
+        return "complex, and factors are real"
     as_weight = [use for use in calls.uses if use.weight is parameter]
     as_bias = [use for use in calls.uses if use.bias is parameter]
     if as_weight and as_bias:
-        return "it is used both as a weight and as a bias"
+        return "used both as a weight and as a bias"
     if as_weight:
         return _why_weight(as_weight)
     if as_bias:
         return _why_bias(parameter, as_bias, calls, layered)
     if names := calls.functions.get(id(parameter)):
-        return f"it is used by {listed(names)}; linear and convolution layers alone have factors"
+        return f"used by {listed(names)}; only linear and convolution layers have factors"
     return (
-        "no linear or convolution call was seen to use it (calls are hidden in compiled code and "
+        "no linear or convolution call was seen (calls are hidden in compiled code and "
         "in the forward functions of torch.autograd.Function)"
     )
 
@@ -248,10 +248,10 @@ def _why_weight(uses: Sequence[LayerUse]) -> str:
     shapes = {(use.convolution is None, *weight_matrix_shape(use)) for use in uses}
     if len(shapes) > 1:
         groups = ", ".join(str(number) for number in sorted({use.groups for use in uses}))
-        return f"its layers differ in shape (groups of channels: {groups})"
+        return f"used by layers of different shape (groups of channels: {groups})"
     return (
-        "the prediction does not depend on the outputs of its layer, only on what is derived from "
-        "them otherwise (autograd.grad with create_graph=True)"
+        "the prediction depends on derivatives of the layer (autograd.grad with "
+        "create_graph=True), not on its outputs"
     )
 
 
@@ -259,10 +259,10 @@ def _why_bias(
     bias: Tensor, uses: Sequence[LayerUse], calls: ParameterCalls, layered: Collection[int]
 ) -> str:
     if (kind := calls.of_biases.get(id(bias))) is not None:
-        return f"it is the bias of a layer whose weight is {kind}"
+        return f"bias of a layer whose weight is {kind}"
     if any(id(use.weight) not in layered for use in uses):
-        return "it is the bias of a layer whose weight is left to Adam"
-    return "it is the bias of several layers, or of some calls of its layer alone"
+        return "bias of a layer whose weight is left to Adam"
+    return "bias of several layers, or of only some calls of its layer"
 
 
 def _other_ways(parameter: Tensor, calls: ParameterCalls) -> str:

@@ -86,7 +86,7 @@ LEFT = {
     "spectral norm": (
         lambda: normed(parametrizations.spectral_norm), lambda n: n(X),
         {
-            "0.parametrizations.weight.original": "it is used by",
+            "0.parametrizations.weight.original": "used by",
             "0.bias": "bias of a layer whose weight is computed from other tensors",
         },
     ),
@@ -112,12 +112,12 @@ LEFT = {
         lambda: tensors(w=torch.randn(4, 2, 2)),
         lambda n: F.conv1d(torch.ones(4, 2, 5), n.w)
         + F.conv1d(torch.ones(4, 4, 5), n.w, groups=2),
-        {"w": "differ in shape (groups of channels: 1, 2)"},
+        {"w": "different shape (groups of channels: 1, 2)"},
     ),
     "two biases": (
         lambda: tensors(w=torch.randn(3, 4), a=torch.randn(3), b=torch.randn(3)),
         lambda n: F.linear(X, n.w, n.a) + F.linear(X, n.w, n.b),
-        dict.fromkeys("ab", "some calls of its layer alone"),
+        dict.fromkeys("ab", "only some calls of its layer"),
     ),
     "weight and bias": (
         lambda: tensors(w=torch.randn(4, 4), v=torch.randn(4, 4), b=torch.randn(4)),
@@ -125,14 +125,15 @@ LEFT = {
         {"b": "bias of several layers"},
     ),
     "derivatives alone": (
-        mlp, lambda n: derivative(n), {"2.weight": "does not depend on the outputs of its layer"}
+        mlp, lambda n: derivative(n), {"2.weight": "not on its outputs"}
     ),
     "an autograd.Function": (
         lambda: tensors(w=torch.randn(3, 4)), lambda n: Hidden.apply(X, n.w), {"w": "was seen"}
     ),
     "complex": (
         lambda: tensors(w=torch.randn(3, dtype=torch.complex64)),
-        lambda n: torch.view_as_real(n.w * torch.fft.rfft(X)).flatten(1), {"w": "it is complex"},
+        lambda n: torch.view_as_real(n.w * torch.fft.rfft(X)).flatten(1),
+        {"w": "complex, and factors are real"},
     ),
 }  # fmt: skip
 

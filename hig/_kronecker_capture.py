@@ -135,6 +135,8 @@ def with_leading_axis(use: LayerUse) -> LayerUse:
         use = replace(use, input=rows, output_shape=torch.Size([len(rows), use.output_shape[-1]]))
     elif use.input.layout != torch.strided:
         use = replace(use, input=use.input.to_dense())
+    elif type(use.input) is not Tensor:  # a subclass, which would become that of the state
+        use = replace(use, input=use.input.as_subclass(Tensor))
     if use.has_batch(1):
         return use
     return replace(use, input=use.input[None], output_shape=torch.Size([1, *use.output_shape]))

@@ -239,10 +239,14 @@ class KroneckerHIG(torch.optim.Optimizer):
             factors: list[LayerFactors] = []
             if probing:
                 with clock.phase("probe"), torch.no_grad():
-                    factors = self._probe(calls, prediction, steps)
+                    probe = random_probe(prediction, self._seed + steps, self._metric_root)
+                    # Again where powers are due: at first gradients may be zero by chance.
+                    known = calls.signature() == self._explanation.signature
+                    thorough = not known or self._due(steps)
+                    factors = factors_of_layers(calls.uses, prediction, probe, thorough)
             check_finite(gradients, factors)
             if probing:
-                self._explain(calls, factors, gradients)
+                self._explain(calls, factors, gradients, thorough)
             loss = loss.detach()
             with torch.no_grad():
                 with clock.phase("factors"):
@@ -284,31 +288,29 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     # -- layers and reasons ----------------------------------------------------------------------
 
-    def _probe(self, calls: ParameterCalls, prediction: Tensor, steps: int) -> list[LayerFactors]:
-        """The factors of all layers that were seen."""
-        probe = random_probe(prediction, self._seed + steps, self._metric_root)
-        changed = calls.signature() != self._explanation.signature
-        return factors_of_layers(calls.uses, prediction, probe, thorough=changed)
-
     def _explain(
         self,
         calls: ParameterCalls,
         factors: Sequence[LayerFactors],
         gradients: dict[Tensor, Tensor],
+        thorough: bool,
     ) -> None:
         """Find out why parameters have no factors, and warn, before anything is changed."""
-        self._explanation.update(calls, factors, gradients, self.param_groups)
+        self._explanation.update(calls, factors, gradients, self.param_groups, thorough)
         if not factors and not any("scale" in self.state.get(p, ()) for p in gradients):
             left = self._explanation.of(gradients, self.param_groups)
             self._explanation.warn(left, stacklevel=4)
 
     # -- factors ---------------------------------------------------------------------------------
 
+    def _due(self, steps: int) -> bool:
+        """Whether factors are decomposed in a step."""
+        return steps & (steps - 1) == 0 or steps % self._refresh_every == 0
+
     def _learn(self, factors: Sequence[LayerFactors], steps: int) -> bool:
         """Take factors into their running means and decompose those that are due."""
         flat = self._flat()
-        due = steps & (steps - 1) == 0 or steps % self._refresh_every == 0
-        refreshed = False
+        due, refreshed = self._due(steps), False
         for found in factors:
             state = self.state[found.layer.weight]
             state["bias"] = position(found.layer.bias, flat)

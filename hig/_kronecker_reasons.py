@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from hig._capture import Capture, LayerUse, weight_matrix_shape
 from hig._kronecker_capture import LayerFactors, with_leading_axis
-from hig._kronecker_report import KroneckerReport, listed
+from hig._kronecker_report import grouped, listed
 
 __all__ = ["Explanation", "ParameterCalls", "parameter_names"]
 
@@ -149,6 +149,7 @@ class Explanation:
         factors: Sequence[LayerFactors],
         gradients: Mapping[Tensor, Tensor],
         groups: Sequence[Mapping[str, Any]],
+        thorough: bool,
     ) -> None:
         """Find the reasons for one computation, unless they are those of the last one.
 
@@ -157,18 +158,24 @@ class Explanation:
             factors: of its layers.
             gradients: those of all parameters that it depends on.
             groups: all parameters of the optimiser.
+            thorough: whether the factors say of which parameters they describe a part.
         """
         signature = calls.signature()
         layered = {id(p) for found in factors for p in found.layer.parameters}
         left = [p for p in gradients if id(p) not in layered]
         known = signature == self.signature
-        if known and len(left) == len(self.left) and all(map(operator.is_, left, self.left)):
+        if (
+            known
+            and not thorough
+            and len(left) == len(self.left)
+            and all(map(operator.is_, left, self.left))
+        ):
             return
         names = parameter_names(groups)
         positions = {parameter: index for index, parameter in enumerate(names)}
         self.left, self.last = left, ([], {})
         self.reasons = {positions[p]: _why_left(p, calls, layered) for p in left}
-        if not known:
+        if thorough:
             self.signature = signature
             partial: dict[str, list[str]] = {}
             for parameter in (p for found in factors for p in found.partial):
@@ -203,11 +210,9 @@ class Explanation:
         if self.warned:
             return
         self.warned = True
-        report = KroneckerReport(torch.zeros(()), 0, len(left), 0.0, [], True, False)
-        report.left_to_adam = dict(left)
         warnings.warn(
             "KroneckerHIG found no linear or convolution layer that it can precondition, so that "
-            f"its steps are Adam's; {'; '.join(report.notes[1:])}",
+            f"its steps are Adam's; {'; '.join(grouped(left))}",
             stacklevel=stacklevel + 1,
         )
 

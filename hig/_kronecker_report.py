@@ -1,11 +1,11 @@
 """Report of one step with Kronecker factors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["KroneckerReport", "listed"]
+__all__ = ["KroneckerReport", "grouped", "listed"]
 
 # How many names are written out.
 SHOWN = 6
@@ -44,17 +44,12 @@ class KroneckerReport:
     @property
     def notes(self) -> list[str]:
         """Which parameters Adam moved and why, then the remarks, in sentences."""
-        found = list(self.remarks)
-        if self.left_to_adam:
-            by_reason: dict[str, list[str]] = {}
-            for name, reason in self.left_to_adam.items():
-                by_reason.setdefault(reason, []).append(name)
-            found = [
-                f"{listed(names)} left to Adam: {why}" for why, names in by_reason.items()
-            ] + found
-        if not self.layers:
-            found.insert(0, "no layer is preconditioned, the whole step is Adam's")
-        return found
+        found = [*grouped(self.left_to_adam), *self.remarks]
+        return (
+            found
+            if self.layers
+            else ["no layer is preconditioned, the whole step is Adam's", *found]
+        )
 
     def __str__(self) -> str:
         parts = [
@@ -76,3 +71,11 @@ def listed(names: Sequence[str]) -> str:
     """Some names in one line; of many the first few and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
+
+
+def grouped(left_to_adam: Mapping[str, str]) -> list[str]:
+    """One sentence for each reason, with the names of all parameters that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_to_adam.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{listed(names)} left to Adam: {reason}" for reason, names in by_reason.items()]

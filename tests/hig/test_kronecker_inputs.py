@@ -104,6 +104,23 @@ def test_images_one_by_one(module):
     assert relative_error(*steps) < 1e-8
 
 
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, as libraries of meshes and images have."""
+
+
+def test_inputs_of_another_class():
+    torch.manual_seed(1)
+    inputs = torch.randn(12, 3, **DOUBLE)
+    expected, _ = first_step(lambda n: n(inputs))
+    network = network_of()
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01)
+    marked = inputs.as_subclass(Marked)
+    found = step_of(optimizer, closure_of(lambda: network(marked).as_subclass(torch.Tensor)))
+    assert torch.equal(found, expected)
+    for state in (optimizer.state[p] for p in network.parameters()):
+        assert {type(v) for v in state.values() if torch.is_tensor(v)} == {torch.Tensor}
+
+
 # -- precision -------------------------------------------------------------------------------------
 
 HALF = [torch.float16, torch.bfloat16]

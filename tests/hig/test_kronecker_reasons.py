@@ -278,3 +278,14 @@ def test_names_of_parameters():
     assert list(parameter_names(groups).values()) == [
         "a", "parameter 1 uninitialized", "parameter 2 (4, 1)",
     ]  # fmt: skip
+
+
+def test_what_a_first_step_cannot_show_is_found_later():
+    """With a last layer of zeros no gradient reaches the others in the first step."""
+    network = mlp()
+    nn.init.zeros_(network[2].weight)
+    optimizer, _ = stepped(network, lambda n: derivative(n, values=True))
+    assert not any("0.weight" in remark for remark in optimizer.report.remarks)
+    nn.init.zeros_(network[2].weight)
+    optimizer, _ = stepped(network, lambda n: derivative(n, values=True), steps=5)
+    assert any("0.weight" in remark for remark in optimizer.report.remarks)

@@ -233,7 +233,8 @@ class KroneckerHIG(torch.optim.Optimizer):
         loss, prediction = loss_and_prediction(outcome)
         with ExitStack() as full_precision:
             for kind in {parameter.device.type for parameter in parameters}:
-                if torch.is_autocast_enabled(kind):  # around the step, not in the closure alone
+                # Around the step, not in the closure alone.
+                if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                     full_precision.enter_context(torch.autocast(kind, enabled=False))
             gradients = self._gradients(loss, prediction, parameters, probing, clock)
             factors: list[LayerFactors] = []

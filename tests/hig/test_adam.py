@@ -56,6 +56,7 @@ def test_means_of_half_precision_gradients_do_not_stand_still(dtype):
     assert parameter.dtype == dtype and bool(torch.isfinite(parameter).all())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch 2.11, asked for or not
 def test_sparse_gradients_are_densified():
     dense = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]])
     twice = torch.sparse_coo_tensor(

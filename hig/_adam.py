@@ -5,16 +5,51 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig.errors import NonFiniteError
+from hig.arguments import FRACTION, NON_NEGATIVE, check_number, check_same_device
+from hig.errors import NonFiniteError, described
 
-__all__ = ["AdamStep", "adam_step", "factor_of"]
+__all__ = [
+    "AdamStep",
+    "accumulable",
+    "accumulation_dtype",
+    "adam_step",
+    "check_adam_group",
+    "factor_of",
+    "trained_part",
+]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The real dtype in which means and factors of parameters of a dtype are kept.
+
+    Half-precision types have too few digits for means: 0.999 times a number is the same number.
+    """
+    real = dtype.to_real() if dtype.is_complex else dtype
+    return torch.promote_types(real, torch.float32)
+
+
+def accumulable(gradient: Tensor) -> Tensor:
+    """A gradient as the moments take it: all entries in memory, real, in float32 or float64.
+
+    Args:
+        gradient: of any shape; sparse ones are densified, complex ones become
+            (..., 2) with real and imaginary parts, as ``torch.optim.Adam`` treats them.
+    """
+    if gradient.layout != torch.strided:
+        gradient = gradient.to_dense()
+    if gradient.dtype in (torch.float32, torch.float64):
+        return gradient
+    if gradient.is_complex():
+        gradient = torch.view_as_real(gradient.resolve_conj())
+    return gradient.to(accumulation_dtype(gradient.dtype))
 
 
 class AdamStep:
     """What Adam would do with one parameter.
 
     Attributes:
-        mean: mean of the gradients, without its correction; owned by the state.
+        mean: mean of the gradients, without its correction; owned by the state. Its last axis
+            holds real and imaginary parts if the parameter is complex.
         correction: what ``mean`` is to be divided by.
         denominator: root of the corrected mean square, plus eps.
     """
@@ -28,7 +63,8 @@ class AdamStep:
     def move(self, parameter: Tensor, lr: float) -> None:
         """Take the step in place."""
         size = factor_of(lr / self.correction, parameter)
-        parameter.addcdiv_(self.mean, self.denominator, value=-size)
+        target = torch.view_as_real(parameter) if parameter.is_complex() else parameter
+        target.addcdiv_(self.mean, self.denominator, value=-size)
 
     def square(self) -> Tensor:
         """Squared norm of the step per unit of learning rate, a scalar."""
@@ -58,7 +94,7 @@ def adam_step(
     Args:
         state: the state of the parameter, with ``step``, ``exp_avg`` and ``exp_avg_sq``; filled
             where it has none yet.
-        gradient: the gradient of the parameter.
+        gradient: the gradient of the parameter, as :func:`accumulable` gives it.
         betas: factors by which the past counts in mean and mean square.
         eps: what is added to the denominator.
     """
@@ -70,3 +106,33 @@ def adam_step(
     state["exp_avg"].lerp_(gradient, 1 - betas[0])
     state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
     return AdamStep(state, betas, eps)
+
+
+def check_adam_group(group: dict[str, Any]) -> None:
+    """Check a new parameter group, but for its learning rate.
+
+    Args:
+        group: with parameters of any dtype, ``betas`` and ``eps``.
+
+    Raises:
+        TypeError: for sparse parameters, and for what is not a number.
+        ValueError: for betas or eps out of range, or parameters on several devices.
+    """
+    check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
+    for parameter in group["params"]:
+        if parameter.layout != torch.strided:
+            raise TypeError(
+                "parameters must be tensors with all entries in memory, got one of "
+                f"{parameter.layout}; make it one with .to_dense()"
+            )
+    check_number(group["eps"], "eps", NON_NEGATIVE, "1e-8 is Adam's")
+    betas, remedy = group["betas"], "(0.9, 0.999) are Adam's"
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas must be two numbers, got {described(betas)}; {remedy}")
+    for index, beta in enumerate(betas):
+        check_number(beta, f"betas[{index}]", FRACTION, remedy)
+
+
+def trained_part(group: dict[str, Any]) -> dict[str, Any]:
+    """The group without frozen parameters, which may be of any dtype."""
+    return {**group, "params": [p for p in group["params"] if p.requires_grad]}

@@ -1,5 +1,6 @@
 """Half-inverse gradients with a Kronecker factorisation: the price of Adam, at any batch size."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -7,16 +8,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
-from hig._adam import AdamStep, adam_step, factor_of
-from hig._capture import Capture
+from hig._adam import accumulable, adam_step, check_adam_group, factor_of, trained_part
 from hig._checks import Checks
 from hig._graft import GRAFTS, graft_factors
-from hig._groups import check_group, check_group_keys, check_group_lr, require_room
-from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
-from hig._kronecker_factors import DampedPower, damped_power
+from hig._groups import check_group_keys, check_group_lr, require_room
+from hig._kronecker_capture import LayerFactors, check_finite, factors_of_layers, random_probe
+from hig._kronecker_reasons import Explanation, ParameterCalls
 from hig._kronecker_report import KroneckerReport
+from hig._kronecker_state import (
+    check_state,
+    copied_state,
+    layer_direction,
+    position,
+    refresh_power,
+    take_factors,
+)
 from hig._loss_gradient import loss_gradient
 from hig._optimizer import Closure, loss_and_prediction
 from hig._ranks import ProcessGroup, Ranks, check_process_group
@@ -26,7 +35,6 @@ from hig._trial import put_back
 from hig.arguments import (
     FRACTION,
     KAPPA,
-    NON_NEGATIVE,
     POSITIVE,
     check_choice,
     check_count,
@@ -34,7 +42,6 @@ from hig.arguments import (
     check_number,
     check_parameters,
 )
-from hig.errors import NonFiniteError, described
 
 __all__ = ["KroneckerHIG"]
 
@@ -56,8 +63,13 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     The direction is applied to the running mean of the gradients and has the norm of the step
     that Adam would take (grafting, arXiv 2002.11803), so learning rates are those of Adam.
-    Parameters elsewhere than in such layers, and layers that no captured call shows, are moved by
-    Adam.
+    A and S are moments over all positions at which a weight is used, whichever axis holds the
+    samples: layers may be called with nodes of graphs, with time first, without a batch, or several
+    times with points of different numbers. Parameters elsewhere than in such layers, and layers
+    that no call shows, are moved by Adam; ``report.left_to_adam`` has the reason for each, and
+    without any layer there is a warning. Means and factors of float16 and bfloat16 parameters are
+    kept in float32, complex parameters are real and imaginary parts to Adam, and sparse gradients
+    are densified.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -117,7 +129,15 @@ class KroneckerHIG(torch.optim.Optimizer):
         process_group: ProcessGroup = "auto",
     ):
         params = check_parameters(params, "params")
-        _check_options(kappa, damping, graft, decay, probe_every, refresh_every, metric_root, seed)
+        check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
+        check_number(damping, "damping", POSITIVE, "try 0.1")
+        check_choice(graft, "graft", GRAFTS)
+        check_number(decay, "decay", FRACTION, "try 0.95")
+        check_count(probe_every, "probe_every", "try 10")
+        check_count(refresh_every, "refresh_every", "try 50")
+        if metric_root is not None:
+            check_function(metric_root, "metric_root", "(outputs) -> outputs")
+        check_count(seed, "seed", "try 0", least=0)
         check_process_group(process_group)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self._power, self._damping = (1 - kappa) / 2, damping
@@ -126,44 +146,60 @@ class KroneckerHIG(torch.optim.Optimizer):
         self._metric_root, self._seed = metric_root, seed
         self._process_group = process_group
         self.report: KroneckerReport | None = None
+        self._explanation = Explanation()
         self.state["count"] = {"steps": 0}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; see ``torch.optim.Optimizer``.
 
+        Complex parameters are trained by Adam, others than floating-point ones left alone.
+
         Raises:
-            TypeError: for complex parameters, and for what is no number.
+            TypeError: for sparse parameters, and for what is not a number.
             ValueError: for a learning rate, betas or eps out of range, or a setting that groups
                 do not have.
         """
         check_group_keys(param_group, self.defaults)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        check_group(group)
-        check_number(group["eps"], "eps", NON_NEGATIVE, "1e-8 is Adam's")
-        betas, remedy = group["betas"], "(0.9, 0.999) are Adam's"
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise TypeError(f"betas must be two numbers, got {described(betas)}; {remedy}")
-        for index, beta in enumerate(betas):
-            check_number(beta, f"betas[{index}]", FRACTION, remedy)
+        check_adam_group(group)
+        check_group_lr(trained_part(group))
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
         private = (
             "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
-            "_metric_root", "_seed", "_process_group",
+            "_metric_root", "_seed", "_process_group", "_explanation",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load learning rates, moments and factors; see ``torch.optim.Optimizer``."""
-        if "count" not in state_dict["state"]:
-            raise ValueError(
-                "the state holds no count of steps: it is that of another optimizer; load what "
-                "KroneckerHIG.state_dict() gave"
-            )
-        super().load_state_dict(state_dict)
-        self.state["count"] = dict(self.state["count"])
+        """Load copies of learning rates, moments and factors; see ``torch.optim.Optimizer``.
+
+        Raises:
+            TypeError: it is not a dictionary.
+            ValueError: it is the state of another optimiser, or of other parameters; nothing has
+                been changed.
+        """
+        flat, seen = self._flat(), [state_dict]
+        check_state(state_dict, flat)
+
+        def before(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+            check_state(state, flat)  # hooks of users run before this one
+            seen.append(state)
+
+        def after(_: torch.optim.Optimizer) -> None:
+            self.state.update(copied_state(seen[-1], flat))
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     @on_fitting_threads
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
@@ -193,10 +229,56 @@ class KroneckerHIG(torch.optim.Optimizer):
             )
         parameters, steps, clock = self._trainable(), self.state["count"]["steps"], PhaseClock()
         probing = steps * (1 - self._decay) < 1 or steps % self._probe_every == 0
-        capture = Capture(parameters if probing else ())
-        with clock.phase("forward"), torch.enable_grad(), capture if probing else nullcontext():
+        calls = ParameterCalls(parameters if probing else ())
+        with clock.phase("forward"), torch.enable_grad(), calls if probing else nullcontext():
             outcome = closure()
         loss, prediction = loss_and_prediction(outcome)
+        with ExitStack() as full_precision:
+            for kind in {parameter.device.type for parameter in parameters}:
+                # Around the step, not in the closure alone.
+                if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                    full_precision.enter_context(torch.autocast(kind, enabled=False))
+            gradients = self._gradients(loss, prediction, parameters, probing, clock)
+            factors: list[LayerFactors] = []
+            if probing:
+                with clock.phase("probe"), torch.no_grad():
+                    probe = random_probe(prediction, self._seed + steps, self._metric_root)
+                    # Again where powers are due: at first gradients may be zero by chance.
+                    known = calls.signature() == self._explanation.signature
+                    thorough = not known or self._due(steps)
+                    factors = factors_of_layers(calls.uses, prediction, probe, thorough)
+            check_finite(gradients, factors)
+            if probing:
+                self._explain(calls, factors, gradients, thorough)
+            loss = loss.detach()
+            with torch.no_grad():
+                with clock.phase("factors"):
+                    refreshed = self._learn(factors, steps)
+                with clock.phase("update"):
+                    rest, moved = self._move(gradients)
+        self.state["count"]["steps"] = steps + 1
+        left = self._explanation.of(rest, self.param_groups)
+        self.report = KroneckerReport(
+            loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
+        )
+        return loss
+
+    def _gradients(
+        self,
+        loss: Tensor,
+        prediction: Tensor,
+        parameters: Sequence[Tensor],
+        probing: bool,
+        clock: PhaseClock,
+    ) -> dict[Tensor, Tensor]:
+        """The gradients of all parameters that the prediction depends on, as moments take them."""
+        # The closure initializes lazy parameters that it uses, and may freeze others.
+        parameters = [p for p in parameters if p.requires_grad and not is_lazy(p)]
+        if not parameters:
+            raise ValueError(
+                "all parameters of the optimizer are frozen or uninitialized after the closure; "
+                "check that it runs the network whose parameters the optimizer holds"
+            )
         with clock.phase("gradient"):
             checks = Checks()
             outward = loss_gradient(loss, prediction, parameters, False, checks)
@@ -204,65 +286,53 @@ class KroneckerHIG(torch.optim.Optimizer):
             found = torch.autograd.grad(
                 prediction, parameters, outward, retain_graph=probing, allow_unused=True
             )
-        gradients = {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
-        factors: list[LayerFactors] = []
-        with torch.no_grad():
-            if probing:
-                with clock.phase("probe"):
-                    probe = random_probe(prediction, self._seed + steps, self._metric_root)
-                    factors = factors_of_layers(capture.uses, prediction, probe)
-            _check(gradients, factors)
-            with clock.phase("factors"):
-                refreshed = self._learn(factors, steps)
-            loss = loss.detach()
-            with clock.phase("update"):
-                moved = self._move(gradients)
-        self.state["count"]["steps"] = steps + 1
-        self.report = KroneckerReport(loss, *moved, probing, refreshed, clock.seconds)
-        return loss
+        pairs = zip(parameters, found, strict=True)
+        return {p: accumulable(g) for p, g in pairs if g is not None}
+
+    # -- layers and reasons ----------------------------------------------------------------------
+
+    def _explain(
+        self,
+        calls: ParameterCalls,
+        factors: Sequence[LayerFactors],
+        gradients: dict[Tensor, Tensor],
+        thorough: bool,
+    ) -> None:
+        """Find out why parameters have no factors, and warn, before anything is changed."""
+        self._explanation.update(calls, factors, gradients, self.param_groups, thorough)
+        if not factors and not any("scale" in self.state.get(p, ()) for p in gradients):
+            left = self._explanation.of(gradients, self.param_groups)
+            self._explanation.warn(left, stacklevel=4)
 
     # -- factors ---------------------------------------------------------------------------------
+
+    def _due(self, steps: int) -> bool:
+        """Whether factors are decomposed in a step."""
+        return steps & (steps - 1) == 0 or steps % self._refresh_every == 0
 
     def _learn(self, factors: Sequence[LayerFactors], steps: int) -> bool:
         """Take factors into their running means and decompose those that are due."""
         flat = self._flat()
-        due = steps & (steps - 1) == 0 or steps % self._refresh_every == 0
-        refreshed = False
+        due, refreshed = self._due(steps), False
         for found in factors:
             state = self.state[found.layer.weight]
-            state["bias"] = _position(found.layer.bias, flat)
-            self._average(state, found)
+            state["bias"] = position(found.layer.bias, flat)
+            take_factors(state, found, self._decay)
             if due or "scale" not in state:
-                self._refresh(state)
+                refresh_power(state, self._decay, self._power, self._damping)
                 refreshed = True
         return refreshed
 
-    def _average(self, state: dict[str, Any], found: LayerFactors) -> None:
-        """Running means, from zero; a layer that has changed its shape begins anew."""
-        if "inputs" not in state or state["inputs"].shape != found.inputs.shape:
-            state["updates"] = 0
-            state["inputs"] = torch.zeros_like(found.inputs)
-            state["outputs"] = torch.zeros_like(found.outputs)
-            state.pop("scale", None)
-        state["updates"] += 1
-        state["inputs"].lerp_(found.inputs, 1 - self._decay)
-        state["outputs"].lerp_(found.outputs, 1 - self._decay)
-
-    def _refresh(self, state: dict[str, Any]) -> None:
-        correction = 1 - self._decay ** state["updates"]
-        outputs, inputs = state["outputs"] / correction, state["inputs"] / correction
-        power = damped_power(outputs, inputs, self._power, self._damping)
-        state["output_basis"], state["input_basis"] = power.outputs, power.inputs
-        state["scale"] = power.scale
-
     # -- the step --------------------------------------------------------------------------------
 
-    def _move(self, gradients: dict[Tensor, Tensor]) -> tuple[int, int, float, list[float]]:
+    def _move(
+        self, gradients: dict[Tensor, Tensor]
+    ) -> tuple[list[Tensor], tuple[int, int, float, list[float]]]:
         """Move all parameters that have a gradient.
 
         Returns:
-            Numbers of layers and of other parameters, norm of the step per unit of learning rate,
-            and the factor of each layer's direction.
+            The parameters that Adam moved; numbers of layers and of these parameters, norm of the
+            step per unit of learning rate, and the factor of each layer's direction.
         """
         groups = {p: group for group in self.param_groups for p in group["params"]}
         steps = {
@@ -280,7 +350,7 @@ class KroneckerHIG(torch.optim.Optimizer):
             state = self.state[weight]
             if "scale" in state:
                 bias = None if state["bias"] < 0 else flat[state["bias"]]
-                layers.append(_direction(state, steps, weight, bias))
+                layers.append(layer_direction(state, steps, weight, bias))
                 for parameter in layers[-1]:
                     rest.pop(parameter, None)
         grafts, norm = graft_factors(self._graft, layers, steps, rest)
@@ -290,19 +360,22 @@ class KroneckerHIG(torch.optim.Optimizer):
             for layer, graft in zip(layers, grafts, strict=True):
                 for parameter, direction in layer.items():
                     size = graft * float(groups[parameter]["lr"])
-                    parameter.sub_(direction, alpha=factor_of(size, parameter))
+                    parameter.sub_(direction, alpha=factor_of(size, direction))
             for parameter, step in rest.items():
                 step.move(parameter, float(groups[parameter]["lr"]))
             require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
+            # Ordinary steps may leave the numbers of float16.
+            narrow = [p for p in gradients if p.dtype == torch.float16]
+            require_room(narrow, math.inf if narrow else None)
             undo.pop_all()
-        return len(layers), len(rest), norm, grafts
+        return list(rest), (len(layers), len(rest), norm, grafts)
 
     def _flat(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def _trainable(self) -> list[Tensor]:
         for group in self.param_groups:
-            check_group_lr(group)  # schedulers write here
+            check_group_lr(trained_part(group))  # schedulers write here
         found = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
         if not found:
             raise ValueError(
@@ -310,65 +383,3 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return found
-
-
-def _direction(
-    state: dict[str, Any], steps: dict[Tensor, AdamStep], weight: Tensor, bias: Tensor | None
-) -> dict[Tensor, Tensor]:
-    """The preconditioned mean gradient of a layer, by parameter."""
-    power = DampedPower(state["output_basis"], state["input_basis"], state["scale"])
-    groups, fan_out, _ = power.scale.shape
-    matrix = (steps[weight].mean / steps[weight].correction).reshape(groups, fan_out, -1)
-    trained = bias is not None and bias in steps
-    if bias is not None:  # frozen since the factors were made: no gradient, no step
-        column = steps[bias].mean / steps[bias].correction if trained else bias.new_zeros(())
-        matrix = torch.cat([matrix, column.expand(bias.shape).reshape(groups, fan_out, 1)], -1)
-    found = power(matrix)
-    if bias is None:
-        return {weight: found.view_as(weight)}
-    parts = {weight: found[..., :-1].reshape(weight.shape)}
-    return parts | ({bias: found[..., -1].reshape(bias.shape)} if trained else {})
-
-
-def _position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:
-    """Where the bias stands among all parameters, which survives saving; -1 for none."""
-    return next((i for i, parameter in enumerate(flat) if parameter is bias), -1)
-
-
-def _check(gradients: dict[Tensor, Tensor], factors: Sequence[LayerFactors]) -> None:
-    if not gradients:
-        raise ValueError(
-            "the prediction depends on none of the parameters; check that the closure runs the "
-            "network whose parameters the optimizer holds, and with gradients enabled"
-        )
-    squares = [gradient.square().sum() for gradient in gradients.values()]
-    squares += [factor.square().sum() for each in factors for factor in (each.outputs, each.inputs)]
-    if bool(torch.isfinite(torch.stack([square.double() for square in squares])).all()):
-        return
-    bad = [tuple(p.shape) for p, g in gradients.items() if not bool(torch.isfinite(g).all())]
-    where = f" with respect to parameters of shape {bad[:6]}" if bad else ""
-    raise NonFiniteError(
-        f"the derivative of the prediction holds NaN or Inf (or overflows when squared){where}; "
-        "parameters are unchanged; check the simulator's derivative there"
-    )
-
-
-def _check_options(
-    kappa: float,
-    damping: float,
-    graft: str | None,
-    decay: float,
-    probe_every: int,
-    refresh_every: int,
-    metric_root: Callable[[Tensor], Tensor] | None,
-    seed: int,
-) -> None:
-    check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
-    check_number(damping, "damping", POSITIVE, "try 0.1")
-    check_choice(graft, "graft", GRAFTS)
-    check_number(decay, "decay", FRACTION, "try 0.95")
-    check_count(probe_every, "probe_every", "try 10")
-    check_count(refresh_every, "refresh_every", "try 50")
-    if metric_root is not None:
-        check_function(metric_root, "metric_root", "(outputs) -> outputs")
-    check_count(seed, "seed", "try 0", least=0)

@@ -1,10 +1,14 @@
-"""What a step with Kronecker factors tells about itself."""
+"""Report of one step with Kronecker factors."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["KroneckerReport"]
+__all__ = ["KroneckerReport", "grouped", "listed"]
+
+# How many names are written out.
+SHOWN = 6
 
 
 @dataclass
@@ -21,6 +25,9 @@ class KroneckerReport:
         probed: whether the factors were updated.
         refreshed: whether their powers were.
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
+        left_to_adam: why each of the ``others`` is not part of a preconditioned layer, by the
+            name of the parameter.
+        remarks: layers whose factors describe a part of what their parameters do, and why.
     """
 
     loss: Tensor
@@ -31,6 +38,18 @@ class KroneckerReport:
     probed: bool
     refreshed: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    left_to_adam: dict[str, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Which parameters Adam moved and why, then the remarks, in sentences."""
+        found = [*grouped(self.left_to_adam), *self.remarks]
+        return (
+            found
+            if self.layers
+            else ["no layer is preconditioned, the whole step is Adam's", *found]
+        )
 
     def __str__(self) -> str:
         parts = [
@@ -45,4 +64,18 @@ class KroneckerReport:
         if self.probed:
             parts.append("factors updated" + (", powers refreshed" if self.refreshed else ""))
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
-        return "; ".join([*parts, f"ms: {phases}"])
+        return "; ".join([*parts, f"ms: {phases}", *self.notes])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names in one line; of many the first few and the number of the others."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def grouped(left_to_adam: Mapping[str, str]) -> list[str]:
+    """One sentence for each reason, with the names of all parameters that it holds for."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in left_to_adam.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [f"{listed(names)} left to Adam: {reason}" for reason, names in by_reason.items()]

@@ -1,4 +1,4 @@
-"""What a Kronecker step says about itself."""
+"""The report of a Kronecker step in words."""
 
 import torch
 
@@ -19,3 +19,22 @@ def test_text():
     assert "grafted" not in report([])
     assert "factors updated;" in report([1.0], probed=True)
     assert "factors updated, powers refreshed;" in report([1.0], probed=True, refreshed=True)
+
+
+def test_what_is_left_to_adam_is_grouped_by_reason():
+    names = {f"a{i}": "one reason" for i in range(8)} | {"b": "another"}
+    whole = KroneckerReport(
+        torch.tensor(0.5), 1, 9, 1.5, [1.0], True, True, left_to_adam=names, remarks=["a remark"]
+    )
+    assert whole.notes == [
+        "a0, a1, a2, a3, a4, a5 and 2 more left to Adam: one reason",
+        "b left to Adam: another",
+        "a remark",
+    ]
+    assert str(whole).endswith("; ".join(whole.notes))
+
+
+def test_without_layers_the_step_is_adams():
+    assert KroneckerReport(torch.tensor(0.5), 0, 0, 1.5, [], True, False).notes == [
+        "no layer is preconditioned, the whole step is Adam's"
+    ]

@@ -4,7 +4,8 @@
 # and besides: lint, figures (every figure of the docs, the results page and the table in README and
 # docs/choosing.md, from the result files in study/),
 # docs (the site, into site/), tutorials (executes the notebooks anew),
-# lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows), benchmark,
+# lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows),
+# test-portable (the test suite as other machines would run it), benchmark,
 # cuda, clean.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,11 +14,12 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 DEMO   := results/demo
 CUDA   := results/cuda
+PORTABLE := results/portable
 SECONDS_EACH ?= 60
 STUDY  ?= study/desk
 IMAGES := docs/images/study
 
-.PHONY: demo test lint figures docs tutorials lower-bounds benchmark cuda clean
+.PHONY: demo test test-portable lint figures docs tutorials lower-bounds benchmark cuda clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -34,6 +36,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest
+
+test-portable: $(STAMP)
+	.ci/portable $(PY) $(PORTABLE)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

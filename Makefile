@@ -16,6 +16,8 @@ DEMO   := results/demo
 CUDA   := results/cuda
 PORTABLE := results/portable
 SECONDS_EACH ?= 60
+# Processes that share the tests: one per core. Each file of tests stays in one, with its fixtures.
+WORKERS ?= auto
 STUDY  ?= study/desk
 IMAGES := docs/images/study
 
@@ -35,7 +37,7 @@ demo: $(STAMP)
 	@echo "result files and figure are in $(DEMO)/"
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 test-portable: $(STAMP)
 	.ci/portable $(PY) $(PORTABLE)

@@ -4,7 +4,8 @@
 # and besides: lint, figures (every figure of the docs, the results page and the table in README and
 # docs/choosing.md, from the result files in study/),
 # docs (the site, into site/), tutorials (executes the notebooks anew),
-# lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows), benchmark,
+# lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows),
+# test-portable (the test suite as other machines would run it), benchmark,
 # cuda, clean.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,11 +14,14 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 DEMO   := results/demo
 CUDA   := results/cuda
+PORTABLE := results/portable
 SECONDS_EACH ?= 60
+# Processes that share the tests: one per core. Each file of tests stays in one, with its fixtures.
+WORKERS ?= auto
 STUDY  ?= study/desk
 IMAGES := docs/images/study
 
-.PHONY: demo test lint figures docs tutorials lower-bounds benchmark cuda clean
+.PHONY: demo test test-portable lint figures docs tutorials lower-bounds benchmark cuda clean
 .DEFAULT_GOAL := test
 
 $(STAMP): pyproject.toml
@@ -33,7 +37,10 @@ demo: $(STAMP)
 	@echo "result files and figure are in $(DEMO)/"
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+
+test-portable: $(STAMP)
+	.ci/portable $(PY) $(PORTABLE)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -66,15 +66,16 @@ def test_other_floors_see_the_public_modules_of_hig():
 
 def test_hig_brings_nothing_in_but_torch_and_numpy_and_is_quick():
     code = (
-        "import sys, time, torch; before, start = set(sys.modules), time.process_time(); "
-        "import hig; print(time.process_time() - start); "
+        "import sys, time; start = time.process_time(); import torch; "
+        "before, between = set(sys.modules), time.process_time(); "
+        "import hig; print((time.process_time() - between) / (between - start)); "
         "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
         "print(*(new - set(sys.stdlib_module_names)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, *new = done.stdout.split()
+    ratio, *new = done.stdout.split()
     assert set(new) - {"numpy"} == {"hig"}
-    assert float(seconds) < 0.3
+    assert float(ratio) < 0.25  # of what torch takes
 
 
 def test_every_public_name_is_there_and_documented():

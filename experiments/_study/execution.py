@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import hig
@@ -115,18 +116,22 @@ def run_jobs(
         jobs: The jobs.
         out: Folder of the study.
         workers: Processes at a time.
-        told: Called with each outcome as it comes.
+        told: Called with each outcome as it comes; the next job begins after it.
 
     Returns:
         The outcomes, in the order of the jobs.
     """
-    outcomes = {}
+    outcomes, left = {}, iter(jobs)
     with ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(run_job, job, out): job for job in jobs}
+        running = {pool.submit(run_job, job, out): job for job in islice(left, workers)}
         try:
-            for future in as_completed(waiting):
-                outcomes[waiting[future]] = future.result()
-                told(outcomes[waiting[future]])
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    outcomes[job] = future.result()
+                    told(outcomes[job])
+                    # Only now, for what is told may end it all.
+                    running |= {pool.submit(run_job, job, out): job for job in islice(left, 1)}
         finally:  # after an interruption: those that run save, told by the same signal
             pool.shutdown(cancel_futures=True)
     return [outcomes[job] for job in jobs]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 NAMES = ["oscillators", "own_simulator", "phiflow", "pinn", "quantum_dipole"]
 LARGEST = 400_000  # bytes
+STEPS = 25  # of each training, of hundreds in the notebooks
 
 
 def cells_of(path, kind):
@@ -66,11 +67,11 @@ def improvement(history):
 
 
 def test_a_simulator_of_ones_own(run):
-    names = run("own_simulator", 40)
-    assert improvement(names["histories"]["HIG"]) > 1000
-    assert improvement(names["histories"]["HIG, momentum"]) > 1000
-    assert improvement(names["histories"]["Adam"]) > 10
-    assert improvement(names["transferred"]) > 10
+    names = run("own_simulator", STEPS)
+    assert improvement(names["histories"]["HIG"]) > 100
+    assert improvement(names["histories"]["HIG, momentum"]) > 100
+    assert improvement(names["histories"]["Adam"]) > 5
+    assert improvement(names["transferred"]) > 5
     assert names["optimizer"].report.engine == "layerwise"
     assert names["black_box_report"].passed
     assert not names["black_box_report"].batched
@@ -78,8 +79,8 @@ def test_a_simulator_of_ones_own(run):
 
 
 def test_oscillators(run):
-    names = run("oscillators", 40)
-    assert improvement(names["histories"]["HIG"]) > 100
+    names = run("oscillators", STEPS)
+    assert improvement(names["histories"]["HIG"]) > 10
     assert improvement(names["histories"]["Adam"]) > 2
     assert names["optimizers"]["HIG"].report.engine == "layerwise"
     assert names["diagnosis"].directions[0].name == "half-inverse"
@@ -87,7 +88,7 @@ def test_oscillators(run):
 
 
 def test_quantum_dipole(run):
-    names = run("quantum_dipole", 40)
+    names = run("quantum_dipole", STEPS)
     assert improvement(names["histories"]["HIG"]) > 100
     assert names["optimizer"].report.engine == "layerwise"
     assert len(names["figures"]) == 3
@@ -106,7 +107,7 @@ def test_phiflow(run):
 
 
 def test_physics_informed(run):
-    names = run("pinn", 40)
+    names = run("pinn", STEPS)
     assert improvement(names["histories"]["Levenberg–Marquardt"]) > 2
     assert names["optimizers"][0].report.engine == "layerwise"
     _, (_, config) = names["watched"][-1]

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,9 +29,3 @@ def test_every_folder_of_scripts_has_its_problem(folder):
 def test_no_folder_of_scripts_is_left_out():
     found = {path.parent.relative_to(EXPERIMENTS) for path in EXPERIMENTS.rglob("submit_*.py")}
     assert {folder.as_posix() for folder in found} == set(FOLDERS)
-
-
-def test_nothing_is_imported_before_it_is_asked_for():
-    code = "import sys, experiments._problems; print([m for m in sys.modules if m[:3] == 'phi'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -43,6 +43,8 @@ from problems import poisson
 loop._budget_used_up = lambda options, epoch, seconds: "steps" if len(taken) >= 3 else None
 poisson.POOL = 8
 take, taken, found = loop.take_step, [], {}
+# With epochs a schedule of the step size goes by them: without, it would go by time.
+COMMON = ["--threads=1", "--quiet", "--save-weights", "--epochs=1000"]
 
 def step(*given):
     taken.append(None)
@@ -51,7 +53,7 @@ def step(*given):
 loop.take_step = step
 for folder, method, line in json.loads(sys.argv[1]):
     taken.clear()
-    results = submit(make(folder), method, [*line, "--threads=1", "--quiet", "--save-weights"])
+    results = submit(make(folder), method, [*line, *COMMON])
     weights = hig.load_results(f"results/{results['problem']}/{results['weights_file']}")
     bits = {name: value.tobytes().hex() for name, value in weights["weights"].items()}
     for key in ("train_loss", "test_loss"):

@@ -18,11 +18,12 @@ ROOT = Path(experiments.__file__).parents[1]
 SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
 SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
 PHYSICS_INFORMED = {"adam", "hig", "gn", "lm"} | (set(METHODS) - set(SINGLE))
+FIELDS = ["--batch-size=2", "--train-size=4", "--test-size=4"]
 POINTS = ["--batch-size=8", "--width=4", "--depth=1"]
 FOLDERS = {  # what there is a script for, and a small run
-    "poisson": (set(SINGLE), ["--batch-size=2"]),
-    "poisson_source": (set(SINGLE), ["--batch-size=2"]),
-    "smoke_control": ({"hig", "gn", "adam", "soap", "khig"}, ["--batch-size=2", "--train-size=4"]),
+    "poisson": (set(SINGLE), FIELDS),
+    "poisson_source": (set(SINGLE), FIELDS),
+    "smoke_control": ({"hig", "gn", "adam", "soap", "khig"}, FIELDS),
     "quantum_dipole": (set(SINGLE), ["--batch-size=4", "--train-size=8", "--time-steps=4"]),
     "cart_pole": (
         {"hig", "gn", "lm", "khig", "adam", "soap"},

@@ -14,7 +14,7 @@ import torch.distributed as dist
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch.distributed", "tests.hig.networks", "hig"])
 
-DEADLINE = 120
+DEADLINE = 300
 
 
 def run(function, size, folder, *arguments):
@@ -58,7 +58,7 @@ def _work(function, rank, size, store, pipe, arguments):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=60),
     )  # fmt: skip
     result = None
     try:

@@ -26,9 +26,9 @@ class Thread:
 
     def every(self, tensor):
         self._board[self.rank] = tensor.clone()
-        self._barrier.wait(10)
+        self._barrier.wait(100)
         found = [self._board[rank] for rank in range(self.size)]
-        self._barrier.wait(10)
+        self._barrier.wait(100)
         assert len({(part.shape, part.dtype) for part in found}) == 1
         return found
 

@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,10 @@ def paths(full_run, solved_run):
     return {figure: solved if figure in OF_SOLUTIONS else full_run for figure in FIGURES}
 
 
-@pytest.mark.parametrize("suffix", MAGIC)
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize(
+    ("figure", "suffix"),
+    [*product(FIGURES[:1], MAGIC), *product(FIGURES[1:-1], [".svg"]), *product([solution], MAGIC)],
+)
 def test_writes_the_format_of_the_suffix(figure, suffix, paths, tmp_path, capsys):
     out = tmp_path / "new" / f"figure{suffix}"
     assert figure.main([paths[figure], "--out", str(out)]) == 0

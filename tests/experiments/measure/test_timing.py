@@ -5,27 +5,34 @@ import numpy as np
 import pytest
 
 from experiments._measure.timing import interleaved_seconds, median_ratio, peak_bytes
+from experiments._run.clock import CLOCKS
+from tests.experiments.clocks import FakeTime
 
 
-def test_functions_are_called_in_turn_and_timed():
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setitem(CLOCKS, "wall", reading := FakeTime())
+    return reading
+
+
+def test_functions_are_called_in_turn_and_timed(fake):
     calls = []
 
     def slow():
         calls.append("slow")
-        time.sleep(0.02)
+        fake.sleep(2.0)
 
     functions = {"slow": slow, "fast": lambda: calls.append("fast")}
     seconds = interleaved_seconds(functions, rounds=3, warm_up=1, device="cpu")
     assert calls == ["slow", "fast"] * 4
-    assert {name: len(times) for name, times in seconds.items()} == {"slow": 3, "fast": 3}
-    assert min(seconds["slow"]) >= 0.02 > min(seconds["fast"])
+    assert seconds == {"slow": [2.0] * 3, "fast": [0.0] * 3}
 
 
-def test_slow_functions_have_fewer_turns():
-    functions = {"slow": lambda: time.sleep(0.02), "fast": lambda: None}
-    seconds = interleaved_seconds(functions, rounds=3, warm_up=2, device="cpu", patience=0.01)
-    assert {name: len(times) for name, times in seconds.items()} == {"slow": 1, "fast": 3}
-    assert median_ratio(seconds["slow"], seconds["fast"]) > 1
+def test_slow_functions_have_fewer_turns(fake):
+    functions = {"slow": lambda: fake.sleep(2.0), "fast": lambda: fake.sleep(0.125)}
+    seconds = interleaved_seconds(functions, rounds=3, warm_up=2, device="cpu", patience=1.0)
+    assert seconds == {"slow": [2.0], "fast": [0.125] * 3}
+    assert median_ratio(seconds["slow"], seconds["fast"]) == 16
 
 
 def test_processor_time_leaves_waiting_out():

@@ -14,7 +14,7 @@ from tests.problems.multitask.faces import write_faces
 SCRIPTS = Path(experiments.__file__).parent / "multitask" / "celeba"
 METHODS = {path.stem.removeprefix("submit_") for path in SCRIPTS.glob("submit_*.py")}
 SMALL = ["--width=2", "--batch-size=12", "--quiet"]
-LENGTHS = {method: ["--epochs=4", "--lr=0.01", "--train-size=30"] for method in METHODS}
+LENGTHS = {method: ["--epochs=3", "--lr=0.01", "--train-size=24"] for method in METHODS}
 # One loss per step: forty steps before the first with momenta of all.
 LENGTHS["mconfig"] = ["--epochs=100", "--lr=0.001", "--train-size=12"]
 

@@ -18,7 +18,7 @@ from experiments._run.board import Board, BoardError, folder_of
 from experiments._run.recorder import Recorder
 from hig import MultiStepReport, StepReport
 from problems import NonlinearOscillators
-from tests.experiments.run.test_runner import SteppingClock
+from tests.experiments.clocks import SteppingClock
 from tests.experiments.run.test_training import interrupted_after
 from tests.experiments.runs import TINY, Failing, Fresh, settings
 

@@ -6,10 +6,10 @@ import torch
 
 from experiments import Options, run
 from experiments._methods import METHODS, MuonAdamW
+from experiments._run import setup
 from experiments._run.learning_rate import factor, set_learning_rate
-from problems import NonlinearOscillators
-
-TINY = NonlinearOscillators(time_steps=8, dt=0.5, train_size=16, test_size=6)
+from tests.experiments.clocks import SteppingClock
+from tests.experiments.runs import TINY
 
 
 def test_constant():
@@ -40,7 +40,7 @@ def test_all_groups_are_set():
     assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == [0.3, 0.3]
 
 
-@pytest.mark.parametrize("length", [{"epochs": 6}, {"time_budget": 1.5}])
+@pytest.mark.parametrize("length", [{"epochs": 6}, {"time_budget": 24.0}])
 def test_a_run_follows_the_schedule(length, tmp_path, monkeypatch):
     seen = []
     original = torch.optim.Adam.step
@@ -50,6 +50,7 @@ def test_a_run_follows_the_schedule(length, tmp_path, monkeypatch):
         return original(self, closure)
 
     monkeypatch.setattr(torch.optim.Adam, "step", step)
+    monkeypatch.setattr(setup, "TrainingClock", SteppingClock)
     settings = replace(TINY.settings["adam"], batch_size=4, schedule="cosine", lr=1e-3)
     results = run(TINY, "adam", settings, Options(out=tmp_path, quiet=True, **length))
     assert "cosine" in results["label"]

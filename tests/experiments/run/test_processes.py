@@ -56,25 +56,14 @@ def torchrun(script, *arguments, out, count=2):
 
 
 METHOD_ARGUMENTS = {
-    "hig": ["--lr=0.1", "--step-rule=trust", "--rcond=1e-3", "--save-weights"],
-    "adam": ["--lr=0.01", "--tensorboard", "--quiet", "--summary"],
+    "hig": ["--lr=0.1", "--step-rule=trust", "--rcond=1e-3", "--save-weights", "--tensorboard"],
+    "adam": ["--lr=0.01"],
 }
 
 
-@pytest.mark.parametrize("method", METHOD_ARGUMENTS)
-def test_torchrun_gives_the_results_of_one_process(method, tmp_path):
-    extra = METHOD_ARGUMENTS[method]
-    done = torchrun(f"{FOLDER}.submit_{method}", *extra, out=tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall("stopped: epochs", done.stderr)) == 1
-    names = sorted(path.suffix for path in (tmp_path / "two").iterdir() if path.is_file())
-    saved = "--save-weights" in extra
-    assert names == ([".pickle", ".txt", ".txt", ".weights"] if saved else [".pickle", ".txt"])
-    (path,) = (tmp_path / "two").glob("*.pickle")
-    events = list((tmp_path / "two" / "tensorboard" / path.stem).glob("events*"))
-    assert len(events) == ("--tensorboard" in extra)
-    line = [*SMALL, *extra, "--quiet", f"--out={tmp_path / 'one'}"]
-    two, one = hig.load_results(path), submit(NonlinearOscillators(), method, line)
+def assert_results_of_one_process(two, method, folder):
+    line = [*SMALL, *METHOD_ARGUMENTS[method], "--quiet", f"--out={folder}"]
+    one = submit(NonlinearOscillators(), method, line)
     assert two["machine"]["processes"] == 2 and one["machine"]["processes"] == 1
     assert two["label"] == one["label"]
     for key in ("epochs", "train_loss", "test_loss"):
@@ -82,6 +71,28 @@ def test_torchrun_gives_the_results_of_one_process(method, tmp_path):
     assert one["train_loss"][-1] < one["train_loss"][0]
     if method == "hig":
         np.testing.assert_allclose(two["step_size"], one["step_size"], rtol=1e-7)
+
+
+def test_torchrun_gives_the_results_of_one_process(tmp_path):
+    extra = [*METHOD_ARGUMENTS["hig"], "--quiet", "--summary"]
+    done = torchrun(f"{FOLDER}.submit_hig", *extra, out=tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("stopped: epochs", done.stderr)) == 1
+    names = sorted(path.suffix for path in (tmp_path / "two").iterdir() if path.is_file())
+    assert names == [".pickle", ".txt", ".txt", ".weights"]
+    (path,) = (tmp_path / "two").glob("*.pickle")
+    assert len(list((tmp_path / "two" / "tensorboard" / path.stem).glob("events*"))) == 1
+    assert_results_of_one_process(hig.load_results(path), "hig", tmp_path / "one")
+
+
+def adam_of_several(rank, folder):
+    line = [*SMALL, *METHOD_ARGUMENTS["adam"], "--quiet", f"--out={folder}"]
+    return submit(NonlinearOscillators(), "adam", line)
+
+
+def test_a_shared_batch_gives_adam_the_step_of_one_process(tmp_path):
+    first, _ = on_processes(adam_of_several, 2, tmp_path, tmp_path / "two")
+    assert_results_of_one_process(first, "adam", tmp_path / "one")
 
 
 SHAKEN = Shaken(time_steps=8, dt=0.5, train_size=16, test_size=6)

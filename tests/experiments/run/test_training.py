@@ -14,7 +14,7 @@ from experiments._run import loop, setup
 from problems import NonlinearOscillators
 from problems.multitask import Toy
 from problems.pinn import Burgers
-from tests.experiments.run.test_runner import SteppingClock
+from tests.experiments.clocks import SteppingClock
 from tests.experiments.runs import TINY, Fresh, settings
 
 TIMES = {"time", "epoch_time", "step_time", "simulation_time", "resumed_at"}

@@ -122,6 +122,10 @@ def test_relays_begin_with_the_weights_of_another_method_after_half_the_time():
         assert given(job, "--lr") == "0.5"
 
 
+def test_smoke_takes_seconds():
+    assert sum(job.seconds for job in all_jobs(PRESETS["smoke"])) < 20
+
+
 def test_desk_fits_into_three_hours_of_two_cores():
     seconds = sum(job.seconds for job in all_jobs(PRESETS["desk"]))
     starts = 4 * len(all_jobs(PRESETS["desk"]))  # seconds to import and to evaluate

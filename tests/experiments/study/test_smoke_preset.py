@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 from experiments import __main__ as command
 from experiments._study.kept import read_kept
@@ -11,16 +10,12 @@ from experiments._study.table import PRESETS
 from experiments._study.titles import title
 from plots import study as figures
 
-MOST_SECONDS = 120
-
 
 def test_from_its_runs_to_its_page(tmp_path):
     preset, out, kept = PRESETS["smoke"], tmp_path / "results", tmp_path / "kept"
     line = [sys.executable, "-m", "experiments.study", "--preset", "smoke", "--out", str(out)]
-    start = time.monotonic()
     first = subprocess.run(line, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
-    assert time.monotonic() - start < MOST_SECONDS
     again = subprocess.run(line, capture_output=True, text=True, check=True)
     assert "done" in first.stderr and "FAILED" not in first.stderr + again.stderr
 

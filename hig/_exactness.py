@@ -25,7 +25,7 @@ from hig._factored_block import FactoredBlock
 __all__ = ["InexactLayersError", "Pair", "Probe"]
 
 # The difference, in units of what is seen of rounding, up to which it is that and nothing else.
-NOISE = 10
+NOISE = 8
 # Rows smaller than the largest by more than this are weighed as if they were no smaller.
 SMALLEST = 2.0**-40
 

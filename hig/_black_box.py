@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hig._graph import is_in_transform
 from hig._pullback import Contract, Pullback
 from hig.errors import described
 
@@ -93,8 +92,7 @@ class _PulledBack(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        if is_in_transform(cotangent):  # a batch of them, which no array can hold
-            raise RuntimeError("a black box with a pullback takes one cotangent at a time")
+        _refuse_batches(cotangent)
         found = ctx.pullback(cotangent)
         wanted = zip(found, ctx.needs_input_grad[2:], strict=True)
         return None, None, *(own if needed else None for own, needed in wanted)
@@ -154,6 +152,13 @@ def _pair(found: object) -> tuple[Array, object]:
 
 def _array(value: Tensor) -> Array:
     return value.detach().cpu().numpy()
+
+
+def _refuse_batches(cotangent: Tensor) -> None:
+    try:
+        _array(cotangent)
+    except RuntimeError as error:  # a batch of them, which no array can hold
+        raise RuntimeError("a black box with a pullback takes one cotangent at a time") from error
 
 
 def _tensor(array: Array, like: Tensor) -> Tensor:

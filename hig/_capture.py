@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from hig._graph import is_in_transform
-
 __all__ = ["Capture", "LayerUse"]
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
@@ -150,7 +148,7 @@ class Capture(TorchFunctionMode):
         if (
             not (weight_watched or bias_watched)
             or not output.requires_grad
-            or is_in_transform(output)
+            or _in_transform(output)
         ):
             return
         self.uses.append(
@@ -163,6 +161,11 @@ class Capture(TorchFunctionMode):
                 convolution=_geometry(func, arguments) if func in _CONVOLUTIONS else None,
             )
         )
+
+
+def _in_transform(tensor: Tensor) -> bool:
+    # Inside vmap, grad and the like a tensor is a wrapper whose graph ends with the transform.
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _geometry(func: Callable[..., Any], arguments: dict[str, Any]) -> Convolution:

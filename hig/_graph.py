@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["is_in_transform", "leaves", "nodes_behind"]
+__all__ = ["leaves", "nodes_behind"]
 
 Node = Any  # torch gives the nodes of its graph no public type
 Edge = tuple[Node, int]
@@ -33,8 +32,3 @@ def nodes_behind(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
 def leaves(nodes: set[Node]) -> list[Tensor]:
     """The tensors at which a graph ends."""
     return [node.variable for node in nodes if hasattr(node, "variable")]
-
-
-def is_in_transform(tensor: Tensor) -> bool:
-    """Whether a tensor is a wrapper of `torch.func`, whose graph ends with the transform."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

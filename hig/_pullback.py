@@ -62,7 +62,7 @@ class Pullback:
         """The gradients, by a call or as a combination."""
         if not self.contract.holds or cotangent.numel() > self._room:
             return self._call(cotangent)
-        flat, units = cotangent.detach().double().flatten(1), UNITS * _eps(cotangent)
+        flat, units = _rows(cotangent.detach()), UNITS * _eps(cotangent)
         shares, rest = self._taken_apart(flat)
         new = rest.norm(dim=1) > units * flat.norm(dim=1)
         if self._directions and not bool(new.any()):
@@ -141,6 +141,11 @@ class Pullback:
         self._room -= rest.numel() + sum(own.numel() for own in gradients if own is not None)
 
 
+def _rows(tensor: Tensor) -> Tensor:
+    """(B, ...) as (B, m) float64."""
+    return tensor.double().reshape(len(tensor), -1)
+
+
 def _eps(tensor: Tensor) -> float:
     return torch.finfo(tensor.dtype).eps
 
@@ -169,5 +174,5 @@ def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 def _norms(gradients: Gradients) -> Tensor:
     """The norm of all gradients of each sample, (B,) float64."""
-    squares = [own.double().flatten(1).square().sum(1) for own in gradients if own is not None]
+    squares = [_rows(own).square().sum(1) for own in gradients if own is not None]
     return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(1, dtype=torch.float64)

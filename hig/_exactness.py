@@ -166,10 +166,10 @@ def _random(shape: torch.Size, device: torch.device) -> Tensor:
     samples do to one another appears in the rows of both, with opposite signs.
     """
     # A generator of its own: a step must not move the user's random state.
-    generator = torch.Generator().manual_seed(20220310)
+    generator = torch.Generator("cpu").manual_seed(20220310)
 
     def uniform() -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     places = uniform().argsort(dim=0).double()
     sizes = 1 + (places + 0.5 * uniform()) / shape[0]
@@ -178,5 +178,6 @@ def _random(shape: torch.Size, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _random_half(shape: torch.Size, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return (torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5).to(device)
+    generator = torch.Generator("cpu").manual_seed(3)
+    numbers = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return (numbers < 0.5).to(device)

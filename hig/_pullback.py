@@ -68,7 +68,7 @@ class Pullback:
         if self._directions and not bool(new.any()):
             combined = _sum_of(shares, self._gradients)
             # Directions that were nearly known before have inexact gradients.
-            if bool((self._rounding(shares) <= units * _norms(combined)).all()):
+            if bool((self._rounding(shares) <= units * _norms(combined).to(flat.device)).all()):
                 return self._compared(cotangent, combined)
             return self._call(cotangent)
         found = self._call(cotangent)
@@ -89,7 +89,7 @@ class Pullback:
     def _rounding(self, shares: list[Tensor]) -> Tensor:
         """The rounding of a combination, (B,)."""
         parts = [share * error for share, error in zip(shares, self._errors, strict=True)]
-        return torch.stack(parts).norm(dim=0) if parts else torch.zeros(1, dtype=torch.float64)
+        return torch.stack(parts).norm(dim=0)
 
     def _compared(self, cotangent: Tensor, combined: Gradients) -> Gradients:
         """The combination, held against a call where that is due."""
@@ -122,8 +122,8 @@ class Pullback:
             for side in (0, 1):
                 chosen = (index >> bit) % 2 == side
                 mask = chosen.view(-1, *[1] * (cotangent.ndim - 1))
-                leaked = _norms(self._call(torch.where(mask, cotangent, 0)))
-                if bool((leaked > allowed)[~chosen].any()):
+                leaked = _norms(self._call(torch.where(mask, cotangent, 0))).to(index.device)
+                if bool((leaked > allowed.to(index.device))[~chosen].any()):
                     return False
         return True
 
@@ -134,10 +134,12 @@ class Pullback:
         known = _sum_of(shares, self._gradients) if self._gradients else [None] * len(found)
         new = [_difference(own, old) for own, old in zip(found, known, strict=True)]
         gradients = [None if own is None else _times(inverse, own) for own in new]
-        rounding = eps * _norms(found) + self._rounding(shares)
+        rounding = eps * _norms(found).to(rest.device)
+        if shares:
+            rounding = rounding + self._rounding(shares)
         self._directions.append(inverse[:, None] * rest)
         self._gradients.append(gradients)
-        self._errors.append(inverse * rounding.to(inverse.device))
+        self._errors.append(inverse * rounding)
         self._room -= rest.numel() + sum(own.numel() for own in gradients if own is not None)
 
 
@@ -175,4 +177,4 @@ def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 def _norms(gradients: Gradients) -> Tensor:
     """The norm of all gradients of each sample, (B,) float64."""
     squares = [_rows(own).square().sum(1) for own in gradients if own is not None]
-    return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(1, dtype=torch.float64)
+    return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(1, dtype=torch.float64, device="cpu")

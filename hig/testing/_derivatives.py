@@ -175,7 +175,8 @@ def backward_couples(simulator: Simulator) -> bool:
     largest = sizes.max().clamp_min(torch.finfo(output.dtype).tiny)
     # Each output counts the same, whatever its scale: the step of a half-inverse takes it so.
     weights = largest / sizes.clamp_min(2.0**-40 * largest)
-    index, eps = torch.arange(simulator.samples), torch.finfo(output.dtype).eps
+    index = torch.arange(simulator.samples, device=output.device)
+    eps = torch.finfo(output.dtype).eps
     for bit in range((simulator.samples - 1).bit_length()):  # some bit sets any two apart
         for side in (0, 1):
             chosen = (index >> bit) % 2 == side
@@ -209,9 +210,9 @@ def count_passes(simulator: Simulator) -> int:
     found = [getattr(node, "pullback", None) for node in nodes_behind(output)]
     boxes = [pullback for pullback in found if isinstance(pullback, Pullback)]
     generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn((2, *output.shape), generator=generator).to(output)
+    first, second = torch.randn((2, *output.shape), generator=generator, device="cpu").to(output)
     if boxes:
-        signs = torch.arange(simulator.samples).view(-1, *[1] * (output.ndim - 1)).to(output) + 1
+        signs = torch.arange(simulator.samples, device=output.device).view(-1, *[1] * (output.ndim - 1)).to(output) + 1
         for cotangent in (first, second, first + signs * second):
             _pulled_back(output, leaves, cotangent)
     spared = bool(boxes) and all(box.contract.holds and box.contract.used for box in boxes)

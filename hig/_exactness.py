@@ -9,7 +9,7 @@ not seen break the equality with probability one.
 Both sides are rounded. They agree where they differ by a few units of rounding of the rows, or by
 what rounding alone explains: a backward pass is linear in c up to rounding (and up to the tolerance
 of a solver inside), and so is any error of the factors. What c gives beyond the sum of what two
-halves of it give is therefore rounding, and so is a difference of that size.
+parts of it give is therefore rounding, and so is a difference of that size.
 """
 
 from collections.abc import Sequence
@@ -118,13 +118,15 @@ class Probe:
         return differences
 
     def _rounding(self, owns: Sequence[Sequence[int]]) -> Tensor:
-        """The norm of what the gradients are beyond the sum of those of two halves of c."""
-        half = _random_half(self._cotangent.shape, self._cotangent.device)
-        parts = [self._pulled_back(self._cotangent * mask) for mask in (half, ~half)]
+        """The norm of what the gradients are beyond the sum of those of two parts of c."""
+        # Another share of each entry: errors may depend on single entries, or on all together.
+        share = _random_shares(self._cotangent.shape, self._cotangent.device)
+        first = self._cotangent * share.to(self._cotangent.dtype)
+        parts = [self._pulled_back(part) for part in (first, self._cotangent - first)]
         total = self._size.new_zeros(())
         for own in owns:
-            whole, *halves = (_joined(g, own, self._size) for g in (self.gradients, *parts))
-            total += (whole - halves[0] - halves[1]).square().sum()
+            whole, *summands = (_joined(g, own, self._size) for g in (self.gradients, *parts))
+            total += (whole - summands[0] - summands[1]).square().sum()
         return total.sqrt()
 
 
@@ -177,7 +179,8 @@ def _random(shape: torch.Size, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _random_half(shape: torch.Size, device: torch.device) -> Tensor:
+def _random_shares(shape: torch.Size, device: torch.device) -> Tensor:
+    """Numbers between -1 and 2."""
     generator = torch.Generator("cpu").manual_seed(3)
     numbers = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
-    return (numbers < 0.5).to(device)
+    return (3 * numbers - 1).to(device)

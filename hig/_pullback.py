@@ -177,4 +177,8 @@ def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 def _norms(gradients: Gradients) -> Tensor:
     """The norm of all gradients of each sample, (B,) float64."""
     squares = [_rows(own).square().sum(1) for own in gradients if own is not None]
-    return torch.stack(squares).sum(0).sqrt() if squares else torch.zeros(1, dtype=torch.float64, device="cpu")
+    return (
+        torch.stack(squares).sum(0).sqrt()
+        if squares
+        else torch.zeros(1, dtype=torch.float64, device="cpu")
+    )

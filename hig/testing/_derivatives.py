@@ -212,7 +212,12 @@ def count_passes(simulator: Simulator) -> int:
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn((2, *output.shape), generator=generator, device="cpu").to(output)
     if boxes:
-        signs = torch.arange(simulator.samples, device=output.device).view(-1, *[1] * (output.ndim - 1)).to(output) + 1
+        signs = (
+            torch.arange(simulator.samples, device=output.device)
+            .view(-1, *[1] * (output.ndim - 1))
+            .to(output)
+            + 1
+        )
         for cotangent in (first, second, first + signs * second):
             _pulled_back(output, leaves, cotangent)
     spared = bool(boxes) and all(box.contract.holds and box.contract.used for box in boxes)

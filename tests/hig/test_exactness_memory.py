@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import pairwise
 
 from hig._exactness_memory import FIRST, LAST, MOST, UNITS, ExactnessMemory
 
@@ -19,7 +20,7 @@ def tries(memory, builds, key=("layer",), kind="graph"):
 
 def test_tries_are_ever_further_apart():
     found = tries(ExactnessMemory(), 20000)
-    distances = [b - a for a, b in zip(found, found[1:], strict=False)]
+    distances = [b - a for a, b in pairwise(found)]
     assert distances[:3] == [FIRST, 2 * FIRST, 4 * FIRST]
     assert max(distances) == distances[-1] == LAST
 

@@ -27,7 +27,10 @@ def black_box(
     derivative in one of two forms:
 
     - a pullback, cotangent to gradients, such as an adjoint solver or what ``jax.vjp`` returns.
-      It runs once per backward pass, for all samples; passes are not batched.
+      It runs once per backward pass, for all samples; passes are not batched. It must be linear,
+      and samples apart: a cotangent that combines earlier ones, sample by sample, has the same
+      combination of their gradients, and the pullback is not called. In the first two simulations
+      where that is so, and in every 64th, it is called all the same, and compared.
     - Jacobians of each sample. All passes are then one matrix product, and
       ``method="lanczos"`` is allowed.
 

@@ -88,23 +88,21 @@ def build_jacobian(
         ValueError: unknown engine.
     """
     check_choice(engine, "engine", ENGINES)
-    samples, notes = len(prediction), []
+    samples, notes, graph = len(prediction), [], _Graph(prediction)
     backward.memory.builds += 1
     layers = [] if engine == "rows" else find_layers(uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
     if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
-    graph = _Graph(prediction)
-    exact, routes, inexact = _exact_layers(
-        layers, graph, parameters, backward, checks, forgetful=engine == "layerwise"
-    )
+    found = _exact_layers(layers, graph, parameters, backward, checks, engine == "layerwise")
+    exact, routes, inexact = found
     blocks: list[Block] = [block for block, _ in exact]
     order = [index for _, own in exact for index in own]
     rest = [index for index, route in enumerate(routes) if route == "rows"]
     if rest and engine != "rows" and not too_large:
-        reasons: dict[str, list[str]] = {}
         why = why_not_exact(graph.nodes) if inexact else ""
+        reasons: dict[str, list[str]] = {}
         for index in rest:
             own = why if index in inexact else why_not_layered(parameters[index], uses, samples)
             reasons.setdefault(own, []).append(names[index])
@@ -120,10 +118,7 @@ def build_jacobian(
         else:
             blocks.append(rows_block(prediction, others, backward, held_bytes))
         order.extend(rest)
-    unused = [names[index] for index, route in enumerate(routes) if route == "unused"]
-    if unused:
-        _refuse_reentrant_checkpoints(graph.nodes, unused)
-        notes.append(f"the prediction does not depend on {_listed(unused)}")
+    notes += _notes_on_unused(names, routes, graph)
     jacobian = JointJacobian(blocks, samples, prediction[0].numel(), like=prediction)
     return EngineResult(jacobian, order, routes, notes, not inexact)
 
@@ -214,13 +209,20 @@ class _Graph:
         return {id(leaf) for leaf in leaves(self.nodes)}
 
 
-def _refuse_reentrant_checkpoints(nodes: set[Any], unused: list[str]) -> None:
-    """A reentrant checkpoint hides its parameters from every derivative but ``backward()``."""
-    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+def _notes_on_unused(names: Sequence[str], routes: Sequence[str], graph: _Graph) -> list[str]:
+    """Name the parameters without influence, unless something hides them.
+
+    A reentrant checkpoint hides its parameters from every derivative but ``backward()``.
+    """
+    unused = [name for name, route in zip(names, routes, strict=True) if route == "unused"]
+    if not unused:
+        return []
+    if any(node.name() == "CheckpointFunctionBackward" for node in graph.nodes):
         raise ValueError(
             f"a reentrant checkpoint hides {_listed(unused)}; use "
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
+    return [f"the prediction does not depend on {_listed(unused)}"]
 
 
 def _refusal(reasons: dict[str, list[str]]) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from hig._exactness_memory import ExactnessMemory
 from hig.errors import out_of_memory
 
 __all__ = ["Backward", "note", "one_hot_cotangents", "output_cotangents"]
@@ -28,12 +29,14 @@ class Backward:
         batched: whether passes are vectorised; turned off by a graph that refuses.
         trusting: whether factors of layers may be used before it is known that they are exact;
             turned off where they once were not.
+        memory: which layers were exact in earlier steps.
         notes: what had to be done differently in this step, in words.
     """
 
     chunk: int | None = None
     batched: bool = True
     trusting: bool = True
+    memory: ExactnessMemory = field(default_factory=ExactnessMemory)
     notes: list[str] = field(default_factory=list)
 
     def gradients(

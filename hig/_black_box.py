@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hig._pullback import Contract, Pullback
 from hig.errors import described
 
 __all__ = ["black_box"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Pullback = Callable[[Array], Array | Sequence[Array | None]]
-Linearise = Callable[..., tuple[Array, Pullback | Array | Sequence[Array | None]]]
+ArrayPullback = Callable[[Array], Array | Sequence[Array | None]]
+Linearise = Callable[..., tuple[Array, ArrayPullback | Array | Sequence[Array | None]]]
 
 
 def black_box(
@@ -26,7 +27,10 @@ def black_box(
     derivative in one of two forms:
 
     - a pullback, cotangent to gradients, such as an adjoint solver or what ``jax.vjp`` returns.
-      It runs once per backward pass, for all samples; passes are not batched.
+      It runs once per backward pass, for all samples; passes are not batched. It must be linear,
+      and samples apart: a cotangent that combines earlier ones, sample by sample, has the same
+      combination of their gradients, and the pullback is not called. In the first two simulations
+      where that is so, and in every 64th, it is called all the same, and compared.
     - Jacobians of each sample. All passes are then one matrix product, and
       ``method="lanczos"`` is allowed.
 
@@ -62,6 +66,8 @@ def black_box(
         if not callable(value) and not (name == "simulate" and value is None):
             raise TypeError(f"{name} must be a function of arrays, got {described(value)}")
 
+    contract = Contract()
+
     def simulated(*inputs: Tensor) -> Tensor:
         like = _first_floating(inputs)
         arrays = [_array(value) for value in inputs]
@@ -72,7 +78,7 @@ def black_box(
         values, derivative = _pair(linearise(*arrays))
         output = _output(values, like)
         if callable(derivative):
-            return _PulledBack.apply(output, derivative, *inputs)
+            return _PulledBack.apply(output, _pullback_of(derivative, inputs, contract), *inputs)
         return output + _first_order(derivative, inputs, output)
 
     return simulated
@@ -82,21 +88,34 @@ class _PulledBack(torch.autograd.Function):
     """Gives the output; its gradients are those of the simulator's own pullback."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, pullback: Callable[..., Any], *inputs: Tensor) -> Tensor:
-        ctx.pullback, ctx.inputs = pullback, [value.detach() for value in inputs]
+    def forward(ctx: Any, output: Tensor, pullback: Pullback, *inputs: Tensor) -> Tensor:
+        ctx.pullback = pullback
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        shapes = [value.shape for value in ctx.inputs]
-        found = _one_each(ctx.pullback(_single(cotangent)), shapes, "the gradient")
-        wanted = zip(found, ctx.inputs, ctx.needs_input_grad[2:], strict=True)
-        gradients = [
-            _tensor(array, like) if array is not None and needed else None
-            for array, like, needed in wanted
+        _refuse_batches(cotangent)
+        found = ctx.pullback(cotangent)
+        wanted = zip(found, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(own if needed else None for own, needed in wanted)
+
+
+def _pullback_of(
+    derivative: Callable[..., Any], inputs: Sequence[Tensor], contract: Contract
+) -> Pullback:
+    """The user's pullback as a function of tensors, for these inputs."""
+    likes = [value.detach() for value in inputs]
+    shapes = [value.shape for value in likes]
+
+    def call(cotangent: Tensor) -> list[Tensor | None]:
+        arrays = _one_each(derivative(_array(cotangent)), shapes, "the gradient")
+        return [
+            None if array is None else _tensor(array, like)
+            for array, like in zip(arrays, likes, strict=True)
         ]
-        return None, None, *gradients
+
+    return Pullback(call, contract)
 
 
 def _first_order(jacobians: object, inputs: Sequence[Tensor], output: Tensor) -> Tensor:
@@ -138,9 +157,9 @@ def _array(value: Tensor) -> Array:
     return value.detach().cpu().numpy()
 
 
-def _single(cotangent: Tensor) -> Array:
+def _refuse_batches(cotangent: Tensor) -> None:
     try:
-        return _array(cotangent)
+        _array(cotangent)
     except RuntimeError as error:  # a batch of them, which no array can hold
         raise RuntimeError("a black box with a pullback takes one cotangent at a time") from error
 

@@ -60,6 +60,17 @@ class LayerUse:
         windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
         return windows.flatten(2, 3)
 
+    def patch_squares(self, samples: int, chosen: slice) -> Tensor:
+        """The squared norms (b, groups, positions) of the patches, in float64."""
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+        squares = inputs.double().square()
+        if self.convolution is None:
+            return squares.sum(-1).reshape(len(inputs), 1, -1)
+        squares = squares.flatten(0, 1)  # (b * repeats, C, *positions)
+        summed = squares.unflatten(1, (self.groups, -1)).sum(2)
+        windows = self.convolution.windows(summed).sum(3)  # (b * repeats, groups, positions)
+        return windows.unflatten(0, inputs.shape[:2]).movedim(1, 2).flatten(2, 3)
+
     def output_gradients(self, gradients: Tensor, samples: int) -> Tensor:
         """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out)."""
         repeats = self.output_shape[0] // samples

@@ -19,7 +19,7 @@ from hig._spectral import HalfInverse, SpectralFilter
 from hig._trial import curvature_along
 from hig.errors import NonFiniteError
 
-__all__ = ["Formed", "Linearisation", "decomposed", "form", "linearise"]
+__all__ = ["Formed", "Linearisation", "decomposed", "form", "form_checked", "linearise"]
 
 
 @dataclass
@@ -161,9 +161,26 @@ def linearise(
     try:
         return decomposed(formed, filter, method, backward, clock)
     except InexactLayersError:
-        backward.trusting = False  # such networks stay so: from now on told before the Gram matrix
-    formed = form(computation, filter, engine, method, backward, clock)
+        formed = form_checked(computation, filter, engine, method, backward, clock)
     return decomposed(formed, filter, method, backward, clock)
+
+
+def form_checked(
+    computation: Computation,
+    filter: SpectralFilter,
+    engine: str,
+    method: str | Lanczos,
+    backward: Backward,
+    clock: PhaseClock,
+) -> Formed:
+    """The same as `form` after an :class:`InexactLayersError`: each layer is checked first.
+
+    Where a layer is not exact, later steps read their checks before the Gram matrix.
+    """
+    backward.trusting = False
+    formed = form(computation, filter, engine, method, backward, clock)
+    backward.trusting = formed.engine.layers_exact  # what failed was rounding, and is allowed now
+    return formed
 
 
 def form(

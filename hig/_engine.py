@@ -1,25 +1,24 @@
-r"""Choose, parameter by parameter, how the joint Jacobian is obtained.
+"""Choose, parameter by parameter, how the joint Jacobian is obtained.
 
 ``layerwise`` where a parameter and the batch structure allow it, ``rows`` for the rest. Whether
-the layerwise factors are exact is not guessed from the model but checked in every step: for a
-random cotangent c the factors must give the same :math:`J^T c` as one plain backward pass. A
-sample that influences another, a batch axis in another place, or a use of the weight that was
-not seen, each breaks that equality with probability one.
+the layerwise factors are exact is not guessed from the model but checked in every step, by one
+backward pass more, see :mod:`hig._exactness`. What was not exact is tried again in later steps,
+seldom, or when the operations between parameters and prediction have changed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from hig._backward import Backward
 from hig._blocks import Block, JointJacobian
 from hig._capture import LayerUse
 from hig._checks import Checks
-from hig._factored_block import FactoredBlock
-from hig._graph import nodes_behind
+from hig._exactness import InexactLayersError, Pair, Probe
+from hig._graph import leaves, nodes_behind
 from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._product_block import ProductBlock
 from hig._reasons import why_not_exact, why_not_layered
@@ -41,22 +40,20 @@ class EngineResult:
         order: indices of these parameters, in the order of the columns.
         routes: engine of each parameter, "layerwise", "rows", "products" or "unused".
         notes: why, in words.
+        layers_exact: whether no layer was found to be inexact, now or in the last try.
     """
 
     jacobian: JointJacobian
     order: list[int]
     routes: list[str]
     notes: list[str] = field(default_factory=list)
+    layers_exact: bool = True
 
     @property
     def engine(self) -> str:
         """The engines in use: "layerwise", "rows", "products", or two joined by "+"."""
         used = [name for name in ("layerwise", "rows", "products") if name in self.routes]
         return "+".join(used) or "none"
-
-
-class InexactLayersError(Exception):
-    """Factors that were used in good faith are not exact: the Jacobian must be built again."""
 
 
 def build_jacobian(
@@ -91,19 +88,21 @@ def build_jacobian(
         ValueError: unknown engine.
     """
     check_choice(engine, "engine", ENGINES)
-    samples, notes = len(prediction), []
+    samples, notes, graph = len(prediction), [], _Graph(prediction)
+    backward.memory.builds += 1
     layers = [] if engine == "rows" else find_layers(uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
     if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
-    exact, routes, inexact = _exact_layers(layers, prediction, parameters, backward, checks)
+    found = _exact_layers(layers, graph, parameters, backward, checks, engine == "layerwise")
+    exact, routes, inexact = found
     blocks: list[Block] = [block for block, _ in exact]
     order = [index for _, own in exact for index in own]
     rest = [index for index, route in enumerate(routes) if route == "rows"]
     if rest and engine != "rows" and not too_large:
+        why = why_not_exact(graph.nodes) if inexact else ""
         reasons: dict[str, list[str]] = {}
-        why = why_not_exact(prediction) if inexact else ""
         for index in rest:
             own = why if index in inexact else why_not_layered(parameters[index], uses, samples)
             reasons.setdefault(own, []).append(names[index])
@@ -119,111 +118,111 @@ def build_jacobian(
         else:
             blocks.append(rows_block(prediction, others, backward, held_bytes))
         order.extend(rest)
-    unused = [names[index] for index, route in enumerate(routes) if route == "unused"]
-    if unused:
-        _refuse_reentrant_checkpoints(prediction, unused)
-        notes.append(f"the prediction does not depend on {_listed(unused)}")
+    notes += _notes_on_unused(names, routes, graph)
     jacobian = JointJacobian(blocks, samples, prediction[0].numel(), like=prediction)
-    return EngineResult(jacobian, order, routes, notes)
+    return EngineResult(jacobian, order, routes, notes, not inexact)
 
 
 def _exact_layers(
     layers: Sequence[Layer],
-    prediction: Tensor,
+    graph: "_Graph",
     parameters: Sequence[Tensor],
     backward: Backward,
     checks: Checks | None,
-) -> tuple[list[tuple[FactoredBlock, list[int]]], list[str], set[int]]:
+    forgetful: bool,
+) -> tuple[list[Pair], list[str], set[int]]:
     """The exact ones among the layers.
+
+    Args:
+        layers: the layers.
+        graph: that of the prediction.
+        parameters: all parameters.
+        backward: runs the passes, and remembers what was not exact.
+        checks: takes the conditions that they are exact; None has them read here.
+        forgetful: try what was not exact in an earlier step too.
 
     Returns:
         Factors and parameters of each; the route of every parameter, "rows" for those that no
         exact layer has; and the parameters of the layers that are not exact.
     """
+    prediction, memory = graph.prediction, backward.memory
     positions = {id(parameter): index for index, parameter in enumerate(parameters)}
+    owns = [[positions[id(parameter)] for parameter in layer.parameters] for layer in layers]
+    pairs = zip(owns, layers, strict=True)
+    keys = [(*own, *layer.structure, prediction.shape[1:]) for own, layer in pairs]
+    tried = list(range(len(layers)))
+    if memory.failures and not forgetful:
+        tried = [place for place in tried if not memory.skips(keys[place], graph.kind)]
     # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
-    found = layer_blocks(layers, prediction, backward)
-    probe = _Probe(prediction, parameters)
+    blocks = layer_blocks([layers[place] for place in tried], prediction, backward)
+    if not blocks:
+        routes = ["rows" if graph.reaches(p) else "unused" for p in parameters]
+        return [], routes, {i for own in owns for i in own if routes[i] == "rows"}
+    probe = Probe(prediction, parameters, blocks)
     routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
-    pairs = [
-        (block, [positions[id(parameter)] for parameter in layer.parameters])
-        for layer, block in zip(layers, found, strict=True)
+    found = [
+        (keys[place], (block, owns[place]))
+        for place, block in zip(tried, blocks, strict=True)
+        if all(routes[index] == "rows" for index in owns[place])
     ]
-    pairs = [(b, own) for b, own in pairs if all(routes[index] == "rows" for index in own)]
-    exact = probe.exact(pairs, checks)
+    allowed = [memory.allowed(key) for key, _ in found]
+    exact = [pair for _, pair in found]
+    if checks is not None:
+        probe.expect(exact, allowed, checks)
+    else:
+        units = probe.units(exact, allowed)
+        exact = [pair for pair, own in zip(exact, units, strict=True) if own is not None]
+        for (key, _), rounding in zip(found, units, strict=True):
+            if rounding is None:
+                memory.failed(key, graph.kind)
+            else:
+                memory.held(key, rounding, lambda: graph.kind)
     for _, own in exact:
         for index in own:
             routes[index] = "layerwise"
-    inexact = {index for _, own in pairs for index in own if routes[index] == "rows"}
-    return exact, routes, inexact
+    return exact, routes, {i for own in owns for i in own if routes[i] == "rows"}
 
 
-class _Probe:
-    """One plain backward pass with a random cotangent, to hold the factors against."""
+class _Graph:
+    """The graph of a prediction, which is gone through when something is first asked."""
 
-    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor]):
-        cotangent = _cotangent(prediction.shape, prediction.dtype, prediction.device)
-        self.gradients = torch.autograd.grad(
-            prediction, list(parameters), cotangent, retain_graph=True, allow_unused=True
-        )
-        self._weights = cotangent.double().flatten()
+    def __init__(self, prediction: Tensor):
+        self.prediction = prediction
 
-    def exact(
-        self, pairs: Sequence[tuple[FactoredBlock, list[int]]], checks: Checks | None
-    ) -> list[tuple[FactoredBlock, list[int]]]:
-        """Those whose factors give the gradients of their parameters, up to rounding."""
-        near = [self._near(block, own, 0.0) for block, own in pairs]
-        if checks is not None:
-            for holds in near:
-                checks.expect(holds, _raise_inexact)
-            return list(pairs)
-        flags = torch.stack(near).tolist() if near else []
-        # Where all contributions cancel (the bias of attention's keys) both are rounding of what
-        # has cancelled.
-        return [
-            (block, own)
-            for holds, (block, own) in zip(flags, pairs, strict=True)
-            if holds or bool(self._near(block, own, block.norm_bound()))
-        ]
+    @cached_property
+    def nodes(self) -> set[Any]:
+        """All its nodes."""
+        return nodes_behind(self.prediction)
 
-    def _near(self, block: FactoredBlock, indices: Sequence[int], scale: float) -> Tensor:
-        """Whether a block agrees with its gradients, or differs by rounding of ``scale``."""
-        expected = [self.gradients[index].flatten() for index in indices]
-        found = block.vjp(self._weights).split([len(gradient) for gradient in expected])
-        near = [_close(a, b, scale) for a, b in zip(found, expected, strict=True)]
-        return torch.stack(near).all()
+    @cached_property
+    def kind(self) -> frozenset[str]:
+        """The operations in it, those of batch normalisation in training apart from others."""
+        training = [node for node in self.nodes if getattr(node, "_saved_training", False)]
+        return frozenset(node.name() for node in self.nodes) | {"training" for _ in training}
+
+    def reaches(self, parameter: Tensor) -> bool:
+        """Whether the prediction depends on a parameter."""
+        return id(parameter) in self._leaves or parameter.grad_fn in self.nodes
+
+    @cached_property
+    def _leaves(self) -> set[int]:
+        return {id(leaf) for leaf in leaves(self.nodes)}
 
 
-@lru_cache(maxsize=8)  # so that a step sends nothing to the device
-def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Random numbers that are always the same; nobody may change them."""
-    # A generator of its own: a step must not move the user's random state.
-    generator = torch.Generator().manual_seed(20220310)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+def _notes_on_unused(names: Sequence[str], routes: Sequence[str], graph: _Graph) -> list[str]:
+    """Name the parameters without influence, unless something hides them.
 
-
-def _raise_inexact() -> None:
-    raise InexactLayersError
-
-
-def _close(found: Tensor, expected: Tensor, scale: float) -> Tensor:
-    # A few times the square root of the rounding unit: far above the rounding of a long backward
-    # pass, far below what one coupled sample or one missed use changes.
-    eps = torch.finfo(expected.dtype).eps
-    expected = expected.double()
-    difference = (found - expected).norm()
-    allowed = 3 * eps**0.5 * torch.maximum(found.norm(), expected.norm()) + 30 * eps * scale
-    # A NaN agrees with nothing, but it is not for the probe to report it.
-    return ~(difference > allowed)
-
-
-def _refuse_reentrant_checkpoints(prediction: Tensor, unused: list[str]) -> None:
-    """A reentrant checkpoint hides its parameters from every derivative but ``backward()``."""
-    if any(node.name() == "CheckpointFunctionBackward" for node in nodes_behind(prediction)):
+    A reentrant checkpoint hides its parameters from every derivative but ``backward()``.
+    """
+    unused = [name for name, route in zip(names, routes, strict=True) if route == "unused"]
+    if not unused:
+        return []
+    if any(node.name() == "CheckpointFunctionBackward" for node in graph.nodes):
         raise ValueError(
             f"a reentrant checkpoint hides {_listed(unused)}; use "
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
+    return [f"the prediction does not depend on {_listed(unused)}"]
 
 
 def _refusal(reasons: dict[str, list[str]]) -> str:

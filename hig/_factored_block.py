@@ -18,10 +18,19 @@ __all__ = ["FactoredBlock", "Patches"]
 
 
 class Patches(Protocol):
-    """What a weight was multiplied with; its two methods are for exchange among ranks alone."""
+    """Layer inputs (patches). `inputs` and `of` are used only for communication between ranks."""
 
     def __call__(self, samples: slice) -> Tensor:
         """Patches (b, groups, U, in) of a slice of samples."""
+        ...
+
+    def squares(self, samples: slice) -> Tensor:
+        """Squared norms (b, groups, U) of the patches of a slice of samples, float64."""
+        ...
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Their precisions."""
         ...
 
     def inputs(self) -> list[Tensor]:
@@ -210,16 +219,25 @@ class FactoredBlock:
             parts.append(torch.einsum("bdguo,bguo->bd", deltas, change).flatten())
         return torch.cat(parts)
 
-    def norm_bound(self) -> float:
-        """An upper bound of the Frobenius norm, which no cancellation between uses lowers."""
-        total = 0.0
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Precisions of what the factors were computed in."""
+        return {self.deltas.dtype} | (self.patches.dtypes if self.patches else set())
+
+    def row_squares(self) -> Tensor:
+        """Squared norms of the rows, (n,) float64, as if uses were orthogonal to one another.
+
+        A sum over the uses alone, Σ_u |δ_u|² (|a_u|² + 1): no cancellation between uses makes it
+        small, so that their rounding stays below its rounding unit.
+        """
+        parts = []
         for chosen in self._chunks():
-            deltas = self.deltas[chosen].double().square().sum((1, 2, 3, 4))
-            patches = torch.full_like(deltas, float(self.bias * self.uses))
+            deltas = self.deltas[chosen].double().square().sum(-1).flatten(2)
+            patches = deltas.new_full((len(deltas), deltas.shape[2]), float(self.bias))
             if self.patches:
-                patches += self.patches(chosen).double().square().sum((1, 2, 3))
-            total += float(deltas @ patches)
-        return total**0.5
+                patches += self.patches.squares(chosen).flatten(1)
+            parts.append((deltas @ patches.unsqueeze(2)).flatten())
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def rows(self, samples: slice) -> Tensor:
         """The rows of the given samples in float64: rounded to float32 they would lose digits."""

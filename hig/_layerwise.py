@@ -37,6 +37,11 @@ class Layer:
         """Weight, then bias, whichever there are."""
         return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
 
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """What tells it from other layers of the same parameters, whatever the batch."""
+        return tuple((use.convolution, use.input.ndim, use.input.dtype) for use in self.uses)
+
 
 class LayerPatches:
     """What the weight of a layer was multiplied with, unfolded when it is asked for.
@@ -53,6 +58,16 @@ class LayerPatches:
         """Patches (b, groups, U, in) of a slice of samples."""
         found = [use.patches(self._samples, samples) for use in self._uses]
         return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+
+    def squares(self, samples: slice) -> Tensor:
+        """Squared norms (b, groups, U) of the patches of a slice of samples, float64."""
+        found = [use.patch_squares(self._samples, samples) for use in self._uses]
+        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Their precisions."""
+        return {use.input.dtype for use in self._uses}
 
     def inputs(self) -> list[Tensor]:
         """What they are made of, smaller than they are: per use (B, ...)."""

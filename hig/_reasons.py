@@ -1,11 +1,11 @@
 """Why parameters cannot be taken layer by layer, in words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from hig._capture import LayerUse
-from hig._graph import nodes_behind
 
 __all__ = ["why_not_exact", "why_not_layered"]
 
@@ -13,13 +13,13 @@ _COUPLED = "samples influence one another"
 _ELSEWHERE = "a weight is used elsewhere than in the linear or convolution calls seen"
 
 
-def why_not_exact(prediction: Tensor) -> str:
+def why_not_exact(nodes: set[Any]) -> str:
     """What may have made the factors of captured layers differ from the Jacobian.
 
     Args:
-        prediction: (B, ...), with its graph, which names what can be told apart.
+        nodes: of the graph of the prediction, which name what can be told apart.
     """
-    names = [node.name() for node in nodes_behind(prediction)]
+    names = {node.name() for node in nodes}
     reasons = []
     if any("BackwardBackward" in name for name in names):
         reasons.append(

@@ -10,6 +10,7 @@ from hig.testing._derivatives import (
     check_passes,
     check_twice,
     check_vjp,
+    count_passes,
 )
 from hig.testing._forward import check_forward, check_output, forward_couples
 from hig.testing._report import Check, SimulatorReport
@@ -66,7 +67,7 @@ def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> Simulat
         engine="rows" if coupled else "layerwise",
         batched=passes.verdict == "ok",
         methods=("gram", "svd", "lanczos") if twice.verdict == "ok" else ("gram", "svd"),
-        passes=output.numel() if coupled else output[0].numel(),
+        passes=output.numel() if coupled else count_passes(simulator),
     )
 
 

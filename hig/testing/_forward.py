@@ -102,9 +102,12 @@ def forward_couples(simulator: Simulator) -> bool:
         torch.where(_columns(half, a), a, b) if a.is_floating_point() else a
         for a, b in zip(simulator.inputs, nearby(simulator.inputs), strict=True)
     ]
-    before, after = simulator(*simulator.inputs), simulator(*moved)
-    scale = before[half].abs().max() * torch.finfo(before.dtype).eps ** 0.75
-    return bool((after[half] - before[half]).abs().max() > scale)
+    before, after = (simulator(*given)[half] for given in (simulator.inputs, moved))
+    before, after = (found.reshape(len(found), -1) for found in (before, after))
+    # Small outputs, and those of small samples, at their own scale.
+    sizes = before.abs()
+    scale = torch.minimum(sizes.amax(0, keepdim=True), sizes.amax(1, keepdim=True))
+    return bool(((after - before).abs() > torch.finfo(before.dtype).eps ** 0.75 * scale).any())
 
 
 def _columns(chosen: Tensor, like: Tensor) -> Tensor:

@@ -40,7 +40,10 @@ class SimulatorReport:
             ``"layerwise"`` or ``"rows"``; ``"none"`` where there is no derivative.
         batched: whether backward passes run many at a time.
         methods: values of ``method`` that the simulator allows.
-        passes: backward passes through the simulator per step.
+        passes: backward passes through the simulator per step. With engine "layerwise" one per
+            output, and one that checks the factors of layers. A black box that was seen to be
+            linear, sample by sample, is spared the latter, but for the first two steps and every
+            64th.
     """
 
     checks: list[Check] = field(default_factory=list)

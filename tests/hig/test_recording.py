@@ -263,3 +263,32 @@ def test_the_tape_replays():
     given.copy_(torch.tensor([3.0, 4.0]))
     tape.replay()
     torch.testing.assert_close(found, (given.exp() + 1 + given).sum())
+
+
+class _Tolerance(torch.autograd.Function):
+    """The identity; its derivative is that of a solver with a tolerance."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * (1 + 1e-12 * torch.sin(1e5 * cotangent))
+
+
+def test_the_tolerance_of_a_solver_is_recorded(tapes):
+    network, inputs = build("mlp")
+    batches, _ = data(network, inputs)
+    optimizer = hig.HIG(network.parameters(), lr=1e-3, rcond=1e-4, cuda_graph=True)
+
+    def closure():
+        prediction = _Tolerance.apply(network(batches[0]))
+        return prediction.square().flatten(1).sum(1).mean(), prediction
+
+    losses = []
+    for _ in range(20):
+        losses.append(float(optimizer.step(closure)))
+        assert optimizer.report.engine == "layerwise"
+    assert losses == sorted(losses, reverse=True)
+    assert sum(tape.replays for tape in tapes) > 8

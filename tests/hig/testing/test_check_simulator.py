@@ -29,9 +29,9 @@ def test_a_good_simulator_passes_every_check():
     report = check_simulator(pendulum, START, CONTROLS)
     assert set(verdicts(report).values()) == {"ok"}
     assert report.passed
-    assert (report.engine, report.batched, report.passes) == ("layerwise", True, 2)
+    assert (report.engine, report.batched, report.passes) == ("layerwise", True, 3)
     assert report.methods == ("gram", "svd", "lanczos")
-    assert "ready: engine layerwise, 2 backward passes a step in batches" in str(report)
+    assert "ready: engine layerwise, 3 backward passes a step in batches" in str(report)
     assert len(str(report).splitlines()) == len(report.checks) + 1
 
 

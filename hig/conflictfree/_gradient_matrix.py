@@ -7,24 +7,29 @@ These are computed in float64, once, and brought to the CPU; what follows is ari
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hig._converging import converging, eigenvectors, thin_svd
-from hig.arguments import check_dense, check_same_device, check_tensor
-from hig.errors import NonFiniteError, described
+from hig.conflictfree._gradients import as_vectors, check_finite
 
-__all__ = ["Combination", "GradientMatrix", "as_matrix", "check_finite"]
+__all__ = ["Combination", "GradientMatrix", "check_finite"]
+
+FloatArray = npt.NDArray[np.float64]
 
 # Left vectors, values, and what makes a vector of components along the right vectors.
 Singular = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
 
-# Entries that are held in float64 at one time.
-CHUNK_ENTRIES = 2**22
+# Entries that are held in float64 at one time: 2 MB, which stay in the cache.
+CHUNK_ENTRIES = 2**18
+# Up to so many losses inner products are formed one by one.
+FEW = 3
 # A float64 Gram matrix with smaller relative eigenvalues gives the direction to less than 1e-8.
 GRAM_FLOOR = 1e-8
 # Below this, squares of float64 entries have lost digits, or everything.
@@ -61,12 +66,13 @@ class GradientMatrix:
         gradients: (m, P), or a sequence of m vectors (P,); real floating point.
 
     Attributes:
-        rows: the gradients, (m, P), as given.
         norms: their lengths, (m,) float64 on the CPU.
         cosines: between any two, (m, m) float64 on the CPU; zero for a zero gradient.
         rcond: singular values of the unit rows up to this, relative to the largest, are rounding
             errors of the gradients. Rounding moves a row by less than eps of its length, however
             long it is, so P does not enter.
+        dtype: of the gradients.
+        device: of the gradients.
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf; the text names its loss.
@@ -75,34 +81,47 @@ class GradientMatrix:
     """
 
     def __init__(self, gradients: Tensor | Sequence[Tensor]):
-        self.rows = as_matrix(gradients)
-        self.rcond = 8 * len(self.rows) * torch.finfo(self.rows.dtype).eps
-        self._width = max(1, CHUNK_ENTRIES // len(self.rows))
-        self._only_chunk = self.rows.double() if self.rows.shape[1] <= self._width else None
+        vectors = as_vectors(gradients)
+        self.dtype, self.device = vectors[0].dtype, vectors[0].device
+        self._vectors, self._size = vectors, vectors[0].shape[-1]
+        self._rows = vectors if isinstance(vectors, Tensor) else None
+        self.rcond = 8 * len(vectors) * torch.finfo(self.dtype).eps
+        self._width = max(1, CHUNK_ENTRIES // len(vectors))
+        self._only_chunk = self.rows.double() if self._size <= self._width else None
+        self._few = len(vectors) <= FEW and self.device.type == "cpu"
         self._scale: Tensor | None = None
         gram = self._gram()
         squares = gram.diagonal()
-        exact = self.rows.dtype != torch.float64  # no square of a shorter type leaves the range
+        exact = self.dtype != torch.float64  # no square of a shorter type leaves the range
         if not _in_range(squares, exact):
             self._rescale()
             gram = self._gram()
             squares = gram.diagonal()
-        lengths = squares.sqrt()
-        self.norms = lengths if self._scale is None else lengths * self._scale.cpu()
+        lengths = np.sqrt(squares)
         # Lengths of the rows that `_chunks` yields; 1 for a zero row.
-        self._lengths = torch.where(lengths > 0, lengths, 1.0)
-        self.cosines = gram / self._lengths / self._lengths.unsqueeze(1)
+        self._lengths = np.where(lengths > 0, lengths, 1.0)
+        norms = lengths if self._scale is None else lengths * self._scale.cpu().numpy()
+        self._cosines = gram / self._lengths / self._lengths[:, None]
+        self.norms, self.cosines = torch.from_numpy(norms), torch.from_numpy(self._cosines)
+
+    @property
+    def rows(self) -> Tensor:
+        """The gradients, (m, P), as given."""
+        if self._rows is None:
+            self._rows = torch.stack(list(self._vectors))
+        return self._rows
 
     def combination(self, coefficients: Tensor) -> Combination:
         """The combination of unit gradients with given coefficients, (m,) float64 on the CPU."""
-        projections = self.cosines @ coefficients
-        square = float(coefficients @ projections)
+        values = coefficients.numpy()  # on so few numbers a call of numpy takes half of torch's
+        projections = self._cosines @ values
+        square = float(values @ projections)
         # A Gram matrix cannot tell how much is left where nearly everything has cancelled.
-        if square > GRAM_FLOOR * float(coefficients.abs().sum()) ** 2:
-            return Combination(coefficients, projections, square**0.5)
-        vector = self._combine(coefficients)
+        if square > GRAM_FLOOR * float(np.abs(values).sum()) ** 2:
+            return Combination(coefficients, torch.from_numpy(projections), square**0.5)
+        vector = self._combine(values, torch.float64)
         norm = float(vector.norm())
-        if norm <= self.rcond * float(coefficients.abs().max()):
+        if norm <= self.rcond * float(np.abs(values).max()):
             return self._nothing()
         return Combination(coefficients, self._project(vector), norm, vector)
 
@@ -147,43 +166,94 @@ class GradientMatrix:
     def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
         """A multiple of a combination as a vector (P,), dtype of the gradients."""
         if combination.vector is not None:
-            return (factor * combination.vector).to(self.rows.dtype)
-        return self._combine(factor * combination.coefficients).to(self.rows.dtype)
+            return (factor * combination.vector).to(self.dtype)
+        return self._combine(factor * combination.coefficients.numpy(), self.dtype)
 
     # -- details ---------------------------------------------------------------------------------
 
     def _chunks(self) -> Iterator[Tensor]:
-        """The gradients in float64, a few columns at a time."""
+        """The gradients in float64, a few columns at a time, in memory that is used again.
+
+        Memory that is new costs more than the arithmetic on it: pages are made when first written.
+        """
         if self._only_chunk is not None:
             yield self._only_chunk
             return
-        for chunk in self.rows.split(self._width, dim=1):
-            chunk = chunk.double()
+        memory = None
+        for pieces in self._pieces():
+            if isinstance(pieces, Tensor) and pieces.dtype == torch.float64:
+                chunk = pieces
+            else:
+                if memory is None or memory.shape[1] != pieces[0].shape[0]:
+                    shape = (len(pieces), pieces[0].shape[0])
+                    memory = torch.empty(shape, dtype=torch.float64, device=self.device)
+                chunk = _copied_into(memory, pieces)
             yield chunk if self._scale is None else chunk / self._scale.unsqueeze(1)
 
-    def _gram(self) -> Tensor:
-        return reduce(torch.add, (chunk @ chunk.T for chunk in self._chunks())).cpu()
+    def _pieces(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        """The same in the dtype of the gradients: (m, w), or m vectors (w,)."""
+        if isinstance(self._vectors, Tensor):
+            return iter(self._vectors.split(self._width, dim=1))
+        return zip(*(vector.split(self._width) for vector in self._vectors), strict=True)
+
+    def _gram(self) -> FloatArray:
+        if not self._few:
+            return reduce(torch.add, (chunk @ chunk.T for chunk in self._chunks())).cpu().numpy()
+        # A matrix product prepares its operands; of so few rows that takes longer than it saves.
+        gram = np.zeros((len(self._vectors), len(self._vectors)))
+        for chunk in self._chunks():
+            rows = chunk.unbind()
+            for i, first in enumerate(rows):
+                for j in range(i + 1):
+                    gram[i, j] += first.dot(rows[j]).item()
+        return np.tril(gram) + np.tril(gram, -1).T
 
     def _rescale(self) -> None:
         """Bring the largest entry of each row to 1, so that its square exists."""
         check_finite(self.rows)
-        if not self.rows.numel():
+        if not self._size:
             return
         largest = self.rows.abs().amax(1).double()
         self._scale = torch.where(largest > 0, largest, 1.0)
         if self._only_chunk is not None:
             self._only_chunk = self._only_chunk / self._scale.unsqueeze(1)
 
-    def _combine(self, coefficients: Tensor) -> Tensor:
-        weights = (coefficients / self._lengths).to(self.rows.device)
-        parts = [weights @ chunk for chunk in self._chunks()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _combine(self, coefficients: FloatArray, dtype: torch.dtype) -> Tensor:
+        """Combination of unit gradients, computed in float64."""
+        weights = coefficients / self._lengths
+        if self._is_sum(weights) and dtype == self.dtype:
+            # No partial sum is longer than the whole: rounding in their own type is harmless.
+            return reduce(torch.add, self._vectors)
+        factors = torch.from_numpy(weights).to(self.device)
+        if self._only_chunk is not None:
+            return (factors @ self._only_chunk).to(dtype)
+        combined = torch.empty(self._size, dtype=dtype, device=self.device)
+        memory = torch.empty(self._width, dtype=torch.float64, device=self.device)
+        for chunk, part in zip(self._chunks(), combined.split(self._width), strict=True):
+            if self._few:
+                total = torch.mul(chunk[0], weights[0], out=memory[: len(part)])
+                for row, weight in zip(chunk[1:], weights[1:].tolist(), strict=True):
+                    total.add_(row, alpha=weight)
+            else:
+                total = factors @ chunk
+            part.copy_(total)
+        return combined
+
+    def _is_sum(self, weights: FloatArray) -> bool:
+        """Whether a combination is the plain sum of few gradients of which none conflict."""
+        return (
+            self._few
+            and self._scale is None
+            and self.dtype.itemsize >= 4
+            and all(weight == 1.0 for weight in weights.tolist())
+            and bool((self._cosines >= 0).all())
+        )
 
     def _project(self, vector: Tensor) -> Tensor:
         """Products of the unit gradients with a vector (P,) float64."""
         pieces = vector.split(self._width)
-        products = sum(c @ p for c, p in zip(self._chunks(), pieces, strict=True))
-        return products.cpu() / self._lengths
+        products = reduce(torch.add, (c @ p for c, p in zip(self._chunks(), pieces, strict=True)))
+        return products.cpu() / torch.from_numpy(self._lengths)
 
     def _nothing(self) -> Combination:
         zero = torch.zeros_like(self.norms)
@@ -216,75 +286,19 @@ class GradientMatrix:
 
     def _units(self, active: Tensor) -> Tensor:
         """Unit gradients of k losses, (k, P) float64: twice the memory of float32 gradients."""
-        active = active.to(self.rows.device)
+        active = active.to(self.device)
         rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
-        return rows / self._lengths[active.cpu()].to(rows.device).unsqueeze(1)
+        lengths = torch.from_numpy(self._lengths)[active.cpu()]
+        return rows / lengths.to(rows.device).unsqueeze(1)
 
 
-def check_finite(rows: Tensor, losses: Sequence[int] | None = None) -> None:
-    """Raise if a gradient is not finite.
-
-    Args:
-        rows: (m, P).
-        losses: numbers of the losses whose gradients these are; in order if None.
-
-    Raises:
-        NonFiniteError: with the numbers of the losses.
-    """
-    # One number tells of the usual case; a finite matrix may still have a sum that overflows.
-    if bool(torch.isfinite(rows.sum())):
-        return
-    bad = (~torch.isfinite(rows)).sum(1).tolist()
-    numbers = range(len(rows)) if losses is None else losses
-    found = [f"{number} ({n} entries)" for number, n in zip(numbers, bad, strict=True) if n]
-    if found:
-        raise NonFiniteError(
-            f"the gradient of loss {', '.join(found)} of {rows.shape[1]} holds NaN or Inf; "
-            "nothing has been changed; check this loss on this batch, or take a smaller step"
-        )
-
-
-def as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
-    """Gradients as one matrix (m, P), without a graph.
-
-    Args:
-        gradients: (m, P), or a sequence of m vectors (P,).
-
-    Raises:
-        TypeError: they are not real floating-point tensors.
-        ValueError: they do not form a matrix with m > 0.
-    """
-    if not isinstance(gradients, Tensor):
-        if not isinstance(gradients, Iterable):
-            raise TypeError(
-                f"gradients must be a matrix (m, P) or m vectors, got {described(gradients)}; "
-                "loss_gradients(losses, parameters) makes one"
-            )
-        gradients = list(gradients)
-        for number, gradient in enumerate(gradients):
-            check_tensor(gradient, f"the gradient of loss {number}")
-        check_same_device({f"gradient {i}": gradient for i, gradient in enumerate(gradients)})
-        shapes = {tuple(gradient.shape) for gradient in gradients}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"gradients must have the same shape, got {sorted(shapes)}; where only some "
-                "losses reach a parameter, use get_gradient_vector(..., none_grad_mode='zero')"
-            )
-        if shapes:
-            gradients = torch.stack(gradients)
-    if not isinstance(gradients, Tensor) or gradients.ndim != 2 or not len(gradients):
-        found = tuple(gradients.shape) if isinstance(gradients, Tensor) else "no gradients"
-        raise ValueError(
-            f"gradients must be a matrix (m, P) with one row per loss, got {found}; stack the "
-            "flattened gradients of at least one loss"
-        )
-    if not gradients.is_floating_point():
-        raise TypeError(
-            f"gradients must be real floating point, got {gradients.dtype}; for complex "
-            "parameters use their real view (torch.view_as_real)"
-        )
-    check_dense(gradients, "gradients")
-    return gradients.detach()
+def _copied_into(memory: Tensor, pieces: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Rows of a chunk in memory of another dtype."""
+    if isinstance(pieces, Tensor):
+        return memory.copy_(pieces)
+    for row, piece in zip(memory.unbind(), pieces, strict=True):
+        row.copy_(piece)
+    return memory
 
 
 def _length(few: Tensor) -> float:
@@ -292,7 +306,7 @@ def _length(few: Tensor) -> float:
     return math.hypot(*few.tolist())
 
 
-def _in_range(squares: Tensor, exact: bool) -> bool:
+def _in_range(squares: FloatArray, exact: bool) -> bool:
     """Whether squared lengths are finite, and lost no digits to underflow."""
     return all(
         (square > SMALLEST_SQUARE or (exact and square == 0)) and square < float("inf")

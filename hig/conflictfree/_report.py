@@ -15,7 +15,8 @@ class ConflictReport:
     """A direction in numbers.
 
     Attributes:
-        cosines: between the direction and the gradient of each loss; 0 where either is zero.
+        cosines: between the direction and the gradient of each loss; 0 where either is zero. All
+            numbers are NaN where a gradient holds NaN or Inf.
         norm: length of the direction.
         gradient_norms: length of the gradient of each loss.
     """
@@ -36,6 +37,16 @@ class ConflictReport:
         cosines = combination.cosines * ((factor > 0) - (factor < 0))
         norm = abs(factor) * combination.norm
         return cls(tuple(cosines.tolist()), norm, tuple(gradient_norms.tolist()))
+
+    @classmethod
+    def of_nothing(cls, losses: int) -> Self:
+        """Report where a gradient is not finite: NaN for everything.
+
+        Args:
+            losses: how many there are.
+        """
+        unknown = (float("nan"),) * losses
+        return cls(unknown, float("nan"), unknown)
 
     @property
     def smallest_cosine(self) -> float:

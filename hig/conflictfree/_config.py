@@ -79,14 +79,16 @@ class ConFIGOperator(GradientOperator):
             )
             along = float(direction.double() @ target.double())
             factor = along / (scale * combination.norm**2)
-            self.report = ConflictReport.of(combination, factor, matrix.norms)
+            self.report = ConflictReport.of(combination, factor, matrix.lengths)
             return direction
 
     def _weights(self, matrix: GradientMatrix, losses: Sequence[Any] | None) -> Tensor:
         """Weights of the losses, (m,)."""
         model = self.weight_model
         if type(model) is EqualWeight and not vars(model):
-            return torch.ones_like(matrix.norms)  # without the gradients as one matrix
+            return torch.ones(
+                len(matrix.lengths), dtype=torch.float64
+            )  # without the gradients as one matrix
         rows = matrix.rows
         weights = model.get_weights(gradients=rows, losses=losses, device=rows.device)
         return torch.as_tensor(weights)
@@ -98,9 +100,9 @@ class ConFIGOperator(GradientOperator):
         with a factor of one, unless ``allow_simplified_model`` is False.
         """
         first = abs(float(weights[0]))
-        if len(matrix.norms) != 2 or not self.allow_simplified_model or not first:
+        if len(matrix.lengths) != 2 or not self.allow_simplified_model or not first:
             return 1.0
-        sine = math.sqrt(max(0.0, 1.0 - float(matrix.cosines[0, 1]) ** 2))
+        sine = math.sqrt(max(0.0, 1.0 - matrix.angles[0][1] ** 2))
         return sine / first if sine > matrix.rcond else 1.0
 
     def state_dict(self) -> dict[str, Any]:

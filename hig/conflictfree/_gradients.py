@@ -44,7 +44,7 @@ def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
     same = all(gradient.dtype == first.dtype for gradient in gradients)
     if not same or first.device.type != "cpu":
         return torch.stack(gradients).detach()
-    return [gradient.detach() for gradient in gradients]
+    return [gradient.detach() if gradient.requires_grad else gradient for gradient in gradients]
 
 
 def as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:

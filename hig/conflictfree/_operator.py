@@ -12,7 +12,7 @@ from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
 from hig.conflictfree._gradients import as_vectors, check_finite
 from hig.conflictfree._non_finite import non_finite_direction, require_finite
 from hig.conflictfree._report import ConflictReport
-from hig.conflictfree._vectors import Parameters, apply_gradient_vector, tensors_of
+from hig.conflictfree._vectors import Parameters, covered_by, overwrite, tensors_of
 from hig.errors import NonFiniteError
 
 __all__ = ["GradientOperator", "Gradients", "Operator", "combine", "write_gradient"]
@@ -114,7 +114,7 @@ class GradientOperator:
             combination: of these gradients.
             factor: what to multiply it with.
         """
-        self.report = ConflictReport.of(combination, factor, matrix.norms)
+        self.report = ConflictReport.of(combination, factor, matrix.lengths)
         return matrix.lift(combination, factor)
 
 
@@ -160,10 +160,9 @@ def write_gradient(
     Raises:
         ValueError: P is the number of entries of neither.
     """
-    complete = direction.numel() == sum(parameter.numel() for parameter in parameters)
-    if not complete:
-        note_coverage(direction, coverage)
-    apply_gradient_vector(parameters, direction, none_grad_mode="zero" if complete else "skip")
+    if direction.numel() != sum(parameter.numel() for parameter in parameters):
+        parameters = covered_by(note_coverage(direction, coverage), parameters)
+    overwrite(parameters, direction)
 
 
 def check_coverage_of(gradients: Gradients) -> Coverage | None:

@@ -15,8 +15,10 @@ __all__ = [
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
     "apply_para_vector",
+    "covered_by",
     "get_gradient_vector",
     "get_para_vector",
+    "overwrite",
     "put_gradient",
     "slices",
     "tensors_of",
@@ -45,7 +47,9 @@ def tensors_of(network: Parameters) -> list[Tensor]:
         TypeError: something else than a real floating-point tensor is among them.
     """
     given: list[Tensor]
-    if isinstance(network, Tensor):
+    if isinstance(network, list):
+        given = network
+    elif isinstance(network, Tensor):
         given = [network]
     elif callable(method := getattr(network, "parameters", None)):
         given = list(method())
@@ -108,7 +112,7 @@ def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, T
             f"have {sum(sizes)} entries; take the same parameters and the same none_grad_mode as "
             "where the vector was made ('zero' where only some losses reach a parameter)"
         )
-    parts = zip(parameters, vector.split(sizes), strict=True)
+    parts = zip(parameters, vector.detach().split(sizes), strict=True)
     return ((parameter, part.view(parameter.shape)) for parameter, part in parts)
 
 
@@ -189,16 +193,8 @@ def apply_gradient_vector(
     check_tensor(grad_vec, "grad_vec")
     parameters = tensors_of(network)
     if none_grad_mode == "skip":
-        parameters = _covered(parameters, grad_vec)
-    parts = slices(grad_vec.detach(), parameters)
-    watch(parameters, grad_vec)
-    with torch.no_grad():
-        for parameter, part in parts:
-            if parameter.grad is None and zero_grad_mode == "skip":
-                continue
-            if parameter.grad is None and zero_grad_mode == "pad_zero":
-                part = torch.zeros_like(part)
-            put_gradient(parameter, part)
+        parameters = covered_by(grad_vec, parameters)
+    overwrite(parameters, grad_vec, zero_grad_mode)
 
 
 def apply_gradient_vector_para_based(network: Parameters, grad_vec: Tensor) -> None:
@@ -228,8 +224,30 @@ def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
     """
     check_tensor(para_vec, "para_vec")
     with torch.no_grad():
-        for parameter, part in slices(para_vec.detach(), tensors_of(network)):
+        for parameter, part in slices(para_vec, tensors_of(network)):
             parameter.copy_(part)
+
+
+def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value") -> None:
+    """Overwrite ``.grad`` with the parts of a vector.
+
+    Args:
+        parameters: with P entries together.
+        vector: (P,).
+        mode: what a parameter without a gradient gets, see :func:`apply_gradient_vector`.
+
+    Raises:
+        ValueError: they have another number of entries; no gradient has changed.
+    """
+    parts = slices(vector, parameters)
+    watch(parameters, vector)
+    with torch.no_grad():
+        for parameter, part in parts:
+            present = parameter.grad
+            if present is not None and present.layout == torch.strided:
+                present.copy_(part)
+            elif present is not None or mode != "skip":
+                put_gradient(parameter, torch.zeros_like(part) if mode == "pad_zero" else part)
 
 
 def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None:
@@ -243,9 +261,8 @@ def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None
     present = parameter.grad
     if present is None:
         if parameter.requires_grad:
-            fresh = torch.empty_like(parameter, memory_format=torch.preserve_format)
-            parameter.grad = fresh.copy_(gradient)
-    elif present.layout != torch.strided:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+    elif present.layout != torch.strided:  # as embeddings have them; a direction has all entries
         total = present.to_dense() + gradient if add else gradient.to(parameter.dtype, copy=True)
         parameter.grad = total
     elif add:
@@ -254,7 +271,7 @@ def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None
         present.copy_(gradient)
 
 
-def _covered(parameters: list[Tensor], vector: Tensor) -> list[Tensor]:
+def covered_by(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     """The parameters that a vector has entries for, where those without a gradient were skipped."""
     coverage = coverage_of(vector)
     if coverage is not None and len(coverage) == len(parameters):

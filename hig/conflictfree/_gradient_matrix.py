@@ -186,7 +186,8 @@ class GradientMatrix:
         spread = np.zeros((2, len(numbers)))
         spread[:, active] = left @ (components / values), left @ spectral
         vector = None if right is None else right(torch.from_numpy(components))
-        return Combination(*spread.tolist(), math.hypot(*components.tolist()), vector)
+        factors, reached = spread.tolist()
+        return Combination(factors, reached, math.hypot(*components.tolist()), vector)
 
     def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
         """A multiple of a combination as a vector (P,), dtype of the gradients."""

@@ -15,7 +15,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from hig.errors import NonFiniteError
 
-__all__ = ["non_finite_direction", "require_finite", "watch"]
+__all__ = ["NON_FINITE", "is_finite", "non_finite_direction", "require_finite", "watch"]
+
+NON_FINITE = ("raise", "pass")
 
 # An attribute of the direction: the text of the error that a step along it raises.
 _ATTRIBUTE = "_hig_non_finite"
@@ -45,6 +47,11 @@ def require_finite(direction: object) -> None:
     text = getattr(direction, _ATTRIBUTE, None)
     if text is not None:
         raise NonFiniteError(text)
+
+
+def is_finite(direction: Tensor) -> bool:
+    """Whether a direction is not one of gradients that hold NaN or Inf."""
+    return getattr(direction, _ATTRIBUTE, None) is None
 
 
 def watch(parameters: Iterable[Tensor], direction: Tensor) -> None:
@@ -92,8 +99,10 @@ class _Watch:
             return
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                reference, text = self.texts.get(id(parameter), (None, ""))
-                if reference is None or reference() is not parameter:
+                if id(parameter) not in self.texts:
+                    continue
+                reference, text = self.texts[id(parameter)]
+                if reference() is not parameter:  # of one that is gone; its id was given again
                     continue
                 if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
                     raise NonFiniteError(text)

@@ -121,13 +121,19 @@ class GradientOperator:
 Operator = GradientOperator | Callable[[Tensor], Tensor]
 
 
-def combine(operator: Operator, matrix: Tensor, losses: Sequence[Any] | None = None) -> Tensor:
+def combine(
+    operator: Operator,
+    matrix: Tensor,
+    losses: Sequence[Any] | None = None,
+    non_finite: str = "raise",
+) -> Tensor:
     """Apply an operator, or any callable on an (m, P) matrix such as a TorchJD aggregator.
 
     Args:
         operator: the operator.
         matrix: (m, P).
         losses: the m losses; aggregators get none.
+        non_finite: "raise", or "pass" for a direction of NaN.
 
     Returns:
         (P,).
@@ -139,10 +145,14 @@ def combine(operator: Operator, matrix: Tensor, losses: Sequence[Any] | None = N
     """
     if hasattr(operator, "calculate_gradient"):
         direction = operator.calculate_gradient(matrix, losses)
-        require_finite(direction)
     else:
-        check_finite(matrix)
-        direction = operator(matrix)
+        try:
+            check_finite(matrix)
+            direction = operator(matrix)
+        except NonFiniteError as error:
+            direction = non_finite_direction(matrix[0], error)
+    if non_finite == "raise":
+        require_finite(direction)
     check_combined(direction, matrix)
     return direction
 

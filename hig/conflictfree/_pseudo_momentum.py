@@ -63,6 +63,7 @@ class PseudoMomentumOperator(MomentumOperator):
             self.remember(indexes, rows)
             if not self.all_initialized:
                 return torch.zeros_like(rows[0])
+            assert self.fake_m is not None
             self.t += 1
             combined = combine(self.gradient_operator, self.first_moments(), losses)
             # The gradient that would have brought the moment of the direction from its last

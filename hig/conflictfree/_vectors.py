@@ -16,6 +16,7 @@ __all__ = [
     "apply_gradient_vector_para_based",
     "apply_para_vector",
     "covered_by",
+    "flattened",
     "get_gradient_vector",
     "get_para_vector",
     "overwrite",
@@ -153,7 +154,7 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
         gradient = parameter.grad
         covered.append(gradient is not None or none_grad_mode == "zero")
         if gradient is not None:
-            parts.append(_dense(gradient.detach()))
+            parts.append(flattened(gradient.detach()))
         elif none_grad_mode == "zero":
             parts.append(torch.zeros_like(parameter))
         elif none_grad_mode == "raise":
@@ -279,8 +280,9 @@ def covered_by(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     return [parameter for parameter in parameters if parameter.grad is not None]
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+def flattened(gradient: Tensor) -> Tensor:
+    """A gradient as a vector; a sparse one, as of embeddings, with all its entries."""
+    return (gradient if gradient.layout == torch.strided else gradient.to_dense()).reshape(-1)
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:

@@ -189,7 +189,10 @@ class MomentumOperator:
         """
         indexes = [check_index(index, self.num_vectors) for index in as_list(indexes)]
         rows = _rows(grads)
-        expected = (len(indexes), len(rows[0]) if self.m is None else len(self.m[0]))
+        size = self.len_vectors
+        if size is None and isinstance(self.m, list | Tensor) and len(self.m):
+            size = len(self.m[0])  # of moments that a script has set
+        expected = (len(indexes), len(rows[0]) if size is None else size)
         found = (len(rows), len(rows[0]))
         if found != expected:
             raise ValueError(

@@ -102,9 +102,10 @@ class _Watch:
                 if id(parameter) not in self.texts:
                     continue
                 reference, text = self.texts[id(parameter)]
-                if reference() is not parameter:  # of one that is gone; its id was given again
+                watched = reference()
+                if watched is None:  # this one has the id of a parameter that is gone
                     continue
-                if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                if watched.grad is not None and not bool(torch.isfinite(watched.grad).all()):
                     raise NonFiniteError(text)
                 del self.texts[id(parameter)]
 

@@ -95,6 +95,8 @@ def differentiate(
         ValueError: a loss is not a scalar or has no graph; or ranks have other numbers of them.
     """
     with ranks.agreement():
+        _check(losses)
+        _check_whole(parameters, losses, ranks)
         matrix, reached = _differentiate(losses, parameters, method, retain_graph)
     if ranks.size == 1:
         return matrix, reached
@@ -111,8 +113,6 @@ def differentiate(
 def _differentiate(
     losses: list[Tensor], parameters: list[Tensor], method: str, retain_graph: bool
 ) -> tuple[Tensor, list[bool]]:
-    _check(losses)
-    _check_whole(parameters)
     check_choice(method, "method", METHODS)
     # On a CPU a vectorised pass is no faster, unless the graph is so small that neither takes time.
     on_gpu = losses[0].is_cuda
@@ -146,16 +146,22 @@ def _check(losses: list[Tensor]) -> None:
             )
 
 
-def _check_whole(parameters: list[Tensor]) -> None:
+def _check_whole(parameters: list[Tensor], losses: list[Tensor], ranks: Ranks) -> None:
     """Raise if a process has only a part of a parameter (FSDP, tensor parallelism)."""
+    remedy = (
+        "and angles between gradients need all of its entries; keep whole parameters in every "
+        "process, as DistributedDataParallel does"
+    )
     for number, parameter in enumerate(parameters):
-        # By their marks: the module that defines these types takes long to import.
+        # By their marks: the modules that define these types take long to import.
         if hasattr(parameter, "device_mesh") or getattr(parameter, "_is_flat_param", False):
-            raise TypeError(
-                f"parameter {number} is divided among processes ({type(parameter).__name__}), and "
-                "angles between gradients need all of its entries; keep whole parameters in every "
-                "process, as DistributedDataParallel does"
-            )
+            kind = type(parameter).__name__
+            raise TypeError(f"parameter {number} is divided among processes ({kind}), {remedy}")
+    # Between a forward pass and its backward pass such parameters are whole, for that time alone.
+    if ranks.size > 1 and any(
+        "RegisterPostBackward" in node.name() for loss in losses for node in nodes_behind(loss)
+    ):
+        raise TypeError(f"a parameter is divided among processes (FSDP), {remedy}")
 
 
 def _separate(

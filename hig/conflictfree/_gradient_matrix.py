@@ -27,8 +27,10 @@ FloatArray = npt.NDArray[np.float64]
 # Left vectors, values, and what makes a vector of components along the right vectors.
 Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 
-# Entries that are held in float64 at one time: 2 MB, which stay in the cache.
+# Entries of few losses that are held in float64 at one time: 2 MB, which stay in the cache. Of
+# many losses more: there the number of calls counts, and their products take longer.
 CHUNK_ENTRIES = 2**18
+MANY_TIMES, KEPT_TIMES = 4, 16
 # Up to so many losses arithmetic is done number by number: a call of numpy takes longer.
 FEW = 3
 EPS = {
@@ -61,12 +63,12 @@ class Combination:
     @property
     def coefficients(self) -> Tensor:
         """b, (m,) float64 on the CPU."""
-        return torch.tensor(self.factors, dtype=torch.float64)
+        return torch.tensor(self.factors, dtype=torch.float64, device="cpu")
 
     @property
     def projections(self) -> Tensor:
         r""":math:`u_i \cdot d`, (m,) float64 on the CPU."""
-        return torch.tensor(self.reached, dtype=torch.float64)
+        return torch.tensor(self.reached, dtype=torch.float64, device="cpu")
 
     @property
     def cosines(self) -> Tensor:
@@ -98,8 +100,11 @@ class GradientMatrix:
         vectors = as_vectors(gradients)
         self.dtype, self.device = vectors[0].dtype, vectors[0].device
         self._vectors, self._size = vectors, vectors[0].shape[-1]
-        self._width = max(1, CHUNK_ENTRIES // len(vectors))
         self.few = len(vectors) <= FEW and self.device.type == "cpu"
+        self._width = max(1, CHUNK_ENTRIES // len(vectors))
+        if not self.few:
+            whole = self._size * len(vectors) <= KEPT_TIMES * CHUNK_ENTRIES
+            self._width = max(1, self._size if whole else MANY_TIMES * self._width)
         self.rcond = 8 * len(vectors) * EPS[self.dtype]
         self._only_chunk: Tensor | None = None
         self._only_rows: list[Tensor] | None = None
@@ -123,12 +128,12 @@ class GradientMatrix:
     @property
     def norms(self) -> Tensor:
         """Lengths of the gradients, (m,) float64 on the CPU."""
-        return torch.tensor(self.lengths, dtype=torch.float64)
+        return torch.tensor(self.lengths, dtype=torch.float64, device="cpu")
 
     @property
     def cosines(self) -> Tensor:
         """Between any two gradients, (m, m) float64 on the CPU; zero for a zero gradient."""
-        return torch.tensor(self.angles, dtype=torch.float64)
+        return torch.tensor(self.angles, dtype=torch.float64, device="cpu")
 
     @property
     def rows(self) -> Tensor:
@@ -215,7 +220,7 @@ class GradientMatrix:
         """
         if self._size <= self._width:
             if self._only_chunk is None:
-                self._only_chunk = self._converted(self._vectors, None)
+                self._only_chunk = self._converted(self.rows, None)
             yield self._only_chunk
             return
         memory = None
@@ -313,8 +318,8 @@ class GradientMatrix:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         if self._size <= self._width:
             return _weighted(next(self._row_chunks()), weights, None).to(dtype)
-        combined = torch.empty(self._size, dtype=dtype)
-        memory = torch.empty(self._width, dtype=torch.float64)
+        combined = torch.empty(self._size, dtype=dtype, device=self.device)
+        memory = torch.empty(self._width, dtype=torch.float64, device=self.device)
         for rows, part in zip(self._row_chunks(), combined.split(self._width), strict=True):
             part.copy_(_weighted(rows, weights, memory[: len(part)]))
         return combined
@@ -372,8 +377,8 @@ class GradientMatrix:
     def _units(self, active: list[int]) -> Tensor:
         """Unit gradients of k losses, (k, P) float64: twice the memory of float32 gradients."""
         rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
-        lengths = torch.tensor([self._divisors[i] for i in active], dtype=torch.float64)
-        return rows / lengths.to(rows.device).unsqueeze(1)
+        divisors = [self._divisors[i] for i in active]
+        return rows / torch.tensor(divisors, dtype=torch.float64, device=rows.device).unsqueeze(1)
 
 
 def _weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None) -> Tensor:

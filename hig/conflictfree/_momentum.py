@@ -19,7 +19,7 @@ from hig.conflictfree._state import load_states, states
 from hig.conflictfree._vectors import Parameters, tensors_of
 from hig.errors import NonFiniteError
 
-__all__ = ["EPSILON", "MomentumOperator", "averaged", "column", "copied"]
+__all__ = ["EPSILON", "MomentumOperator", "averaged", "column", "copied", "zero_moment"]
 
 # Added to square roots of second moments, as in Adam.
 EPSILON = 1e-8
@@ -237,7 +237,7 @@ class MomentumOperator:
     def remember(self, indexes: Sequence[int], rows: Sequence[Tensor]) -> None:
         """Let the gradients of some losses enter their first moments."""
         if self.m is None:
-            self.m = [torch.zeros_like(rows[0]) for _ in range(self.num_vectors)]
+            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
         for index, row in zip(indexes, rows, strict=True):
             self.t_grads[index] += 1
             self.m[index] = averaged(self.m[index], row, self.beta_1)
@@ -251,10 +251,14 @@ class MomentumOperator:
         return moments.div_(column([1 - self.beta_1**t for t in self.t_grads], moments))
 
 
+def zero_moment(like: Tensor) -> Tensor:
+    """A moment of gradients: float32 at least, in which small squares do not vanish."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
 def averaged(moment: Tensor, value: Tensor, beta: float) -> Tensor:
     """A moving average after one more value, (P,), in new memory: a script may keep the old one."""
-    if moment.dtype != value.dtype:
-        return beta * moment + (1 - beta) * value
+    value = value.to(moment.dtype)
     return (moment * beta).add_(value, alpha=1 - beta)
 
 

@@ -170,7 +170,7 @@ def write_gradient(
     Raises:
         ValueError: P is the number of entries of neither.
     """
-    if direction.numel() != sum(parameter.numel() for parameter in parameters):
+    if direction.numel() != sum([parameter.numel() for parameter in parameters]):
         parameters = covered_by(note_coverage(direction, coverage), parameters)
     overwrite(parameters, direction)
 

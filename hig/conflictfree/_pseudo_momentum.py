@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_recorders import LossRecorder
-from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied
+from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied, zero_moment
 from hig.conflictfree._operator import Operator, combine
 
 __all__ = ["PseudoMomentumOperator"]
@@ -73,7 +73,7 @@ class PseudoMomentumOperator(MomentumOperator):
             self.fake_m = moment
             self.s = (self.s * self.beta_2).addcmul_(pseudo, pseudo, value=1 - self.beta_2)
             second = torch.div(self.s, 1 - self.beta_2**self.t, out=pseudo)
-            return combined / second.sqrt_().add_(EPSILON)
+            return (combined / second.sqrt_().add_(EPSILON)).to(rows[0].dtype)
 
     def _preprocess_gradients_losses(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
@@ -81,8 +81,8 @@ class PseudoMomentumOperator(MomentumOperator):
         """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
         indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
         if self.m is None or self.s is None or self.fake_m is None:
-            self.m = [torch.zeros_like(rows[0]) for _ in range(self.num_vectors)]
-            self.s, self.fake_m = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+            self.s, self.fake_m = zero_moment(rows[0]), zero_moment(rows[0])
         return indexes, rows, losses
 
     def state_dict(self) -> dict[str, Any]:

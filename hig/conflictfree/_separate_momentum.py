@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig.conflictfree._momentum import EPSILON, MomentumOperator, column
+from hig.conflictfree._momentum import EPSILON, MomentumOperator, column, zero_moment
 from hig.conflictfree._operator import combine
 
 __all__ = ["SeparateMomentumOperator"]
@@ -47,13 +47,14 @@ class SeparateMomentumOperator(MomentumOperator):
             self.remember(indexes, rows)
             for index, row in zip(indexes, rows, strict=True):
                 moment = self.s[index] * self.beta_2
+                row = row.to(moment.dtype)
                 self.s[index] = moment.addcmul_(row, row, value=1 - self.beta_2)
             if not self.all_initialized:
                 return torch.zeros_like(rows[0])
             second = torch.stack(list(self.s))
             second = second.div_(column([1 - self.beta_2**t for t in self.t_grads], second))
             steps = self.first_moments().div_(second.sqrt_().add_(EPSILON))
-            return combine(self.gradient_operator, steps, losses)
+            return combine(self.gradient_operator, steps, losses).to(rows[0].dtype)
 
     def _preprocess_gradients_losses(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
@@ -61,8 +62,8 @@ class SeparateMomentumOperator(MomentumOperator):
         """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
         indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
         if self.m is None or self.s is None:
-            self.m = [torch.zeros_like(rows[0]) for _ in range(self.num_vectors)]
-            self.s = [torch.zeros_like(rows[0]) for _ in range(self.num_vectors)]
+            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+            self.s = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
         return indexes, rows, losses
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -86,9 +86,7 @@ class ConFIGOperator(GradientOperator):
         """Weights of the losses, (m,)."""
         model = self.weight_model
         if type(model) is EqualWeight and not vars(model):
-            return torch.ones(
-                len(matrix.lengths), dtype=torch.float64
-            )  # without the gradients as one matrix
+            return torch.ones_like(matrix.norms)  # which takes no matrix of all gradients
         rows = matrix.rows
         weights = model.get_weights(gradients=rows, losses=losses, device=rows.device)
         return torch.as_tensor(weights)

@@ -101,10 +101,10 @@ class GradientMatrix:
         self.dtype, self.device = vectors[0].dtype, vectors[0].device
         self._vectors, self._size = vectors, vectors[0].shape[-1]
         self.few = len(vectors) <= FEW and self.device.type == "cpu"
-        self._width = max(1, CHUNK_ENTRIES // len(vectors))
-        if not self.few:
-            whole = self._size * len(vectors) <= KEPT_TIMES * CHUNK_ENTRIES
-            self._width = max(1, self._size if whole else MANY_TIMES * self._width)
+        self._width = max(1, (1 if self.few else MANY_TIMES) * CHUNK_ENTRIES // len(vectors))
+        kept = (2 if self.few else KEPT_TIMES) * CHUNK_ENTRIES
+        if self._size * len(vectors) <= kept:
+            self._width = max(1, self._size)
         self.rcond = 8 * len(vectors) * EPS[self.dtype]
         self._only_chunk: Tensor | None = None
         self._only_rows: list[Tensor] | None = None

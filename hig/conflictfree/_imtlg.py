@@ -21,7 +21,7 @@ def imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
     Returns:
         A combination and the factor that makes the weights sum to 1; 0 where no factor does.
     """
-    combination = gradients.pseudo_inverse(torch.ones(len(gradients.lengths), dtype=torch.float64))
+    combination = gradients.pseudo_inverse(torch.ones_like(gradients.norms))
     pairs = zip(combination.factors, gradients.lengths, strict=True)
     alphas = [coefficient / norm for coefficient, norm in pairs if norm > 0]
     total = sum(alphas)

@@ -23,6 +23,11 @@ import torch
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
 from experiments._measure.busy import SMALL, beside_busy, busy_table
+from experiments._measure.conflictfree_peers import (
+    SEVERAL_LOSSES,
+    compare_operators,
+    operator_table,
+)
 from experiments._measure.peer_comparison import (
     PEER_PROBLEMS,
     compare,
@@ -113,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.problem if options.busy is None else ():
         batch_size, rows, text = (_compared if options.peers else _measured)(name, options)
         measured[name] = {"batch_size": batch_size, "cases": rows}
-        print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{text}")
+        batch = f", batch {batch_size}" if batch_size else ""
+        print(f"\n{name}{batch}, medians of {options.rounds} steps\n\n{text}")
     if options.json:
         report = {"origin": begun, "machine": facts, "rounds": options.rounds}
         report["peers" if options.peers else "problems"] = measured
@@ -130,6 +136,9 @@ def _measured(name: str, options: argparse.Namespace) -> tuple[int, list[dict[st
 
 def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
     """The same for the comparison with other packages."""
+    if name == SEVERAL_LOSSES:
+        rows = compare_operators(options.rounds, options.clock, PATIENCE)
+        return 0, rows, operator_table(rows)
     problem = PEER_PROBLEMS[name]()
     batch_size = options.batch_size or problem.settings["lm"].batch_size
     rows = compare(problem, batch_size, options.rounds, options.device, options.clock, PATIENCE)
@@ -141,10 +150,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     known = PEER_PROBLEMS if options.peers else PROBLEMS
+    names = [*known, SEVERAL_LOSSES] if options.peers else list(known)
     for name in options.problem:
-        if name not in known:
-            parser.error(f"argument PROBLEM: must be one of {', '.join(known)}, got {name!r}")
-    options.problem = options.problem or list(PEER_PROBLEMS if options.peers else DEFAULT)
+        if name not in names:
+            parser.error(f"argument PROBLEM: must be one of {', '.join(names)}, got {name!r}")
+    options.problem = options.problem or (names if options.peers else list(DEFAULT))
     try:
         seconds_of(options.clock, options.device)
         if options.peers:
@@ -152,7 +162,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
                 raise ValueError("--busy measures this package alone; leave --peers out")
             require_peers()
         if options.batch_size:
-            for name in options.problem:
+            for name in set(options.problem) & set(known):
                 train, _ = known[name]().data(torch.Generator())
                 check_batch_size(options.batch_size, train)
     except (ImportError, ValueError) as error:
@@ -173,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="PROBLEM",
         help=f"problems to measure, of {', '.join(PROBLEMS)} (default: {', '.join(DEFAULT)}); with "
-        f"--peers of {', '.join(PEER_PROBLEMS)} (default: all)",
+        f"--peers of {', '.join([*PEER_PROBLEMS, SEVERAL_LOSSES])} (default: all)",
     )
     parser.add_argument(
         "--peers",

@@ -36,6 +36,7 @@ PACKAGES = {
     "torch_levenberg_marquardt": "torch-levenberg-marquardt",
     "curvlinops": "curvlinops-for-pytorch",
     "torchjd.autogram": "torchjd",
+    "conflictfree.grad_operator": "conflictfree",
 }
 
 Compute = Callable[[], Tensor]

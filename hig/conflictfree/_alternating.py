@@ -4,11 +4,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hig.arguments import check_count
+from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig.arguments import check_choice, check_count
 from hig.conflictfree._backward import accumulate, require_reached
 from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_gradients import differentiate
 from hig.conflictfree._momentum import MomentumOperator
+from hig.conflictfree._non_finite import NON_FINITE, is_finite, require_finite
 from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
 from hig.conflictfree._vectors import Parameters, trainable
 from hig.errors import described
@@ -33,6 +35,7 @@ class AlternatingBackward:
         num_losses: how many losses take turns.
         operator: an operator with a memory for that many losses;
             ``PseudoMomentumOperator(num_losses)`` if None, which wants plain SGD.
+        process_group: see :func:`backward`.
 
     Attributes:
         next_loss: number of the loss that ``backward`` expects next.
@@ -48,6 +51,8 @@ class AlternatingBackward:
         parameters: Parameters,
         num_losses: int,
         operator: MomentumOperator | None = None,
+        *,
+        process_group: ProcessGroup = "auto",
     ):
         remedy = "the arguments are AlternatingBackward(parameters, num_losses, operator)"
         num_losses = check_count(num_losses, "num_losses", remedy)
@@ -62,32 +67,45 @@ class AlternatingBackward:
                 f"the operator is for {self.operator.num_vectors} losses, num_losses is "
                 f"{num_losses}; construct both with the same number"
             )
+        check_process_group(process_group)
         self.next_loss = 0
+        self._process_group = process_group
         self._num_losses = num_losses
         self._parameters = trainable(parameters)
         self._reached = [False] * len(self._parameters)
 
-    def backward(self, loss: Tensor, retain_graph: bool = False) -> None:
+    def backward(self, loss: Tensor, retain_graph: bool = False, non_finite: str = "raise") -> None:
         """Add the direction to ``.grad``; it is zero until every loss has been seen once.
 
         Args:
             loss: the loss of number ``next_loss``, a scalar.
             retain_graph: keep its graph for another pass.
+            non_finite: see :func:`backward`; with "pass" it remains the turn of this loss.
 
         Raises:
             NonFiniteError: its gradient holds NaN or Inf; nothing has changed.
+            RankError: another process failed; nothing has changed.
             TypeError: it is not a real floating-point tensor.
             ValueError: it is not a scalar with a graph; or, when all have had their first turn,
                 none has reached any parameter.
         """
-        matrix, reached = differentiate([loss], self._parameters, "separate", retain_graph)
+        check_choice(non_finite, "non_finite", NON_FINITE)
+        ranks = Ranks(self._process_group)
+        if ranks.size > 1:
+            remedy = "load the same state on all ranks, and call backward as often"
+            ranks.agree_on({"next_loss": (self.next_loss, remedy)})
+        matrix, reached = differentiate([loss], self._parameters, "separate", retain_graph, ranks)
         reached = [a or b for a, b in zip(self._reached, reached, strict=True)]
         if self.next_loss == self._num_losses - 1:
             require_reached(reached)
         direction = self.operator.calculate_step([self.next_loss], matrix, [loss.detach()])
-        self._reached = reached
-        accumulate(direction, self._parameters, self._reached)
-        self.next_loss = (self.next_loss + 1) % self._num_losses
+        if non_finite == "raise":
+            require_finite(direction)
+        finite = is_finite(direction)
+        accumulate(direction, self._parameters, reached if finite else [True] * len(reached))
+        if finite:
+            self._reached = reached
+            self.next_loss = (self.next_loss + 1) % self._num_losses
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is and the memory of the operator, for an exact resume."""

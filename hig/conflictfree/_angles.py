@@ -14,19 +14,18 @@ def unit_vector(vector: Tensor, warn_zero: bool = False) -> Tensor:
     """The vector at length 1, without a graph.
 
     Args:
-        vector: (P,), of any scale.
+        vector: (P,), of any scale; of another shape, its length is that of all entries.
         warn_zero: warn where the vector is zero.
 
     Returns:
-        (P,), dtype of ``vector``; zero for a zero vector.
+        Shape and dtype of ``vector``; zero for a zero vector.
 
     Raises:
         TypeError: it is no real floating-point tensor.
-        ValueError: it has another number of axes.
     """
-    check_tensor(vector, "vector", 1)
+    check_tensor(vector, "vector")
     vector = vector.detach()
-    unit = _units(vector.unsqueeze(0))[0]
+    unit = _units(vector.reshape(1, -1)).reshape(vector.shape)
     if warn_zero and not bool(unit.any()):
         warnings.warn("a zero vector has no direction and stays zero", stacklevel=2)
     return unit.to(vector.dtype)
@@ -83,7 +82,7 @@ def transfer_coef_double(
     unit_vec_2: Tensor,
     or_unit_vec_1: Tensor,
     or_unit_vec_2: Tensor,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, int]:
     r"""Coefficients of two orthogonal components that give two cosines in a given ratio.
 
     :math:`d = c_1 o_1 + c_2 o_2` has :math:`(d \cdot u_1) / (d \cdot u_2) = w_1 / w_2`, where
@@ -101,7 +100,7 @@ def transfer_coef_double(
     """
     along_1 = torch.dot(or_unit_vec_2, unit_vec_1)
     along_2 = torch.dot(or_unit_vec_1, unit_vec_2)
-    return weights[1] / weights[0] * along_1 / along_2, 1.0
+    return weights[1] / weights[0] * along_1 / along_2, 1
 
 
 def _units(rows: Tensor) -> Tensor:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig.arguments import check_choice
 from hig.conflictfree._checks import check_operator
 from hig.conflictfree._config import ConFIGOperator
 from hig.conflictfree._loss_gradients import differentiate, listed
 from hig.conflictfree._momentum import MomentumOperator
+from hig.conflictfree._non_finite import NON_FINITE, require_finite, watch
 from hig.conflictfree._operator import Operator, combine
 from hig.conflictfree._vectors import Parameters, put_gradient, slices, trainable
 
@@ -22,6 +25,8 @@ def backward(
     *,
     method: str = "auto",
     retain_graph: bool = False,
+    non_finite: str = "raise",
+    process_group: ProcessGroup = "auto",
 ) -> None:
     """Add a conflict-free direction of several losses to ``.grad``, as ``loss.backward()`` would.
 
@@ -44,9 +49,14 @@ def backward(
             steps: it has the memory and the report.
         method: see :func:`loss_gradients`.
         retain_graph: keep the graphs of the losses for another pass.
+        non_finite: what to do about gradients that hold NaN or Inf: "raise", or "pass" NaN on to
+            ``.grad``, where ``torch.amp.GradScaler`` finds it and leaves the step out; any other
+            step along it is refused.
+        process_group: see :func:`loss_gradients`; ``.grad`` becomes the same in all processes.
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf; ``.grad`` is untouched.
+        RankError: another process failed; ``.grad`` is untouched.
         TypeError: losses or parameters are not real floating-point tensors, the losses are no
             list, or the operator is none.
         ValueError: a loss is not a scalar or has no graph, nothing requires a gradient, no loss
@@ -64,13 +74,17 @@ def backward(
             f"losses in every step, or construct {type(operator).__name__}({len(losses)}); for "
             "one loss per step there is AlternatingBackward"
         )
-    matrix, reached = differentiate(losses, own, method, retain_graph)
+    check_choice(non_finite, "non_finite", NON_FINITE)
+    check_process_group(process_group)
+    matrix, reached = differentiate(losses, own, method, retain_graph, Ranks(process_group))
     require_reached(reached)
     values = [loss.detach() for loss in losses]
     if isinstance(operator, MomentumOperator):
         direction = operator.calculate_step(range(len(losses)), matrix, values)
     else:
-        direction = combine(operator, matrix, values)
+        direction = combine(operator, matrix, values, non_finite)
+    if non_finite == "raise":
+        require_finite(direction)
     accumulate(direction, own, reached)
 
 
@@ -103,6 +117,7 @@ def accumulate(direction: Tensor, parameters: list[Tensor], reached: Sequence[bo
     """
     with torch.no_grad():
         parts = list(slices(direction, parameters))
+        watch([p for p, wanted in zip(parameters, reached, strict=True) if wanted], direction)
         for (parameter, part), wanted in zip(parts, reached, strict=True):
             if wanted:
                 put_gradient(parameter, part, add=True)

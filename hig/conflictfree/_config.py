@@ -1,5 +1,6 @@
 """ConFIG: the direction that conflicts with no loss."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -29,7 +30,8 @@ class ConFIGOperator(GradientOperator):
     Args:
         weight_model: ratios of the cosines; ``EqualWeight()`` if None.
         length_model: length of the direction; ``ProjectionLength()`` if None.
-        allow_simplified_model: without effect: two losses take no other route here.
+        allow_simplified_model: the direction of two losses does not depend on it, only the length
+            of the vector that a length model of one's own is given.
         use_least_square: False decomposes the matrix itself in every call, instead of only where
             its Gram matrix is too coarse; the result is the same.
 
@@ -55,16 +57,14 @@ class ConFIGOperator(GradientOperator):
         """See :meth:`GradientOperator.calculate_gradient`.
 
         Raises:
-            NonFiniteError: a gradient holds NaN or Inf.
             ValueError: the gradients do not form a matrix (m, P), or the weight model does not
                 give m weights.
         """
         with torch.no_grad():
-            matrix = GradientMatrix(grads)
-            rows = matrix.rows
-            weights = self.weight_model.get_weights(
-                gradients=rows, losses=losses, device=rows.device
-            )
+            matrix = self.reduced(grads)
+            if isinstance(matrix, Tensor):
+                return matrix
+            weights = self._weights(matrix, losses)
             combination = matrix.pseudo_inverse(weights, exact=not self.use_least_square)
             model = self.length_model
             if not combination.norm:
@@ -72,11 +72,36 @@ class ConFIGOperator(GradientOperator):
             if _needs_no_vector(model):
                 length = float(model.length(matrix.norms, combination.cosines))
                 return self.scaled(matrix, combination, length / combination.norm)
-            unit = matrix.lift(combination, 1 / combination.norm)
-            direction = model.rescale_length(target_vector=unit, gradients=rows, losses=losses)
-            factor = float(direction.double() @ unit.double()) / combination.norm
-            self.report = ConflictReport.of(combination, factor, matrix.norms)
+            scale = self._target_scale(matrix, weights)
+            target = matrix.lift(combination, scale)
+            direction = model.rescale_length(
+                target_vector=target, gradients=matrix.rows, losses=losses
+            )
+            along = float(direction.double() @ target.double())
+            factor = along / (scale * combination.norm**2)
+            self.report = ConflictReport.of(combination, factor, matrix.lengths)
             return direction
+
+    def _weights(self, matrix: GradientMatrix, losses: Sequence[Any] | None) -> Tensor:
+        """Weights of the losses, (m,)."""
+        model = self.weight_model
+        if type(model) is EqualWeight and not vars(model):
+            return torch.ones_like(matrix.norms)  # which takes no matrix of all gradients
+        rows = matrix.rows
+        weights = model.get_weights(gradients=rows, losses=losses, device=rows.device)
+        return torch.as_tensor(weights)
+
+    def _target_scale(self, matrix: GradientMatrix, weights: Tensor) -> float:
+        """The length of the vector that length models get, relative to that of U⁺w.
+
+        Of two losses ``conflictfree`` adds components that are orthogonal to a gradient, the first
+        with a factor of one, unless ``allow_simplified_model`` is False.
+        """
+        first = abs(float(weights[0]))
+        if len(matrix.lengths) != 2 or not self.allow_simplified_model or not first:
+            return 1.0
+        sine = math.sqrt(max(0.0, 1.0 - matrix.angles[0][1] ** 2))
+        return sine / first if sine > matrix.rcond else 1.0
 
     def state_dict(self) -> dict[str, Any]:
         """States of weight and length model, where these have any."""
@@ -108,10 +133,9 @@ def ConFIG_update(
         losses: see :meth:`GradientOperator.calculate_gradient`.
 
     Returns:
-        (P,), dtype and device of the gradients.
+        (P,), dtype and device of the gradients; NaN where one of them holds NaN or Inf.
 
     Raises:
-        NonFiniteError: a gradient holds NaN or Inf.
         ValueError: the gradients do not form a matrix (m, P).
     """
     operator = ConFIGOperator(weight_model, length_model, use_least_square=use_least_square)
@@ -135,10 +159,9 @@ def ConFIG_update_double(
         losses: see :meth:`GradientOperator.calculate_gradient`.
 
     Returns:
-        (P,), dtype and device of the gradients.
+        (P,), dtype and device of the gradients; NaN where one of them holds NaN or Inf.
 
     Raises:
-        NonFiniteError: a gradient holds NaN or Inf.
         ValueError: the gradients are not two vectors (P,).
     """
     return ConFIGOperator(weight_model, length_model).calculate_gradient([grad_1, grad_2], losses)
@@ -146,9 +169,9 @@ def ConFIG_update_double(
 
 def _needs_no_vector(model: LengthModel) -> TypeGuard[CosineLength]:
     """Whether ``length`` says all: nothing that works on vectors was written over it."""
-    kind = type(model)
     return (
         isinstance(model, CosineLength)
-        and kind.get_length is CosineLength.get_length
-        and kind.rescale_length is LengthModel.rescale_length
+        and model.depends_on_length()
+        and not {"get_length", "rescale_length"} & set(vars(model))
+        and type(model).rescale_length is LengthModel.rescale_length
     )

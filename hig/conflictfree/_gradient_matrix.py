@@ -7,24 +7,36 @@ These are computed in float64, once, and brought to the CPU; what follows is ari
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import mul
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hig._converging import converging, eigenvectors, thin_svd
-from hig.arguments import check_dense, check_same_device, check_tensor
-from hig.errors import NonFiniteError, described
+from hig.conflictfree._gradients import as_vectors, check_finite
 
-__all__ = ["Combination", "GradientMatrix", "as_matrix", "check_finite"]
+__all__ = ["Combination", "GradientMatrix", "check_finite"]
 
+
+FloatArray = npt.NDArray[np.float64]
 # Left vectors, values, and what makes a vector of components along the right vectors.
-Singular = tuple[Tensor, Tensor, Callable[[Tensor], Tensor] | None]
+Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 
-# Entries that are held in float64 at one time.
-CHUNK_ENTRIES = 2**22
+# Entries of few losses that are held in float64 at one time: 2 MB, which stay in the cache. Of
+# many losses more: there the number of calls counts, and their products take longer.
+CHUNK_ENTRIES = 2**18
+MANY_TIMES, KEPT_TIMES = 4, 16
+# Up to so many losses arithmetic is done number by number: a call of numpy takes longer.
+FEW = 3
+EPS = {
+    dtype: torch.finfo(dtype).eps
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 # A float64 Gram matrix with smaller relative eigenvalues gives the direction to less than 1e-8.
 GRAM_FLOOR = 1e-8
 # Below this, squares of float64 entries have lost digits, or everything.
@@ -35,18 +47,28 @@ SMALLEST_SQUARE = 1e-200
 class Combination:
     r"""A vector :math:`d = \sum_i b_i u_i` of the span of unit gradients.
 
-    Attributes:
-        coefficients: b, (m,) float64 on the CPU.
-        projections: :math:`u_i \cdot d`, (m,) float64 on the CPU; zero for a zero gradient.
+    Args:
+        factors: b, m numbers.
+        reached: :math:`u_i \cdot d`, m numbers; zero for a zero gradient.
         norm: length of d; exactly zero where d is zero up to rounding.
         vector: d itself, (P,) float64 on the device of the gradients, where its coefficients
             nearly cancel and would not give it to full precision; else None.
     """
 
-    coefficients: Tensor
-    projections: Tensor
+    factors: list[float]
+    reached: list[float]
     norm: float
     vector: Tensor | None = None
+
+    @property
+    def coefficients(self) -> Tensor:
+        """b, (m,) float64 on the CPU."""
+        return torch.tensor(self.factors, dtype=torch.float64, device="cpu")
+
+    @property
+    def projections(self) -> Tensor:
+        r""":math:`u_i \cdot d`, (m,) float64 on the CPU."""
+        return torch.tensor(self.reached, dtype=torch.float64, device="cpu")
 
     @property
     def cosines(self) -> Tensor:
@@ -61,12 +83,12 @@ class GradientMatrix:
         gradients: (m, P), or a sequence of m vectors (P,); real floating point.
 
     Attributes:
-        rows: the gradients, (m, P), as given.
-        norms: their lengths, (m,) float64 on the CPU.
-        cosines: between any two, (m, m) float64 on the CPU; zero for a zero gradient.
+        lengths: of the gradients, m numbers.
         rcond: singular values of the unit rows up to this, relative to the largest, are rounding
             errors of the gradients. Rounding moves a row by less than eps of its length, however
             long it is, so P does not enter.
+        dtype: of the gradients.
+        device: of the gradients.
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf; the text names its loss.
@@ -75,36 +97,64 @@ class GradientMatrix:
     """
 
     def __init__(self, gradients: Tensor | Sequence[Tensor]):
-        self.rows = as_matrix(gradients)
-        self.rcond = 8 * len(self.rows) * torch.finfo(self.rows.dtype).eps
-        self._width = max(1, CHUNK_ENTRIES // len(self.rows))
-        self._only_chunk = self.rows.double() if self.rows.shape[1] <= self._width else None
+        vectors = as_vectors(gradients)
+        self.dtype, self.device = vectors[0].dtype, vectors[0].device
+        self._vectors, self._size = vectors, vectors[0].shape[-1]
+        self.few = len(vectors) <= FEW and self.device.type == "cpu"
+        self._width = max(1, (1 if self.few else MANY_TIMES) * CHUNK_ENTRIES // len(vectors))
+        kept = (2 if self.few else KEPT_TIMES) * CHUNK_ENTRIES
+        if self._size * len(vectors) <= kept:
+            self._width = max(1, self._size)
+        self.rcond = 8 * len(vectors) * EPS[self.dtype]
+        self._only_chunk: Tensor | None = None
+        self._only_rows: list[Tensor] | None = None
         self._scale: Tensor | None = None
         gram = self._gram()
-        squares = gram.diagonal()
-        exact = self.rows.dtype != torch.float64  # no square of a shorter type leaves the range
-        if not _in_range(squares, exact):
+        squares = [row[i] for i, row in enumerate(gram)]
+        # No square of a shorter type leaves the range.
+        if not _in_range(squares, exact=self.dtype != torch.float64):
             self._rescale()
             gram = self._gram()
-            squares = gram.diagonal()
-        lengths = squares.sqrt()
-        self.norms = lengths if self._scale is None else lengths * self._scale.cpu()
+            squares = [row[i] for i, row in enumerate(gram)]
+        self.lengths = lengths = [math.sqrt(square) for square in squares]
         # Lengths of the rows that `_chunks` yields; 1 for a zero row.
-        self._lengths = torch.where(lengths > 0, lengths, 1.0)
-        self.cosines = gram / self._lengths / self._lengths.unsqueeze(1)
+        self._divisors = [length or 1.0 for length in lengths]
+        if self._scale is not None:
+            scales = self._scale.tolist()
+            self.lengths = [length * scale for length, scale in zip(lengths, scales, strict=True)]
+        # Between any two gradients, m rows of m numbers; zero for a zero gradient.
+        self.angles = self._divided(gram)
 
-    def combination(self, coefficients: Tensor) -> Combination:
-        """The combination of unit gradients with given coefficients, (m,) float64 on the CPU."""
-        projections = self.cosines @ coefficients
-        square = float(coefficients @ projections)
+    @property
+    def norms(self) -> Tensor:
+        """Lengths of the gradients, (m,) float64 on the CPU."""
+        return torch.tensor(self.lengths, dtype=torch.float64, device="cpu")
+
+    @property
+    def cosines(self) -> Tensor:
+        """Between any two gradients, (m, m) float64 on the CPU; zero for a zero gradient."""
+        return torch.tensor(self.angles, dtype=torch.float64, device="cpu")
+
+    @property
+    def rows(self) -> Tensor:
+        """The gradients, (m, P), as given."""
+        if not isinstance(self._vectors, Tensor):
+            self._vectors = torch.stack(self._vectors)
+        return self._vectors
+
+    def combination(self, coefficients: Tensor | list[float]) -> Combination:
+        """The combination of unit gradients with given coefficients, m numbers."""
+        factors = coefficients.tolist() if isinstance(coefficients, Tensor) else coefficients
+        reached = self._projected(factors)
+        square = sum(map(mul, factors, reached))
         # A Gram matrix cannot tell how much is left where nearly everything has cancelled.
-        if square > GRAM_FLOOR * float(coefficients.abs().sum()) ** 2:
-            return Combination(coefficients, projections, square**0.5)
-        vector = self._combine(coefficients)
+        if square > GRAM_FLOOR * sum(map(abs, factors)) ** 2:
+            return Combination(factors, reached, math.sqrt(square))
+        vector = self._combine(factors, torch.float64)
         norm = float(vector.norm())
-        if norm <= self.rcond * float(coefficients.abs().max()):
+        if norm <= self.rcond * max(map(abs, factors)):
             return self._nothing()
-        return Combination(coefficients, self._project(vector), norm, vector)
+        return Combination(factors, self._project(vector), norm, vector)
 
     def pseudo_inverse(self, weights: Tensor, exact: bool = False) -> Combination:
         r"""The shortest d whose cosines with the gradients are closest to the weights.
@@ -120,90 +170,200 @@ class GradientMatrix:
         Raises:
             ValueError: there is not one weight per gradient.
         """
-        if weights.shape != self.norms.shape:
+        if tuple(weights.shape) != (len(self.lengths),):
             raise ValueError(
                 f"there must be one weight per gradient, got weights of shape "
-                f"{tuple(weights.shape)} for {len(self.norms)} gradients"
+                f"{tuple(weights.shape)} for {len(self.lengths)} gradients"
             )
-        weights = weights.detach().to("cpu", torch.float64)
-        active = (self.norms > 0).nonzero().flatten()
-        complete = len(active) == len(self.norms)
-        if not complete:
-            weights = weights[active]
+        numbers = [float(weight) for weight in weights.tolist()]
+        active = [i for i, length in enumerate(self.lengths) if length > 0]
+        if len(active) == len(numbers) == 2 and not exact:
+            c = self.angles[0][1]
+            if 1 - abs(c) > GRAM_FLOOR * (1 + abs(c)):
+                return self._between(numbers, c)
+        wanted = np.array(numbers)[active]
         left, values, right = self._singular(active, exact)
-        spectral = weights @ left
+        spectral = wanted @ left
         # Anti-parallel gradients, for one: no direction has a positive cosine with both.
-        if _length(spectral) <= self.rcond * _length(weights):
+        if math.hypot(*spectral.tolist()) <= self.rcond * math.hypot(*wanted.tolist()):
             return self._nothing()
         components = spectral / values
-        coefficients, projections = left @ (components / values), left @ spectral
-        if not complete:
-            spread = self.norms.new_zeros((2, len(self.norms)))
-            spread[:, active] = torch.stack([coefficients, projections])
-            coefficients, projections = spread
-        vector = None if right is None else right(components)
-        return Combination(coefficients, projections, _length(components), vector)
+        spread = np.zeros((2, len(numbers)))
+        spread[:, active] = left @ (components / values), left @ spectral
+        vector = None if right is None else right(torch.from_numpy(components))
+        factors, reached = spread.tolist()
+        return Combination(factors, reached, math.hypot(*components.tolist()), vector)
 
     def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
         """A multiple of a combination as a vector (P,), dtype of the gradients."""
         if combination.vector is not None:
-            return (factor * combination.vector).to(self.rows.dtype)
-        return self._combine(factor * combination.coefficients).to(self.rows.dtype)
+            return (factor * combination.vector).to(self.dtype)
+        return self._combine([factor * number for number in combination.factors], self.dtype)
 
     # -- details ---------------------------------------------------------------------------------
 
+    def _between(self, weights: list[float], cosine: float) -> Combination:
+        """The pseudo-inverse for two gradients that are not nearly parallel."""
+        first, second = weights
+        determinant = (1 - cosine) * (1 + cosine)
+        factors = [(first - cosine * second) / determinant, (second - cosine * first) / determinant]
+        # Twice the sum of squares of the components along the bisectors.
+        square = (first + second) ** 2 / (1 + cosine) + (first - second) ** 2 / (1 - cosine)
+        if not square:
+            return self._nothing()
+        return Combination(factors, weights, math.sqrt(0.5 * square))
+
     def _chunks(self) -> Iterator[Tensor]:
-        """The gradients in float64, a few columns at a time."""
-        if self._only_chunk is not None:
+        """The gradients in float64, a few columns at a time, in memory that is used again.
+
+        Memory that is new costs more than the arithmetic on it: pages are made when first written.
+        """
+        if self._size <= self._width:
+            if self._only_chunk is None:
+                self._only_chunk = self._converted(self.rows, None)
             yield self._only_chunk
             return
-        for chunk in self.rows.split(self._width, dim=1):
-            chunk = chunk.double()
-            yield chunk if self._scale is None else chunk / self._scale.unsqueeze(1)
+        memory = None
+        for pieces in self._pieces():
+            if memory is not None and memory.shape[1] != len(pieces[0]):
+                memory = None
+            memory = self._converted(pieces, memory)
+            yield memory
 
-    def _gram(self) -> Tensor:
-        return reduce(torch.add, (chunk @ chunk.T for chunk in self._chunks())).cpu()
+    def _row_chunks(self) -> Iterator[Sequence[Tensor]]:
+        """The same, row by row."""
+        if self._size > self._width or self._scale is not None:
+            yield from (chunk.unbind() for chunk in self._chunks())
+            return
+        if self._only_rows is None:
+            self._only_rows = [vector.double() for vector in self._vectors]
+        yield self._only_rows
+
+    def _pieces(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        """The same in the dtype of the gradients: (m, w), or m vectors (w,)."""
+        if isinstance(self._vectors, Tensor):
+            return iter(self._vectors.split(self._width, dim=1))
+        return zip(*(vector.split(self._width) for vector in self._vectors), strict=True)
+
+    def _converted(self, pieces: Tensor | Sequence[Tensor], memory: Tensor | None) -> Tensor:
+        """Columns of the gradients in float64, (m, w), in given memory where there is some."""
+        if memory is None:
+            shape = (len(pieces), len(pieces[0]))
+            memory = torch.empty(shape, dtype=torch.float64, device=self.device)
+        if isinstance(pieces, Tensor):
+            memory.copy_(pieces)
+        else:
+            for row, piece in zip(memory.unbind(), pieces, strict=True):
+                row.copy_(piece)
+        return memory if self._scale is None else memory.div_(self._scale.unsqueeze(1))
+
+    def _gram(self) -> list[list[float]]:
+        if not self.few:
+            total = reduce(torch.add, (chunk @ chunk.T for chunk in self._chunks()))
+            gram: list[list[float]] = total.tolist()
+            return gram
+        # A matrix product prepares its operands; of so few rows that takes longer than it saves.
+        count = len(self._vectors)
+        gram = [[0.0] * count for _ in range(count)]
+        for rows in self._row_chunks():
+            for i, first in enumerate(rows):
+                for j in range(i + 1):
+                    gram[i][j] += first.dot(rows[j]).item()
+        for i in range(count):
+            for j in range(i):
+                gram[j][i] = gram[i][j]
+        return gram
+
+    def _divided(self, gram: list[list[float]]) -> list[list[float]]:
+        """Inner products by lengths."""
+        divisors = self._divisors
+        if len(divisors) <= FEW:
+            return [
+                [
+                    product / (divisor * other) if divisor * other else product / divisor / other
+                    for product, other in zip(row, divisors, strict=True)
+                ]
+                for row, divisor in zip(gram, divisors, strict=True)
+            ]
+        divisor = np.array(divisors)
+        cosines: list[list[float]] = (np.array(gram) / divisor / divisor[:, None]).tolist()
+        return cosines
+
+    def _projected(self, factors: list[float]) -> list[float]:
+        """Products of the unit gradients with a combination of them."""
+        if len(factors) <= FEW:
+            return [sum(map(mul, row, factors)) for row in self.angles]
+        products: list[float] = (np.array(self.angles) @ np.array(factors)).tolist()
+        return products
 
     def _rescale(self) -> None:
         """Bring the largest entry of each row to 1, so that its square exists."""
         check_finite(self.rows)
-        if not self.rows.numel():
+        if not self._size:
             return
         largest = self.rows.abs().amax(1).double()
         self._scale = torch.where(largest > 0, largest, 1.0)
-        if self._only_chunk is not None:
-            self._only_chunk = self._only_chunk / self._scale.unsqueeze(1)
+        self._only_chunk = None
 
-    def _combine(self, coefficients: Tensor) -> Tensor:
-        weights = (coefficients / self._lengths).to(self.rows.device)
-        parts = [weights @ chunk for chunk in self._chunks()]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _combine(self, factors: list[float], dtype: torch.dtype) -> Tensor:
+        """Combination of unit gradients, computed in float64."""
+        weights = [
+            factor / divisor for factor, divisor in zip(factors, self._divisors, strict=True)
+        ]
+        if dtype == self.dtype and self._is_sum(weights):
+            return reduce(torch.add, self._vectors)
+        if not self.few:
+            row = torch.tensor(weights, dtype=torch.float64, device=self.device)
+            parts = [(row @ chunk).to(dtype) for chunk in self._chunks()]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self._size <= self._width:
+            return _weighted(next(self._row_chunks()), weights, None).to(dtype)
+        combined = torch.empty(self._size, dtype=dtype, device=self.device)
+        memory = torch.empty(self._width, dtype=torch.float64, device=self.device)
+        for rows, part in zip(self._row_chunks(), combined.split(self._width), strict=True):
+            part.copy_(_weighted(rows, weights, memory[: len(part)]))
+        return combined
 
-    def _project(self, vector: Tensor) -> Tensor:
+    def _is_sum(self, weights: list[float]) -> bool:
+        """Whether a combination is the plain sum of few gradients of which none conflict.
+
+        No partial sum is longer than the whole then, and rounding in their own type is harmless.
+        """
+        return (
+            self.few
+            and len(weights) > 1
+            and self._scale is None
+            and self.dtype.itemsize >= 4
+            and all(weight == 1.0 for weight in weights)
+            and min(map(min, self.angles)) >= 0
+        )
+
+    def _project(self, vector: Tensor) -> list[float]:
         """Products of the unit gradients with a vector (P,) float64."""
-        pieces = vector.split(self._width)
-        products = sum(c @ p for c, p in zip(self._chunks(), pieces, strict=True))
-        return products.cpu() / self._lengths
+        pieces = zip(self._chunks(), vector.split(self._width), strict=True)
+        products = reduce(torch.add, (chunk @ piece for chunk, piece in pieces)).tolist()
+        return [product / length for product, length in zip(products, self._divisors, strict=True)]
 
     def _nothing(self) -> Combination:
-        zero = torch.zeros_like(self.norms)
+        zero = [0.0] * len(self.lengths)
         return Combination(zero, zero, 0.0)
 
-    def _singular(self, active: Tensor, exact: bool) -> Singular:
+    def _singular(self, active: list[int], exact: bool) -> Singular:
         """Singular values of the unit gradients of k losses, those that are rounding left out.
 
         Returns:
             Left vectors (k, r), values (r,), and a function from r components along the right
             vectors to a vector (P,), or None: then the rows are independent enough to give it.
         """
-        if not len(active):
-            return self.norms.new_zeros((0, 0)), self.norms.new_zeros(0), None
+        if not active:
+            return np.zeros((0, 0)), np.zeros(0), None
         if not exact:
-            complete = len(active) == len(self.norms)
-            gram = self.cosines if complete else self.cosines[active][:, active]
+            gram = self.cosines
+            if len(active) < len(gram):
+                gram = gram[active][:, active]
             squares, left = converging(eigenvectors, gram, [])
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
-                return left, squares.sqrt(), None
+                return left.numpy(), np.sqrt(squares.numpy()), None
         basis, triangle = torch.linalg.qr(self._units(active).T)
         left, values, right = converging(thin_svd, triangle.T.cpu(), [])
         keep = values > self.rcond * values[0]
@@ -212,89 +372,26 @@ class GradientMatrix:
         def lifted(components: Tensor) -> Tensor:
             return basis @ (rotation @ components).to(basis.device)
 
-        return left[:, keep], values[keep], lifted
+        return left[:, keep].numpy(), values[keep].numpy(), lifted
 
-    def _units(self, active: Tensor) -> Tensor:
+    def _units(self, active: list[int]) -> Tensor:
         """Unit gradients of k losses, (k, P) float64: twice the memory of float32 gradients."""
-        active = active.to(self.rows.device)
         rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
-        return rows / self._lengths[active.cpu()].to(rows.device).unsqueeze(1)
+        divisors = [self._divisors[i] for i in active]
+        return rows / torch.tensor(divisors, dtype=torch.float64, device=rows.device).unsqueeze(1)
 
 
-def check_finite(rows: Tensor, losses: Sequence[int] | None = None) -> None:
-    """Raise if a gradient is not finite.
-
-    Args:
-        rows: (m, P).
-        losses: numbers of the losses whose gradients these are; in order if None.
-
-    Raises:
-        NonFiniteError: with the numbers of the losses.
-    """
-    # One number tells of the usual case; a finite matrix may still have a sum that overflows.
-    if bool(torch.isfinite(rows.sum())):
-        return
-    bad = (~torch.isfinite(rows)).sum(1).tolist()
-    numbers = range(len(rows)) if losses is None else losses
-    found = [f"{number} ({n} entries)" for number, n in zip(numbers, bad, strict=True) if n]
-    if found:
-        raise NonFiniteError(
-            f"the gradient of loss {', '.join(found)} of {rows.shape[1]} holds NaN or Inf; "
-            "nothing has been changed; check this loss on this batch, or take a smaller step"
-        )
+def _weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None) -> Tensor:
+    """Combination of few rows, in given memory where there is some."""
+    total = torch.mul(rows[0], weights[0], out=memory)
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total.add_(row, alpha=weight)
+    return total
 
 
-def as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
-    """Gradients as one matrix (m, P), without a graph.
-
-    Args:
-        gradients: (m, P), or a sequence of m vectors (P,).
-
-    Raises:
-        TypeError: they are not real floating-point tensors.
-        ValueError: they do not form a matrix with m > 0.
-    """
-    if not isinstance(gradients, Tensor):
-        if not isinstance(gradients, Iterable):
-            raise TypeError(
-                f"gradients must be a matrix (m, P) or m vectors, got {described(gradients)}; "
-                "loss_gradients(losses, parameters) makes one"
-            )
-        gradients = list(gradients)
-        for number, gradient in enumerate(gradients):
-            check_tensor(gradient, f"the gradient of loss {number}")
-        check_same_device({f"gradient {i}": gradient for i, gradient in enumerate(gradients)})
-        shapes = {tuple(gradient.shape) for gradient in gradients}
-        if len(shapes) > 1:
-            raise ValueError(
-                f"gradients must have the same shape, got {sorted(shapes)}; where only some "
-                "losses reach a parameter, use get_gradient_vector(..., none_grad_mode='zero')"
-            )
-        if shapes:
-            gradients = torch.stack(gradients)
-    if not isinstance(gradients, Tensor) or gradients.ndim != 2 or not len(gradients):
-        found = tuple(gradients.shape) if isinstance(gradients, Tensor) else "no gradients"
-        raise ValueError(
-            f"gradients must be a matrix (m, P) with one row per loss, got {found}; stack the "
-            "flattened gradients of at least one loss"
-        )
-    if not gradients.is_floating_point():
-        raise TypeError(
-            f"gradients must be real floating point, got {gradients.dtype}; for complex "
-            "parameters use their real view (torch.view_as_real)"
-        )
-    check_dense(gradients, "gradients")
-    return gradients.detach()
-
-
-def _length(few: Tensor) -> float:
-    """Length of a vector of few numbers; faster than a call of torch."""
-    return math.hypot(*few.tolist())
-
-
-def _in_range(squares: Tensor, exact: bool) -> bool:
+def _in_range(squares: list[float], exact: bool) -> bool:
     """Whether squared lengths are finite, and lost no digits to underflow."""
     return all(
         (square > SMALLEST_SQUARE or (exact and square == 0)) and square < float("inf")
-        for square in squares.tolist()
+        for square in squares
     )

@@ -22,7 +22,7 @@ def imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
         A combination and the factor that makes the weights sum to 1; 0 where no factor does.
     """
     combination = gradients.pseudo_inverse(torch.ones_like(gradients.norms))
-    pairs = zip(combination.coefficients.tolist(), gradients.norms.tolist(), strict=True)
+    pairs = zip(combination.factors, gradients.lengths, strict=True)
     alphas = [coefficient / norm for coefficient, norm in pairs if norm > 0]
     total = sum(alphas)
     if abs(total) <= gradients.rcond * sum(map(abs, alphas)):

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hig.conflictfree._gradient_matrix import GradientMatrix
 from hig.conflictfree._imtlg import imtl_g
 from hig.conflictfree._operator import GradientOperator, Gradients
 
@@ -24,9 +22,6 @@ class IMTLGOperator(GradientOperator):
         """See :meth:`GradientOperator.calculate_gradient`; ``losses`` are not used.
 
         Raises:
-            NonFiniteError: a gradient holds NaN or Inf.
             ValueError: the gradients do not form a matrix (m, P).
         """
-        with torch.no_grad():
-            matrix = GradientMatrix(grads)
-            return self.scaled(matrix, *imtl_g(matrix))
+        return self.combined(grads, imtl_g)

@@ -27,7 +27,7 @@ __all__ = [
 
 
 class LengthModel:
-    """Base of the length models: derive and write ``get_length``."""
+    """Base of the length models: derive and write ``get_length``, or ``rescale_length``."""
 
     def get_length(
         self,
@@ -39,7 +39,8 @@ class LengthModel:
         """Length that the direction is to have.
 
         Args:
-            target_vector: the direction, (P,), of any length.
+            target_vector: the direction, (P,), of any length; from ConFIG, :math:`U^+ w`, whose
+                products with the unit gradients are the weights.
             unit_target_vector: the direction, (P,), of length 1.
             gradients: (m, P).
             losses: the m losses, where the operator was given them.
@@ -118,19 +119,30 @@ class CosineLength(LengthModel):
         Raises:
             ValueError: without gradients, or without a direction.
         """
+        norms, cosines = self._measured(target_vector, unit_target_vector, gradients)
+        length = self.length(norms, cosines)
+        return length if gradients is None else length.to(gradients.dtype)
+
+    def depends_on_length(self) -> bool:
+        """Whether ``get_length`` computes nothing but ``length`` does."""
+        return type(self).get_length is CosineLength.get_length
+
+    def _measured(
+        self, target_vector: Tensor | None, unit: Tensor | None, gradients: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Lengths of the gradients and their cosines with the direction, (m,) float64 each."""
         if gradients is None:
             raise ValueError(f"{type(self).__name__} needs the gradients, got None")
-        if unit_target_vector is None:
+        if unit is None:
             if target_vector is None:
                 raise ValueError(
                     f"{type(self).__name__} needs target_vector or unit_target_vector, got neither"
                 )
-            unit_target_vector = unit_vector(target_vector)
+            unit = unit_vector(target_vector)
         rows = gradients.detach().double()
         norms = torch.linalg.vector_norm(rows, dim=1)
         safe = torch.where(norms > 0, norms, 1.0)
-        cosines = (rows / safe.unsqueeze(1)) @ unit_target_vector.double()
-        return self.length(norms, cosines).to(gradients.dtype)
+        return norms, (rows / safe.unsqueeze(1)) @ unit.double()
 
 
 class ProjectionLength(CosineLength):
@@ -145,13 +157,37 @@ class ProjectionLength(CosineLength):
 
 
 class TrackedLength(CosineLength):
-    """Sum of the projections of gradients that were given one common length before."""
+    """Sum of the projections of gradients that were given one common length before.
+
+    Derive and write ``_tracked_value``.
+    """
 
     def length(self, norms: Tensor, cosines: Tensor) -> Tensor:
         """See :meth:`CosineLength.length`."""
         if not bool((norms > 0).any()):
             return norms.new_zeros(())
         return cosines.sum() * self._tracked_value(norms)
+
+    def get_length(
+        self,
+        target_vector: Tensor | None = None,
+        unit_target_vector: Tensor | None = None,
+        gradients: Tensor | None = None,
+        losses: Sequence[Any] | None = None,
+    ) -> Tensor:
+        """See :meth:`CosineLength.get_length`."""
+        if self.depends_on_length() or gradients is None:
+            return super().get_length(target_vector, unit_target_vector, gradients, losses)
+        norms, cosines = self._measured(target_vector, unit_target_vector, gradients)
+        # One that a user has written combines them with tensors of the type of the gradients.
+        tracked = self._tracked_value(norms.to(gradients.dtype))
+        return (cosines.sum() * tracked).to(gradients.dtype)
+
+    def depends_on_length(self) -> bool:
+        """See :meth:`CosineLength.depends_on_length`."""
+        kind = type(self)
+        own = kind._tracked_value.__module__ == __name__ or kind.length is not TrackedLength.length
+        return kind.get_length is TrackedLength.get_length and own
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         """The common length, from those of all gradients; at least one is positive."""

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from hig._graph import nodes_behind
+from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig.arguments import check_choice
-from hig.conflictfree._vectors import Parameters, trainable
+from hig.conflictfree._vectors import Parameters, flattened, trainable
 from hig.errors import described
 
 __all__ = ["METHODS", "differentiate", "listed", "loss_gradients"]
@@ -22,6 +23,7 @@ def loss_gradients(
     *,
     method: str = "auto",
     retain_graph: bool = False,
+    process_group: ProcessGroup = "auto",
 ) -> Tensor:
     """Gradients of several losses, one per row.
 
@@ -35,15 +37,23 @@ def loss_gradients(
             others; "auto": batched on a GPU for losses that share most of
             their graph, where the launch of each kernel is what costs, else separate.
         retain_graph: keep the graphs for another pass.
+        process_group: processes whose gradients are averaged, as ``DistributedDataParallel`` does
+            it: a group of torch.distributed, "auto" for the default group where there is one, or
+            None for this process alone. All of them call this with as many losses.
 
     Returns:
-        (m, P); zero where a loss does not depend on a parameter.
+        (m, P), the same in all processes; zero where a loss does not depend on a parameter.
 
     Raises:
-        TypeError: losses or parameters are not real floating-point tensors.
-        ValueError: a loss is not a scalar or has no graph, or nothing requires a gradient.
+        RankError: another process failed.
+        TypeError: losses or parameters are not real floating-point tensors, or parameters are
+            divided among processes.
+        ValueError: a loss is not a scalar or has no graph, nothing requires a gradient, or the
+            processes have other numbers of losses or entries.
     """
-    return differentiate(listed(losses), trainable(parameters), method, retain_graph)[0]
+    check_process_group(process_group)
+    ranks = Ranks(process_group)
+    return differentiate(listed(losses), trainable(parameters), method, retain_graph, ranks)[0]
 
 
 def listed(losses: Iterable[Tensor]) -> list[Tensor]:
@@ -65,20 +75,44 @@ def differentiate(
     parameters: list[Tensor],
     method: str,
     retain_graph: bool,
+    ranks: Ranks,
 ) -> tuple[Tensor, list[bool]]:
-    """Gradients (m, P), and which parameters any of the losses reaches.
+    """Gradients (m, P), averaged over all ranks, and which parameters a loss of any rank reaches.
+
+    ``torch.autograd.grad`` does not pass through the hooks by which ``DistributedDataParallel``
+    averages: it is done here.
 
     Args:
         losses: m scalars.
         parameters: at least one; each requires a gradient.
         method: see :func:`loss_gradients`.
         retain_graph: see :func:`loss_gradients`.
+        ranks: see ``process_group`` of :func:`loss_gradients`.
 
     Raises:
-        TypeError: a loss is not a real floating-point tensor.
-        ValueError: a loss is not a scalar or has no graph.
+        RankError: another process failed.
+        TypeError: a loss is not a real floating-point tensor, or a parameter is divided.
+        ValueError: a loss is not a scalar or has no graph; or ranks have other numbers of them.
     """
-    _check(losses)
+    with ranks.agreement():
+        _check(losses)
+        _check_whole(parameters, losses, ranks)
+        matrix, reached = _differentiate(losses, parameters, method, retain_graph)
+    if ranks.size == 1:
+        return matrix, reached
+    ranks.agree_on(
+        {
+            "the number of losses": (matrix.shape[0], "a loss without samples is 0 * prediction"),
+            "the number of entries": (matrix.shape[1], "freeze the same parameters on all ranks"),
+        }
+    )
+    wanted = torch.tensor(reached, dtype=torch.int32, device=matrix.device)
+    return ranks.total(matrix) / ranks.size, ranks.total(wanted).bool().tolist()
+
+
+def _differentiate(
+    losses: list[Tensor], parameters: list[Tensor], method: str, retain_graph: bool
+) -> tuple[Tensor, list[bool]]:
     check_choice(method, "method", METHODS)
     # On a CPU a vectorised pass is no faster, unless the graph is so small that neither takes time.
     on_gpu = losses[0].is_cuda
@@ -110,6 +144,24 @@ def _check(losses: list[Tensor]) -> None:
                 f"loss {number} carries no gradient graph; compute it from the parameters without "
                 "detach, item or no_grad"
             )
+
+
+def _check_whole(parameters: list[Tensor], losses: list[Tensor], ranks: Ranks) -> None:
+    """Raise if a process has only a part of a parameter (FSDP, tensor parallelism)."""
+    remedy = (
+        "and angles between gradients need all of its entries; keep whole parameters in every "
+        "process, as DistributedDataParallel does"
+    )
+    for number, parameter in enumerate(parameters):
+        # By their marks: the modules that define these types take long to import.
+        if hasattr(parameter, "device_mesh") or getattr(parameter, "_is_flat_param", False):
+            kind = type(parameter).__name__
+            raise TypeError(f"parameter {number} is divided among processes ({kind}), {remedy}")
+    # Between a forward pass and its backward pass such parameters are whole, for that time alone.
+    if ranks.size > 1 and any(
+        "RegisterPostBackward" in node.name() for loss in losses for node in nodes_behind(loss)
+    ):
+        raise TypeError(f"a parameter is divided among processes (FSDP), {remedy}")
 
 
 def _separate(
@@ -151,7 +203,7 @@ def _batched(losses: list[Tensor], parameters: list[Tensor]) -> tuple[Tensor, li
 def _joined(gradients: Sequence[Tensor | None], parameters: list[Tensor]) -> Tensor:
     return torch.cat(
         [
-            torch.zeros_like(parameter).reshape(-1) if gradient is None else gradient.reshape(-1)
+            torch.zeros_like(parameter).reshape(-1) if gradient is None else flattened(gradient)
             for gradient, parameter in zip(gradients, parameters, strict=True)
         ]
     )

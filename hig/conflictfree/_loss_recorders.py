@@ -83,9 +83,15 @@ class LossRecorder:
             raise ValueError(f"the state is of {found} losses, the recorder of {self.num_losses}")
         self.current_losses = list(state_dict["current_losses"])
 
+    def _preprocess_losses(
+        self, losses_indexes: int | Sequence[int], losses: Any
+    ) -> tuple[list[int], list[Any]]:
+        """Numbers and values as lists: what a ``record_loss`` of one's own calls first."""
+        return as_list(losses_indexes), as_list(losses)
+
     def _pairs(self, indexes: int | Sequence[int], losses: Any) -> list[tuple[int, object]]:
         """Numbers and values, one to one."""
-        indexes, losses = as_list(indexes), as_list(losses)
+        indexes, losses = self._preprocess_losses(indexes, losses)
         if len(indexes) != len(losses):
             raise ValueError(
                 f"there must be one value per loss, got {len(losses)} for losses {indexes}"

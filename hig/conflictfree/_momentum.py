@@ -9,14 +9,17 @@ from torch import Tensor
 from hig.arguments import FRACTION, check_count, check_number
 from hig.conflictfree._checks import check_index, check_model, check_operator, check_state
 from hig.conflictfree._config import ConFIGOperator
-from hig.conflictfree._gradient_matrix import as_matrix, check_finite
+from hig.conflictfree._coverage import Coverage, check_coverage
+from hig.conflictfree._gradients import as_vectors, check_finite
 from hig.conflictfree._loss_recorders import LossRecorder, as_list
+from hig.conflictfree._non_finite import non_finite_direction
 from hig.conflictfree._operator import Operator, write_gradient
 from hig.conflictfree._report import ConflictReport
 from hig.conflictfree._state import load_states, states
 from hig.conflictfree._vectors import Parameters, tensors_of
+from hig.errors import NonFiniteError
 
-__all__ = ["EPSILON", "MomentumOperator", "column", "copied"]
+__all__ = ["EPSILON", "MomentumOperator", "averaged", "column", "copied", "zero_moment"]
 
 # Added to square roots of second moments, as in Adam.
 EPSILON = 1e-8
@@ -33,10 +36,15 @@ class MomentumOperator:
             (m, P) matrix such as a TorchJD aggregator; ``ConFIGOperator()`` if None.
         loss_recorder: completes the losses, where ``gradient_operator`` asks for them.
 
+    The memory is in attributes that may be read, saved and set, as ``state_dict`` does it.
+
     Attributes:
-        m: first moments, (m, P); None before the first call.
+        m: first moments, a list of m vectors (P,); None before the first call.
         s: second moments; None before the first call.
         t_grads: how many gradients of each loss have been seen.
+        all_initialized: whether every loss has been seen; before, directions are zero.
+        len_vectors: P; None before the first call.
+        device: of the gradients; None before the first call.
 
     Raises:
         TypeError: ``num_vectors`` is no whole number, a beta no number, or a part is a class or
@@ -64,19 +72,18 @@ class MomentumOperator:
             example = f"LatestLossRecorder({num_vectors})"
             check_model(loss_recorder, "loss_recorder", "record_loss", example)
         self.loss_recorder = loss_recorder
-        self.m: Tensor | None = None
-        self.s: Tensor | None = None
+        self.m: list[Tensor] | None = None
+        self.s: Any = None
         self.t_grads = [0] * num_vectors
+        self.all_initialized = False
+        self.len_vectors: int | None = None
+        self.device: torch.device | None = None
+        self._coverage: Coverage | None = None
 
     @property
     def report(self) -> ConflictReport | None:
         """Report of ``gradient_operator`` on the moments it combined last."""
         return getattr(self.gradient_operator, "report", None)
-
-    @property
-    def all_initialized(self) -> bool:
-        """Whether every loss has been seen; before, directions are zero."""
-        return all(self.t_grads)
 
     def calculate_gradient(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
@@ -89,7 +96,8 @@ class MomentumOperator:
             losses: their values, for the loss recorder.
 
         Returns:
-            (P,), dtype and device of the gradients; zero until every loss has been seen.
+            (P,), dtype and device of the gradients; zero until every loss has been seen, NaN where
+            a gradient holds NaN or Inf.
 
         Raises:
             NotImplementedError: in this base class.
@@ -122,7 +130,7 @@ class MomentumOperator:
         """Overwrite the ``.grad`` of a network with the direction.
 
         Args:
-            network: a module, or an iterable of tensors.
+            network: a module, an object with a method ``parameters``, or an iterable of tensors.
             indexes: see :meth:`calculate_gradient`.
             grads: see :meth:`calculate_gradient`; with entries for all parameters or for those
                 alone that have a gradient.
@@ -132,11 +140,12 @@ class MomentumOperator:
             ValueError: P is the number of entries of neither.
         """
         parameters = tensors_of(network)
-        write_gradient(parameters, self.calculate_gradient(indexes, grads, losses))
+        direction = self.calculate_gradient(indexes, grads, losses)
+        write_gradient(parameters, direction, self._coverage)
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, counters, and the states of operator and recorder, for an exact resume."""
-        own = {"m": copied(self.m), "s": copied(self.s), "t_grads": list(self.t_grads)}
+        own = {"m": stacked(self.m), "s": stacked(self.s), "t_grads": list(self.t_grads)}
         return own | states(
             gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
@@ -154,51 +163,103 @@ class MomentumOperator:
         load_states(
             state_dict, gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
-        self.m, self.s = copied(state_dict["m"]), copied(state_dict["s"])
+        moments = copied(state_dict["m"])
+        self.m = None if moments is None else list(moments)
+        self.s = copied(state_dict["s"])
         self.t_grads = list(state_dict["t_grads"])
+        self.all_initialized = all(self.t_grads)
+        self.len_vectors = None if moments is None else moments.shape[1]
+        self.device = None if moments is None else moments.device
+        self._coverage = None
 
-    # -- what the siblings share ------------------------------------------------------------------
+    # -- what operators with a memory share -------------------------------------------------------
 
-    def receive(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any
-    ) -> tuple[list[int], Tensor, list[Any] | None]:
-        """Numbers of the losses, their gradients (k, P), and the values of all losses.
+    def _preprocess_gradients_losses(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
+    ) -> tuple[list[int], list[Tensor], list[Any] | None]:
+        """Numbers of the losses, their gradients (P,), and the values of all losses.
 
-        Raises before anything has changed.
+        What operators of one's own call first. Raises before anything has changed.
+
+        Raises:
+            TypeError: a number of a loss is not a whole one, or a gradient not a real
+                floating-point tensor.
+            ValueError: numbers and gradients do not fit one another or those of earlier calls; or
+                there are losses and no recorder.
         """
         indexes = [check_index(index, self.num_vectors) for index in as_list(indexes)]
-        if isinstance(grads, Tensor) and grads.ndim == 1:
-            grads = grads.unsqueeze(0)
-        rows = as_matrix(grads)
-        expected = (len(indexes), rows.shape[-1] if self.m is None else self.m.shape[1])
-        if rows.shape != expected:
+        rows = _rows(grads)
+        size = self.len_vectors
+        if size is None and isinstance(self.m, list | Tensor) and len(self.m):
+            size = len(self.m[0])  # of moments that a script has set
+        expected = (len(indexes), len(rows[0]) if size is None else size)
+        found = (len(rows), len(rows[0]))
+        if found != expected:
             raise ValueError(
-                f"expected gradients of shape {expected} for losses {indexes}, got "
-                f"{tuple(rows.shape)}; where only some losses reach a parameter, use "
+                f"expected gradients of shape {expected} for losses {indexes}, got {found}; "
+                "where only some losses reach a parameter, use "
                 "get_gradient_vector(..., none_grad_mode='zero')"
             )
-        check_finite(rows, indexes)
+        coverage = self._same_coverage(grads)
         if losses is not None:
             if self.loss_recorder is None:
                 raise ValueError(
                     "losses were given, and there is no loss recorder to complete them; construct "
                     "the operator with loss_recorder=LatestLossRecorder(num_losses)"
                 )
-            losses = self.loss_recorder.record_loss(indexes, losses)
+            losses = self.loss_recorder.record_loss(indexes, as_list(losses))
+        self._coverage = coverage
+        self.len_vectors, self.device = len(rows[0]), rows[0].device
         return indexes, rows, losses
 
-    def remember(self, indexes: Sequence[int], rows: Tensor) -> None:
-        """Let the gradients (k, P) of some losses enter their first moments."""
+    def _same_coverage(self, grads: Tensor | Sequence[Tensor]) -> Coverage | None:
+        """What the gradients cover; raises where those of earlier calls cover something else."""
+        given = [grads] if isinstance(grads, Tensor) else list(grads)
+        return check_coverage(given, self._coverage) or self._coverage
+
+    def non_finite(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor]
+    ) -> Tensor | None:
+        """The direction where a gradient holds NaN or Inf, which the memory must not see; or None.
+
+        Args:
+            indexes: see :meth:`calculate_gradient`.
+            grads: see :meth:`calculate_gradient`.
+        """
+        rows = _rows(grads)
+        numbers = as_list(indexes)
+        try:
+            check_finite(rows, numbers if len(numbers) == len(rows) else None)
+        except NonFiniteError as error:
+            return non_finite_direction(rows[0], error)
+        return None
+
+    def remember(self, indexes: Sequence[int], rows: Sequence[Tensor]) -> None:
+        """Let the gradients of some losses enter their first moments."""
         if self.m is None:
-            self.m = rows.new_zeros((self.num_vectors, rows.shape[1]))
+            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
         for index, row in zip(indexes, rows, strict=True):
             self.t_grads[index] += 1
-            self.m[index].mul_(self.beta_1).add_(row, alpha=1 - self.beta_1)
+            self.m[index] = averaged(self.m[index], row, self.beta_1)
+        # Counters that a script has set count as seen, too.
+        self.all_initialized = self.all_initialized or all(self.t_grads)
 
     def first_moments(self) -> Tensor:
         """First moments without the bias of their start, (m, P); once there are any."""
         assert self.m is not None
-        return self.m / column([1 - self.beta_1**t for t in self.t_grads], self.m)
+        moments = torch.stack(list(self.m))
+        return moments.div_(column([1 - self.beta_1**t for t in self.t_grads], moments))
+
+
+def zero_moment(like: Tensor) -> Tensor:
+    """A moment of gradients: float32 at least, in which small squares do not vanish."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def averaged(moment: Tensor, value: Tensor, beta: float) -> Tensor:
+    """A moving average after one more value, (P,), in new memory: a script may keep the old one."""
+    value = value.to(moment.dtype)
+    return (moment * beta).add_(value, alpha=1 - beta)
 
 
 def column(values: list[float], like: Tensor) -> Tensor:
@@ -209,3 +270,17 @@ def column(values: list[float], like: Tensor) -> Tensor:
 def copied(tensor: Tensor | None) -> Tensor | None:
     """A copy, so that a saved state does not change with the operator."""
     return None if tensor is None else tensor.clone()
+
+
+def stacked(moments: Any) -> Tensor | None:
+    """A copy of moments as one tensor: of a vector (P,), or of m vectors as (m, P)."""
+    if moments is None or isinstance(moments, Tensor):
+        return copied(moments)
+    return torch.stack(list(moments))
+
+
+def _rows(grads: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Gradients as k vectors (P,)."""
+    if isinstance(grads, Tensor) and grads.ndim == 1:
+        grads = grads.unsqueeze(0)
+    return list(as_vectors(grads))

@@ -1,14 +1,19 @@
 """What turns the gradients of several losses into one direction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hig.conflictfree._checks import check_combined
-from hig.conflictfree._gradient_matrix import Combination, GradientMatrix, check_finite
+from hig.conflictfree._coverage import Coverage, check_coverage, note_coverage
+from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
+from hig.conflictfree._gradients import as_vectors, check_finite
+from hig.conflictfree._non_finite import non_finite_direction, require_finite
 from hig.conflictfree._report import ConflictReport
-from hig.conflictfree._vectors import Parameters, apply_gradient_vector, tensors_of
+from hig.conflictfree._vectors import Parameters, covered_by, overwrite, tensors_of
+from hig.errors import NonFiniteError
 
 __all__ = ["GradientOperator", "Gradients", "Operator", "combine", "write_gradient"]
 
@@ -35,7 +40,7 @@ class GradientOperator:
             losses: the m losses, for weight and length models that ask for them.
 
         Returns:
-            (P,), dtype and device of the gradients.
+            (P,), dtype and device of the gradients; NaN where one of them holds NaN or Inf.
 
         Raises:
             NotImplementedError: in this base class.
@@ -55,7 +60,7 @@ class GradientOperator:
         """Overwrite the ``.grad`` of a network with the direction.
 
         Args:
-            network: a module, or an iterable of tensors.
+            network: a module, an object with a method ``parameters``, or an iterable of tensors.
             grads: (m, P), or a sequence of m vectors (P,), with entries for all parameters or for
                 those alone that have a gradient.
             losses: see :meth:`calculate_gradient`.
@@ -64,7 +69,8 @@ class GradientOperator:
             ValueError: P is the number of entries of neither.
         """
         parameters = tensors_of(network)
-        write_gradient(parameters, self.calculate_gradient(grads, losses))
+        direction = self.calculate_gradient(grads, losses)
+        write_gradient(parameters, direction, check_coverage_of(grads))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next call depends on besides its arguments; nothing, for most operators."""
@@ -72,6 +78,33 @@ class GradientOperator:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another operator of the same kind was."""
+
+    def combined(
+        self, grads: Gradients, rule: Callable[[GradientMatrix], tuple[Combination, float]]
+    ) -> Tensor:
+        """A direction by a rule; NaN where a gradient holds NaN or Inf; also leaves the report.
+
+        Args:
+            grads: (m, P), or a sequence of m vectors (P,).
+            rule: from the gradients to a combination and what to multiply it with.
+
+        Raises:
+            TypeError: the gradients are not real floating-point tensors.
+            ValueError: they do not form a matrix (m, P).
+        """
+        with torch.no_grad():
+            matrix = self.reduced(grads)
+            return matrix if isinstance(matrix, Tensor) else self.scaled(matrix, *rule(matrix))
+
+    def reduced(self, grads: Gradients) -> GradientMatrix | Tensor:
+        """The gradients as what operators work on; or their direction, if one is not finite."""
+        if isinstance(grads, Iterator):
+            grads = list(grads)
+        try:
+            return GradientMatrix(grads)
+        except NonFiniteError as error:
+            self.report = ConflictReport.of_nothing(len(grads))
+            return non_finite_direction(as_vectors(grads)[0], error)
 
     def scaled(self, matrix: GradientMatrix, combination: Combination, factor: float) -> Tensor:
         """A multiple of a combination as a vector (P,); also leaves the report.
@@ -81,20 +114,26 @@ class GradientOperator:
             combination: of these gradients.
             factor: what to multiply it with.
         """
-        self.report = ConflictReport.of(combination, factor, matrix.norms)
+        self.report = ConflictReport.of(combination, factor, matrix.lengths)
         return matrix.lift(combination, factor)
 
 
 Operator = GradientOperator | Callable[[Tensor], Tensor]
 
 
-def combine(operator: Operator, matrix: Tensor, losses: Sequence[Any] | None = None) -> Tensor:
+def combine(
+    operator: Operator,
+    matrix: Tensor,
+    losses: Sequence[Any] | None = None,
+    non_finite: str = "raise",
+) -> Tensor:
     """Apply an operator, or any callable on an (m, P) matrix such as a TorchJD aggregator.
 
     Args:
         operator: the operator.
         matrix: (m, P).
         losses: the m losses; aggregators get none.
+        non_finite: "raise", or "pass" for a direction of NaN.
 
     Returns:
         (P,).
@@ -107,21 +146,35 @@ def combine(operator: Operator, matrix: Tensor, losses: Sequence[Any] | None = N
     if hasattr(operator, "calculate_gradient"):
         direction = operator.calculate_gradient(matrix, losses)
     else:
-        check_finite(matrix)
-        direction = operator(matrix)
+        try:
+            check_finite(matrix)
+            direction = operator(matrix)
+        except NonFiniteError as error:
+            direction = non_finite_direction(matrix[0], error)
+    if non_finite == "raise":
+        require_finite(direction)
     check_combined(direction, matrix)
     return direction
 
 
-def write_gradient(parameters: list[Tensor], direction: Tensor) -> None:
+def write_gradient(
+    parameters: list[Tensor], direction: Tensor, coverage: Coverage | None = None
+) -> None:
     """Overwrite ``.grad`` with a direction for all parameters, or for those that have a ``.grad``.
 
     Args:
         parameters: in the order in which the direction was made.
         direction: (P,).
+        coverage: the parameters that the gradients had entries for, where that is known.
 
     Raises:
         ValueError: P is the number of entries of neither.
     """
-    complete = direction.numel() == sum(parameter.numel() for parameter in parameters)
-    apply_gradient_vector(parameters, direction, none_grad_mode="zero" if complete else "skip")
+    if direction.numel() != sum([parameter.numel() for parameter in parameters]):
+        parameters = covered_by(note_coverage(direction, coverage), parameters)
+    overwrite(parameters, direction)
+
+
+def check_coverage_of(gradients: Gradients) -> Coverage | None:
+    """Return the parameters that several gradients have entries for, where all of them say so."""
+    return None if isinstance(gradients, Tensor) else check_coverage(gradients)

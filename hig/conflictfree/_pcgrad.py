@@ -1,7 +1,8 @@
 """Projecting conflicting gradients."""
 
+from operator import add, mul
+
 import numpy as np
-import torch
 
 from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
 
@@ -20,10 +21,26 @@ def pcgrad(gradients: GradientMatrix) -> Combination:
     Returns:
         The sum, with its length.
     """
-    cosines = gradients.cosines.numpy()  # a call of numpy on so few numbers costs half of torch's
-    projected = np.diag(gradients.norms.numpy())  # row i: gradient i, in terms of unit gradients
+    if gradients.few:
+        return gradients.combination(_projected_few(gradients.angles, gradients.lengths))
+    cosines = np.array(gradients.angles)
+    projected = np.diag(gradients.lengths)  # row i: gradient i, in terms of unit gradients
     for other in range(len(cosines)):
         conflict = np.minimum(projected @ cosines[:, other], 0.0)
         conflict[other] = 0.0
         projected[:, other] -= conflict
-    return gradients.combination(torch.from_numpy(projected.sum(0)))
+    return gradients.combination(projected.sum(0).tolist())
+
+
+def _projected_few(cosines: list[list[float]], lengths: list[float]) -> list[float]:
+    """The same, number by number: for two or three losses a call of numpy takes longer."""
+    total = [0.0] * len(lengths)
+    for own, length in enumerate(lengths):
+        row = [0.0] * len(lengths)
+        row[own] = length
+        for other, angles in enumerate(cosines):
+            conflict = sum(map(mul, row, angles)) if other != own else 0.0
+            if conflict < 0:
+                row[other] -= conflict
+        total = list(map(add, total, row))
+    return total

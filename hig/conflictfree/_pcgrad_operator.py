@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hig.conflictfree._gradient_matrix import GradientMatrix
 from hig.conflictfree._operator import GradientOperator, Gradients
 from hig.conflictfree._pcgrad import pcgrad
 
@@ -23,9 +21,6 @@ class PCGradOperator(GradientOperator):
         """See :meth:`GradientOperator.calculate_gradient`; ``losses`` are not used.
 
         Raises:
-            NonFiniteError: a gradient holds NaN or Inf.
             ValueError: the gradients do not form a matrix (m, P).
         """
-        with torch.no_grad():
-            matrix = GradientMatrix(grads)
-            return self.scaled(matrix, pcgrad(matrix), 1.0)
+        return self.combined(grads, lambda matrix: (pcgrad(matrix), 1.0))

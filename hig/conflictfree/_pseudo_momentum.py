@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_recorders import LossRecorder
-from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied
+from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied, zero_moment
 from hig.conflictfree._operator import Operator, combine
 
 __all__ = ["PseudoMomentumOperator"]
@@ -50,27 +50,40 @@ class PseudoMomentumOperator(MomentumOperator):
     ) -> Tensor:
         """See :meth:`MomentumOperator.calculate_gradient`.
 
+        A gradient that holds NaN or Inf leaves the memory unchanged.
+
         Raises:
-            NonFiniteError: a gradient holds NaN or Inf; the memory is unchanged.
+            NonFiniteError: the moments, or the losses' directions, left the range of their type.
             ValueError: shapes or numbers of losses do not match; the memory is unchanged.
         """
         with torch.no_grad():
-            indexes, rows, losses = self.receive(indexes, grads, losses)
-            if self.s is None or self.fake_m is None:
-                self.s, self.fake_m = torch.zeros_like(rows[0]), torch.zeros_like(rows[0])
+            if (unknown := self.non_finite(indexes, grads)) is not None:
+                return unknown
+            indexes, rows, losses = self._preprocess_gradients_losses(indexes, grads, losses)
             self.remember(indexes, rows)
             if not self.all_initialized:
-                return torch.zeros_like(self.s)
+                return torch.zeros_like(rows[0])
+            assert self.fake_m is not None
             self.t += 1
             combined = combine(self.gradient_operator, self.first_moments(), losses)
             # The gradient that would have brought the moment of the direction from its last
             # value to this one: it stands for the gradient that was never computed.
             moment = combined * (1 - self.beta_1**self.t)
-            pseudo = (moment - self.beta_1 * self.fake_m) / (1 - self.beta_1)
+            pseudo = torch.sub(moment, self.fake_m, alpha=self.beta_1).div_(1 - self.beta_1)
             self.fake_m = moment
-            self.s.mul_(self.beta_2).addcmul_(pseudo, pseudo, value=1 - self.beta_2)
-            second = self.s / (1 - self.beta_2**self.t)
-            return combined / (second.sqrt_() + EPSILON)
+            self.s = (self.s * self.beta_2).addcmul_(pseudo, pseudo, value=1 - self.beta_2)
+            second = torch.div(self.s, 1 - self.beta_2**self.t, out=pseudo)
+            return (combined / second.sqrt_().add_(EPSILON)).to(rows[0].dtype)
+
+    def _preprocess_gradients_losses(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
+    ) -> tuple[list[int], list[Tensor], list[Any] | None]:
+        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
+        indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
+        if self.m is None or self.s is None or self.fake_m is None:
+            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+            self.s, self.fake_m = zero_moment(rows[0]), zero_moment(rows[0])
+        return indexes, rows, losses
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`MomentumOperator.state_dict`."""

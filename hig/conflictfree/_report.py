@@ -1,9 +1,8 @@
 """What an operator tells about the direction that it returned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
-
-from torch import Tensor
 
 from hig.conflictfree._gradient_matrix import Combination
 
@@ -15,7 +14,8 @@ class ConflictReport:
     """A direction in numbers.
 
     Attributes:
-        cosines: between the direction and the gradient of each loss; 0 where either is zero.
+        cosines: between the direction and the gradient of each loss; 0 where either is zero. All
+            numbers are NaN where a gradient holds NaN or Inf.
         norm: length of the direction.
         gradient_norms: length of the gradient of each loss.
     """
@@ -25,17 +25,29 @@ class ConflictReport:
     gradient_norms: tuple[float, ...]
 
     @classmethod
-    def of(cls, combination: Combination, factor: float, gradient_norms: Tensor) -> Self:
+    def of(cls, combination: Combination, factor: float, lengths: Sequence[float]) -> Self:
         """Report on ``factor`` times a combination.
 
         Args:
             combination: the direction before it was scaled.
             factor: what it was multiplied with.
-            gradient_norms: (m,).
+            lengths: of the gradients, m numbers.
         """
-        cosines = combination.cosines * ((factor > 0) - (factor < 0))
+        sign = (factor > 0) - (factor < 0)
+        scale = sign / combination.norm if combination.norm else 0.0
         norm = abs(factor) * combination.norm
-        return cls(tuple(cosines.tolist()), norm, tuple(gradient_norms.tolist()))
+        cosines = tuple(scale * reached for reached in combination.reached)
+        return cls(cosines, norm, tuple(lengths))
+
+    @classmethod
+    def of_nothing(cls, losses: int) -> Self:
+        """Report where a gradient is not finite: NaN for everything.
+
+        Args:
+            losses: how many there are.
+        """
+        unknown = (float("nan"),) * losses
+        return cls(unknown, float("nan"), unknown)
 
     @property
     def smallest_cosine(self) -> float:

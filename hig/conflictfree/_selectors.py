@@ -75,7 +75,7 @@ class RandomSliceSelector:
             )
         self.generator = generator
 
-    def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
+    def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[Sequence[int], Any]:
         """Take n elements.
 
         Args:
@@ -83,17 +83,21 @@ class RandomSliceSelector:
             source_sequence: losses, loss functions, gradients, ...
 
         Returns:
-            Their indexes, and a list of them; for n = 1 the element itself.
+            Their indexes, a list with a generator and an array of numpy without one; and a list of
+            the elements, for n = 1 the element itself.
 
         Raises:
             ValueError: the sequence is shorter than n, or n is not positive.
         """
         length = len(source_sequence)
         _check(n, length)
-        # Scripts that call np.random.seed expect to get the same losses again.
-        choice = self.generator.choice if self.generator else np.random.choice
-        indexes = choice(length, n, replace=False).tolist()
-        return indexes, _elements(indexes, source_sequence)
+        if self.generator is not None:
+            indexes = self.generator.choice(length, n, replace=False).tolist()
+            return indexes, _elements(indexes, source_sequence)
+        # Scripts that call np.random.seed expect to get the same losses again, and an array.
+        choice = np.random.choice
+        array: Any = choice(length, n, replace=False)
+        return array, _elements(array.tolist(), source_sequence)
 
     def state_dict(self) -> dict[str, Any]:
         """State of the generator; empty without one."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig.conflictfree._momentum import EPSILON, MomentumOperator, column
+from hig.conflictfree._momentum import EPSILON, MomentumOperator, column, zero_moment
 from hig.conflictfree._operator import combine
 
 __all__ = ["SeparateMomentumOperator"]
@@ -26,7 +26,7 @@ class SeparateMomentumOperator(MomentumOperator):
         loss_recorder: see :class:`MomentumOperator`.
 
     Attributes:
-        s: second moments, (m, P); None before the first call.
+        s: second moments, a list of m vectors (P,); None before the first call.
     """
 
     def calculate_gradient(
@@ -34,19 +34,43 @@ class SeparateMomentumOperator(MomentumOperator):
     ) -> Tensor:
         """See :meth:`MomentumOperator.calculate_gradient`.
 
+        A gradient that holds NaN or Inf leaves the memory unchanged.
+
         Raises:
-            NonFiniteError: a gradient holds NaN or Inf; the memory is unchanged.
+            NonFiniteError: the moments left the range of their type.
             ValueError: shapes or numbers of losses do not match; the memory is unchanged.
         """
         with torch.no_grad():
-            indexes, rows, losses = self.receive(indexes, grads, losses)
+            if (unknown := self.non_finite(indexes, grads)) is not None:
+                return unknown
+            indexes, rows, losses = self._preprocess_gradients_losses(indexes, grads, losses)
             self.remember(indexes, rows)
-            if self.s is None:
-                self.s = rows.new_zeros((self.num_vectors, rows.shape[1]))
             for index, row in zip(indexes, rows, strict=True):
-                self.s[index].mul_(self.beta_2).addcmul_(row, row, value=1 - self.beta_2)
+                moment = self.s[index] * self.beta_2
+                row = row.to(moment.dtype)
+                self.s[index] = moment.addcmul_(row, row, value=1 - self.beta_2)
             if not self.all_initialized:
                 return torch.zeros_like(rows[0])
-            second = self.s / column([1 - self.beta_2**t for t in self.t_grads], self.s)
-            steps = self.first_moments() / (second.sqrt_() + EPSILON)
-            return combine(self.gradient_operator, steps, losses)
+            second = torch.stack(list(self.s))
+            second = second.div_(column([1 - self.beta_2**t for t in self.t_grads], second))
+            steps = self.first_moments().div_(second.sqrt_().add_(EPSILON))
+            return combine(self.gradient_operator, steps, losses).to(rows[0].dtype)
+
+    def _preprocess_gradients_losses(
+        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
+    ) -> tuple[list[int], list[Tensor], list[Any] | None]:
+        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
+        indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
+        if self.m is None or self.s is None:
+            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+            self.s = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+        return indexes, rows, losses
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`MomentumOperator.load_state_dict`.
+
+        Raises:
+            ValueError: the state is of another number of losses, or of other parts.
+        """
+        super().load_state_dict(state_dict)
+        self.s = None if self.s is None else list(self.s)

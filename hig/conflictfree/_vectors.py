@@ -1,48 +1,65 @@
 """Parameters and gradients of a network as one vector, and back."""
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hig.arguments import check_choice, check_tensor
+from hig.conflictfree._coverage import coverage_of, note_coverage
+from hig.conflictfree._non_finite import watch
 from hig.errors import described
 
 __all__ = [
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
     "apply_para_vector",
+    "covered_by",
+    "flattened",
     "get_gradient_vector",
     "get_para_vector",
+    "overwrite",
     "put_gradient",
     "slices",
     "tensors_of",
     "trainable",
 ]
 
-Parameters = torch.nn.Module | Tensor | Iterable[Tensor]
+
+class HasParameters(Protocol):
+    """An object with a method ``parameters``, such as a module."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """All tensors that are trained."""
+
+
+Parameters = HasParameters | Tensor | Iterable[Tensor]
 
 
 def tensors_of(network: Parameters) -> list[Tensor]:
     """The parameters of a network, or the given ones, each once.
 
     Args:
-        network: a module; or tensors, in and outside of modules.
+        network: a module, or another object with a method ``parameters``; or tensors, in and
+            outside of modules.
 
     Raises:
         TypeError: something else than a real floating-point tensor is among them.
     """
     given: list[Tensor]
-    if isinstance(network, torch.nn.Module):
-        given = list(network.parameters())
+    if isinstance(network, list):
+        given = network
     elif isinstance(network, Tensor):
         given = [network]
+    elif callable(method := getattr(network, "parameters", None)):
+        given = list(method())
     elif isinstance(network, Iterable):
         given = list(network)
     else:
         raise TypeError(
             f"parameters must be a module or tensors, got {described(network)}; pass "
-            "network.parameters()"
+            "network.parameters(), or an object that has this method"
         )
     for parameter in given:
         if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
@@ -80,7 +97,7 @@ def trainable(parameters: Parameters) -> list[Tensor]:
 
 
 def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each parameter with its part of a vector, in the parameter's shape and dtype.
+    """Each parameter with its part of a vector, in the parameter's shape.
 
     Args:
         vector: (P,).
@@ -96,8 +113,8 @@ def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, T
             f"have {sum(sizes)} entries; take the same parameters and the same none_grad_mode as "
             "where the vector was made ('zero' where only some losses reach a parameter)"
         )
-    for parameter, part in zip(parameters, vector.split(sizes), strict=True):
-        yield parameter, part.view(parameter.shape).to(parameter.dtype)
+    parts = zip(parameters, vector.detach().split(sizes), strict=True)
+    return ((parameter, part.view(parameter.shape)) for parameter, part in parts)
 
 
 def get_para_vector(network: Parameters) -> Tensor:
@@ -132,10 +149,12 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
         ValueError: an unknown mode.
     """
     check_choice(none_grad_mode, "none_grad_mode", ("raise", "zero", "skip"))
-    parts = []
+    parts, covered = [], []
     for parameter in tensors_of(network):
-        if parameter.grad is not None:
-            parts.append(parameter.grad.detach())
+        gradient = parameter.grad
+        covered.append(gradient is not None or none_grad_mode == "zero")
+        if gradient is not None:
+            parts.append(flattened(gradient.detach()))
         elif none_grad_mode == "zero":
             parts.append(torch.zeros_like(parameter))
         elif none_grad_mode == "raise":
@@ -147,7 +166,7 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
         raise RuntimeError(
             "no parameter has a gradient; call backward first, or choose none_grad_mode 'zero'"
         )
-    return _concatenate(parts)
+    return note_coverage(_concatenate(parts), None if all(covered) else tuple(covered))
 
 
 def apply_gradient_vector(
@@ -175,13 +194,8 @@ def apply_gradient_vector(
     check_tensor(grad_vec, "grad_vec")
     parameters = tensors_of(network)
     if none_grad_mode == "skip":
-        parameters = [p for p in parameters if p.grad is not None]
-    for parameter, part in slices(grad_vec.detach(), parameters):
-        if parameter.grad is None and zero_grad_mode == "skip":
-            continue
-        if parameter.grad is None and zero_grad_mode == "pad_zero":
-            part = torch.zeros_like(part)
-        put_gradient(parameter, part)
+        parameters = covered_by(grad_vec, parameters)
+    overwrite(parameters, grad_vec, zero_grad_mode)
 
 
 def apply_gradient_vector_para_based(network: Parameters, grad_vec: Tensor) -> None:
@@ -211,26 +225,64 @@ def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
     """
     check_tensor(para_vec, "para_vec")
     with torch.no_grad():
-        for parameter, part in slices(para_vec.detach(), tensors_of(network)):
+        for parameter, part in slices(para_vec, tensors_of(network)):
             parameter.copy_(part)
 
 
+def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value") -> None:
+    """Overwrite ``.grad`` with the parts of a vector.
+
+    Args:
+        parameters: with P entries together.
+        vector: (P,).
+        mode: what a parameter without a gradient gets, see :func:`apply_gradient_vector`.
+
+    Raises:
+        ValueError: they have another number of entries; no gradient has changed.
+    """
+    parts = slices(vector, parameters)
+    watch(parameters, vector)
+    with torch.no_grad():
+        for parameter, part in parts:
+            present = parameter.grad
+            if present is not None and present.layout == torch.strided:
+                present.copy_(part)
+            elif present is not None or mode != "skip":
+                put_gradient(parameter, torch.zeros_like(part) if mode == "pad_zero" else part)
+
+
 def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None:
-    """Copy into ``.grad``, or add to it.
+    """Copy into ``.grad``, or add to it; to be called without gradient mode.
 
     Args:
         parameter: left alone if it is frozen and has no gradient.
         gradient: shape of the parameter.
         add: add to what is there.
     """
-    with torch.no_grad():
-        if parameter.grad is None:
-            if parameter.requires_grad:
-                parameter.grad = gradient.clone()
-        elif add:
-            parameter.grad += gradient
-        else:
-            parameter.grad.copy_(gradient)
+    present = parameter.grad
+    if present is None:
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+    elif present.layout != torch.strided:  # as embeddings have them; a direction has all entries
+        total = present.to_dense() + gradient if add else gradient.to(parameter.dtype, copy=True)
+        parameter.grad = total
+    elif add:
+        present += gradient
+    else:
+        present.copy_(gradient)
+
+
+def covered_by(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """The parameters that a vector has entries for, where those without a gradient were skipped."""
+    coverage = coverage_of(vector)
+    if coverage is not None and len(coverage) == len(parameters):
+        return [p for p, covered in zip(parameters, coverage, strict=True) if covered]
+    return [parameter for parameter in parameters if parameter.grad is not None]
+
+
+def flattened(gradient: Tensor) -> Tensor:
+    """A gradient as a vector; a sparse one, as of embeddings, with all its entries."""
+    return (gradient if gradient.layout == torch.strided else gradient.to_dense()).reshape(-1)
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:

@@ -1,4 +1,13 @@
-"""Operators, and what they take, under ``conflictfree``'s module name."""
+"""Operators, and what they take, under ``conflictfree``'s module name.
+
+A wildcard import of the original also brings what it has imported: so does this one.
+"""
+
+from typing import Literal, Optional, Sequence, Tuple, Union  # noqa: UP035  # the original's
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from hig.conflictfree._angles import (
     estimate_conflict,
@@ -38,16 +47,22 @@ __all__ = [
     "GradientOperator",
     "IMTLGOperator",
     "LengthModel",
+    "Literal",
+    "Optional",
     "OrderedSliceSelector",
     "PCGradOperator",
     "ProjectionLength",
     "RandomSliceSelector",
+    "Sequence",
+    "Tensor",
     "TrackArithmeticAverage",
     "TrackGeometricAverage",
     "TrackHarmonicAverage",
     "TrackMaximum",
     "TrackMinimum",
     "TrackSpecific",
+    "Tuple",
+    "Union",
     "WeightModel",
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
@@ -57,6 +72,8 @@ __all__ = [
     "get_gradient_vector",
     "get_para_vector",
     "has_zero",
+    "np",
+    "torch",
     "transfer_coef_double",
     "unit_vector",
 ]

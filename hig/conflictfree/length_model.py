@@ -1,4 +1,13 @@
-"""Length models, and the utilities beside them, under ``conflictfree``'s module name."""
+"""Length models, and the utilities beside them, under ``conflictfree``'s module name.
+
+A wildcard import of the original also brings what it has imported: so does this one.
+"""
+
+from typing import Literal, Optional, Sequence, Tuple, Union  # noqa: UP035  # the original's
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from hig.conflictfree._angles import (
     estimate_conflict,
@@ -16,6 +25,9 @@ from hig.conflictfree._lengths import (
     TrackMinimum,
     TrackSpecific,
 )
+from hig.conflictfree._lengths import (
+    TrackedLength as _FlexibleTrackProjectionLength,  # noqa: F401  # what own ones derive from
+)
 from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
 from hig.conflictfree._vectors import (
     apply_gradient_vector,
@@ -27,15 +39,21 @@ from hig.conflictfree._vectors import (
 
 __all__ = [
     "LengthModel",
+    "Literal",
+    "Optional",
     "OrderedSliceSelector",
     "ProjectionLength",
     "RandomSliceSelector",
+    "Sequence",
+    "Tensor",
     "TrackArithmeticAverage",
     "TrackGeometricAverage",
     "TrackHarmonicAverage",
     "TrackMaximum",
     "TrackMinimum",
     "TrackSpecific",
+    "Tuple",
+    "Union",
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
     "apply_para_vector",
@@ -44,6 +62,8 @@ __all__ = [
     "get_gradient_vector",
     "get_para_vector",
     "has_zero",
+    "np",
+    "torch",
     "transfer_coef_double",
     "unit_vector",
 ]

@@ -1,4 +1,9 @@
-"""Loss recorders, under ``conflictfree``'s module name."""
+"""Loss recorders, under ``conflictfree``'s module name.
+
+A wildcard import of the original also brings what it has imported: so does this one.
+"""
+
+from typing import Sequence, Tuple, Union  # noqa: UP035  # the original's
 
 from hig.conflictfree._loss_recorders import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 
@@ -6,4 +11,7 @@ __all__ = [
     "LatestLossRecorder",
     "LossRecorder",
     "MomentumLossRecorder",
+    "Sequence",
+    "Tuple",
+    "Union",
 ]

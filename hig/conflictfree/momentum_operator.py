@@ -1,4 +1,13 @@
-"""Operators with a memory, and what they take, under ``conflictfree``'s module name."""
+"""Operators with a memory, and what they take, under ``conflictfree``'s module name.
+
+A wildcard import of the original also brings what it has imported: so does this one.
+"""
+
+from typing import Literal, Optional, Sequence, Tuple, Union  # noqa: UP035  # the original's
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from hig.conflictfree._angles import (
     estimate_conflict,
@@ -43,21 +52,27 @@ __all__ = [
     "IMTLGOperator",
     "LatestLossRecorder",
     "LengthModel",
+    "Literal",
     "LossRecorder",
     "MomentumLossRecorder",
     "MomentumOperator",
+    "Optional",
     "OrderedSliceSelector",
     "PCGradOperator",
     "ProjectionLength",
     "PseudoMomentumOperator",
     "RandomSliceSelector",
     "SeparateMomentumOperator",
+    "Sequence",
+    "Tensor",
     "TrackArithmeticAverage",
     "TrackGeometricAverage",
     "TrackHarmonicAverage",
     "TrackMaximum",
     "TrackMinimum",
     "TrackSpecific",
+    "Tuple",
+    "Union",
     "WeightModel",
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
@@ -67,6 +82,8 @@ __all__ = [
     "get_gradient_vector",
     "get_para_vector",
     "has_zero",
+    "np",
+    "torch",
     "transfer_coef_double",
     "unit_vector",
 ]

@@ -1,4 +1,12 @@
-"""Vectors, angles and selectors, under ``conflictfree``'s module name."""
+"""Vectors, angles and selectors, under ``conflictfree``'s module name.
+
+A wildcard import of the original also brings what it has imported: so does this one.
+"""
+
+from typing import Literal, Sequence, Tuple, Union  # noqa: UP035  # the original's
+
+import numpy as np
+import torch
 
 from hig.conflictfree._angles import (
     estimate_conflict,
@@ -16,8 +24,12 @@ from hig.conflictfree._vectors import (
 )
 
 __all__ = [
+    "Literal",
     "OrderedSliceSelector",
     "RandomSliceSelector",
+    "Sequence",
+    "Tuple",
+    "Union",
     "apply_gradient_vector",
     "apply_gradient_vector_para_based",
     "apply_para_vector",
@@ -26,6 +38,8 @@ __all__ = [
     "get_gradient_vector",
     "get_para_vector",
     "has_zero",
+    "np",
+    "torch",
     "transfer_coef_double",
     "unit_vector",
 ]

@@ -183,8 +183,7 @@ def test_a_non_finite_gradient_leaves_the_memory_alone(kind):
     operator = kind(2, loss_recorder=LatestLossRecorder(2))
     operator.calculate_gradient([0, 1], torch.eye(2), [1.0, 2.0])
     before = operator.state_dict()
-    with pytest.raises(hig.NonFiniteError, match="gradient of loss 1 "):
-        operator.calculate_gradient(1, torch.tensor([1.0, float("nan")]), 5.0)
+    assert operator.calculate_gradient(1, torch.tensor([1.0, float("nan")]), 5.0).isnan().all()
     after = operator.state_dict()
     assert after.keys() == before.keys()
     assert torch.equal(after["m"], before["m"])
@@ -199,7 +198,7 @@ def test_given_gradients_are_not_changed_or_kept(kind):
     first = operator.calculate_gradient(0, gradient).clone()
     assert torch.equal(gradient, torch.ones(3))
     gradient *= 100
-    assert torch.allclose(operator.m, 0.1 * torch.ones(1, 3))
+    assert torch.allclose(torch.stack(operator.m), 0.1 * torch.ones(1, 3))
     assert torch.isfinite(first).all()
 
 

@@ -118,12 +118,19 @@ def test_defect_recorded_losses_keep_their_graph():
         assert recorder.record_loss([0], [loss])[0].requires_grad == kept
 
 
-def test_defect_non_finite_gradients():
-    rows = torch.ones(3, 4)
-    rows[1, 2] = float("inf")
-    update(THEIRS, rows)  # says nothing
-    with pytest.raises(hig.NonFiniteError, match="gradient of loss 1 "):
-        update(OURS, rows)
+def test_defect_steps_along_non_finite_directions():
+    for package, refused in ((THEIRS, False), (OURS, True)):
+        network = nn.Linear(2, 1, bias=False)
+        network(torch.ones(1, 2)).sum().backward()
+        rows = torch.tensor([[1.0, 1.0], [float("inf"), 1.0]])
+        get(package, "grad_operator", "ConFIGOperator")().update_gradient(network, rows)
+        optimizer = torch.optim.SGD(network.parameters(), 0.1)
+        if refused:
+            with pytest.raises(hig.NonFiniteError, match="gradient of loss 1 "):
+                optimizer.step()
+        else:
+            optimizer.step()  # says nothing
+        assert bool(torch.isfinite(network.weight).all()) == refused
 
 
 def test_defect_the_selected_indexes_are_refused():

@@ -14,7 +14,7 @@ def test_cosines_and_norm_of_a_multiple(factor):
     rows = torch.tensor([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
     matrix = GradientMatrix(rows)
     combination = matrix.combination(torch.tensor([3.0, 4.0, 1.0], dtype=torch.float64))
-    report = ConflictReport.of(combination, factor, matrix.norms)
+    report = ConflictReport.of(combination, factor, matrix.lengths)
     sign = (factor > 0) - (factor < 0)
     assert report.cosines == pytest.approx((0.6 * sign, 0.8 * sign, 0))
     assert report.norm == pytest.approx(5 * abs(factor))

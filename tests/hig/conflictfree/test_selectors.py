@@ -63,7 +63,10 @@ def test_numpys_global_seed_counts():
     picks = []
     for _ in range(2):
         np.random.seed(4)  # noqa: NPY002
-        picks.append(RandomSliceSelector().select(3, range(10)))
+        indexes, elements = RandomSliceSelector().select(3, range(10))
+        assert isinstance(indexes, np.ndarray)  # as the original has it: scripts call its tolist
+        assert indexes.tolist() == elements
+        picks.append(elements)
     assert picks[0] == picks[1]
 
 

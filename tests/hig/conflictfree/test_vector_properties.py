@@ -71,7 +71,6 @@ def test_lengths_and_angles_at_any_scale(size, seed, exponent):
     [
         (lambda: unit_vector([3.0]), TypeError, "vector must be a tensor, got a list of 1"),
         (lambda: unit_vector(torch.tensor([3, 4])), TypeError, "floating point, got torch.int64"),
-        (lambda: unit_vector(torch.ones(2, 2)), ValueError, "vector must have 1 axes"),
         (
             lambda: get_cos_similarity(torch.ones(2), torch.ones(3)),
             ValueError,

@@ -1,0 +1,54 @@
+"""Which parameters the entries of a gradient vector belong to, where some were skipped.
+
+Two heads of one size give vectors of one length that belong to different parameters: nothing but
+a note on the vector can separate them.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["Coverage", "check_coverage", "coverage_of", "note_coverage"]
+
+#: For each parameter of a network, whether the vector has its entries.
+Coverage = tuple[bool, ...]
+
+# An attribute of the tensor: what is computed from it does not inherit the note.
+_ATTRIBUTE = "_hig_covers"
+
+
+def note_coverage(vector: Tensor, coverage: Coverage | None) -> Tensor:
+    """Note on a vector which parameters it has entries for; None if that is not known."""
+    if coverage is not None:
+        setattr(vector, _ATTRIBUTE, coverage)
+    return vector
+
+
+def coverage_of(vector: Tensor) -> Coverage | None:
+    """What was noted on a vector; None for one that was made otherwise, or has all entries."""
+    coverage: Coverage | None = getattr(vector, _ATTRIBUTE, None)
+    return coverage
+
+
+def check_coverage(vectors: Sequence[Tensor], earlier: Coverage | None = None) -> Coverage | None:
+    """Return what all vectors cover; None where one of them has no note.
+
+    Args:
+        vectors: of one length.
+        earlier: what vectors of the same length covered before, if that is known.
+
+    Raises:
+        ValueError: two of them have entries for different parameters.
+    """
+    found = [coverage_of(vector) for vector in vectors]
+    noted = [coverage for coverage in (earlier, *found) if coverage is not None]
+    for other in noted[1:]:
+        if other != noted[0]:
+            pairs = zip(noted[0], other, strict=False)
+            number = next((i for i, (one, two) in enumerate(pairs) if one != two), len(other))
+            raise ValueError(
+                f"the gradients have one length and belong to different parameters: number {number}"
+                " of the network is in one of them alone; where only some losses reach a "
+                "parameter, use get_gradient_vector(..., none_grad_mode='zero')"
+            )
+    return noted[0] if noted and None not in found else None

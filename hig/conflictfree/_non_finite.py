@@ -1,0 +1,113 @@
+"""Directions of gradients that hold NaN or Inf.
+
+``torch.amp.GradScaler`` begins with a scale that overflows, finds Inf or NaN in ``.grad``, skips
+the step and lowers the scale: such a direction must reach ``.grad``. No other step may be made
+along it, so the parameters that were given one are watched until they have a finite one.
+"""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from hig.errors import NonFiniteError
+
+__all__ = ["NON_FINITE", "is_finite", "non_finite_direction", "require_finite", "watch"]
+
+NON_FINITE = ("raise", "pass")
+
+# An attribute of the direction: the text of the error that a step along it raises.
+_ATTRIBUTE = "_hig_non_finite"
+
+
+def non_finite_direction(like: Tensor, error: NonFiniteError) -> Tensor:
+    """Make the direction of gradients of which one is not finite: NaN in every entry.
+
+    Args:
+        like: one of the gradients, (P,).
+        error: names the losses.
+
+    Returns:
+        (P,), which :func:`watch` and :func:`require_finite` recognise.
+    """
+    direction = torch.full_like(like, float("nan"))
+    setattr(direction, _ATTRIBUTE, str(error))
+    return direction
+
+
+def require_finite(direction: object) -> None:
+    """Raise if a direction is one of gradients that were not finite.
+
+    Raises:
+        NonFiniteError: with the numbers of the losses.
+    """
+    text = getattr(direction, _ATTRIBUTE, None)
+    if text is not None:
+        raise NonFiniteError(text)
+
+
+def is_finite(direction: Tensor) -> bool:
+    """Whether a direction is not one of gradients that hold NaN or Inf."""
+    return getattr(direction, _ATTRIBUTE, None) is None
+
+
+def watch(parameters: Iterable[Tensor], direction: Tensor) -> None:
+    """Let optimisers refuse a step of parameters whose ``.grad`` becomes a direction.
+
+    Args:
+        parameters: as they will be written.
+        direction: a finite one ends what was said of an earlier one.
+    """
+    text = getattr(direction, _ATTRIBUTE, None)
+    if text is not None:
+        _watch.begin(parameters, text)
+    elif _watch.texts:
+        _watch.end(parameters)
+
+
+class _Watch:
+    """The parameters that have a non-finite direction in ``.grad``, by their ``id``."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self.registered = False
+
+    def begin(self, parameters: Iterable[Tensor], text: str) -> None:
+        """Watch parameters; an error will have this text."""
+        self.texts = {key: entry for key, entry in self.texts.items() if entry[0]() is not None}
+        for parameter in parameters:
+            self.texts[id(parameter)] = (weakref.ref(parameter), text)
+        if not self.registered:
+            register_optimizer_step_pre_hook(self.before_step)
+            self.registered = True
+
+    def end(self, parameters: Iterable[Tensor]) -> None:
+        """Watch parameters no longer."""
+        for parameter in parameters:
+            self.texts.pop(id(parameter), None)
+
+    def before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Raise before a step along a non-finite direction, unless a scaler decides on it."""
+        # Optimisers that take part in scaling are called all the same, and leave the step out.
+        scaled = getattr(optimizer, "found_inf", None) is not None or "grad_scaler" in kwargs
+        if not self.texts or scaled:
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in self.texts:
+                    continue
+                reference, text = self.texts[id(parameter)]
+                watched = reference()
+                if watched is None:  # this one has the id of a parameter that is gone
+                    continue
+                if watched.grad is not None and not bool(torch.isfinite(watched.grad).all()):
+                    raise NonFiniteError(text)
+                del self.texts[id(parameter)]
+
+
+_watch = _Watch()

@@ -65,8 +65,9 @@ def check_simulator(
 
 
 def _checked(simulator: Simulator, chunk: int | None) -> SimulatorReport:
-    checks = [_guarded("output", check_output, simulator)]
-    if checks[-1].verdict == "fail":
+    returned = _guarded("output", check_output, simulator)
+    checks = [returned]
+    if returned.verdict == "fail":
         return SimulatorReport(checks)
     checks += [_guarded(name, check, simulator) for name, check in FORWARD.items()]
     chance = checks[-1].verdict == "fail"  # then differences of two calls mean nothing

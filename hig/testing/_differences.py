@@ -1,62 +1,116 @@
-"""Finite differences with their uncertainty: slopes, noise and jumps of equally spaced values.
+"""Finite differences with their uncertainty: slopes, noise and jumps of values along a line.
 
-The noise level comes from differences of high order, in which a smooth function vanishes: Moré and
-Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33 (2011), https://doi.org/10.1137/100786125.
+Noise comes from divided differences of high order, in which a smooth function vanishes: Moré and
+Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33 (2011),
+https://doi.org/10.1137/100786125. Points are not equally spaced as there: noise that is a fast
+oscillation, as of rounded phases, could look smooth at the same distance from one to the next.
 """
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["OFFSETS", "integral", "jump", "noise", "slope"]
+__all__ = ["OFFSETS", "gauss_legendre", "jump", "noise", "slope", "spaced"]
 
-OFFSETS = (-3, -2, -1, 0, 1, 2, 3)
+OFFSETS = (-3.06, -1.87, -1.13, 0.0, 0.94, 2.21, 2.83)
 
-_FOURTH = ((1, 4 / 3), (2, -1 / 3))
-_SIXTH = ((1, 1.5), (2, -0.6), (3, 0.1))
 _ORDER = 6  # of the differences that are taken for noise
+_REFINED = 13
+_REFINEMENTS = 3
 
 
 def slope(values: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Derivative in the middle of seven values (7, ...), to sixth order, and its uncertainty.
+    """Derivative at 0 of values (7, ...) at `OFFSETS` times a step, and its uncertainty.
 
-    The uncertainty is the distance to the derivative of fourth order, and three times what the
-    noise of the values makes of it.
+    Of sixth order; the uncertainty is the distance to the derivative by the five inner points,
+    and three times what the noise of the values makes of it.
     """
-
-    def central(weights: tuple[tuple[int, float], ...]) -> Tensor:
-        terms = [w / (2 * k * step) * (values[3 + k] - values[3 - k]) for k, w in weights]
-        return torch.stack(terms).sum(0)
-
-    best = central(_SIXTH)
-    return best, (best - central(_FOURTH)).abs() + 3 * noise(values) / step
+    best, inner = (
+        torch.tensordot(_slope_weights(points).to(values), part, 1) / step
+        for points, part in ((OFFSETS, values), (OFFSETS[1:-1], values[1:-1]))
+    )
+    return best, (best - inner).abs() + 3 * noise(values, OFFSETS) / step
 
 
-def noise(values: Tensor) -> Tensor:
-    """Standard deviation of noise in seven or more values (n, ...), by sixth and fifth differences."""
-    found = []
-    for order in (_ORDER - 1, _ORDER):
-        differences = values.diff(n=order, dim=0)
-        found.append(differences.square().mean(0) / math.comb(2 * order, order))
-    return torch.stack(found).mean(0).sqrt()
+@functools.cache
+def _slope_weights(points: Sequence[float]) -> Tensor:
+    """Weights of the derivative at 0 of the polynomial through values at some points."""
+    powers = torch.tensor(points, dtype=torch.float64) ** torch.arange(len(points)).unsqueeze(1)
+    unit = torch.zeros(len(points), dtype=torch.float64)
+    unit[1] = 1
+    return torch.linalg.solve(powers, unit)
 
 
-def jump(values: Tensor) -> float:
-    """Size of jumps or noise in a row of values (n,), n at least 25; zero where there are none.
+@functools.cache
+def _difference_weights(times: Sequence[float], order: int) -> Tensor:
+    """Divided differences of an order, for all windows of points, weights of norm 1 each."""
+    rows = []
+    for first in range(len(times) - order):
+        window = times[first : first + order + 1]
+        row = [1 / math.prod(a - b for b in window if b != a) for a in window]
+        norm = math.hypot(*row)
+        rest = len(times) - order - 1 - first
+        rows.append([0.0] * first + [weight / norm for weight in row] + [0.0] * rest)
+    return torch.tensor(rows, dtype=torch.float64)
 
-    Sixth differences at the spacings 1 and 4 separate a discontinuity from a kink and a smooth
-    function: the first stays as large, the others grow by 4 and 4⁶.
+
+def noise(values: Tensor, times: Sequence[float]) -> Tensor:
+    """Standard deviation of noise in values (n, ...) at n times, by their highest differences."""
+    found = [
+        torch.tensordot(_difference_weights(tuple(times), order).to(values), values, 1)
+        for order in (_ORDER - 1, _ORDER)
+    ]
+    return torch.cat(found).square().mean(0).sqrt()
+
+
+@functools.cache
+def spaced(count: int) -> tuple[float, ...]:
+    """Times from -1 to 1, at distances that differ from one another by up to a half."""
+    generator = torch.Generator().manual_seed(0)
+    moves = 0.25 * (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
+    moves[0] = moves[-1] = 0
+    middle = (count - 1) / 2
+    return tuple(((torch.arange(count) + moves - middle) / middle).tolist())
+
+
+def jump(function: Callable[[float], Tensor], reach: float, count: int) -> float:
+    """Size of jumps or noise of a function of t between -reach and reach; zero for none.
+
+    A kink fades in proportion to the distance of points, a smooth function faster; a discontinuity
+    stays as large in however close a look at the place where it is largest.
+
+    Args:
+        function: from t to a scalar.
+        reach: how far to look.
+        count: points of the first look.
     """
-    near, far = values.diff(n=_ORDER), values[::4].diff(n=_ORDER)
-    size = float(near.square().mean().sqrt())
-    if not math.isfinite(size) or float(far.square().mean().sqrt()) > 4**0.8 * size:
-        return 0.0
-    # A single jump enters sixth differences with 1, 5, 10, 10, 5, 1 times its size.
-    return float(near.abs().max()) / math.comb(_ORDER - 1, 2)
+    first = height = 0.0
+    centre = 0.0
+    for look in range(_REFINEMENTS + 1):
+        times = [centre + reach * t for t in spaced(count)]
+        values = torch.stack([function(t) for t in times])
+        if not values.isfinite().all():
+            return 0.0
+        weights = _difference_weights(spaced(count), _ORDER).to(values)
+        # A discontinuity enters with the sum of the weights on one side of it.
+        heights = (weights @ values).abs() / weights.cumsum(1).abs().amax(1)
+        at = int(heights.argmax())
+        height = float(heights[at])
+        first = height if look == 0 else first
+        if height <= 0.2 * first / 2**look:
+            return 0.0
+        centre = times[at + _ORDER // 2]
+        # The middle of the window, at a quarter of the distance between points.
+        reach, count = reach * (_REFINED - 1) / (4 * (count - 1)), _REFINED
+    return min(first, 3 * height)
 
 
-def integral(values: Tensor, step: float) -> float:
-    """Integral over 4 k + 1 equally spaced values, by Boole's rule."""
-    parts = values.unfold(0, 5, 4) * values.new_tensor([7.0, 32, 12, 32, 7])
-    return float(parts.sum()) * step * 2 / 45
+@functools.cache
+def gauss_legendre(count: int) -> tuple[list[float], list[float]]:
+    """Nodes and weights of a Gauss–Legendre quadrature from -1 to 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(count)
+    return nodes.tolist(), weights.tolist()

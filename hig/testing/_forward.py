@@ -82,7 +82,7 @@ def _check_deterministic(simulator: Simulator) -> Check:
         return Check(name, "note", f"{difference}, by random numbers of torch", remedy)
     rounding = _rounding(simulator, third)
     if ((first - second).abs() <= rounding).all() and ((third - fourth).abs() <= rounding).all():
-        remedy = "sums in a varying order, as by threads; step rules see losses closer than this as equal"
+        remedy = "sums in a varying order, as by threads; step rules see closer losses as equal"
         return Check(name, "note", f"{difference}, no more than rounding", remedy)
     remedy = (
         "take other sources of chance out, or seed them in every call; start iterations from the "

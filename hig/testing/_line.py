@@ -119,7 +119,7 @@ def estimate(line: Line, step: float, seed: int) -> Estimate:
     expected, uncertainty = (float(x) for x in slope(values @ cotangent, step))
     size = max(float((cotangent * slopes).norm()), abs(expected))
     outputs = float((cotangent * line.middle).norm()) + size
-    rough = float(noise(values @ cotangent)) / max(outputs, 1e-300)
+    rough = float(noise(values @ cotangent, OFFSETS)) / max(outputs, 1e-300)
     relative = uncertainty / size if size > 0 else 0.0
     tolerance = max(_AGREEMENT, 100 * line.eps)
     if rough <= 100 * line.eps and relative < 0.1:
@@ -158,6 +158,8 @@ def searched(line: Line, seed: int) -> list[Estimate]:
     if found[0].agrees:
         return found
     found.append(estimate(line, 1e-3, seed))
+    if all(one.uncertainty < min(1e-4, 0.1 * one.error) for one in found):
+        return found  # resolved at both, and different
     if found[1].uncertainty < 2 * found[0].uncertainty or found[1].uncertainty == float("inf"):
         _walk(line, seed, found, [10.0**-k for k in range(4, 11)])
     best = min(one.uncertainty for one in found)

@@ -96,9 +96,8 @@ def _of_inputs(line: Line, found: Estimate) -> tuple[Line, Estimate]:
         for half in _halves(chosen):
             direction = torch.where(half.view_as(line.direction), line.direction, 0)
             part = replace(line, direction=direction)
-            parts.append(
-                (part, _along(part, found, float((gradient * direction.double().flatten()).sum())))
-            )
+            claimed = float((gradient * direction.double().flatten()).sum())
+            parts.append((part, _along(part, found, claimed)))
         usable = [p for p in parts if _clear(p[1]) and p[1].size > _INFLUENCE * whole]
         best = max(usable, key=lambda part: part[1].error, default=None)
         if best is None or best[1].error < 1.05 * found.error:

@@ -19,7 +19,8 @@ __all__ = ["OFFSETS", "gauss_legendre", "jump", "noise", "slope", "spaced"]
 OFFSETS = (-3.06, -1.87, -1.13, 0.0, 0.94, 2.21, 2.83)
 
 _ORDER = 6  # of the differences that are taken for noise
-_REFINED = 13
+_HIGH_ORDER = 10  # and for jumps, which it leaves nearly as large
+_REFINED = 17
 _REFINEMENTS = 3
 
 
@@ -95,7 +96,7 @@ def jump(function: Callable[[float], Tensor], reach: float, count: int) -> float
         values = torch.stack([function(t) for t in times])
         if not values.isfinite().all():
             return 0.0
-        weights = _difference_weights(spaced(count), _ORDER).to(values)
+        weights = _difference_weights(spaced(count), _HIGH_ORDER).to(values)
         # A discontinuity enters with the sum of the weights on one side of it.
         heights = (weights @ values).abs() / weights.cumsum(1).abs().amax(1)
         at = int(heights.argmax())
@@ -103,7 +104,7 @@ def jump(function: Callable[[float], Tensor], reach: float, count: int) -> float
         first = height if look == 0 else first
         if height <= 0.2 * first / 2**look:
             return 0.0
-        centre = times[at + _ORDER // 2]
+        centre = times[at + _HIGH_ORDER // 2]
         # The middle of the window, at a quarter of the distance between points.
         reach, count = reach * (_REFINED - 1) / (4 * (count - 1)), _REFINED
     return min(first, 3 * height)

@@ -113,20 +113,23 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
 
 def _explained(line: Line, found: Estimate) -> _Finding:
     """The cause of a difference between a backward pass and differences along a line."""
-    where, part = localised(line, found)
-    position, place = line.position, where.place
-    scan = _jumps(where.line, part)
+    scan = _jumps(line, found)
     if scan is not None:
+        # Not part by part: what samples share by a common step size is noise of other samples.
         relative, error, noise = scan
         allowed = max(_APPROXIMATE, _OF_JUMPS * relative)
-        cause = "jumps" if error <= allowed else "wrong"
-        shown = min(found.error, error) if cause == "jumps" else error
-        return _Finding(position, shown, noise, cause, place, relative, _ratio(part))
-    if part.error <= _APPROXIMATE:
-        return _Finding(position, part.error, 0.0, "approximate", place, part.uncertainty)
-    if part.error <= 10 * part.uncertainty:
-        return _Finding(position, part.error, part.noise, "unresolved", place, part.uncertainty)
-    return _Finding(position, part.error, 0.0, "wrong", place, part.uncertainty, _ratio(part))
+        if error <= allowed:
+            return _Finding(line.position, min(found.error, error), noise, "jumps")
+        part, place = found, ""
+    else:
+        noise = 0.0
+        part, place = localised(line, found)
+        error, relative = part.error, part.uncertainty
+        if error <= _APPROXIMATE:
+            return _Finding(line.position, error, 0.0, "approximate", place, relative)
+        if error <= 10 * relative:
+            return _Finding(line.position, error, part.noise, "unresolved", place, relative)
+    return _Finding(line.position, error, noise, "wrong", place, relative, _ratio(part))
 
 
 def _ratio(found: Estimate) -> float:
@@ -151,7 +154,7 @@ def _jumps(line: Line, found: Estimate) -> tuple[float, float, float] | None:
     def values(t: float) -> Tensor:
         return line.values(t) @ cotangent
 
-    for reach in (0.3, 0.03, 3e-3):
+    for reach in (0.3, 0.1, 0.02):
         height = jump(values, reach, _SCAN)
         if height <= 1e3 * line.eps * size:
             continue
@@ -201,7 +204,7 @@ _CAUSES = (
     "black box for a transposed Jacobian or adjoint, or too large difference steps; kinks count too"
 )
 _TOLERANCE_TOO = (
-    "; the output also jumps as by a solver's tolerance or adaptive step control, but by less"
+    "; or tighten a solver's tolerance (rtol, atol): its adaptive steps make the output jump too"
 )
 _JUMPS = (
     "so a solver's tolerance, its adaptive step control or single precision inside leave it, and "

@@ -1,6 +1,6 @@
 """Which outputs and inputs a wrong derivative belongs to: bisection of both."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,37 +9,26 @@ from hig.testing._differences import OFFSETS, slope
 from hig.testing._line import Estimate, Line
 from hig.testing._simulator import SimulationError
 
-__all__ = ["Located", "localised"]
+__all__ = ["localised"]
 
 # Parts of less influence than this are not looked at alone.
 _INFLUENCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Located:
-    """A line that moves some of the inputs, and in which outputs the difference lies.
-
-    Attributes:
-        line: the line.
-        place: the samples, in words; empty where it is all of them.
-    """
-
-    line: Line
-    place: str
-
-
-def localised(line: Line, found: Estimate) -> tuple[Located, Estimate]:
+def localised(line: Line, found: Estimate) -> tuple[Estimate, str]:
     """The part of the outputs and inputs in which the relative difference is largest.
 
     A wrong entry among thousands of right ones is a small part of any sum of them: halves are
-    followed down to where the error no longer grows.
+    followed down to single entries.
+
+    Returns:
+        The estimate for that part; the samples of the outputs, in words, empty for all of them.
     """
     found = _of_outputs(line, found)
     samples = found.cotangent.view(line.shape).abs().sum(1).nonzero().flatten().tolist()
     few = 0 < len(samples) < line.simulator.samples
     place = f", in samples {samples[:6]}" if few else ""
-    line, found = _of_inputs(line, found)
-    return Located(line, place), found
+    return _of_inputs(line, found), place
 
 
 def _halves(chosen: Tensor) -> list[Tensor]:
@@ -55,17 +44,21 @@ def _halves(chosen: Tensor) -> list[Tensor]:
 
 def _of_outputs(line: Line, found: Estimate) -> Estimate:
     values = torch.stack([line.values(k * found.step) for k in OFFSETS])
-    chosen = found.cotangent != 0
-    while int(chosen.sum()) > 1:
+    part = best = found
+    while int((part.cotangent != 0).sum()) > 1:
         try:
-            parts = [_part(line, found, values, half) for half in _halves(chosen)]
+            parts = [_part(line, found, values, half) for half in _halves(part.cotangent != 0)]
         except SimulationError:  # not all solvers take cotangents of some samples
-            return found
-        best = max(parts, key=lambda part: part.error if _clear(part) else -1.0)
-        if not _clear(best) or best.error < 1.05 * found.error:
-            return found
-        found, chosen = best, best.cotangent != 0
-    return found
+            return best
+        part = max(parts, key=_mismatch)
+        if not _clear(part):
+            return best
+        best = max(best, part, key=lambda one: one.error)
+    return best
+
+
+def _mismatch(found: Estimate) -> float:
+    return abs(found.claimed - found.expected)
 
 
 def _clear(found: Estimate) -> bool:
@@ -87,24 +80,21 @@ def _part(line: Line, found: Estimate, values: Tensor, mask: Tensor) -> Estimate
     )
 
 
-def _of_inputs(line: Line, found: Estimate) -> tuple[Line, Estimate]:
+def _of_inputs(line: Line, found: Estimate) -> Estimate:
     gradient = line.gradient(0, found.cotangent).flatten()
-    whole = found.size
-    chosen = line.direction.flatten() != 0
-    while int(chosen.sum()) > 1:
-        parts = []
-        for half in _halves(chosen):
+    part = best = found
+    while int((line.direction != 0).sum()) > 1:
+        pairs = []
+        for half in _halves(line.direction.flatten() != 0):
             direction = torch.where(half.view_as(line.direction), line.direction, 0)
-            part = replace(line, direction=direction)
             claimed = float((gradient * direction.double().flatten()).sum())
-            parts.append((part, _along(part, found, claimed)))
-        usable = [p for p in parts if _clear(p[1]) and p[1].size > _INFLUENCE * whole]
-        best = max(usable, key=lambda part: part[1].error, default=None)
-        if best is None or best[1].error < 1.05 * found.error:
-            return line, found
-        line, found = best
-        chosen = line.direction.flatten() != 0
-    return line, found
+            shorter = replace(line, direction=direction)
+            pairs.append((shorter, _along(shorter, found, claimed)))
+        line, part = max(pairs, key=lambda pair: _mismatch(pair[1]))
+        if not _clear(part) or part.size < _INFLUENCE * found.size:
+            return best
+        best = max(best, part, key=lambda one: one.error)
+    return best
 
 
 def _along(line: Line, found: Estimate, claimed: float) -> Estimate:

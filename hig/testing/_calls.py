@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hig.testing._report import Check
-from hig.testing._simulator import SimulationError, Simulator, nearby
+from hig.testing._simulator import SimulationError, Simulator, nearby, same_random_numbers
 
 __all__ = ["check_calls"]
 
@@ -29,10 +29,9 @@ class _Call:
     def of(cls, simulator: Simulator, inputs: list[Tensor], seed: int) -> "_Call":
         leaves = [inputs[position].clone().requires_grad_() for position in simulator.floating]
         given = [value.clone() for value in inputs]
-        with torch.enable_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), same_random_numbers():
             for position, leaf in zip(simulator.floating, leaves, strict=True):
                 given[position] = leaf.clone()  # no leaf: these may be written into
-            torch.manual_seed(0)
             output = simulator.simulate(*given)
         generator = torch.Generator().manual_seed(seed)
         cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)

@@ -15,6 +15,7 @@ __all__ = [
     "cast",
     "first_line",
     "nearby",
+    "same_random_numbers",
     "typical_sizes",
     "user_code",
 ]
@@ -44,6 +45,17 @@ def user_code() -> Iterator[None]:
     # so do KeyboardInterrupt and SystemExit.
     except Exception as error:
         raise SimulationError(error) from error
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Random numbers of torch that are the same every time, and of no effect outside."""
+    with torch.random.fork_rng():
+        # Not torch.manual_seed: until CUDA is used it keeps a written stack for every call.
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(0)
+        yield
 
 
 @dataclass
@@ -83,8 +95,7 @@ class Simulator:
         Raises:
             SimulationError: the simulator has raised an error.
         """
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with same_random_numbers():
             output = self.simulate(*(value.clone() for value in inputs))
         # The next call may overwrite it.
         return output.clone() if isinstance(output, Tensor) else output

@@ -54,7 +54,7 @@ def factors(shape, place, error):
     return found
 
 
-@pytest.mark.parametrize("error", [-2, -1, -0.3, 0.01, 3e-3])
+@pytest.mark.parametrize("error", [-2, -1, 3e-3])
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("end", ["inputs", "outputs"])
 @pytest.mark.parametrize("model", [smooth, kinked])
@@ -72,7 +72,16 @@ def test_wrong_parts_of_a_derivative_fail(model, end, place, error):
     assert not report.passed
     # All of it missing is found before.
     assert {failure.name for failure in report.failures} <= {"gradients right", "differentiable"}
-    assert check_simulator(lambda x: model(x / UNITS_IN.to(x)), INPUTS * UNITS_IN).passed
+
+
+@pytest.mark.parametrize("model", [smooth, kinked])
+def test_right_ones_in_any_unit_pass(model):
+    def simulate(x):
+        return model(x / UNITS_IN.to(x)) * UNITS_OUT.to(x)
+
+    for dtype in (torch.float32, torch.float64):
+        report = check_simulator(simulate, (INPUTS * UNITS_IN).to(dtype))
+        assert {check.verdict for check in report.checks} == {"ok"}, report
 
 
 def test_signs_and_missing_parts_are_named():

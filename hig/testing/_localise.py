@@ -12,7 +12,7 @@ from hig.testing._simulator import SimulationError
 __all__ = ["localised"]
 
 # Parts of less influence than this are not looked at alone.
-_INFLUENCE = 1e-4
+_INFLUENCE = 1e-2
 
 
 def localised(line: Line, found: Estimate) -> tuple[Estimate, str]:

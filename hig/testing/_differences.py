@@ -89,25 +89,36 @@ def jump(function: Callable[[float], Tensor], reach: float, count: int) -> float
         reach: how far to look.
         count: points of the first look.
     """
-    first = height = 0.0
-    centre = 0.0
-    for look in range(_REFINEMENTS + 1):
-        times = [centre + reach * t for t in spaced(count)]
-        values = torch.stack([function(t) for t in times])
-        if not values.isfinite().all():
-            return 0.0
-        weights = _difference_weights(spaced(count), _HIGH_ORDER).to(values)
-        # A discontinuity enters with the sum of the weights on one side of it.
-        heights = (weights @ values).abs() / weights.cumsum(1).abs().amax(1)
-        at = int(heights.argmax())
-        height = float(heights[at])
-        first = height if look == 0 else first
-        if height <= 0.2 * first / 2**look:
-            return 0.0
-        centre = times[at + _HIGH_ORDER // 2]
+    first, at = _heights(function, 0.0, reach, count)
+    closer, _ = _heights(function, 0.0, reach / 3, count)
+    if float(closer.median()) >= 0.5 * float(first.median()) > 0:
+        return float(first.max())  # noise, or jumps too dense to look at one of them
+    height = initial = float(first.max())
+    for look in range(1, _REFINEMENTS + 1):
         # The middle of the window, at a quarter of the distance between points.
         reach, count = reach * (_REFINED - 1) / (4 * (count - 1)), _REFINED
-    return min(first, 3 * height)
+        heights, at = _heights(function, at, reach, count)
+        height = float(heights.max())
+        if not height > 0.2 * initial / 2**look:
+            return 0.0
+    return min(initial, 3 * height)
+
+
+def _heights(
+    function: Callable[[float], Tensor], centre: float, reach: float, count: int
+) -> tuple[Tensor, float]:
+    """Jumps that would explain the differences of each window; the place of the largest.
+
+    All are zero where the function is not finite.
+    """
+    times = [centre + reach * t for t in spaced(count)]
+    values = torch.stack([function(t) for t in times])
+    weights = _difference_weights(spaced(count), _HIGH_ORDER).to(values)
+    if not values.isfinite().all():
+        return weights.new_zeros(len(weights)), centre
+    # A discontinuity enters with the sum of the weights on one side of it.
+    heights = (weights @ values).abs() / weights.cumsum(1).abs().amax(1)
+    return heights, times[int(heights.argmax()) + _HIGH_ORDER // 2]
 
 
 @functools.cache

@@ -1,31 +1,37 @@
 """One call that says whether a simulator is ready for a half-inverse step."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from hig.arguments import check_count
+from hig.testing._calls import check_calls
 from hig.testing._derivatives import (
     backward_couples,
     check_differentiable,
     check_passes,
     check_twice,
-    check_vjp,
     count_passes,
 )
-from hig.testing._forward import check_forward, check_output, forward_couples
+from hig.testing._forward import FORWARD, check_output, forward_couples
+from hig.testing._gradients import check_vjp
 from hig.testing._report import Check, SimulatorReport
-from hig.testing._simulator import Simulator
+from hig.testing._simulator import SimulationError, Simulator
 
 __all__ = ["assert_simulator", "check_simulator"]
 
 
-def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> SimulatorReport:
+def check_simulator(
+    simulate: Callable[..., Tensor], *inputs: Tensor, chunk: int | None = None
+) -> SimulatorReport:
     """Check a simulator at some inputs.
 
-    It is run a few dozen times: take a small batch. Checked are shape, dtype, device, that inputs
-    stay as they are and that equal inputs give equal outputs; gradients against finite
-    differences, in float64 if the simulator takes it; whether samples influence one another; and
-    which engines, batches of backward passes and methods it allows.
+    It is run some fifty times, as the report says: take a small batch. Checked are shape, dtype,
+    device, that inputs stay as they are and that equal inputs give equal outputs; that calls leave
+    one another alone; gradients against finite differences, in float64 if the simulator takes it;
+    whether samples influence one another; and which engines, batches of backward passes and
+    methods it allows. An error that the simulator raises, of any class, is part of the report.
 
     Example::
 
@@ -37,30 +43,46 @@ def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> Simulat
             between the network's output and the prediction. PhiFlow or black boxes may be inside.
         inputs: at least two samples each, such as a start and controls; those of a
             floating-point dtype are differentiated by.
+        chunk: backward passes in one batch, as the optimisers take it. With 1 none runs in a
+            batch: for simulators whose backward pass leaves torch for compiled code, which a
+            batch may end together with the process.
 
     Returns:
         The report; ``print`` it, or look at its ``passed``.
 
     Raises:
-        TypeError: ``simulate`` is not callable, an input is no tensor, or none is floating-point.
-        ValueError: fewer than two samples, or inputs that differ in samples, dtype or device.
+        TypeError: ``simulate`` is not callable, an input is no tensor, none is floating-point, or
+            ``chunk`` is no whole number.
+        ValueError: fewer than two samples, inputs that differ in samples, dtype or device, or a
+            ``chunk`` below 1.
     """
+    if chunk is not None:
+        chunk = check_count(chunk, "chunk", "or None")
     simulator = Simulator.of(simulate, inputs)
-    checks = [check_output(simulator)]
-    if checks[-1].verdict == "fail":
+    report = _checked(simulator, chunk)
+    return replace(
+        report, simulations=simulator.calls.simulations, backward_calls=simulator.calls.passes
+    )
+
+
+def _checked(simulator: Simulator, chunk: int | None) -> SimulatorReport:
+    returned = _guarded("output", check_output, simulator)
+    checks = [returned]
+    if returned.verdict == "fail":
         return SimulatorReport(checks)
-    *others, deterministic = check_forward(simulator)
-    checks += [*others, deterministic]
-    chance = deterministic.verdict == "fail"  # then differences of two calls mean nothing
-    differentiable = check_differentiable(simulator)
+    checks += [_guarded(name, check, simulator) for name, check in FORWARD.items()]
+    chance = checks[-1].verdict == "fail"  # then differences of two calls mean nothing
+    differentiable = _guarded("differentiable", check_differentiable, simulator)
     checks.append(differentiable)
     if chance or differentiable.verdict == "fail":
         return SimulatorReport(checks)
-    checks.append(check_vjp(simulator))
+    checks.append(_guarded("calls apart", check_calls, simulator))
+    checks.append(_guarded("gradients right", check_vjp, simulator))
     output = simulator(*simulator.inputs)
-    coupled = forward_couples(simulator) or backward_couples(simulator)
-    checks.append(_about_samples(coupled, (*simulator.inputs, output)))
-    passes, twice = check_passes(simulator), check_twice(simulator)
+    coupled, refused = _coupled(simulator, chunk)
+    checks.append(_about_samples(coupled, (*simulator.inputs, output), refused))
+    passes = _guarded("batched passes", lambda one: check_passes(one, chunk), simulator)
+    twice = _guarded("products J v", check_twice, simulator)
     checks += [passes, twice]
     return SimulatorReport(
         checks,
@@ -71,18 +93,56 @@ def check_simulator(simulate: Callable[..., Tensor], *inputs: Tensor) -> Simulat
     )
 
 
-def _about_samples(coupled: bool, tensors: Sequence[Tensor]) -> Check:
+def _guarded(name: str, check: Callable[[Simulator], Check], simulator: Simulator) -> Check:
+    """A check, or that the simulator has raised an error in it."""
+    try:
+        return check(simulator)
+    except SimulationError as raised:
+        return Check(name, "fail", f"it raises {raised}", _RAISED)
+
+
+_RAISED = (
+    "find why it ends for these inputs, or for some a few per cent from them as a network will "
+    "give: a solver that does not converge needs another start, tolerance or step"
+)
+
+
+def _coupled(simulator: Simulator, chunk: int | None) -> tuple[bool, str]:
+    """Whether samples influence one another, and an error that has kept a part of it open."""
+    try:
+        if forward_couples(simulator):
+            return True, ""
+    except SimulationError as raised:
+        return True, f"inputs of half of the samples moved: {raised}"
+    try:
+        return backward_couples(simulator, chunk), ""
+    except SimulationError as raised:
+        return False, f"cotangents of half of the samples: {raised}"
+
+
+def _about_samples(coupled: bool, tensors: Sequence[Tensor], refused: str) -> Check:
+    name = "samples apart"
+    if refused:
+        verdict = "samples may influence one another: engine rows" if coupled else _APART
+        remedy = "not all could be checked; rows of single samples (engine rows) may be refused too"
+        return Check(name, "note", f"{verdict}; it refuses {refused}", remedy)
     if not coupled:
-        return Check("samples apart", "ok", "no sample influences another")
+        return Check(name, "ok", _APART)
     remedy = "if not wanted, look for means over the batch, or a step size that all samples share"
     square = [tuple(t.shape) for t in tensors if t.ndim > 1 and t.shape[0] == t.shape[1]]
     if square:
         remedy += f"; the first axis must be the batch: is it time instead, in {square[-1]}?"
-    return Check("samples apart", "note", "samples influence one another: engine rows", remedy)
+    return Check(name, "note", "samples influence one another: engine rows", remedy)
+
+
+_APART = "no sample influences another"
 
 
 def assert_simulator(
-    simulate: Callable[..., Tensor], *inputs: Tensor, allow: tuple[str, ...] | None = None
+    simulate: Callable[..., Tensor],
+    *inputs: Tensor,
+    allow: tuple[str, ...] | None = None,
+    chunk: int | None = None,
 ) -> SimulatorReport:
     """The same in a test suite: an `AssertionError` with the whole report where a check fails.
 
@@ -95,6 +155,7 @@ def assert_simulator(
         simulate: as in `check_simulator`.
         inputs: as in `check_simulator`.
         allow: names of checks that may end with a note; None allows all of them, ``()`` none.
+        chunk: as in `check_simulator`.
 
     Returns:
         The report.
@@ -104,7 +165,7 @@ def assert_simulator(
         ValueError: as in `check_simulator`, or ``allow`` has a name that no check has.
         TypeError: as in `check_simulator`.
     """
-    report = check_simulator(simulate, *inputs)
+    report = check_simulator(simulate, *inputs, chunk=chunk)
     unknown = set(allow or ()) - {check.name for check in report.checks}
     if unknown and report.passed:
         known = ", ".join(check.name for check in report.checks)

@@ -1,4 +1,4 @@
-"""Checks of the derivative: is there one, is it right, and how can it be asked for."""
+"""Checks of the derivative: is there one, and how can it be asked for."""
 
 import torch
 from torch import Tensor
@@ -7,40 +7,15 @@ from hig._backward import Backward, output_cotangents
 from hig._graph import nodes_behind
 from hig._pullback import Pullback
 from hig.testing._report import Check
-from hig.testing._simulator import Simulator, cast, first_line, nearby
+from hig.testing._simulator import SimulationError, Simulator, first_line, nearby, user_code
 
 __all__ = [
     "backward_couples",
     "check_differentiable",
     "check_passes",
     "check_twice",
-    "check_vjp",
     "count_passes",
 ]
-
-# Steps of the finite differences, relative to the input: truncation falls and rounding rises
-# with smaller ones, and the best one counts.
-_STEPS = {
-    torch.float64: [10.0**-k for k in range(2, 8)],
-    torch.float32: [0.1, 0.03, 0.01, 3e-3, 1e-3],
-}
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}
-_DIRECTIONS = 3
-
-
-def _with_graph(simulator: Simulator, inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Differentiable inputs that require a gradient, and the output with its graph."""
-    given = [value.detach().clone() for value in inputs]
-    for position in simulator.floating:
-        given[position].requires_grad_()
-    with torch.enable_grad():
-        return [given[position] for position in simulator.floating], simulator.run(*given)
-
-
-def _pulled_back(output: Tensor, leaves: list[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(
-        output, leaves, cotangent, allow_unused=True, retain_graph=True, materialize_grads=True
-    )
 
 
 def check_differentiable(simulator: Simulator) -> Check:
@@ -48,8 +23,8 @@ def check_differentiable(simulator: Simulator) -> Check:
     name = "differentiable"
     try:
         gradients = _gradients(simulator)
-    except (RuntimeError, TypeError, ValueError) as error:
-        return Check(name, "fail", *_told(error))
+    except SimulationError as raised:
+        return Check(name, "fail", *_explained(simulator, raised.error))
     if gradients is None:
         if _is_constant(simulator):
             return Check(name, "fail", *_CONSTANT)
@@ -79,11 +54,13 @@ _CONSTANT = (
 
 def _gradients(simulator: Simulator) -> tuple[Tensor | None, ...] | None:
     """Gradients of the output for a random cotangent; None where it has no graph."""
-    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
+    leaves, output = simulator.with_graph(nearby(simulator.inputs))
     if not output.requires_grad:
         return None
     cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-    return torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+    simulator.calls.passes += 1
+    with user_code():
+        return torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
 
 
 def _is_constant(simulator: Simulator) -> bool:
@@ -91,7 +68,7 @@ def _is_constant(simulator: Simulator) -> bool:
     return torch.equal(before, after)
 
 
-def _told(error: Exception) -> tuple[str, str]:
+def _explained(simulator: Simulator, error: Exception) -> tuple[str, str]:
     """What an error in a computation with a graph means for a simulator, and the remedy."""
     text = first_line(error)
     if "numpy() on Tensor that requires grad" in text:
@@ -101,77 +78,19 @@ def _told(error: Exception) -> tuple[str, str]:
             "let each step make new tensors: state = state + ..., torch.stack, not state[i] = ..."
         )
         return "a change in place overwrites what the derivative needs", remedy
+    try:
+        simulator(*nearby(simulator.inputs))
+    except SimulationError as moved:
+        remedy = "give inputs around which the simulator runs, as a network's output will vary"
+        return f"inputs moved by 1 % are refused: {moved}", remedy
     remedy = "it runs without gradients; call it with inputs that require one to see where it ends"
     return f"{type(error).__name__}: {text}", remedy
 
 
-def check_vjp(simulator: Simulator) -> Check:
-    """Products with the Jacobian's transpose against central finite differences."""
-    inputs, dtype = nearby(simulator.inputs), torch.float64
-    try:
-        if simulator(*cast(inputs, dtype)).dtype != dtype:
-            dtype = simulator.dtype
-    except (RuntimeError, TypeError, ValueError):
-        dtype = simulator.dtype  # `check_dtypes` has said so
-    inputs = cast(inputs, dtype)
-    leaves, output = _with_graph(simulator, inputs)
-    errors = {
-        position: max(
-            _error(simulator, inputs, position, leaf, output, seed) for seed in range(_DIRECTIONS)
-        )
-        for position, leaf in zip(simulator.floating, leaves, strict=True)
-    }
-    worst = max(errors, key=errors.__getitem__)
-    precision = str(dtype).removeprefix("torch.")
-    found = f"within {errors[worst]:.0e} of finite differences in {precision}"
-    if errors[worst] > _TOLERANCE[dtype]:
-        return Check("gradients right", "fail", f"by input {worst} only {found}", _CAUSES)
-    return Check("gradients right", "ok", found)
-
-
-_CAUSES = (
-    "look for .item(), .detach(), .numpy() or torch.tensor(x) inside, which cut the graph; in a "
-    "black box for a transposed Jacobian or adjoint, or too large difference steps; kinks count too"
-)
-
-
-def _error(
-    simulator: Simulator,
-    inputs: list[Tensor],
-    position: int,
-    leaf: Tensor,
-    output: Tensor,
-    seed: int,
-) -> float:
-    """The relative difference of uᵀ(J v), by differences, and (Jᵀ u)ᵀ v, for random u and v."""
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
-    u = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
-    scale = float(1 + inputs[position].abs().mean())
-    best = float("inf")
-    for step in _STEPS[output.dtype]:
-        change = step * scale * v
-        ahead, behind = (
-            simulator(*(x + s * change if i == position else x for i, x in enumerate(inputs)))
-            for s in (1, -1)
-        )
-        difference = (ahead - behind).double() / (2 * step * scale)
-        size = float(difference.norm())
-        # Along the difference too: beside much larger outputs a random u hides what is small.
-        along = u.double() / u.double().norm() + (difference / size if size > 0 else 0)
-        (gradient,) = _pulled_back(output, [leaf], along.to(output))
-        found = float((gradient.double() * v.double()).sum())
-        expected = float((along * difference).sum())
-        if size == 0 and found == 0:
-            return 0.0
-        best = min(best, abs(found - expected) / max(size, 1e-300))
-    return best
-
-
-def backward_couples(simulator: Simulator) -> bool:
+def backward_couples(simulator: Simulator, chunk: int | None = None) -> bool:
     """Whether outputs of some samples have a gradient by others, at their own scale."""
-    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
-    sizes = _row_sizes(output, leaves)
+    leaves, output = simulator.with_graph(nearby(simulator.inputs))
+    sizes = _row_sizes(simulator, output, leaves, chunk)
     largest = sizes.max().clamp_min(torch.finfo(output.dtype).tiny)
     # Each output counts the same, whatever its scale: the step of a half-inverse takes it so.
     weights = largest / sizes.clamp_min(2.0**-40 * largest)
@@ -181,17 +100,23 @@ def backward_couples(simulator: Simulator) -> bool:
         for side in (0, 1):
             chosen = (index >> bit) % 2 == side
             cotangent = weights * chosen.to(weights).unsqueeze(1)
-            gradients = _pulled_back(output, leaves, cotangent.view_as(output).to(output))
+            found = cotangent.view_as(output).to(output)
+            gradients = simulator.pulled_back(output, leaves, found)
             if any(bool((g[~chosen].abs() > 10 * eps * largest).any()) for g in gradients):
                 return True
     return False
 
 
-def _row_sizes(output: Tensor, leaves: list[Tensor]) -> Tensor:
+def _row_sizes(
+    simulator: Simulator, output: Tensor, leaves: list[Tensor], chunk: int | None
+) -> Tensor:
     """Norms (B, D), float64, of the derivatives of all outputs."""
     squares = output.new_zeros((len(output), output[0].numel()), dtype=torch.float64)
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-    passes = Backward().gradients(output, leaves, squares.shape[1], output_cotangents(output), size)
+    cotangents, backward = output_cotangents(output), Backward(chunk)
+    with user_code():
+        passes = list(backward.gradients(output, leaves, squares.shape[1], cotangents, size))
+    simulator.calls.passes += len(passes) if backward.batched else squares.shape[1]
     for chosen, gradients in passes:
         for gradient in gradients:
             if gradient is not None:
@@ -206,7 +131,7 @@ def count_passes(simulator: Simulator) -> int:
 
     A black box is not asked for the last one, where it was seen to be linear, sample by sample.
     """
-    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
+    leaves, output = simulator.with_graph(nearby(simulator.inputs))
     found = [getattr(node, "pullback", None) for node in nodes_behind(output)]
     boxes = [pullback for pullback in found if isinstance(pullback, Pullback)]
     generator = torch.Generator().manual_seed(0)
@@ -219,53 +144,72 @@ def count_passes(simulator: Simulator) -> int:
             + 1
         )
         for cotangent in (first, second, first + signs * second):
-            _pulled_back(output, leaves, cotangent)
+            simulator.pulled_back(output, leaves, cotangent)
     spared = bool(boxes) and all(box.contract.holds and box.contract.used for box in boxes)
     return output[0].numel() + (not spared)
 
 
-def check_passes(simulator: Simulator) -> Check:
+def check_passes(simulator: Simulator, chunk: int | None = None) -> Check:
     """Whether many backward passes run at once, and give what single ones do."""
-    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
+    name = "batched passes"
+    if chunk == 1:
+        return Check(name, "note", "not tried: one by one, as chunk=1 asks", _CHUNK_REMEDY)
+    leaves, output = simulator.with_graph(nearby(simulator.inputs))
     generator = torch.Generator().manual_seed(0)
     cotangents = torch.randn((2, *output.shape), generator=generator, dtype=torch.float64)
     cotangents = cotangents.to(output)
-    size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-    backward = Backward()
-    ((_, together),) = backward.gradients(
-        output, leaves, 2, lambda start, stop: cotangents[start:stop], size
+    singles = list(
+        zip(*(simulator.pulled_back(output, leaves, one) for one in cotangents), strict=True)
     )
-    if not backward.batched:
-        refusal = backward.notes[-1].partition("refuses batches: ")[2]
-        return Check("batched passes", "note", f"one by one: {refusal}", _BATCH_REMEDY)
-    singles = zip(*(_pulled_back(output, leaves, one) for one in cotangents), strict=True)
+    simulator.calls.passes += 1
+    try:
+        with user_code():
+            together = torch.autograd.grad(
+                output,
+                leaves,
+                cotangents,
+                is_grads_batched=True,
+                allow_unused=True,
+                retain_graph=True,
+            )
+    except SimulationError as raised:
+        if isinstance(raised.error, RuntimeError):  # a step then takes them one by one
+            refusal = first_line(raised.error)
+            return Check(name, "note", f"one by one: {refusal}", _BATCH_REMEDY)
+        return Check(name, "fail", f"{raised}, where single passes run", _SINGLE_REMEDY)
     for batch, single in zip(together, singles, strict=True):
         one = torch.stack(single)
         batch = torch.zeros_like(one) if batch is None else batch
-        if (batch - one).norm() > torch.finfo(one.dtype).eps ** 0.5 * one.norm():
+        if not (batch - one).norm() <= torch.finfo(one.dtype).eps ** 0.5 * one.norm():
             remedy = "look for a custom backward that takes the first axis for the batch"
-            return Check("batched passes", "fail", "they differ from single ones", remedy)
-    return Check("batched passes", "ok", "many at once equal one by one")
+            return Check(name, "fail", "they differ from single ones", f"{remedy}, or {_SINGLE}")
+    return Check(name, "ok", "many at once equal one by one")
 
 
 _BATCH_REMEDY = "custom backward passes in torch operations alone can be batched"
+_CHUNK_REMEDY = "give chunk=1 to the optimiser too; without it passes run in batches"
+_SINGLE = "give chunk=1 to the optimiser and to this check: every pass runs alone"
+_SINGLE_REMEDY = f"{_SINGLE}; a RuntimeError would be taken as a refusal of batches"
 
 
 def check_twice(simulator: Simulator) -> Check:
     """Whether the derivative can be differentiated by its cotangent, for products J v."""
     name = "products J v"
-    leaves, output = _with_graph(simulator, nearby(simulator.inputs))
-    cotangent = torch.zeros_like(output, requires_grad=True)
+    leaves, output = simulator.with_graph(nearby(simulator.inputs))
+    cotangent = torch.zeros_like(output, requires_grad=True)  # as steps do
+    simulator.calls.passes += 2
     try:
-        gradients = torch.autograd.grad(
-            output, leaves, cotangent, create_graph=True, allow_unused=True
-        )
-        used = [g for g in gradients if g is not None and g.requires_grad]
-        weights = [torch.ones_like(gradient) for gradient in used]
-        products = torch.autograd.grad(used, cotangent, weights, allow_unused=True)
+        with user_code():
+            gradients = torch.autograd.grad(
+                output, leaves, cotangent, create_graph=True, allow_unused=True
+            )
+            used = [g for g in gradients if g is not None and g.requires_grad]
+            weights = [torch.ones_like(gradient) for gradient in used]
+            products = torch.autograd.grad(used, cotangent, weights, allow_unused=True)
         text = "" if products[0] is not None else "the derivative has no graph"
-    except (RuntimeError, ValueError) as error:
-        text = first_line(error)
+    except SimulationError as raised:
+        known = isinstance(raised.error, RuntimeError | ValueError)
+        text = first_line(raised.error) if known else str(raised)
     if text:
         remedy = "needed for method='lanczos' beyond plain layers, for very large batches"
         return Check(name, "note", f"not available: {text}", remedy)

@@ -1,21 +1,19 @@
 """Checks of the simulation itself: what it returns, and what that depends on."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from hig.errors import described
 from hig.testing._report import Check, Verdict
-from hig.testing._simulator import Simulator, cast, first_line, nearby
+from hig.testing._simulator import SimulationError, Simulator, cast, nearby
 
-__all__ = ["check_forward", "check_output", "forward_couples"]
+__all__ = ["FORWARD", "check_output", "forward_couples"]
 
 
 def check_output(simulator: Simulator) -> Check:
     """A finite real tensor with the samples first."""
-    output, samples = simulator(*simulator.inputs), simulator.samples
-    name = "output"
+    name, samples = "output", simulator.samples
+    output = simulator(*simulator.inputs)
     if not isinstance(output, Tensor):
         remedy = "return one tensor (batch, ...): torch.cat or torch.stack its parts"
         return Check(name, "fail", described(output), remedy)
@@ -33,21 +31,13 @@ def check_output(simulator: Simulator) -> Check:
     return Check(name, "ok", f"{output.dtype}, shape {shape}")
 
 
-def check_forward(simulator: Simulator) -> Iterator[Check]:
-    """All that can be said without a derivative, given that the output is what it should be."""
-    yield _check_dtypes(simulator)
-    yield _check_device(simulator)
-    yield _check_inputs_kept(simulator)
-    yield _check_deterministic(simulator)
-
-
 def _check_dtypes(simulator: Simulator) -> Check:
     kept = []
     for dtype in (torch.float32, torch.float64):
         try:
             found = simulator(*cast(simulator.inputs, dtype)).dtype
-        except (RuntimeError, TypeError, ValueError) as error:
-            text = f"{dtype} inputs are refused ({first_line(error)})"
+        except SimulationError as raised:
+            text = f"{dtype} inputs are refused ({raised})"
             return Check("dtype kept", "note", text, _DTYPE_REMEDY)
         if found != dtype:
             verdict: Verdict = "fail" if dtype == simulator.dtype else "note"
@@ -70,7 +60,7 @@ def _check_device(simulator: Simulator) -> Check:
 def _check_inputs_kept(simulator: Simulator) -> Check:
     given = [value.clone() for value in simulator.inputs]
     with torch.no_grad(), torch.random.fork_rng():
-        simulator.function(*given)
+        simulator.simulate(*given)
     pairs = zip(given, simulator.inputs, strict=True)
     changed = [i for i, (after, before) in enumerate(pairs) if not torch.equal(after, before)]
     if changed:
@@ -81,18 +71,55 @@ def _check_inputs_kept(simulator: Simulator) -> Check:
 
 def _check_deterministic(simulator: Simulator) -> Check:
     name = "deterministic"
-    with torch.no_grad(), torch.random.fork_rng():
-        first, second = (
-            simulator.function(*(value.clone() for value in simulator.inputs)) for _ in range(2)
-        )
+    first, second = _two_calls(simulator)
     if torch.equal(first, second):
         return Check(name, "ok", "two calls agree bit for bit")
-    difference = f"two calls differ by {float((first - second).abs().max()):.1e}"
-    if torch.equal(simulator(*simulator.inputs), simulator(*simulator.inputs)):
+    differs = (first - second).abs().max()
+    difference = f"two calls differ by {float(differs):.1e}"
+    third, fourth = simulator(*simulator.inputs), simulator(*simulator.inputs)
+    if torch.equal(third, fourth):
         remedy = "draw the numbers outside of the closure and pass them in"
         return Check(name, "note", f"{difference}, by random numbers of torch", remedy)
-    remedy = "take other sources of chance out, or seed them in every call"
+    rounding = _rounding(simulator, third)
+    if ((first - second).abs() <= rounding).all() and ((third - fourth).abs() <= rounding).all():
+        remedy = "sums in a varying order, as by threads; step rules see closer losses as equal"
+        return Check(name, "note", f"{difference}, no more than rounding", remedy)
+    remedy = (
+        "take other sources of chance out, or seed them in every call; start iterations from the "
+        "same guess, not from the last solution"
+    )
     return Check(name, "fail", f"{difference}, from the same random state of torch too", remedy)
+
+
+def _two_calls(simulator: Simulator) -> tuple[Tensor, Tensor]:
+    """Outputs for the same inputs, each with random numbers of its own."""
+    with torch.no_grad(), torch.random.fork_rng():
+        first, second = (
+            # A copy: the second call may write into the output of the first.
+            simulator.simulate(*(value.clone() for value in simulator.inputs)).clone()
+            for _ in range(2)
+        )
+    return first, second
+
+
+def _rounding(simulator: Simulator, output: Tensor) -> Tensor:
+    """What rounding may change in an output, given how strongly it depends on the inputs."""
+    eps = torch.finfo(output.dtype).eps
+    distance = eps**0.4
+    moved = simulator(*nearby(simulator.inputs, distance=distance))
+    # Chance of the size c itself comes in here as c eps^0.6 alone, which excuses nothing.
+    amplified = (moved - output).abs() / distance
+    size = torch.maximum(output.abs(), output.square().mean(0, keepdim=True).sqrt())
+    return eps**0.75 * size + 100 * eps * amplified
+
+
+# All that can be said without a derivative, given that the output is what it should be.
+FORWARD = {
+    "dtype kept": _check_dtypes,
+    "device kept": _check_device,
+    "inputs unchanged": _check_inputs_kept,
+    "deterministic": _check_deterministic,
+}
 
 
 def forward_couples(simulator: Simulator) -> bool:

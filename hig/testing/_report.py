@@ -14,7 +14,8 @@ class Check:
 
     Attributes:
         name: what was checked, in a word or two.
-        verdict: ``"ok"``; ``"note"`` where steps are exact, but slower or with restrictions;
+        verdict: ``"ok"``; ``"note"`` where steps are as right as the simulation, but slower or
+            with restrictions;
             ``"fail"`` where they would be wrong or impossible.
         found: what was found.
         remedy: what to change; empty where all is well.
@@ -40,10 +41,11 @@ class SimulatorReport:
             ``"layerwise"`` or ``"rows"``; ``"none"`` where there is no derivative.
         batched: whether backward passes run many at a time.
         methods: values of ``method`` that the simulator allows.
-        passes: backward passes through the simulator per step. With engine "layerwise" one per
             output, and one that checks the factors of layers. A black box that was seen to be
             linear, sample by sample, is spared the latter, but for the first two steps and every
             64th.
+        simulations: how often the check has run the simulator.
+        backward_calls: backward passes of the check; some of them in one batch count as one.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -51,6 +53,8 @@ class SimulatorReport:
     batched: bool = False
     methods: tuple[str, ...] = ()
     passes: int = 0
+    simulations: int = 0
+    backward_calls: int = 0
 
     @property
     def passed(self) -> bool:
@@ -69,12 +73,19 @@ class SimulatorReport:
 
     def __str__(self) -> str:
         lines = [str(check) for check in self.checks]
+        names = ", ".join(check.name for check in self.failures)
         if self.engine == "none":
-            return "\n".join([*lines, "not ready for a half-inverse step"])
+            return "\n".join([*lines, f"not ready for a half-inverse step: {names}; {self._cost}"])
         how = "in batches" if self.batched else "one by one"
-        ready = "ready" if self.passed else "not ready"
+        ready = "ready" if self.passed else f"not ready ({names})"
+        if self.passed and self.notes:
+            ready += f", with notes ({', '.join(check.name for check in self.notes)})"
         lines.append(
             f"{ready}: engine {self.engine}, {self.passes} backward passes a step {how}, "
-            f"method {', '.join(self.methods)}"
+            f"method {', '.join(self.methods)}; {self._cost}"
         )
         return "\n".join(lines)
+
+    @property
+    def _cost(self) -> str:
+        return f"checked by {self.simulations} simulations, {self.backward_calls} backward passes"

@@ -1,14 +1,74 @@
 """A simulator with the inputs that it is checked at."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hig.errors import described
 
-__all__ = ["Simulator", "cast", "first_line", "nearby"]
+__all__ = [
+    "SimulationError",
+    "Simulator",
+    "cast",
+    "first_line",
+    "nearby",
+    "same_random_numbers",
+    "typical_sizes",
+    "user_code",
+]
+
+
+class SimulationError(Exception):
+    """An error raised by the simulator or by its backward pass; never leaves this package.
+
+    Attributes:
+        error: the error itself, of any class.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {first_line(error)}")
+        self.error = error
+
+
+@contextmanager
+def user_code() -> Iterator[None]:
+    """Turn every error of the simulator into a `SimulationError`, which checks report."""
+    try:
+        yield
+    except SimulationError:
+        raise
+    # Solvers raise classes of their own, many derived from Exception alone: each of them is an
+    # answer of the simulator. Only calls of its code stand in here, so errors of hig come out;
+    # so do KeyboardInterrupt and SystemExit.
+    except Exception as error:
+        raise SimulationError(error) from error
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """Random numbers of torch that are the same every time, and of no effect outside."""
+    with torch.random.fork_rng():
+        # Not torch.manual_seed: until CUDA is used it keeps a written stack for every call.
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(0)
+        yield
+
+
+@dataclass
+class Calls:
+    """How often the simulator was called.
+
+    Attributes:
+        simulations: forward passes.
+        passes: backward passes; those in one batch count as one.
+    """
+
+    simulations: int = 0
+    passes: int = 0
 
 
 @dataclass(frozen=True)
@@ -17,12 +77,59 @@ class Simulator:
 
     function: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
+    calls: Calls = field(default_factory=Calls)
+
+    def simulate(self, *inputs: Tensor) -> Tensor:
+        """Simulate these very inputs; the output may share memory with the simulator.
+
+        Raises:
+            SimulationError: the simulator has raised an error.
+        """
+        self.calls.simulations += 1
+        with user_code():
+            return self.function(*inputs)
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """Simulate copies of the inputs, with the same random numbers every time."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return self.function(*(value.clone() for value in inputs))
+        """Simulate copies of the inputs, with the same random numbers every time.
+
+        Raises:
+            SimulationError: the simulator has raised an error.
+        """
+        with same_random_numbers():
+            output = self.simulate(*(value.clone() for value in inputs))
+        # The next call may overwrite it.
+        return output.clone() if isinstance(output, Tensor) else output
+
+    def with_graph(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Leaves for the floating-point inputs, and the output with its graph.
+
+        Raises:
+            SimulationError: the simulator has raised an error.
+        """
+        given = [value.detach().clone() for value in inputs]
+        for position in self.floating:
+            given[position].requires_grad_()
+        with torch.enable_grad():
+            return [given[position] for position in self.floating], self.run(*given)
+
+    def pulled_back(
+        self, output: Tensor, leaves: Sequence[Tensor], cotangent: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Gradients of the leaves for one cotangent, zero where unused; keeps the graph.
+
+        Raises:
+            SimulationError: the backward pass has raised an error.
+        """
+        self.calls.passes += 1
+        with user_code():
+            return torch.autograd.grad(
+                output,
+                list(leaves),
+                cotangent,
+                allow_unused=True,
+                retain_graph=True,
+                materialize_grads=True,
+            )
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """The same without a graph."""
@@ -103,12 +210,30 @@ def cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
-def nearby(inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
+def typical_sizes(value: Tensor) -> Tensor:
+    """A size for each entry of (batch, ...), by which it may be moved: positive float64.
+
+    That of the entry itself, but not less than that of its sample and of its place in other
+    samples: units may differ by many orders between either, and single entries be zero.
+    """
+    size = value.detach().double().abs()
+    place = size.square().mean(0, keepdim=True).sqrt()
+    sample = size.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (size.ndim - 1))
+    size = torch.maximum(size, torch.minimum(place, sample))
+    for larger in (place.expand_as(size), size.square().mean().sqrt(), torch.ones_like(size)):
+        size = torch.where(size > 0, size, larger)
+    return size
+
+
+def nearby(inputs: Sequence[Tensor], seed: int = 0, distance: float = 1e-2) -> list[Tensor]:
     """Inputs a little moved: at a special point, such as rest, an influence may vanish."""
     generator = torch.Generator().manual_seed(seed)
     moved = []
     for value in inputs:
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        change = 1e-2 * noise.to(value) * (1 + value.abs()) if value.is_floating_point() else None
-        moved.append(value if change is None else value + change)
+        if value.is_floating_point():
+            change = distance * noise.to(value.device) * typical_sizes(value)
+            moved.append(value + change.to(value.dtype))
+        else:
+            moved.append(value)
     return moved

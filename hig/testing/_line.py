@@ -1,0 +1,179 @@
+"""A simulator along a line of inputs, where differences and the derivative are compared."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hig.testing._differences import OFFSETS, noise, slope
+from hig.testing._simulator import SimulationError, Simulator
+
+__all__ = ["Estimate", "Line", "estimate", "searched"]
+
+# What may remain between an exact derivative and differences of sixth order.
+_AGREEMENT = 1e-6
+
+
+@dataclass(frozen=True)
+class Line:
+    """The simulator at x + t v, where v moves one input alone.
+
+    Attributes:
+        simulator: the simulator.
+        inputs: x, one tensor (batch, ...) each.
+        position: the input that v moves.
+        direction: v, of that input's shape and dtype.
+        middle: the outputs at x, float64 (outputs,).
+        eps: relative rounding of inputs and outputs.
+    """
+
+    simulator: Simulator
+    inputs: Sequence[Tensor]
+    position: int
+    direction: Tensor
+    middle: Tensor
+    eps: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Samples and outputs of each."""
+        return self.simulator.samples, -1
+
+    def at(self, t: float) -> list[Tensor]:
+        """The inputs x + t v."""
+        moved = self.inputs[self.position] + t * self.direction
+        return [moved if i == self.position else x for i, x in enumerate(self.inputs)]
+
+    def values(self, t: float) -> Tensor:
+        """Outputs at t, float64 (outputs,); NaN where the simulator refuses them."""
+        if t == 0:
+            return self.middle
+        try:
+            return self.simulator(*self.at(t)).double().flatten()
+        except SimulationError:  # too far away; the verdict is found at smaller steps
+            return torch.full_like(self.middle, float("nan"))
+
+    def gradient(self, t: float, cotangent: Tensor) -> Tensor:
+        """Gradient by the input for a cotangent (outputs,), both float64, right after its run."""
+        leaves, output = self.simulator.with_graph(self.at(t))
+        gradients = self.simulator.pulled_back(
+            output, leaves, cotangent.view_as(output).to(output.dtype)
+        )
+        return gradients[self.simulator.floating.index(self.position)].double()
+
+    def derivative(self, t: float, cotangent: Tensor) -> float:
+        """The derivative along v of the outputs weighed by a cotangent, by a backward pass."""
+        return float((self.gradient(t, cotangent) * self.direction.double()).sum())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The derivative along a line, by differences at one step and by a backward pass.
+
+    Attributes:
+        step: of the differences.
+        cotangent: weights of the outputs, float64 (outputs,).
+        slopes: derivatives of all outputs by differences, float64 (outputs,).
+        expected: derivative of the weighed outputs by differences.
+        claimed: the same by a backward pass.
+        size: that of the weighed outputs' derivatives, to which errors are relative.
+        uncertainty: relative one of ``expected``.
+        noise: of the weighed outputs, relative to their size.
+        tolerance: relative error that is none.
+    """
+
+    step: float
+    cotangent: Tensor
+    slopes: Tensor
+    expected: float
+    claimed: float
+    size: float
+    uncertainty: float
+    noise: float
+    tolerance: float
+
+    @property
+    def error(self) -> float:
+        """Relative difference of the two."""
+        difference = abs(self.claimed - self.expected)
+        if difference == 0:
+            return 0.0
+        return difference / self.size if self.size > 0 else float("inf")
+
+    @property
+    def agrees(self) -> bool:
+        """Whether they are equal to what differences can resolve beside rounding."""
+        return self.error <= self.tolerance
+
+
+def estimate(line: Line, step: float, seed: int) -> Estimate:
+    """Compare a backward pass with differences at one step."""
+    values = torch.stack([line.values(k * step) for k in OFFSETS])
+    slopes, spread = slope(values, step)
+    if not (slopes.isfinite().all() and spread.isfinite().all()):
+        nothing = torch.zeros_like(line.middle)
+        infinite = float("inf")
+        return Estimate(step, nothing, nothing, 0.0, 1.0, 0.0, infinite, infinite, 0.0)
+    cotangent = _balanced(slopes, spread, line.shape, seed)
+    expected, uncertainty = (float(x) for x in slope(values @ cotangent, step))
+    size = max(float((cotangent * slopes).norm()), abs(expected))
+    outputs = float((cotangent * line.middle).norm()) + size
+    rough = float(noise(values @ cotangent, OFFSETS)) / max(outputs, 1e-300)
+    relative = uncertainty / size if size > 0 else 0.0
+    tolerance = max(_AGREEMENT, 100 * line.eps)
+    if rough <= 100 * line.eps and relative < 0.1:
+        tolerance = max(tolerance, 4 * relative)  # differences that rounding alone makes inexact
+    claimed = line.derivative(0, cotangent)
+    return Estimate(step, cotangent, slopes, expected, claimed, size, relative, rough, tolerance)
+
+
+def _balanced(slopes: Tensor, spread: Tensor, shape: tuple[int, int], seed: int) -> Tensor:
+    """Weights (outputs,) in which all outputs count alike, whatever their units.
+
+    All signs are those of the slopes for the first seed, where errors of one kind add up, and
+    random for others. Outputs that differences do not resolve count less.
+    """
+    table = slopes.view(shape).abs()
+    place = table.square().mean(0, keepdim=True).sqrt()
+    sample = table.square().mean(1, keepdim=True).sqrt()
+    # A slope may vanish by chance, and its error not be small beside it.
+    size = (table.square() + (0.1 * torch.minimum(place, sample)).square()).sqrt()
+    size = (size.square() + (spread.view(shape) / _AGREEMENT).square()).sqrt()
+    typical = size[size > 0].median() if bool((size > 0).any()) else torch.ones_like(size[0, 0])
+    weights = (typical / torch.where(size > 0, size, typical)).flatten()
+    if seed == 0:
+        return torch.where(slopes < 0, -weights, weights)
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, weights.shape, generator=generator).to(weights) * 2 - 1
+    return signs * weights
+
+
+def searched(line: Line, seed: int) -> list[Estimate]:
+    """Estimates at several steps, the last of which agrees where one does.
+
+    Truncation falls and rounding rises with smaller steps: on to where the uncertainty falls.
+    """
+    found = [estimate(line, 1e-2, seed)]
+    if found[0].agrees:
+        return found
+    found.append(estimate(line, 1e-3, seed))
+    if all(one.uncertainty < min(1e-4, 0.1 * one.error) for one in found):
+        return found  # resolved at both, and different
+    if found[1].uncertainty < 2 * found[0].uncertainty or found[1].uncertainty == float("inf"):
+        _walk(line, seed, found, [10.0**-k for k in range(4, 11)])
+    best = min(one.uncertainty for one in found)
+    if not found[-1].agrees and best > 1e-4:
+        _walk(line, seed, found, [0.1, 1.0, 10.0, 100.0, 1e3, 1e4])
+    return found
+
+
+def _walk(line: Line, seed: int, found: list[Estimate], steps: Sequence[float]) -> None:
+    """Add estimates until one agrees, or the uncertainty rises well above the best one."""
+    for step in steps:
+        if found[-1].agrees:
+            return
+        found.append(estimate(line, step, seed))
+        best = min(one.uncertainty for one in found)
+        if best < float("inf") and found[-1].uncertainty > 30 * best:
+            return

@@ -78,7 +78,7 @@ def compare_operators(
         ``conflictfree_us``, medians of a call, and ``of_conflictfree``, the median of the ratios
         within a round.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for size in sizes:
         # The original makes gradients windows on its vectors: each package has its own network.
         networks = {package: network_of(size) for package in (OURS, THEIRS)}
@@ -88,9 +88,9 @@ def compare_operators(
             torch.manual_seed(0)
             matrix = torch.randn(count, entries)
             for case in cases:
-                rows = matrix + 0.5 if case.agreeing else matrix
+                given = matrix + 0.5 if case.agreeing else matrix
                 calls = {
-                    package: case.make(package, network, [row.clone() for row in rows])
+                    package: case.make(package, network, [row.clone() for row in given])
                     for package, network in networks.items()
                 }
                 times = _times(calls, rounds, clock, patience)

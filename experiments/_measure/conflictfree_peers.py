@@ -78,18 +78,20 @@ def compare_operators(
         ``conflictfree_us``, medians of a call, and ``of_conflictfree``, the median of the ratios
         within a round.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for size in sizes:
-        network = network_of(size)
-        entries = sum(parameter.numel() for parameter in network.parameters())
+        # The original makes gradients windows on its vectors: each package has its own network.
+        networks = {package: network_of(size) for package in (OURS, THEIRS)}
+        entries = sum(parameter.numel() for parameter in networks[OURS].parameters())
         groups = [(utility_cases(), 1)] + [(operator_cases(count), count) for count in losses]
         for cases, count in groups:
             torch.manual_seed(0)
             matrix = torch.randn(count, entries)
             for case in cases:
-                gradients = [row.clone() for row in (matrix + 0.5 if case.agreeing else matrix)]
+                given = matrix + 0.5 if case.agreeing else matrix
                 calls = {
-                    package: case.make(package, network, gradients) for package in (OURS, THEIRS)
+                    package: case.make(package, network, [row.clone() for row in given])
+                    for package, network in networks.items()
                 }
                 times = _times(calls, rounds, clock, patience)
                 rows.append(

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from hig._adam import AdamStep, adam_step, factor_of
 from hig._capture import Capture
 from hig._checks import Checks
+from hig._closure import call
 from hig._graft import GRAFTS, graft_factors
 from hig._groups import check_group, check_group_keys, check_group_lr, require_room
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
@@ -193,7 +194,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         probing = steps * (1 - self._decay) < 1 or steps % self._probe_every == 0
         capture = Capture(parameters if probing else ())
         with clock.phase("forward"), torch.enable_grad(), capture if probing else nullcontext():
-            outcome = closure()
+            outcome = call(closure)
         loss, prediction = loss_and_prediction(outcome)
         with clock.phase("gradient"):
             checks = Checks()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hig._plain import origin
+
 __all__ = ["RandomState", "Trial", "curvature_along", "put_back"]
 
 
@@ -134,7 +136,11 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
         return change.new_zeros(())
     with torch.enable_grad():
         (product,) = torch.autograd.grad(
-            gradient, prediction, change.to(gradient.dtype), retain_graph=True, allow_unused=True
+            gradient,
+            origin(prediction),
+            change.to(gradient.dtype),
+            retain_graph=True,
+            allow_unused=True,
         )
     if product is None:
         return change.new_zeros(())

@@ -198,8 +198,10 @@ class _Probe:
 def _cotangent(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Random numbers that are always the same; nobody may change them."""
     # A generator of its own: a step must not move the user's random state.
-    generator = torch.Generator().manual_seed(20220310)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    generator = torch.Generator("cpu").manual_seed(20220310)
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        device, dtype
+    )
 
 
 def _raise_inexact() -> None:

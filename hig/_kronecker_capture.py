@@ -44,8 +44,8 @@ def random_probe(
     Raises:
         ValueError: if the metric changes the shape.
     """
-    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same on every device
-    signs = torch.randint(0, 2, prediction.shape, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same on every device
+    signs = torch.randint(0, 2, prediction.shape, generator=generator, device="cpu")
     probe = (2 * signs - 1).to(prediction)
     if metric_root is None:
         return probe

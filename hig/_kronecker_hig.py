@@ -1,5 +1,6 @@
 """Half-inverse gradients with a Kronecker factorisation: the price of Adam, at any batch size."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -162,7 +163,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "the state holds no count of steps: it is that of another optimizer; load what "
                 "KroneckerHIG.state_dict() gave"
             )
-        super().load_state_dict(state_dict)
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch would share the tensors
         self.state["count"] = dict(self.state["count"])
 
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number

@@ -159,8 +159,10 @@ def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
         after = apply(matrices, state)
         if not after.requires_grad:  # the same matrices for every control: nothing may change
             after = after + 0 * controls.sum()
-    generator = torch.Generator().manual_seed(0)
-    cotangent = torch.randn(after.shape, generator=generator, dtype=torch.float64).to(after)
+    generator = torch.Generator("cpu").manual_seed(0)
+    cotangent = torch.randn(after.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+        after
+    )
     (expected,) = torch.autograd.grad(after, controls, cotangent)
     states = torch.stack([state, after[0].detach()])
     change = step.control_jacobians(matrices.detach(), states, controls.detach())

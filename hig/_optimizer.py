@@ -37,6 +37,7 @@ from hig._recording import Recording, check_recordable
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
 from hig._split import check_reduction
+from hig._state import IDENTITY, copied_state, identity_of
 from hig._step_rules import make_step_rule
 from hig._trial import RandomState, Trial
 from hig.arguments import (
@@ -115,6 +116,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._process_group, self._reduction = process_group, reduction
         self._recording: Recording[Formed] | None = Recording() if cuda_graph else None
         self.state["step_rule"] = self._rule.state
+        self.state[IDENTITY] = identity_of(self, step_rule=step_rule, momentum_kind=momentum_kind)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the joint Jacobian; see ``torch.optim.Optimizer``.
@@ -139,10 +141,34 @@ class JacobianOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **kept, "_recording": recording, "_spectra": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load learning rates and all memories; see ``torch.optim.Optimizer``."""
+        """Load copies of learning rates and all memories; see ``torch.optim.Optimizer``.
+
+        Raises:
+            ValueError: the state is that of another optimizer; nothing has been changed.
+        """
+        own = self.state[IDENTITY]
+        state_dict = copied_state(state_dict, own, self.param_groups)
+        self._check_state(state_dict["state"])
         super().load_state_dict(state_dict)
+        self.state[IDENTITY] = own
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
+
+    def _check_state(self, state: dict[Any, Any]) -> None:
+        """Raise a `ValueError` for a state without the parts that this optimizer reads."""
+        found = state.get("step_rule")
+        if not isinstance(found, dict) or found.keys() != self._rule.state.keys():
+            raise ValueError(
+                f"the state holds {'another' if found is not None else 'no'} step rule: it is that "
+                f"of another optimizer; load what {self.state[IDENTITY]['class']}.state_dict() "
+                "gave, with the same step_rule"
+            )
+        for name in state.keys() - self.state.keys():
+            if isinstance(name, str):
+                raise ValueError(
+                    f"the state holds {name!r}, which this optimizer has not: it is that of "
+                    f"another; load what {self.state[IDENTITY]['class']}.state_dict() gave"
+                )
 
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
         """Take one step.

@@ -73,7 +73,9 @@ def _gradients(simulator: Simulator) -> tuple[Tensor | None, ...] | None:
     leaves, output = _with_graph(simulator, nearby(simulator.inputs))
     if not output.requires_grad:
         return None
-    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    cotangent = torch.randn(
+        output.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+    ).to(output)
     return torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
 
 
@@ -135,9 +137,9 @@ def _error(
     seed: int,
 ) -> float:
     """The relative difference of uᵀ(J v), by differences, and (Jᵀ u)ᵀ v, for random u and v."""
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf)
-    u = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    v = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu").to(leaf)
+    u = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu").to(output)
     scale = float(1 + inputs[position].abs().mean())
     best = float("inf")
     for step in _STEPS[output.dtype]:
@@ -162,7 +164,7 @@ def _error(
 def backward_couples(simulator: Simulator) -> bool:
     """Whether outputs of half of the samples have a gradient by the others."""
     leaves, output = _with_graph(simulator, nearby(simulator.inputs))
-    half = torch.arange(simulator.samples) % 2 == 0
+    half = torch.arange(simulator.samples, device="cpu") % 2 == 0
     cotangent = half.to(output).view(-1, *[1] * (output.ndim - 1)).expand_as(output)
     gradients = _pulled_back(output, leaves, cotangent)
     eps = torch.finfo(output.dtype).eps
@@ -172,8 +174,10 @@ def backward_couples(simulator: Simulator) -> bool:
 def check_passes(simulator: Simulator) -> Check:
     """Whether many backward passes run at once, and give what single ones do."""
     leaves, output = _with_graph(simulator, nearby(simulator.inputs))
-    generator = torch.Generator().manual_seed(0)
-    cotangents = torch.randn((2, *output.shape), generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    cotangents = torch.randn(
+        (2, *output.shape), generator=generator, dtype=torch.float64, device="cpu"
+    )
     cotangents = cotangents.to(output)
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
     backward = Backward()

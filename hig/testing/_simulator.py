@@ -105,10 +105,10 @@ def cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def nearby(inputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     """Inputs a little moved: at a special point, such as rest, an influence may vanish."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     moved = []
     for value in inputs:
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu")
         change = 1e-2 * noise.to(value) * (1 + value.abs()) if value.is_floating_point() else None
         moved.append(value if change is None else value + change)
     return moved

@@ -22,7 +22,7 @@ from hig._factored_block import FactoredBlock
 from hig._graph import nodes_behind
 from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._product_block import ProductBlock
-from hig._reasons import why_not_exact, why_not_layered
+from hig._reasons import COARSEST_CHECKED, coarsest_dtype, why_not_exact, why_not_layered
 from hig._rows import HELD_BYTES, rows_block
 from hig.arguments import check_choice
 from hig.errors import SampleDependenceError
@@ -167,6 +167,8 @@ class _Probe:
             prediction, list(parameters), cotangent, retain_graph=True, allow_unused=True
         )
         self._weights = cotangent.double().flatten()
+        self._prediction = prediction
+        self._eps = 0.0  # of a type that it passes through, and that is coarser than its own
 
     def exact(
         self, pairs: Sequence[tuple[FactoredBlock, list[int]]], checks: Checks | None
@@ -178,6 +180,8 @@ class _Probe:
                 checks.expect(holds, _raise_inexact)
             return list(pairs)
         flags = torch.stack(near).tolist() if near else []
+        if not all(flags):
+            self._eps = min(torch.finfo(coarsest_dtype(self._prediction)).eps, COARSEST_CHECKED)
         # Where all contributions cancel (the bias of attention's keys) both are rounding of what
         # has cancelled.
         return [
@@ -190,7 +194,7 @@ class _Probe:
         """Whether a block agrees with its gradients, or differs by rounding of ``scale``."""
         expected = [self.gradients[index].flatten() for index in indices]
         found = block.vjp(self._weights).split([len(gradient) for gradient in expected])
-        near = [_close(a, b, scale) for a, b in zip(found, expected, strict=True)]
+        near = [_close(a, b, scale, self._eps) for a, b in zip(found, expected, strict=True)]
         return torch.stack(near).all()
 
 
@@ -208,10 +212,10 @@ def _raise_inexact() -> None:
     raise InexactLayersError
 
 
-def _close(found: Tensor, expected: Tensor, scale: float) -> Tensor:
+def _close(found: Tensor, expected: Tensor, scale: float, least_eps: float) -> Tensor:
     # A few times the square root of the rounding unit: far above the rounding of a long backward
     # pass, far below what one coupled sample or one missed use changes.
-    eps = torch.finfo(expected.dtype).eps
+    eps = max(torch.finfo(expected.dtype).eps, least_eps)
     expected = expected.double()
     difference = (found - expected).norm()
     allowed = 3 * eps**0.5 * torch.maximum(found.norm(), expected.norm()) + 30 * eps * scale

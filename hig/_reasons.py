@@ -2,15 +2,34 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from hig._capture import LayerUse
 from hig._graph import nodes_behind
 
-__all__ = ["why_not_exact", "why_not_layered"]
+__all__ = ["COARSEST_CHECKED", "coarsest_dtype", "why_not_exact", "why_not_layered"]
 
 _COUPLED = "samples influence one another"
 _ELSEWHERE = "a weight is used elsewhere than in the linear or convolution calls seen"
+
+
+# In halves a difference of a few hundredths may be rounding, or a sample that influences another.
+COARSEST_CHECKED = torch.finfo(torch.float32).eps
+
+
+def coarsest_dtype(prediction: Tensor) -> torch.dtype:
+    """The coarsest floating-point type that a prediction was computed through.
+
+    A float64 network before a float32 simulator, or a network under autocast, has derivatives with
+    the rounding of that type, whatever type they are given in.
+
+    Args:
+        prediction: (B, ...), with its graph.
+    """
+    dtypes = {entry.dtype for node in nodes_behind(prediction) for entry in node._input_metadata}
+    real = [dtype for dtype in {prediction.dtype, *dtypes} if dtype.is_floating_point]
+    return max(real, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def why_not_exact(prediction: Tensor) -> str:
@@ -28,6 +47,12 @@ def why_not_exact(prediction: Tensor) -> str:
         )
     if any("BatchNorm" in name for name in names):
         reasons.append(f"{_COUPLED} (batch normalisation)")
+    coarsest = coarsest_dtype(prediction)
+    if torch.finfo(coarsest).eps > max(COARSEST_CHECKED, torch.finfo(prediction.dtype).eps):
+        reasons.append(
+            f"parts of network or simulator are computed in {coarsest}, whose rounding hides "
+            f"whether factors of layers are exact"
+        )
     return " and ".join(reasons) or f"{_COUPLED}, or {_ELSEWHERE}"
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hig._adam import AdamStep, adam_step, factor_of
+from hig._backward import dense
 from hig._capture import Capture
 from hig._checks import Checks
-from hig._closure import call
+from hig._closure import call, explained
 from hig._graft import GRAFTS, graft_factors
 from hig._groups import check_group, check_group_keys, check_group_lr, require_room
 from hig._kronecker_capture import LayerFactors, factors_of_layers, random_probe
@@ -197,14 +198,14 @@ class KroneckerHIG(torch.optim.Optimizer):
         with clock.phase("forward"), torch.enable_grad(), capture if probing else nullcontext():
             outcome = call(closure)
         loss, prediction = loss_and_prediction(outcome)
-        with clock.phase("gradient"):
+        with clock.phase("gradient"), explained():
             checks = Checks()
             outward = loss_gradient(loss, prediction, parameters, False, checks)
             checks.settle()
             found = torch.autograd.grad(
                 prediction, parameters, outward, retain_graph=probing, allow_unused=True
             )
-        gradients = {p: g for p, g in zip(parameters, found, strict=True) if g is not None}
+        gradients = {p: dense(g) for p, g in zip(parameters, found, strict=True) if g is not None}
         factors: list[LayerFactors] = []
         with torch.no_grad():
             if probing:

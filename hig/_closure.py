@@ -22,12 +22,14 @@ _TRAINER = (
 )
 
 
-def check_closure(closure: object) -> None:
-    """Raise a `TypeError` unless a closure can be called."""
+def check_closure(closure: Closure | None) -> Closure:
+    """Return a closure; raise a `TypeError` unless it can be called."""
     form = "of no arguments that returns (loss, prediction)"
-    if closure is None:
-        check_function(closure, "closure", f"{form}: gradients are not enough for this step")
+    if closure is None:  # as GradScaler and trainers call steps
+        form += f", as .grad is not enough for this step; {_TRAINER}"
     check_function(closure, "closure", form)
+    assert closure is not None
+    return closure
 
 
 def call(closure: Closure) -> Any:

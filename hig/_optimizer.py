@@ -170,13 +170,14 @@ class JacobianOptimizer(torch.optim.Optimizer):
                     f"another; load what {self.state[IDENTITY]['class']}.state_dict() gave"
                 )
 
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Take one step.
 
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
-                Rules that evaluate the loss again call it again, from the same random state.
+                Rules that evaluate the loss again call it again, from the same random state;
+                tensors that it then changes in place are put back. None is refused.
 
         Returns:
             The loss before the step, detached; with several processes that of the whole batch.
@@ -192,7 +193,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         Whatever is raised, neither parameters nor the last direction have been changed.
         """
-        check_closure(closure)
+        closure = check_closure(closure)
         parameters, lrs, names = self._trainable()
         if self._measures():
             check_one_lr(lrs)

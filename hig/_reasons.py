@@ -27,9 +27,9 @@ def coarsest_dtype(prediction: Tensor) -> torch.dtype:
     Args:
         prediction: (B, ...), with its graph.
     """
-    dtypes = {entry.dtype for node in nodes_behind(prediction) for entry in node._input_metadata}
-    real = [dtype for dtype in {prediction.dtype, *dtypes} if dtype.is_floating_point]
-    return max(real, key=lambda dtype: torch.finfo(dtype).eps)
+    found = {entry.dtype for node in nodes_behind(prediction) for entry in node._input_metadata}
+    inexact = [t for t in found if t.is_floating_point or t.is_complex] + [prediction.dtype]
+    return max((t.to_real() for t in inexact), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def why_not_exact(prediction: Tensor) -> str:
@@ -51,7 +51,7 @@ def why_not_exact(prediction: Tensor) -> str:
     if torch.finfo(coarsest).eps > max(COARSEST_CHECKED, torch.finfo(prediction.dtype).eps):
         reasons.append(
             f"parts of network or simulator are computed in {coarsest}, whose rounding hides "
-            f"whether factors of layers are exact"
+            "whether factors of layers are exact"
         )
     return " and ".join(reasons) or f"{_COUPLED}, or {_ELSEWHERE}"
 

@@ -31,12 +31,15 @@ class Buffers(TorchFunctionMode):
         super().__init__()
         self._left_alone = {id(parameter) for parameter in parameters}
         self._saved: dict[int, _Saved] = {}
-        self._owners: dict[int, ReferenceType[Tensor]] = {}  # by the address of their storage
+        self._owners: dict[int, ReferenceType[Tensor]] = {}  # by their storage
         self._modules: dict[torch.nn.Module, dict[str, Tensor | None]] = {}
 
     def __enter__(self) -> "Buffers":
         """Start to watch."""
-        self._hook = register_module_forward_pre_hook(_NoteModule(self._modules))
+        # Compiled code would not be seen.
+        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()
+        self._hook = register_module_forward_pre_hook(_NoteModule(self._modules, self._scripted))
         super().__enter__()
         return self
 
@@ -44,6 +47,7 @@ class Buffers(TorchFunctionMode):
         """Stop to watch."""
         super().__exit__(*exception)
         self._hook.remove()
+        self._eager.__exit__(*exception)
 
     def __torch_function__(
         self,
@@ -85,13 +89,17 @@ class Buffers(TorchFunctionMode):
         """Remember whose values an alias shares, of which torch itself knows no more."""
         for tensor in _tensors(args[:1]):
             if tensor.grad_fn is None and tensor.layout == torch.strided:
-                address = tensor.untyped_storage().data_ptr()
-                self._owners.setdefault(address, ref(tensor))
+                self._owners.setdefault(tensor.untyped_storage()._cdata, ref(tensor))
+
+    def _scripted(self, module: torch.nn.Module) -> None:
+        """Copy the buffers of a module whose operations pass by."""
+        for buffer in module.buffers():
+            self._save(buffer)
 
     @torch.no_grad()
     def _save(self, tensor: Tensor) -> None:
         if self._owners and tensor.layout == torch.strided:
-            owner = self._owners.get(tensor.untyped_storage().data_ptr())
+            owner = self._owners.get(tensor.untyped_storage()._cdata)
             found = None if owner is None else owner()
             tensor = tensor if found is None else found
         key = id(tensor)
@@ -130,11 +138,20 @@ class _Saved:
 class _NoteModule:
     """Notes the buffers of each module before its first call, in the thread that made this."""
 
-    def __init__(self, modules: dict[torch.nn.Module, dict[str, Tensor | None]]):
-        self._modules, self._thread = modules, threading.get_ident()
+    def __init__(
+        self,
+        modules: dict[torch.nn.Module, dict[str, Tensor | None]],
+        scripted: Callable[[torch.nn.Module], None],
+    ):
+        self._modules, self._scripted = modules, scripted
+        self._thread = threading.get_ident()
 
     def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
-        if threading.get_ident() == self._thread and module not in self._modules:
+        if threading.get_ident() != self._thread:
+            return
+        if isinstance(module, torch.jit.ScriptModule):
+            self._scripted(module)
+        elif module not in self._modules:
             self._modules[module] = dict(module._buffers)
 
 

@@ -222,6 +222,33 @@ def test_trials_that_are_taken_back(attempts):
     assert int(network[1].num_batches_tracked) == 1
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        torch.jit.script,
+        lambda network: torch.compile(network, backend="eager"),
+        lambda network: torch.compile(network, backend="aot_eager"),
+    ],
+    ids=["script", "eager", "aot_eager"],
+)
+def test_compiled_networks(compiled):
+    network, _, _ = problem("batch_norm")
+    compiled = compiled(network)
+
+    def closure():
+        prediction = compiled(INPUTS)
+        return (prediction - 1).square().mean(), prediction
+
+    optimizer = hig.LevenbergMarquardt(compiled.parameters(), lr=0.5)
+    for _ in range(6):
+        optimizer.step(closure)
+    (count,) = [b for name, b in compiled.named_buffers() if name.endswith("num_batches_tracked")]
+    assert int(count) == 6
+    hig.diagnose(compiled.parameters(), closure)
+    assert int(count) == 6
+
+
 def test_what_is_written_only_in_some_calls():
     network = nn.Sequential(Sometimes(), nn.Linear(3, 2))
     x = torch.randn(6, 3)

@@ -127,7 +127,7 @@ def check_group_lr(group: dict[str, Any]) -> None:
     check_lr(group["lr"])
     if float(group["lr"]) <= _IN_EVERY_DTYPE:
         return
-    for dtype in {p.dtype for p in group["params"] if p.requires_grad}:
+    for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
         if float(group["lr"]) > (most := torch.finfo(dtype).max):
             raise ValueError(
                 f"lr must be at most {most:.3g}, the largest number of {dtype}, got "

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 from hig._exactness_memory import ExactnessMemory
 from hig.errors import out_of_memory
 
-__all__ = ["Backward", "note", "one_hot_cotangents", "output_cotangents"]
+__all__ = ["Backward", "dense", "note", "one_hot_cotangents", "output_cotangents"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 Gradients = tuple[Tensor | None, ...]
@@ -124,6 +124,11 @@ def note(text: str) -> None:
         _taken[-1].append(text)
 
 
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient with all its entries in memory; ``nn.Embedding(sparse=True)`` gives others."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
 def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
     """Cotangents that select one output of *all* samples: (k, B, ...), for outputs of a range."""
     samples = len(prediction)
@@ -149,6 +154,7 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
 
 
 def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -> Gradients:
-    return torch.autograd.grad(
+    found = torch.autograd.grad(
         output, inputs, cotangents, retain_graph=True, allow_unused=True, **options
     )
+    return tuple(None if gradient is None else dense(gradient) for gradient in found)

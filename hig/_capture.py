@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
+
+from hig._buffers import may_write, written_by
 
 __all__ = ["Capture", "LayerUse"]
 
@@ -114,12 +117,21 @@ class Capture(TorchFunctionMode):
 
     Args:
         parameters: the tensors to watch, by identity.
+
+    Attributes:
+        uses: what was recorded.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
         super().__init__()
         self._watched = {id(parameter) for parameter in parameters}
         self.uses: list[LayerUse] = []
+        self._written: dict[int, ReferenceType[Tensor]] = {}
+
+    @property
+    def has_written(self) -> bool:
+        """Whether a tensor without a graph was written to that is still there."""
+        return any(written() is not None for written in self._written.values())
 
     def __torch_function__(
         self,
@@ -129,12 +141,23 @@ class Capture(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run ``func`` and note it if it is a layer with a watched parameter."""
-        output = func(*args, **(kwargs or {}))
         if func is F.linear or func in _CONVOLUTIONS:
+            for kind in types:  # objects that stand for tensors: what they call in the end counts
+                with self:
+                    output = kind.__torch_function__(func, types, args, kwargs or {})  # type: ignore[attr-defined]
+                if output is not NotImplemented:
+                    return output
+            output = func(*args, **(kwargs or {}))
             self._note(
                 func, dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | (kwargs or {}), output
             )
-        return output
+            return output
+        if kwargs or may_write(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                for tensor in written_by(func, args, kwargs):
+                    if id(tensor) not in self._watched:
+                        self._written[id(tensor)] = ref(tensor)
+        return func(*args, **(kwargs or {}))
 
     def _note(self, func: Callable[..., Any], arguments: dict[str, Any], output: Tensor) -> None:
         weight, bias = arguments["weight"], arguments.get("bias")

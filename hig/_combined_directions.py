@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hig._converging import converging, eigenvectors
+from hig._decompose import GramSpectrum
 from hig._direction import Linearisation
 from hig._multi_report import MultiStepReport
 from hig._report import PhaseClock
@@ -56,6 +57,10 @@ class OnePrediction:
     def loss(self) -> Tensor:
         """The sum of the losses, without a graph."""
         return self.whole.loss
+
+    def spectra(self) -> list[GramSpectrum]:
+        """See :meth:`hig._direction.Linearisation.spectra`."""
+        return self.whole.spectra()
 
     def report(self, filter: SpectralFilter) -> MultiStepReport:
         """The report of a step with this filter, as far as it is known now."""
@@ -112,6 +117,10 @@ class PredictionEach:
     def loss(self) -> Tensor:
         """The sum of the losses, without a graph."""
         return torch.stack([part.loss.reshape(()) for part in self.parts]).sum()
+
+    def spectra(self) -> list[GramSpectrum]:
+        """See :meth:`hig._direction.Linearisation.spectra`."""
+        return [late for part in self.parts for late in part.spectra()]
 
     def report(self, filter: SpectralFilter) -> MultiStepReport:
         """The report of a step with this filter, as far as it is known now."""

@@ -98,7 +98,7 @@ def digest(*facts: object) -> int:
 
 def digest_of_filter(filter: SpectralFilter) -> int:
     """A digest of what a filter does; what it prints may be an address."""
-    probes = torch.logspace(-6, 6, 5, dtype=torch.float64)
+    probes = torch.logspace(-6, 6, 5, dtype=torch.float64, device="cpu")
     return digest(
         getattr(filter, "auto", False),
         filter.rcond,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Protocol
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -27,7 +28,16 @@ from hig._lanczos import Lanczos
 from hig._spectral import Damped, SpectralFilter, filter_gains
 from hig.arguments import check_choice
 
-__all__ = ["METHODS", "Decomposition", "check_method", "choose_route", "decompose", "gram_floor"]
+__all__ = [
+    "METHODS",
+    "Decomposition",
+    "GramSpectrum",
+    "LateSpectrum",
+    "check_method",
+    "choose_route",
+    "decompose",
+    "gram_floor",
+]
 
 METHODS = ("auto", "gram", "svd", "lanczos")
 
@@ -61,8 +71,64 @@ class Decomposition(Protocol):
         ...
 
     def spectrum(self) -> Callable[[], Tensor]:
-        """What gives the singular values, now or later, and holds on to nothing else."""
+        """What gives the singular values, now or later, and holds on to nothing large."""
         ...
+
+
+class GramSpectrum:
+    """Singular values that cost more than the step, computed when they are first asked for.
+
+    Args:
+        matrix: J Jᵀ or Jᵀ J, float64. It is large: whoever takes the step holds this object until
+            the next one, and its report a :class:`LateSpectrum`.
+    """
+
+    def __init__(self, matrix: Tensor):
+        self._matrix = matrix
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(k,) float64, descending."""
+        (values,) = converging(eigenvalues, self._matrix, [])
+        return values.clamp_min(0).sqrt().flip(0)
+
+
+class LateSpectrum:
+    """Asks for singular values that someone else can compute, for as long as it can.
+
+    Args:
+        source: can compute them; weakly held.
+    """
+
+    def __init__(self, source: GramSpectrum):
+        self._source: ReferenceType[GramSpectrum] | None = ref(source)
+
+    @property
+    def source(self) -> GramSpectrum | None:
+        """What can compute them, while it is there."""
+        return None if self._source is None else self._source()
+
+    def __call__(self) -> Tensor:
+        """The singular values.
+
+        Raises:
+            ValueError: it is too late.
+        """
+        if (source := self.source) is None:
+            raise ValueError(
+                "the singular values of a damped step are computed when they are first asked for, "
+                "from a matrix that is held until the next step begins, and this report is older, "
+                "a copy from a file, or of an optimizer that is gone; read report.singular_values "
+                "right after the step"
+            )
+        return source.values
+
+    def __deepcopy__(self, memory: dict[int, object]) -> "LateSpectrum":
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: the matrix does not go into files."""
+        return {"_source": None}
 
 
 @dataclass
@@ -135,17 +201,17 @@ class _Shifted:
         self.jacobian, self.route = jacobian, route
         self.notes: list[str] = []
         self.floor = 0.0
-        self._matrix = matrix
+        self._matrix, self.late = matrix, GramSpectrum(matrix)
         self._largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
 
-    @cached_property
+    @property
     def singular_values(self) -> Tensor:
         """Descending; costs more than the step, and is computed when first asked for."""
-        return self.spectrum()()
+        return self.late.values
 
-    def spectrum(self) -> Callable[[], Tensor]:
-        """See :class:`Decomposition`."""
-        return partial(_roots_of_eigenvalues, self._matrix)
+    def spectrum(self) -> LateSpectrum:
+        """See :class:`Decomposition`; works for as long as ``late`` is held."""
+        return LateSpectrum(self.late)
 
     @cached_property
     def _exact(self) -> "Decomposition":
@@ -174,11 +240,6 @@ class _Shifted:
         shifted.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(shifted)
         return None if bool(failed) else factor
-
-
-def _roots_of_eigenvalues(matrix: Tensor) -> Tensor:
-    (values,) = converging(eigenvalues, matrix, [])
-    return values.clamp_min(0).sqrt().flip(0)
 
 
 def check_method(method: str | Lanczos) -> None:

@@ -5,15 +5,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hig._buffers import Buffers
+from hig._closure import Closure, check_closure
 from hig._direction import Linearisation
-from hig._optimizer import Closure, JacobianOptimizer
+from hig._optimizer import JacobianOptimizer
 from hig._report import PhaseClock, StepReport
 from hig._spectral import HalfInverse, SpectralFilter, noise_level
 from hig._threads import on_fitting_threads
-from hig._trial import Trial
-from hig.arguments import check_function
+from hig._trial import RandomState, Trial
 
 __all__ = ["Diagnosis", "Direction", "diagnose"]
 
@@ -114,8 +116,8 @@ def diagnose(
 ) -> Diagnosis:
     """Look at one batch: which ``rcond``, step size and direction would suit it?
 
-    One Jacobian and its decomposition, then 25 evaluations of the loss per direction. Parameters
-    and random state are afterwards as before.
+    One Jacobian and its decomposition, then 25 evaluations of the loss per direction. Parameters,
+    random state, and the buffers that the closure changes in place are afterwards as before.
 
     Example::
 
@@ -140,12 +142,22 @@ def diagnose(
         TypeError: an argument is of another kind.
         ValueError: see ``hig.HIG.step``; or there is no exponent.
     """
-    check_function(closure, "closure", "of no arguments that returns (loss, prediction)")
+    check_closure(closure)
     filters = [HalfInverse(kappa=kappa, rcond=rcond) for kappa in kappas]
     if not filters:
         raise ValueError("kappas must name at least one exponent, got none; -0.5 is half-inverse")
     looker = _Looker(params, filters, engine, chunk)
-    looker.step(closure)
+    parameters = [p for group in looker.param_groups for p in group["params"]]
+    buffers = Buffers(parameters)
+
+    def watched() -> tuple[Tensor, Tensor]:
+        with buffers:
+            return closure()
+
+    try:
+        RandomState(parameters[0].device).replay(lambda: looker.step(watched))
+    finally:
+        buffers.restore()
     return looker.diagnosis
 
 

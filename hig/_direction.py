@@ -10,9 +10,10 @@ from torch import Tensor
 from hig._backward import Backward
 from hig._blocks import JointJacobian
 from hig._computation import Computation
-from hig._decompose import Decomposition, choose_route, decompose
+from hig._decompose import Decomposition, GramSpectrum, choose_route, decompose
 from hig._engine import EngineResult, InexactLayersError
 from hig._lanczos import Krylov, Lanczos
+from hig._ranks import Ranks
 from hig._report import PhaseClock, StepReport
 from hig._shared_engine import build_shared
 from hig._spectral import HalfInverse, SpectralFilter
@@ -87,13 +88,18 @@ class Linearisation:
 
     @property
     def loss(self) -> Tensor:
-        """The loss, without a graph."""
-        return self.computation.loss.detach()
+        """The loss, without a graph, and without a larger tensor that it may be an entry of."""
+        return self.computation.loss.detach().clone()
 
     @property
     def weight(self) -> float:
         """What the loss of this rank counts in that of the whole batch."""
         return self.computation.weight
+
+    def spectra(self) -> list[GramSpectrum]:
+        """What the report needs for singular values that are asked for later, if anything."""
+        late = getattr(self.decomposition, "late", None)
+        return [] if late is None else [late]
 
     def report(self, filter: SpectralFilter) -> StepReport:
         """The report of a step with this filter, as far as it is known now."""
@@ -211,7 +217,9 @@ def form(
     with clock.phase("gram"), torch.no_grad():
         matrix = _form(found.jacobian, route)
         finite = torch.isfinite(matrix).all()
-        checks.expect(finite, partial(_raise_non_finite, found, computation))
+        places = _Places(found, computation.parameters, computation.names)
+        # Not the computation, which holds the checks: nobody would let go of its graph.
+        checks.expect(finite, partial(_raise_non_finite, places, computation.split.ranks))
     return Formed(computation, found, route, matrix)
 
 
@@ -268,20 +276,30 @@ def _form(jacobian: JointJacobian, route: str) -> Tensor:
     return jacobian.dense().double()
 
 
-def _raise_non_finite(found: EngineResult, computation: Computation) -> None:
+@dataclass(frozen=True)
+class _Places:
+    """Where a Jacobian may hold what is not finite."""
+
+    engine: EngineResult
+    parameters: Sequence[Tensor]
+    names: Sequence[str]
+
+
+def _raise_non_finite(places: _Places, ranks: Ranks) -> None:
     """Name the parameters and samples whose derivatives are not finite."""
     what = "the Jacobian holds NaN or Inf (or overflows when squared)"
     remedy = "parameters are unchanged; check the simulator's derivative there"
-    with computation.split.ranks.agreement():  # the rank that has them tells the others
-        where = _non_finite_places(found, computation)
+    with ranks.agreement():  # the rank that has them tells the others
+        where = _non_finite_places(places)
         if where:
             raise NonFiniteError(f"{what}{where}; {remedy}")
     raise NonFiniteError(f"{what}; {remedy}")
 
 
-def _non_finite_places(found: EngineResult, computation: Computation) -> str:
+def _non_finite_places(places: _Places) -> str:
     """Among the rows of this rank; empty where none is to blame alone."""
-    jacobian, bad_samples, bad_columns = found.jacobian, set(), []
+    found, bad_samples, bad_columns = places.engine, set(), []
+    jacobian = found.jacobian
     for sample in range(jacobian.samples):
         rows = jacobian.rows(slice(sample, sample + 1))
         bad = ~torch.isfinite(rows.double().square().sum(0))
@@ -290,10 +308,11 @@ def _non_finite_places(found: EngineResult, computation: Computation) -> str:
             bad_columns.append(bad)
     if not bad_samples:
         return ""
-    sizes = [computation.parameters[index].numel() for index in found.order]
+    sizes = [places.parameters[index].numel() for index in found.order]
     flags = torch.stack(bad_columns).any(0).split(sizes)
-    names = computation.names
-    named = [names[i] for i, flag in zip(found.order, flags, strict=True) if bool(flag.any())]
+    named = [
+        places.names[i] for i, flag in zip(found.order, flags, strict=True) if bool(flag.any())
+    ]
     samples = sorted(bad_samples)
     return (
         f" for samples {samples[:8]}{'...' if len(samples) > 8 else ''}, in the columns of "

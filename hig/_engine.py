@@ -101,7 +101,7 @@ def build_jacobian(
     order = [index for _, own in exact for index in own]
     rest = [index for index, route in enumerate(routes) if route == "rows"]
     if rest and engine != "rows" and not too_large:
-        why = why_not_exact(graph.nodes) if inexact else ""
+        why = why_not_exact(graph.nodes, prediction.dtype) if inexact else ""
         reasons: dict[str, list[str]] = {}
         for index in rest:
             own = why if index in inexact else why_not_layered(parameters[index], uses, samples)

@@ -20,12 +20,16 @@ import torch
 from torch import Tensor
 
 from hig._checks import Checks
+from hig._exactness_memory import UNITS
 from hig._factored_block import FactoredBlock
+from hig._graph import coarsest_dtype, nodes_behind
 
 __all__ = ["InexactLayersError", "Pair", "Probe"]
 
 # The difference, in units of what is seen of rounding, up to which it is that and nothing else.
 NOISE = 8
+# In halves a difference of a few hundredths may be rounding, or a sample that influences another.
+COARSEST_CHECKED = torch.finfo(torch.float32).eps
 # Rows smaller than the largest by more than this are weighed as if they were no smaller.
 SMALLEST = 2.0**-40
 
@@ -52,11 +56,12 @@ class Probe:
         self, prediction: Tensor, parameters: Sequence[Tensor], blocks: Sequence[FactoredBlock]
     ):
         self._prediction, self._parameters = prediction, list(parameters)
-        dtypes = {prediction.dtype, *(p.dtype for p in parameters)}
-        dtypes.update(dtype for block in blocks for dtype in block.dtypes)
-        coarsest = max((torch.finfo(dtype) for dtype in dtypes), key=lambda info: info.eps)
-        self._cotangent, self._size = _cotangent_of(prediction, blocks, coarsest.tiny)
-        self._eps = coarsest.eps
+        own = [torch.finfo(dtype) for dtype in {prediction.dtype, *(p.dtype for p in parameters)}]
+        held = [torch.finfo(dtype) for dtype in {d for block in blocks for d in block.dtypes}]
+        tiny = max(info.tiny for info in own + held)
+        self._cotangent, self._size = _cotangent_of(prediction, blocks, tiny)
+        eps = max((info.eps for info in held), default=0.0)
+        self._eps = max([*(info.eps for info in own), min(eps, COARSEST_CHECKED)])
         self.gradients = self._pulled_back(self._cotangent)
 
     def _pulled_back(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,7 +90,9 @@ class Probe:
             # Larger differences are taken for coupling whatever rounding does: beside so much of
             # it nothing else would be seen.
             noise = float(self._rounding([own for _, own in pairs]))
-            limit = min(NOISE * noise, one * 3 / self._eps**0.5)
+            coarsest = coarsest_dtype(nodes_behind(self._prediction), self._prediction.dtype)
+            eps = max(self._eps, min(torch.finfo(coarsest).eps, COARSEST_CHECKED))
+            limit = min(NOISE * noise, 3 * eps**0.5 * float(self._size))
         return [
             (norm / one if one > 0 and isfinite(norm) else 0.0) if holds or norm <= limit else None
             for holds, norm in zip(flags, found, strict=True)
@@ -102,8 +109,8 @@ class Probe:
         return self._eps * self._size
 
     def _near(self, norm: Tensor, finite: Tensor, units: float) -> Tensor:
-        # For a coarse dtype units of rounding are no longer small.
-        allowed = min(units, 3 / self._eps**0.5) * self._unit
+        # For a coarse dtype the usual units of rounding are no longer small.
+        allowed = max(min(UNITS, 3 / self._eps**0.5), units if units > UNITS else 0) * self._unit
         # Factors that are not finite agree with anything: it is not for the probe to report them.
         return (norm <= allowed) | ~finite
 

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["leaves", "nodes_behind"]
+__all__ = ["coarsest_dtype", "leaves", "nodes_behind"]
 
 Node = Any  # torch gives the nodes of its graph no public type
 Edge = tuple[Node, int]
@@ -27,6 +28,21 @@ def nodes_behind(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
             seen.add(following)
             waiting.append(following)
     return seen
+
+
+def coarsest_dtype(nodes: set[Node], dtype: torch.dtype) -> torch.dtype:
+    """The coarsest floating-point type among a type and those of a graph.
+
+    A float64 network before a float32 simulator, or a network under autocast, has derivatives with
+    the rounding of that type, whatever type they are given in.
+
+    Args:
+        nodes: of the graph.
+        dtype: that of its end.
+    """
+    found = {dtype} | {entry.dtype for node in nodes for entry in node._input_metadata}
+    inexact = [t.to_real() for t in found if t.is_floating_point or t.is_complex]
+    return max(inexact, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def leaves(nodes: set[Node]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from hig.arguments import NON_NEGATIVE, check_number, check_same_device
 from hig.errors import NonFiniteError
@@ -15,6 +16,8 @@ __all__ = [
     "check_group_lr",
     "check_lr",
     "check_one_lr",
+    "check_real",
+    "names_of",
     "require_room",
 ]
 
@@ -51,21 +54,53 @@ def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
             )
 
 
-def check_group(group: dict[str, Any]) -> None:
+def check_group(group: dict[str, Any], real: bool = True) -> None:
     """Check a new parameter group.
 
+    Args:
+        group: the group.
+        real: whether all parameters that are trained must be real.
+
     Raises:
-        TypeError: for complex parameters.
+        TypeError: for complex parameters that are trained.
         ValueError: for a learning rate out of range, or parameters on several devices.
     """
     check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
-    for parameter in group["params"]:
-        if not parameter.is_floating_point():
-            raise TypeError(
-                f"parameters must be real floating point, got {parameter.dtype}; keep real "
-                "and imaginary parts in one real parameter (torch.view_as_real)"
-            )
+    for parameter in group["params"] if real else ():
+        check_real(parameter)
     check_group_lr(group)
+
+
+def check_real(parameter: Tensor) -> None:
+    """Raise a `TypeError` for a parameter that is trained and is not real."""
+    if parameter.requires_grad and not parameter.is_floating_point():
+        raise TypeError(
+            f"parameters must be real floating point, got {parameter.dtype}; freeze it "
+            "(requires_grad_(False)), or train its real and imaginary parts as one real parameter "
+            "(torch.view_as_real); for a network that exists the page 'Not supported' has a module "
+            "that does so for all of its parameters (torch.func.functional_call)"
+        )
+
+
+def names_of(parameters: Sequence[Tensor], given: Sequence[str | None]) -> list[str]:
+    """What to call parameters in messages.
+
+    Args:
+        parameters: the parameters.
+        given: the name of each, where it has one.
+
+    Raises:
+        ValueError: one has no shape yet, though its network should have been called.
+    """
+    for index, parameter in enumerate(parameters):
+        if is_lazy(parameter):
+            raise ValueError(
+                f"{given[index] or f'parameter {index}'} belongs to a lazy module that the closure "
+                "has not called, and has no shape; call the network once before, or leave this "
+                "module out"
+            )
+    pairs = enumerate(zip(parameters, given, strict=True))
+    return [name or f"parameter {index} {tuple(p.shape)}" for index, (p, name) in pairs]
 
 
 def check_lr(lr: float) -> None:
@@ -92,7 +127,7 @@ def check_group_lr(group: dict[str, Any]) -> None:
     check_lr(group["lr"])
     if float(group["lr"]) <= _IN_EVERY_DTYPE:
         return
-    for dtype in {parameter.dtype for parameter in group["params"]}:
+    for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
         if float(group["lr"]) > (most := torch.finfo(dtype).max):
             raise ValueError(
                 f"lr must be at most {most:.3g}, the largest number of {dtype}, got "

@@ -12,7 +12,9 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
 from hig._adam import accumulable, adam_step, check_adam_group, factor_of, trained_part
+from hig._autocast import apart_from_autocast
 from hig._checks import Checks
+from hig._closure import Closure, call, check_closure, explained, loss_and_prediction
 from hig._graft import GRAFTS, graft_factors
 from hig._groups import check_group_keys, check_group_lr, require_room
 from hig._kronecker_capture import LayerFactors, check_finite, factors_of_layers, random_probe
@@ -27,7 +29,6 @@ from hig._kronecker_state import (
     take_factors,
 )
 from hig._loss_gradient import loss_gradient
-from hig._optimizer import Closure, loss_and_prediction
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock
 from hig._threads import on_fitting_threads
@@ -202,13 +203,13 @@ class KroneckerHIG(torch.optim.Optimizer):
                 hook.remove()
 
     @on_fitting_threads
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Take one step.
 
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
-                It is called once.
+                It is called once. None is refused.
 
         Returns:
             The loss before the step, detached.
@@ -221,7 +222,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 changed.
             ValueError: the closure does not return what it should.
         """
-        check_function(closure, "closure", "of no arguments that returns (loss, prediction)")
+        closure = check_closure(closure)
         if (size := Ranks(self._process_group).size) > 1:
             raise ValueError(
                 f"KroneckerHIG steps in one process, and torch.distributed has {size}; pass "
@@ -230,14 +231,11 @@ class KroneckerHIG(torch.optim.Optimizer):
         parameters, steps, clock = self._trainable(), self.state["count"]["steps"], PhaseClock()
         probing = steps * (1 - self._decay) < 1 or steps % self._probe_every == 0
         calls = ParameterCalls(parameters if probing else ())
-        with clock.phase("forward"), torch.enable_grad(), calls if probing else nullcontext():
-            outcome = closure()
-        loss, prediction = loss_and_prediction(outcome)
-        with ExitStack() as full_precision:
-            for kind in {parameter.device.type for parameter in parameters}:
-                # Around the step, not in the closure alone.
-                if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                    full_precision.enter_context(torch.autocast(kind, enabled=False))
+        closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
+        with explained(), without_autocast:
+            with clock.phase("forward"), torch.enable_grad(), calls if probing else nullcontext():
+                outcome = call(closure)
+            loss, prediction = loss_and_prediction(outcome)
             gradients = self._gradients(loss, prediction, parameters, probing, clock)
             factors: list[LayerFactors] = []
             if probing:
@@ -302,7 +300,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         self._explanation.update(calls, factors, gradients, self.param_groups, thorough)
         if not factors and not any("scale" in self.state.get(p, ()) for p in gradients):
             left = self._explanation.of(gradients, self.param_groups)
-            self._explanation.warn(left, stacklevel=4)
+            self._explanation.warn(left, stacklevel=5)  # behind `on_fitting_threads`
 
     # -- factors ---------------------------------------------------------------------------------
 

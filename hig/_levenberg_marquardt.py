@@ -89,14 +89,18 @@ class LevenbergMarquardt(JacobianOptimizer):
         self.state["damping"] = {"value": damping}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the adapted damping too; see ``torch.optim.Optimizer``."""
-        if "damping" not in state_dict["state"]:
+        """Load the adapted damping too; see :meth:`HIG.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
+
+    def _check_state(self, state: dict[Any, Any]) -> None:
+        if "damping" not in state:
             raise ValueError(
                 "the state holds no damping: it is that of another optimizer; load what "
                 "LevenbergMarquardt.state_dict() gave"
             )
-        super().load_state_dict(state_dict)
-        self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
+        Damped(state["damping"]["value"], self.filter.rcond)  # raises where it is out of range
+        super()._check_state(state)
 
     def _measures(self) -> bool:
         return True

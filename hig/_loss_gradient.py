@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from hig._checks import Checks
+from hig._closure import explained
 from hig._graph import leaves, nodes_behind
+from hig._plain import origin
 from hig.errors import NonFiniteError, described
 
 __all__ = ["check_pair", "expect_finite", "loss_gradient"]
@@ -35,9 +39,10 @@ def loss_gradient(
             on a parameter in another way than through the prediction.
     """
     check_pair(loss, prediction, checks)
-    (gradient,) = torch.autograd.grad(
-        loss, prediction, retain_graph=True, create_graph=curvature, allow_unused=True
-    )
+    with explained():
+        (gradient,) = torch.autograd.grad(
+            loss, origin(prediction), retain_graph=True, create_graph=curvature, allow_unused=True
+        )
     if gradient is None:
         raise ValueError(
             "the loss does not depend on the prediction; return the tensor that the loss was "
@@ -147,7 +152,9 @@ def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) 
     if not loss.requires_grad or prediction.grad_fn is None:
         return  # refused later, with a better text; or the prediction is itself a parameter
     known = {id(parameter) for parameter in parameters}
-    stop = (prediction.grad_fn, prediction.output_nr)
+    place = origin(prediction)
+    node: Any = place.node if isinstance(place, GradientEdge) else place.grad_fn
+    stop = (node, place.output_nr)
     for leaf in leaves(nodes_behind(loss, stop)):
         if id(leaf) in known:
             raise ValueError(

@@ -9,12 +9,14 @@ from torch.optim.optimizer import ParamsT
 
 from hig._capture import LayerUse
 from hig._checks import Checks
+from hig._closure import explained
 from hig._combined_directions import OnePrediction, PredictionEach
 from hig._graph import nodes_behind
 from hig._lanczos import Lanczos
 from hig._loss_gradient import check_pair, expect_finite
 from hig._multi_report import MultiStepReport
 from hig._optimizer import JacobianOptimizer
+from hig._plain import origin, plain
 from hig._ranks import ProcessGroup, Ranks
 from hig._report import PhaseClock
 from hig._spectral import HalfInverse
@@ -116,7 +118,7 @@ class MultiHIG(JacobianOptimizer):
         outcome: Any,
         uses: Sequence[LayerUse],
         parameters: Sequence[Tensor],
-        names: Sequence[str],
+        names: Sequence[str | None],
         clock: PhaseClock,
         ranks: Ranks,
     ) -> OnePrediction | PredictionEach:
@@ -153,14 +155,15 @@ class MultiHIG(JacobianOptimizer):
         return PredictionEach(parts, self.operator, clock)
 
     def _loss(self, outcome: Any) -> Tensor:
-        return torch.stack([loss.reshape(()) for loss, _ in outcome]).sum()
+        return torch.stack([plain(loss, "a loss").reshape(()) for loss, _ in outcome]).sum()
 
 
 def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) -> Tensor:
     """Gradient (n,) float64 of one of several losses in the outputs; zero where it has none."""
-    (gradient,) = torch.autograd.grad(
-        loss, prediction, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    with explained():
+        (gradient,) = torch.autograd.grad(
+            loss, origin(prediction), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
     expect_finite(f"the gradient of loss {index}", gradient, checks)
     return gradient.detach().double().flatten()
 
@@ -178,12 +181,16 @@ def _checked(outcome: Any, checks: Checks) -> Pairs:
             "loss give the tensor that it was computed from, for a single loss "
             "[(loss, prediction)]"
         )
+    checked: list[tuple[Tensor, Tensor]] = []
     before = None
-    for index, (loss, prediction) in enumerate(pairs):
+    for index, (given, prediction) in enumerate(pairs):
         names = f"loss {index}", f"prediction {index}"
-        check_pair(loss, prediction, checks, names, known=prediction is before)
-        before = prediction
-    return pairs
+        known = prediction is before
+        standing = checked[-1][1] if known else plain(prediction, names[1])
+        loss, before = plain(given, names[0]), prediction
+        check_pair(loss, standing, checks, names, known)
+        checked.append((loss, standing))
+    return checked
 
 
 def _reached(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hig._attempts import Attempts, Evaluation, Watch
+from hig._autocast import apart_from_autocast
 from hig._backward import Backward
 from hig._capture import Capture, LayerUse
 from hig._checks import Checks
+from hig._closure import Closure, call, check_closure, explained, loss_and_prediction
 from hig._computation import Computation, checksum, digest, digest_of_filter, whole_batch
-from hig._decompose import check_method
+from hig._decompose import GramSpectrum, check_method
 from hig._direction import Formed, Linearisation, decomposed, form, form_checked, linearise
 from hig._engine import ENGINES, InexactLayersError
 from hig._groups import (
@@ -23,7 +25,8 @@ from hig._groups import (
     check_group_lr,
     check_lr,
     check_one_lr,
-    require_room,
+    check_real,
+    names_of,
 )
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
@@ -34,20 +37,18 @@ from hig._recording import Recording, check_recordable
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter
 from hig._split import check_reduction
+from hig._state import IDENTITY, copied_state, identity_of
 from hig._step_rules import make_step_rule
 from hig._threads import on_fitting_threads
 from hig._trial import RandomState, Trial
 from hig.arguments import (
     check_choice,
     check_count,
-    check_function,
     check_parameters,
 )
 from hig.errors import SampleDependenceError, described
 
 __all__ = ["Closure", "JacobianOptimizer", "loss_and_prediction"]
-
-Closure = Callable[[], tuple[Tensor, Tensor]]
 
 
 class JacobianOptimizer(torch.optim.Optimizer):
@@ -111,10 +112,12 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self.filter = filter
         self.report = None
         self._engine, self._method = engine, method
-        self._backward = Backward(chunk)
+        self._backward, self._watch = Backward(chunk), Watch()
+        self._spectra: list[GramSpectrum] = []
         self._process_group, self._reduction = process_group, reduction
         self._recording: Recording[Formed] | None = Recording() if cuda_graph else None
         self.state["step_rule"] = self._rule.state
+        self.state[IDENTITY] = identity_of(self, step_rule=step_rule, momentum_kind=momentum_kind)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the joint Jacobian; see ``torch.optim.Optimizer``.
@@ -131,27 +134,52 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
         private = (
             "filter", "report", "_rule", "_engine", "_method", "_backward", "_process_group",
-            "_reduction", "_momentum",
+            "_reduction", "_momentum", "_watch",
         )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
-        # Graphs stay where they are.
+        # Graphs and Gram matrices stay where they are.
         recording: Recording[Formed] | None = Recording() if self._recording else None
-        return {**super().__getstate__(), **kept, "_recording": recording}
+        return {**super().__getstate__(), **kept, "_recording": recording, "_spectra": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load learning rates and all memories; see ``torch.optim.Optimizer``."""
+        """Load copies of learning rates and all memories; see ``torch.optim.Optimizer``.
+
+        Raises:
+            ValueError: the state is that of another optimizer; nothing has been changed.
+        """
+        own = self.state[IDENTITY]
+        state_dict = copied_state(state_dict, own, self.param_groups)
+        self._check_state(state_dict["state"])
         super().load_state_dict(state_dict)
+        self.state[IDENTITY] = own
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
 
+    def _check_state(self, state: dict[Any, Any]) -> None:
+        """Raise a `ValueError` for a state without the parts that this optimizer reads."""
+        found = state.get("step_rule")
+        if not isinstance(found, dict) or found.keys() != self._rule.state.keys():
+            raise ValueError(
+                f"the state holds {'another' if found is not None else 'no'} step rule: it is that "
+                f"of another optimizer; load what {self.state[IDENTITY]['class']}.state_dict() "
+                "gave, with the same step_rule"
+            )
+        for name in state.keys() - self.state.keys():
+            if isinstance(name, str):
+                raise ValueError(
+                    f"the state holds {name!r}, which this optimizer has not: it is that of "
+                    f"another; load what {self.state[IDENTITY]['class']}.state_dict() gave"
+                )
+
     @on_fitting_threads
-    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]  # a pair, no number
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
         """Take one step.
 
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
-                Rules that evaluate the loss again call it again, from the same random state.
+                Rules that evaluate the loss again call it again, from the same random state;
+                tensors that it then changes in place are put back. None is refused.
 
         Returns:
             The loss before the step, detached; with several processes that of the whole batch.
@@ -167,48 +195,35 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
         Whatever is raised, neither parameters nor the last direction have been changed.
         """
-        check_function(closure, "closure", "of no arguments that returns loss and prediction")
+        closure = check_closure(closure)
         parameters, lrs, names = self._trainable()
         if self._measures():
             check_one_lr(lrs)
         ranks, clock = Ranks(self._process_group), PhaseClock()
         self._backward.notes.clear()
-        random_state = RandomState(parameters[0].device) if self._measures() else None
-        if self._recording is None:
-            outcome, uses = _run(closure, parameters, clock, ranks)
-            linearisation = self._linearise(outcome, uses, parameters, names, clock, ranks)
-        else:
-            linearisation = self._replayed(
-                self._recording, closure, parameters, names, clock, ranks
+        self._spectra = []  # of the last step: the Gram matrix that they may need is large
+        device = parameters[0].device
+        random_state = RandomState(device) if self._measures() else None
+        closure, without_autocast = apart_from_autocast(closure, device)
+        with explained(), without_autocast:
+            if self._recording is None:
+                outcome, uses = self._run(closure, parameters, clock, ranks)
+                linearisation = self._linearise(outcome, uses, parameters, names, clock, ranks)
+            else:
+                linearisation = self._replayed(
+                    self._recording, closure, parameters, names, clock, ranks
+                )
+            carried = Carried(self._momentum, self.state, parameters)
+            weight = linearisation.weight if ranks.size > 1 else 1.0
+            evaluate = Evaluation(
+                closure, self._loss, parameters, random_state, ranks, weight, self._watch
             )
-        carried = Carried(self._momentum, self.state, parameters)
-
-        def trial_of(filter: SpectralFilter) -> Trial:
-            directions, change = carried.step(linearisation, filter, self._measures())
-            if any(lr != max(lrs) for lr in lrs):
-                directions = [d * (lr / max(lrs)) for d, lr in zip(directions, lrs, strict=True)]
-            model = linearisation.model(change) if self._measures() else _NO_MODEL
-            if carried.used and model[1] < 0:  # uphill, for what it carries: once more without
-                return trial_of(filter)
-            resolution = torch.finfo(linearisation.loss.dtype).eps
-            trial = Trial(parameters, directions, max(lrs), *model, evaluate, resolution)
-            undo.pop_all()  # trials before it have been taken back
-            undo.callback(trial.undo)
-            return trial
-
-        def evaluate() -> float:
-            # With gradients enabled: a closure may differentiate its network inside.
-            with ranks.agreement(), torch.enable_grad():
-                assert random_state is not None  # only what measures evaluates
-                loss = float(self._loss(random_state.replay(closure)).detach())
-            return loss if ranks.size == 1 else ranks.sum_of(linearisation.weight * loss)
-
-        with torch.no_grad(), ExitStack() as undo:  # what is done halfway, whatever is raised
-            report, loss = self._advance(trial_of, linearisation, clock), linearisation.loss
-            require_room(parameters, report.step_size)
-            undo.pop_all()
-        carried.keep(report.step_size)
+            attempts = Attempts(linearisation, carried, parameters, lrs, self._measures(), evaluate)
+            with torch.no_grad(), attempts:
+                report, loss = self._advance(attempts, linearisation, clock), linearisation.loss
+                attempts.accept(report.step_size)
         self.report = report
+        self._spectra = linearisation.spectra()
         return loss
 
     # -- what the siblings change --------------------------------------------------------------
@@ -218,7 +233,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         outcome: Any,
         uses: Sequence[LayerUse],
         parameters: Sequence[Tensor],
-        names: Sequence[str],
+        names: Sequence[str | None],
         clock: PhaseClock,
         ranks: Ranks,
     ) -> Linearisation:
@@ -233,19 +248,20 @@ class JacobianOptimizer(torch.optim.Optimizer):
         outcome: Any,
         uses: Sequence[LayerUse],
         parameters: Sequence[Tensor],
-        names: Sequence[str],
+        names: Sequence[str | None],
         clock: PhaseClock,
         ranks: Ranks,
     ) -> Computation:
         """What the closure returned, with the gradient of the loss in the outputs."""
         checks, curvature = Checks(), self._measures()
+        named = names_of(parameters, names)
         with ranks.agreement(), clock.phase("loss gradient"):
             loss, prediction = loss_and_prediction(outcome)
             gradient = loss_gradient(loss, prediction, parameters, curvature, checks)
             if ranks.size > 1:  # before what they compute together
                 checks.settle()
         return whole_batch(
-            uses, loss, prediction, gradient, parameters, names, ranks,
+            uses, loss, prediction, gradient, parameters, named, ranks,
             self._reduction, checks, self._settings() if ranks.size > 1 else 0,
         )  # fmt: skip
 
@@ -254,7 +270,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         recording: Recording[Formed],
         closure: Closure,
         parameters: list[Tensor],
-        names: Sequence[str],
+        names: Sequence[str | None],
         clock: PhaseClock,
         ranks: Ranks,
     ) -> Linearisation:
@@ -263,7 +279,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         filter, backward = self.filter, self._backward
 
         def compute() -> Formed:
-            outcome, uses = _run(closure, parameters, clock, ranks)
+            outcome, uses = self._run(closure, parameters, clock, ranks)
             computation = self._computation(outcome, uses, parameters, names, clock, ranks)
             return form(computation, filter, self._engine, self._method, backward, clock)
 
@@ -323,10 +339,20 @@ class JacobianOptimizer(torch.optim.Optimizer):
             self._momentum, last,
         )  # fmt: skip
 
-    def _trainable(self) -> tuple[list[Tensor], list[float], list[str]]:
+    def _run(
+        self, closure: Closure, parameters: Sequence[Tensor], clock: PhaseClock, ranks: Ranks
+    ) -> tuple[Any, list[LayerUse]]:
+        """What a closure returns, and the uses of layers while it runs."""
+        capture = Capture(parameters)
+        with ranks.agreement(), clock.phase("forward"), capture:
+            outcome = call(closure)
+        self._watch.writes |= capture.has_written
+        return outcome, capture.uses
+
+    def _trainable(self) -> tuple[list[Tensor], list[float], list[str | None]]:
         parameters: list[Tensor] = []
         lrs: list[float] = []
-        names: list[str] = []
+        names: list[str | None] = []
         seen: set[int] = set()  # a parameter given twice has one column all the same
         for group in self.param_groups:
             check_group_lr(group)  # schedulers write here
@@ -334,8 +360,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
             for parameter, name in zip(group["params"], given, strict=True):
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
-                    shape = tuple(parameter.shape)
-                    names.append(name or f"parameter {len(names)} {shape}")
+                    check_real(parameter)
+                    names.append(name)
                     parameters.append(parameter)
                     lrs.append(float(group["lr"]))
         if not parameters:
@@ -344,37 +370,3 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return parameters, lrs, names
-
-
-def _run(
-    closure: Closure, parameters: Sequence[Tensor], clock: PhaseClock, ranks: Ranks
-) -> tuple[Any, list[LayerUse]]:
-    """What a closure returns, and the uses of layers while it runs."""
-    capture = Capture(parameters)
-    with ranks.agreement(), clock.phase("forward"), torch.enable_grad(), capture:
-        outcome = closure()
-    return outcome, capture.uses
-
-
-# Loss, slope and curvature where nothing asks for them.
-_NO_MODEL = (float("nan"), float("nan"), float("nan"))
-
-
-def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
-    """What a closure returned; raise a `ValueError` where it is no pair."""
-    if isinstance(result, tuple | list) and result and all(map(_is_pair, result)):
-        raise ValueError(
-            f"the closure must return (loss, prediction), got {len(result)} pairs of these; "
-            "hig.MultiHIG takes several, or return their sum and one prediction"
-        )
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise ValueError(
-            f"the closure must return (loss, prediction), got {type(result).__name__}; add the "
-            "simulator's output that the loss was computed from"
-        )
-    loss, prediction = result
-    return loss, prediction
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2

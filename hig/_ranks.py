@@ -227,7 +227,7 @@ def _error_of(rank: int, text: str) -> Exception:
 
 def _as_bytes(text: str) -> Tensor:
     data = text.encode()[:TEXT_BYTES]
-    return torch.tensor(list(data.ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8)
+    return torch.tensor(list(data.ljust(TEXT_BYTES, b"\0")), dtype=torch.uint8, device="cpu")
 
 
 def _as_text(data: Tensor) -> str:

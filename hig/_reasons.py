@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hig._capture import LayerUse
+from hig._exactness import COARSEST_CHECKED
+from hig._graph import coarsest_dtype
 
 __all__ = ["why_not_exact", "why_not_layered"]
 
@@ -13,11 +16,12 @@ _COUPLED = "samples influence one another"
 _ELSEWHERE = "a weight is used elsewhere than in the linear or convolution calls seen"
 
 
-def why_not_exact(nodes: set[Any]) -> str:
+def why_not_exact(nodes: set[Any], dtype: torch.dtype) -> str:
     """What may have made the factors of captured layers differ from the Jacobian.
 
     Args:
         nodes: of the graph of the prediction, which name what can be told apart.
+        dtype: that of the prediction.
     """
     names = {node.name() for node in nodes}
     reasons = []
@@ -28,6 +32,12 @@ def why_not_exact(nodes: set[Any]) -> str:
         )
     if any("BatchNorm" in name for name in names):
         reasons.append(f"{_COUPLED} (batch normalisation)")
+    coarsest = coarsest_dtype(nodes, dtype)
+    if torch.finfo(coarsest).eps > max(COARSEST_CHECKED, torch.finfo(dtype).eps):
+        reasons.append(
+            f"parts of network or simulator are computed in {coarsest}, whose rounding hides "
+            "whether factors of layers are exact"
+        )
     return " and ".join(reasons) or f"{_COUPLED}, or {_ELSEWHERE}"
 
 

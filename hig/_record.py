@@ -6,19 +6,25 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from hig._autocast import apart_from_autocast
 from hig._backward import Backward
 from hig._capture import Capture
 from hig._checks import Checks
+from hig._closure import explained
 from hig._computation import digest_of_filter, whole_batch
+from hig._decompose import GramSpectrum
 from hig._direction import linearise
+from hig._groups import check_real, names_of
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._plain import plain
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter, check_filter
 from hig._split import check_reduction
 from hig._threads import on_fitting_threads
 from hig.arguments import check_count, check_parameters
+from hig.errors import described
 
 __all__ = ["record"]
 
@@ -45,12 +51,12 @@ class record:
     def __init__(self, parameters: Iterable[Tensor]):
         given = check_parameters(parameters, "parameters")
         for parameter in given:
-            if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-                kind = getattr(parameter, "dtype", type(parameter).__name__)
+            if not isinstance(parameter, Tensor):
                 raise TypeError(
-                    f"record takes real floating-point parameters, got {kind}; pass "
-                    "network.parameters()"
+                    f"record takes real floating-point parameters, got {described(parameter)}; "
+                    "pass network.parameters()"
                 )
+            check_real(parameter)
         unique = {id(parameter): parameter for parameter in given}
         self._parameters = [p for p in unique.values() if p.requires_grad]
         if not self._parameters:
@@ -58,11 +64,13 @@ class record:
                 "no parameter that requires a gradient was given; pass network.parameters()"
             )
         self._capture = Capture(self._parameters)
+        self._spectra: list[GramSpectrum] = []
         self.report: StepReport | None = None
 
     def __enter__(self) -> Self:
         """Start to record."""
         self._capture.uses.clear()
+        self._spectra = []
         self._capture.__enter__()
         return self
 
@@ -106,22 +114,30 @@ class record:
         check_process_group(process_group)
         check_reduction(reduction)
         ranks, clock, checks = Ranks(process_group), PhaseClock(), Checks()
+        self._spectra = []
+        loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
         with ranks.agreement():
             gradient = loss_gradient(loss, prediction, self._parameters, False, checks)
             if ranks.size > 1:  # before what they compute together
                 checks.settle()
-        names = [f"parameter {i} {tuple(p.shape)}" for i, p in enumerate(self._parameters)]
+        names = names_of(self._parameters, [None] * len(self._parameters))
         computation = whole_batch(
             self._capture.uses, loss, prediction, gradient, self._parameters, names, ranks,
             reduction, checks, digest_of_filter(filter),
         )  # fmt: skip
-        linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
+        _, without_autocast = apart_from_autocast(lambda: None, loss.device)
+        with explained(), without_autocast:
+            linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
+            with torch.no_grad():
+                directions, _ = linearisation.step(filter)
         with torch.no_grad():
-            directions, _ = linearisation.step(filter)
             for parameter, direction in zip(self._parameters, directions, strict=True):
-                direction = direction.to(parameter.dtype)
-                if parameter.grad is None:
+                direction, before = direction.to(parameter.dtype), parameter.grad
+                if before is None:
                     parameter.grad = direction
-                else:
-                    parameter.grad += direction
+                elif before.layout == torch.strided:
+                    before += direction
+                else:  # that of an embedding, for one
+                    parameter.grad = before.to_dense() + direction
         self.report = linearisation.report(filter)
+        self._spectra = linearisation.spectra()

@@ -61,9 +61,13 @@ class StepReport:
 
     @cached_property
     def singular_values(self) -> Tensor:
-        """(min(n, P),) float64, descending; a damped step computes them when they are asked for.
+        """(min(n, P),) float64, descending. Route "lanczos" has those that it found, one per step.
 
-        Route "lanczos" has those that it found, one per step.
+        A damped step computes them when they are first asked for, which can be done until the next
+        step of its optimizer begins; they stay in the report from then on.
+
+        Raises:
+            ValueError: it is too late.
         """
         return self.spectrum()
 

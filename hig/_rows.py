@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hig._backward import Backward, one_hot_cotangents
+from hig._backward import Backward, dense, one_hot_cotangents
 from hig._blocks import Block, DenseBlock
 
 __all__ = ["StreamedBlock", "rows_block"]
@@ -94,7 +94,7 @@ class StreamedBlock:
 
     def pulled_back(self, cotangent: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
         """The gradients of all parameters for one cotangent, shaped like the prediction."""
-        return torch.autograd.grad(
+        found = torch.autograd.grad(
             self._prediction,
             list(self._parameters),
             cotangent,
@@ -103,6 +103,7 @@ class StreamedBlock:
             allow_unused=True,
             materialize_grads=True,
         )
+        return tuple(map(dense, found))
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d, recomputing J piece by piece."""

@@ -38,7 +38,7 @@ def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
         return "the step returns a tensor without a graph (detached, or computed in no_grad)"
     if _other_leaves(after, near):
         return "the step depends on another tensor that requires a gradient"
-    moved = torch.randperm(len(state), generator=_GENERATOR) < (len(state) + 1) // 2
+    moved = torch.randperm(len(state), generator=_GENERATOR, device="cpu") < (len(state) + 1) // 2
     chosen = moved.to(state.device).view(-1, *[1] * (state.ndim - 1))
     gradients = torch.autograd.grad(
         after, near, chosen.expand_as(after).to(after), allow_unused=True
@@ -54,12 +54,12 @@ def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
 
 # The halves differ from call to call, so that no pair of samples stays on one side for long. A
 # generator of its own: the check must not move the user's random state.
-_GENERATOR = torch.Generator().manual_seed(0)
+_GENERATOR = torch.Generator("cpu").manual_seed(0)
 
 
 def _near(tensor: Tensor) -> Tensor:
     """A point nearby: at a special one, such as rest, an influence may vanish."""
-    noise = torch.randn(tensor.shape, generator=_GENERATOR, dtype=torch.float64)
+    noise = torch.randn(tensor.shape, generator=_GENERATOR, dtype=torch.float64, device="cpu")
     noise = noise.to(device=tensor.device, dtype=tensor.dtype)
     return tensor + 1e-3 * noise * (1 + tensor.abs())
 

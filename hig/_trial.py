@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from hig._graph import nodes_behind
+from hig._plain import origin
 from hig.errors import out_of_memory
 
 __all__ = ["RandomState", "Trial", "curvature_along", "put_back"]
@@ -142,7 +144,7 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
         try:
             (product,) = torch.autograd.grad(
                 gradient,
-                prediction,
+                origin(prediction),
                 change.to(gradient.dtype),
                 retain_graph=True,
                 allow_unused=True,
@@ -152,7 +154,9 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
                 raise
             raise _no_curvature(str(error).splitlines()[0]) from error
     # What is marked once_differentiable raises in backward() alone: here it is left out in silence.
-    stop = (prediction.grad_fn, prediction.output_nr)
+    place = origin(prediction)
+    edge = place if isinstance(place, GradientEdge) else None
+    stop = (edge.node, edge.output_nr) if edge else (prediction.grad_fn, prediction.output_nr)
     if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradient, stop)):
         raise _no_curvature("a torch.autograd.Function in it is marked once_differentiable")
     if product is None:

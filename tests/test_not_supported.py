@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hig
 from hig.conflictfree import PseudoMomentumOperator
+from tests.hig.networks import least_squares
 
 PAGE = Path(__file__).parent.parent / "docs" / "not_supported.md"
 ROWS = re.findall(r"^\| .*? \| `(\w+)`: (.*?) \| ", PAGE.read_text(encoding="utf-8"), re.M)
@@ -77,6 +79,34 @@ class Case:
 
     def no_closure(self):
         hig.HIG(self.network.parameters()).step(None)
+
+    def backward(self):
+        def closure():
+            prediction = self.network(self.x)
+            loss = prediction.square().mean()
+            loss.backward()
+            return loss, prediction
+
+        self.step(closure)
+
+    def loss_alone(self):
+        self.step(lambda: self.network(self.x).square().mean())
+
+    def from_outside(self):
+        prediction = self.network(self.x)
+        self.step(lambda: (prediction.square().mean(), prediction))
+
+    def state_of_another(self):
+        state = hig.GaussNewton(self.network.parameters()).state_dict()
+        hig.HIG(self.network.parameters()).load_state_dict(state)
+
+    def lazy(self):
+        with warnings.catch_warnings():  # some versions of torch call them new
+            warnings.simplefilter("ignore")
+            lazy = torch.nn.LazyLinear(2)
+        parameters = [*self.network.parameters(), *lazy.parameters()]
+        closure = least_squares(self.network, self.x)
+        hig.HIG(parameters).step(closure)
 
     def numpy(self):
         self.step(predict=lambda: torch.from_numpy(self.network(self.x).detach().numpy()))
@@ -149,6 +179,11 @@ CASES = {
     "the loss does not depend on the prediction": Case.copy,
     "the closure must return (loss, prediction), got 2 pairs": Case.several_losses,
     "closure must be a function": Case.no_closure,
+    "the graph of the prediction has been freed": Case.backward,
+    "the closure must return (loss, prediction), got Tensor": Case.loss_alone,
+    "computed before it was called": Case.from_outside,
+    "the state is that of another optimizer": Case.state_of_another,
+    "belongs to a lazy module": Case.lazy,
     "the prediction carries no gradient graph": Case.numpy,
     "a reentrant checkpoint hides": Case.reentrant,
     "the layerwise engine cannot give the exact Jacobian": Case.coupled,

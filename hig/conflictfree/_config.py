@@ -89,7 +89,7 @@ class ConFIGOperator(GradientOperator):
             return torch.ones_like(matrix.norms)  # which takes no matrix of all gradients
         rows = matrix.rows
         weights = model.get_weights(gradients=rows, losses=losses, device=rows.device)
-        return torch.as_tensor(weights)
+        return torch.as_tensor(weights, device=rows.device)
 
     def _target_scale(self, matrix: GradientMatrix, weights: Tensor) -> float:
         """The length of the vector that length models get, relative to that of U⁺w.

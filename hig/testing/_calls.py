@@ -33,8 +33,10 @@ class _Call:
             for position, leaf in zip(simulator.floating, leaves, strict=True):
                 given[position] = leaf.clone()  # no leaf: these may be written into
             output = simulator.simulate(*given)
-        generator = torch.Generator().manual_seed(seed)
-        cotangent = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        cotangent = torch.randn(
+            output.shape, generator=generator, dtype=torch.float64, device="cpu"
+        ).to(output)
         return cls(leaves, given, output, cotangent, inputs, output.detach().clone())
 
     def gradients(self, simulator: Simulator) -> tuple[Tensor, ...]:

@@ -57,7 +57,9 @@ def _gradients(simulator: Simulator) -> tuple[Tensor | None, ...] | None:
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
     if not output.requires_grad:
         return None
-    cotangent = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+    cotangent = torch.randn(
+        output.shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+    ).to(output)
     simulator.calls.passes += 1
     with user_code():
         return torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
@@ -134,7 +136,7 @@ def count_passes(simulator: Simulator) -> int:
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
     found = [getattr(node, "pullback", None) for node in nodes_behind(output)]
     boxes = [pullback for pullback in found if isinstance(pullback, Pullback)]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     first, second = torch.randn((2, *output.shape), generator=generator, device="cpu").to(output)
     if boxes:
         signs = (
@@ -155,8 +157,10 @@ def check_passes(simulator: Simulator, chunk: int | None = None) -> Check:
     if chunk == 1:
         return Check(name, "note", "not tried: one by one, as chunk=1 asks", _CHUNK_REMEDY)
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
-    generator = torch.Generator().manual_seed(0)
-    cotangents = torch.randn((2, *output.shape), generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    cotangents = torch.randn(
+        (2, *output.shape), generator=generator, dtype=torch.float64, device="cpu"
+    )
     cotangents = cotangents.to(output)
     singles = list(
         zip(*(simulator.pulled_back(output, leaves, one) for one in cotangents), strict=True)

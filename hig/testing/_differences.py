@@ -40,8 +40,10 @@ def slope(values: Tensor, step: float) -> tuple[Tensor, Tensor]:
 @functools.cache
 def _slope_weights(points: Sequence[float]) -> Tensor:
     """Weights of the derivative at 0 of the polynomial through values at some points."""
-    powers = torch.tensor(points, dtype=torch.float64) ** torch.arange(len(points)).unsqueeze(1)
-    unit = torch.zeros(len(points), dtype=torch.float64)
+    powers = torch.tensor(points, dtype=torch.float64, device="cpu") ** torch.arange(
+        len(points), device="cpu"
+    ).unsqueeze(1)
+    unit = torch.zeros(len(points), dtype=torch.float64, device="cpu")
     unit[1] = 1
     return torch.linalg.solve(powers, unit)
 
@@ -56,7 +58,7 @@ def _difference_weights(times: Sequence[float], order: int) -> Tensor:
         norm = math.hypot(*row)
         rest = len(times) - order - 1 - first
         rows.append([0.0] * first + [weight / norm for weight in row] + [0.0] * rest)
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def noise(values: Tensor, times: Sequence[float]) -> Tensor:
@@ -71,11 +73,13 @@ def noise(values: Tensor, times: Sequence[float]) -> Tensor:
 @functools.cache
 def spaced(count: int) -> tuple[float, ...]:
     """Times from -1 to 1, at distances that differ from one another by up to a half."""
-    generator = torch.Generator().manual_seed(0)
-    moves = 0.25 * (2 * torch.rand(count, generator=generator, dtype=torch.float64) - 1)
+    generator = torch.Generator("cpu").manual_seed(0)
+    moves = 0.25 * (
+        2 * torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") - 1
+    )
     moves[0] = moves[-1] = 0
     middle = (count - 1) / 2
-    return tuple(((torch.arange(count) + moves - middle) / middle).tolist())
+    return tuple(((torch.arange(count, device="cpu") + moves - middle) / middle).tolist())
 
 
 def jump(function: Callable[[float], Tensor], reach: float, count: int) -> float:

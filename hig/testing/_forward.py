@@ -124,7 +124,7 @@ FORWARD = {
 
 def forward_couples(simulator: Simulator) -> bool:
     """Whether moving half of the samples moves the others by more than rounding."""
-    half = torch.arange(simulator.samples) % 2 == 0
+    half = torch.arange(simulator.samples, device="cpu") % 2 == 0
     moved = [
         torch.where(_columns(half, a), a, b) if a.is_floating_point() else a
         for a, b in zip(simulator.inputs, nearby(simulator.inputs), strict=True)

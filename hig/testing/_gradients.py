@@ -92,7 +92,7 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
     """
     x = line.inputs[line.position]
     sizes = typical_sizes(x)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator("cpu").manual_seed(1)
 
     def along(direction: Tensor) -> Line:
         return Line(
@@ -100,14 +100,14 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
         )
 
     for seed in (0, 1):
-        random = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        random = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
         yield along(random.to(x.device) * sizes), seed
-    weights = torch.randn(line.middle.shape, generator=generator, dtype=torch.float64)
+    weights = torch.randn(line.middle.shape, generator=generator, dtype=torch.float64, device="cpu")
     influence = line.gradient(0, weights.to(line.middle)).abs() * sizes
     if not bool((influence > 0).any()):
         return
     least = torch.maximum(influence.max() * line.eps**0.25, influence[influence > 0].min())
-    signs = torch.randint(0, 2, x.shape, generator=generator).to(sizes) * 2 - 1
+    signs = torch.randint(0, 2, x.shape, generator=generator, device="cpu").to(sizes) * 2 - 1
     yield along(signs * sizes * least / torch.maximum(influence, least)), 2
 
 

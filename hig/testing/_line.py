@@ -144,8 +144,10 @@ def _balanced(slopes: Tensor, spread: Tensor, shape: tuple[int, int], seed: int)
     weights = (typical / torch.where(size > 0, size, typical)).flatten()
     if seed == 0:
         return torch.where(slopes < 0, -weights, weights)
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, weights.shape, generator=generator).to(weights) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(seed)
+    signs = (
+        torch.randint(0, 2, weights.shape, generator=generator, device="cpu").to(weights) * 2 - 1
+    )
     return signs * weights
 
 

@@ -227,10 +227,10 @@ def typical_sizes(value: Tensor) -> Tensor:
 
 def nearby(inputs: Sequence[Tensor], seed: int = 0, distance: float = 1e-2) -> list[Tensor]:
     """Inputs a little moved: at a special point, such as rest, an influence may vanish."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     moved = []
     for value in inputs:
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu")
         if value.is_floating_point():
             change = distance * noise.to(value.device) * typical_sizes(value)
             moved.append(value + change.to(value.dtype))

@@ -33,8 +33,13 @@ def test_settings_without_effect_are_refused(given, text):
 
 
 def test_complex_parameters():
+    trained = group(dtype=torch.complex64)
+    check_group(trained)  # frozen
+    for parameter in trained["params"]:
+        parameter.requires_grad_()
+    check_group(trained, real=False)
     with pytest.raises(TypeError, match=r"must be real floating point, got torch\.complex64"):
-        check_group(group(dtype=torch.complex64))
+        check_group(trained)
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_a_learning_rate_that_a_scheduler_spoils_is_refused():
 def test_the_state_of_another_optimizer_is_refused():
     network, _ = problem()
     state = hig.HIG(network.parameters()).state_dict()
-    with pytest.raises(ValueError, match="holds no damping"):
+    with pytest.raises(ValueError, match="the state is that of another optimizer"):
         hig.LevenbergMarquardt(network.parameters()).load_state_dict(state)
 
 

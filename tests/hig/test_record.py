@@ -84,7 +84,6 @@ def test_no_parameters():
     [
         [("weight", nn.Parameter(torch.zeros(2)))],
         [{"params": []}],
-        [nn.Parameter(torch.zeros(2, dtype=torch.complex64))],
     ],
 )
 def test_what_is_no_parameter(given):

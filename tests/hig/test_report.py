@@ -1,12 +1,16 @@
 """The report of a step: its numbers and its text."""
 
+import copy
+import pickle
 import time
 
 import pytest
 import torch
 
+import hig
 from hig._ranks import Communication
 from hig._report import PhaseClock, StepReport
+from tests.textbook import textbook_jacobian
 
 
 def report(**changes):
@@ -153,3 +157,94 @@ def test_phases_show_under_the_profiler():
         torch.ones(2)
     assert "hig: gram" in {event.name for event in profile.function_events}
     assert clock.seconds["gram"] > 0
+
+
+def damped(optimizer=hig.LevenbergMarquardt, rows=8):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+    x = torch.randn(rows, 3)
+
+    def closure():
+        prediction = network(x)
+        return (prediction - 1).square().mean(), prediction
+
+    return optimizer(network.parameters()), closure
+
+
+def test_singular_values_of_a_damped_step_until_the_next():
+    optimizer, closure = damped()
+    _, prediction = closure()
+    parameters = optimizer.param_groups[0]["params"]
+    expected = torch.linalg.svdvals(textbook_jacobian(prediction, parameters))
+    optimizer.step(closure)
+    first = optimizer.report
+    copies = [copy.deepcopy(first), copy.copy(first)]
+    optimizer.step(closure)
+    unread = optimizer.report
+    for late in (first, *copies):
+        with pytest.raises(ValueError, match=r"read report.singular_values right after the step"):
+            _ = late.singular_values
+    values = unread.singular_values
+    assert values.shape == expected.shape
+    optimizer.step(closure)
+    assert unread.singular_values is values  # read in time
+    assert str(first)  # needs none
+    assert first.rank == min(first.rows, first.columns)
+
+
+def test_singular_values_are_those_of_the_matrix():
+    optimizer, closure = damped()
+    _, prediction = closure()
+    parameters = optimizer.param_groups[0]["params"]
+    expected = torch.linalg.svdvals(textbook_jacobian(prediction, parameters).double())
+    optimizer.step(closure)
+    found = copy.deepcopy(optimizer.report).singular_values
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected[0]))
+
+
+def test_a_step_that_fails_ends_the_time_for_singular_values():
+    optimizer, closure = damped()
+    optimizer.step(closure)
+    with pytest.raises(ValueError, match="the closure must return"):
+        optimizer.step(lambda: None)
+    with pytest.raises(ValueError, match="right after the step"):
+        _ = optimizer.report.singular_values
+
+
+def test_a_saved_report_has_the_values_that_were_read():
+    optimizer, closure = damped()
+    optimizer.step(closure)
+    unread = pickle.loads(pickle.dumps(optimizer.report))
+    with pytest.raises(ValueError, match="right after the step"):
+        _ = unread.singular_values
+    values = optimizer.report.singular_values
+    assert torch.equal(pickle.loads(pickle.dumps(optimizer.report)).singular_values, values)
+
+
+def test_a_damped_record():
+    network = torch.nn.Linear(3, 2)
+    with hig.record(network.parameters()) as record:
+        prediction = network(torch.randn(5, 3))
+        loss = prediction.square().mean()
+    record.backward(loss, prediction, filter=hig.Damped(1e-2))
+    assert len(record.report.singular_values) == 8
+    record.backward(loss, prediction, filter=hig.Damped(1e-2))
+    late = record.report
+    del record
+    with pytest.raises(ValueError, match="right after the step"):
+        _ = late.singular_values
+
+
+def test_the_loss_of_a_report_is_no_view_of_all_losses():
+    optimizer, closure = damped()
+    whole = []
+
+    def one_of_many():
+        loss, prediction = closure()
+        losses = torch.cat([loss[None], torch.zeros(10_000)])
+        whole.append(losses)
+        return losses[0], prediction
+
+    loss = optimizer.step(one_of_many)
+    for found in (loss, optimizer.report.loss):
+        assert found.untyped_storage().nbytes() == found.element_size()

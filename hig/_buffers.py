@@ -1,0 +1,219 @@
+"""Tensors that a closure changes in place, such as running statistics, put back as they were."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Buffers", "may_write", "written_by"]
+
+
+class Buffers(TorchFunctionMode):
+    """Watches a computation and undoes what it changed outside of itself.
+
+    Running statistics, vectors of a power iteration, counters, moving averages: which tensors a
+    closure changes is known to the closure alone. While the context is open, every tensor without
+    a graph is copied before the first operation that writes to it, and of each module that is
+    called is noted which buffers it has, as some give their names to other tensors instead.
+    What is not in torch (counters in Python, lists) is not seen.
+
+    Args:
+        parameters: tensors that are left alone.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        super().__init__()
+        self._left_alone = {id(parameter) for parameter in parameters}
+        self._saved: dict[int, _Saved] = {}
+        self._owners: dict[int, ReferenceType[Tensor]] = {}  # by their storage
+        self._modules: dict[torch.nn.Module, dict[str, Tensor | None]] = {}
+
+    def __enter__(self) -> "Buffers":
+        """Start to watch."""
+        # Compiled code would not be seen.
+        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()
+        self._hook = register_module_forward_pre_hook(_NoteModule(self._modules, self._scripted))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop to watch."""
+        super().__exit__(*exception)
+        self._hook.remove()
+        self._eager.__exit__(*exception)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``, after copying what it may write to."""
+        if kwargs or may_write(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                for tensor in written_by(func, args, kwargs):
+                    self._save(tensor)
+                if may_write(func) == "alias":
+                    self._note_owner(args)
+        return func(*args, **(kwargs or {}))
+
+    @torch.no_grad()
+    def restore(self) -> bool:
+        """Put back all that was changed while the context was open; returns whether there was any.
+
+        Versions are put back too: the graph of an earlier call holds the same values.
+        """
+        changed = False
+        with torch._C.DisableTorchFunctionSubclass():
+            for saved in list(self._saved.values()):
+                changed |= saved.restore()
+        for module, buffers in self._modules.items():
+            for name, buffer in buffers.items():
+                if name in module._buffers and module._buffers[name] is not buffer:
+                    module._buffers[name] = buffer
+                    changed = True
+        self._saved.clear()
+        self._owners.clear()
+        self._modules.clear()
+        return changed
+
+    def _note_owner(self, args: tuple[Any, ...]) -> None:
+        """Remember whose values an alias shares, of which torch itself knows no more."""
+        for tensor in _tensors(args[:1]):
+            if tensor.grad_fn is None and tensor.layout == torch.strided:
+                self._owners.setdefault(tensor.untyped_storage()._cdata, ref(tensor))
+
+    def _scripted(self, module: torch.nn.Module) -> None:
+        """Copy the buffers of a module whose operations pass by."""
+        for buffer in module.buffers():
+            self._save(buffer)
+
+    @torch.no_grad()
+    def _save(self, tensor: Tensor) -> None:
+        if self._owners and tensor.layout == torch.strided:
+            owner = self._owners.get(tensor.untyped_storage()._cdata)
+            found = None if owner is None else owner()
+            tensor = tensor if found is None else found
+        key = id(tensor)
+        if key in self._left_alone or key in self._saved:
+            return
+        saved = self._saved
+
+        def gone(_: ReferenceType[Tensor]) -> None:
+            saved.pop(key, None)  # what the computation made for itself, with its copy
+
+        saved[key] = _Saved(tensor, gone)
+
+
+class _Saved:
+    """A tensor, weakly held, and its values."""
+
+    def __init__(self, tensor: Tensor, gone: Callable[[ReferenceType[Tensor]], None]):
+        self._tensor = ref(tensor, gone)
+        self._value = tensor.detach().clone()
+        self._version = None if tensor.is_inference() else tensor._version
+
+    def restore(self) -> bool:
+        """Put the values back, and the version that graphs know them by."""
+        tensor = self._tensor()
+        if tensor is None:
+            return False
+        if tensor.shape == self._value.shape and tensor.dtype == self._value.dtype:
+            tensor.detach().copy_(self._value)
+        else:
+            tensor.data = self._value
+        if self._version is not None:
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (self._version,))
+        return True
+
+
+class _NoteModule:
+    """Notes the buffers of each module before its first call, in the thread that made this."""
+
+    def __init__(
+        self,
+        modules: dict[torch.nn.Module, dict[str, Tensor | None]],
+        scripted: Callable[[torch.nn.Module], None],
+    ):
+        self._modules, self._scripted = modules, scripted
+        self._thread = threading.get_ident()
+
+    def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        if isinstance(module, torch.jit.ScriptModule):
+            self._scripted(module)
+        elif module not in self._modules:
+            self._modules[module] = dict(module._buffers)
+
+
+def written_by(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
+) -> Iterator[Tensor]:
+    """The tensors without a graph that a call may write to, as seen by a `TorchFunctionMode`.
+
+    Args:
+        func: the function.
+        args: its arguments.
+        kwargs: those given by name.
+    """
+    effect = may_write(func)
+    places: Any = ()
+    if effect == "any":
+        places = (args, kwargs)
+    elif effect == "first":
+        places = args[:1]
+    elif kwargs:
+        places = (kwargs.get("out"), args if kwargs.get("max_norm") is not None else None)
+    for tensor in _tensors(places):
+        owner = tensor if tensor._base is None else tensor._base
+        if owner.grad_fn is None:
+            yield owner
+
+
+# Functions that change an argument although neither their name nor an argument "out" says so.
+_CHANGE_STATISTICS = ("batch_norm", "instance_norm", "moving_avg_obs", "embedding_renorm")
+_CHANGE_SELF = {"__setitem__", "__set__", "numpy", "__array__", "__dlpack__"} | {
+    f"__i{operation}__"
+    for operation in (
+        "add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
+        "lshift", "rshift", "matmul",
+    )
+}  # fmt: skip
+_ALIASES = ("detach", "__get__")  # the second is that of ``.data``, among others
+
+
+@lru_cache(maxsize=4096)
+def may_write(func: Callable[..., Any]) -> str:
+    """What a function may write to: its "first" argument, "any"; or "alias" for a view, or ""."""
+    schema = getattr(func, "_schema", None)
+    if schema is not None:
+        return "any" if schema.is_mutable else ""
+    if isinstance(func, torch._ops.OpOverloadPacket):  # which of several is not yet decided
+        schemas = [getattr(func, name)._schema for name in func.overloads()]
+        return "any" if any(schema.is_mutable for schema in schemas) else ""
+    name = getattr(func, "__name__", "")
+    if any(part in name for part in _CHANGE_STATISTICS):
+        return "any"
+    if name in _CHANGE_SELF or (name.endswith("_") and not name.endswith("__")):
+        return "first"
+    return "alias" if name in _ALIASES else ""
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and dictionaries."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))

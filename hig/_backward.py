@@ -1,21 +1,23 @@
 """Many backward passes through one graph: batched where it allows, one by one where not."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
+from hig._pass_memory import Inputs, PassSizes
 from hig.errors import out_of_memory
 
 __all__ = ["Backward", "one_hot_cotangents", "output_cotangents"]
 
-Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 Gradients = tuple[Tensor | None, ...]
 
-# Bytes of gradients that one batch of passes may hold.
-PASS_BYTES = 256 * 2**20
+# Bytes of gradients that one batch of passes holds at one time. On a CPU larger batches are slower:
+# what one operation writes has left the cache before the next one reads it. On other devices
+# starting an operation costs more.
+PASS_BYTES = 32 * 2**20
+DEVICE_PASS_BYTES = 256 * 2**20
 
 
 @dataclass
@@ -28,12 +30,14 @@ class Backward:
         trusting: whether factors of layers may be used before it is known that they are exact;
             turned off where they once were not.
         notes: what had to be done differently in this step, in words.
+        sizes: what passes through the graphs of earlier steps held.
     """
 
     chunk: int | None = None
     batched: bool = True
     trusting: bool = True
     notes: list[str] = field(default_factory=list)
+    sizes: PassSizes = field(default_factory=PassSizes)
 
     def gradients(
         self,
@@ -59,7 +63,7 @@ class Backward:
             torch.OutOfMemoryError: if not even a single pass fits.
         """
         start = 0
-        chunk = self.chunk or max(1, PASS_BYTES // max(1, bytes_per_pass))
+        chunk = self.chunk or self._chunk(output, inputs, passes, bytes_per_pass)
         while start < passes:
             stop = min(start + chunk, passes)
             try:
@@ -72,6 +76,15 @@ class Backward:
                 continue
             yield slice(start, stop), grads
             start = stop
+
+    def _chunk(self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int) -> int:
+        """How many passes go at once, where nobody has said."""
+        room = PASS_BYTES if output.device.type == "cpu" else DEVICE_PASS_BYTES
+        most = min(passes, max(1, room // max(1, bytes_per_pass)))
+        if most > 1 and self.batched:
+            # One by one passes hold nothing together but what was asked for.
+            most = min(most, max(1, room // max(1, self.sizes.of(output, inputs).peak)))
+        return most
 
     def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
         refusal = None

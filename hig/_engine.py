@@ -19,6 +19,7 @@ from hig._blocks import Block, JointJacobian
 from hig._capture import LayerUse
 from hig._checks import Checks
 from hig._factored_block import FactoredBlock
+from hig._formed_block import FormedBlock
 from hig._graph import nodes_behind
 from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._product_block import ProductBlock
@@ -133,7 +134,7 @@ def _exact_layers(
     parameters: Sequence[Tensor],
     backward: Backward,
     checks: Checks | None,
-) -> tuple[list[tuple[FactoredBlock, list[int]]], list[str], set[int]]:
+) -> tuple[list[tuple[FactoredBlock | FormedBlock, list[int]]], list[str], set[int]]:
     """The exact ones among the layers.
 
     Returns:
@@ -169,8 +170,8 @@ class _Probe:
         self._weights = cotangent.double().flatten()
 
     def exact(
-        self, pairs: Sequence[tuple[FactoredBlock, list[int]]], checks: Checks | None
-    ) -> list[tuple[FactoredBlock, list[int]]]:
+        self, pairs: Sequence[tuple[FactoredBlock | FormedBlock, list[int]]], checks: Checks | None
+    ) -> list[tuple[FactoredBlock | FormedBlock, list[int]]]:
         """Those whose factors give the gradients of their parameters, up to rounding."""
         near = [self._near(block, own, 0.0) for block, own in pairs]
         if checks is not None:
@@ -186,7 +187,9 @@ class _Probe:
             if holds or bool(self._near(block, own, block.norm_bound()))
         ]
 
-    def _near(self, block: FactoredBlock, indices: Sequence[int], scale: float) -> Tensor:
+    def _near(
+        self, block: FactoredBlock | FormedBlock, indices: Sequence[int], scale: float
+    ) -> Tensor:
         """Whether a block agrees with its gradients, or differs by rounding of ``scale``."""
         expected = [self.gradients[index].flatten() for index in indices]
         found = block.vjp(self._weights).split([len(gradient) for gradient in expected])

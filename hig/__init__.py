@@ -25,6 +25,7 @@ from hig._spectral import Damped, HalfInverse
 from hig.errors import (
     CorruptResultError,
     DecompositionError,
+    InsufficientMemoryError,
     NonFiniteError,
     RankError,
     SampleDependenceError,
@@ -43,6 +44,7 @@ __all__ = [
     "Direction",
     "GaussNewton",
     "HalfInverse",
+    "InsufficientMemoryError",
     "KroneckerHIG",
     "KroneckerReport",
     "Lanczos",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hig._memory import check_room
 from hig._pass_memory import Inputs, PassSizes
 from hig.errors import out_of_memory
 
@@ -60,10 +61,13 @@ class Backward:
             The passes and their gradients, each (passes, *input.shape), None where unused.
 
         Raises:
+            InsufficientMemoryError: if a ``chunk`` that was given cannot fit, on a CPU.
             torch.OutOfMemoryError: if not even a single pass fits.
         """
         start = 0
         chunk = self.chunk or self._chunk(output, inputs, passes, bytes_per_pass)
+        if self.chunk and self.batched and min(passes, chunk) > 1:
+            _check_room(output, inputs, min(passes, chunk), self.sizes)
         while start < passes:
             stop = min(start + chunk, passes)
             try:
@@ -128,6 +132,18 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
         return select.view(-1, *prediction.shape)
 
     return cotangents
+
+
+def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -> None:
+    """Raise if even the largest gradient of as many passes at once cannot be had."""
+    check_room(
+        passes * sizes.of(output, inputs).largest,
+        output,
+        f"the largest gradient in {passes} backward passes at once, for a batch of {len(output)} "
+        "samples,",
+        "take a smaller chunk (chunk=None chooses by memory, chunk=1 takes pass by pass), a smaller "
+        "batch, or method='lanczos', which does without such passes",
+    )
 
 
 def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -> Gradients:

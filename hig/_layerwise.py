@@ -15,6 +15,7 @@ from hig._backward import Backward, output_cotangents
 from hig._capture import LayerUse, weight_matrix_shape
 from hig._factored_block import FactoredBlock, columns_are_smaller
 from hig._formed_block import FormedBlock
+from hig._memory import check_room
 
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
@@ -122,6 +123,7 @@ def layer_blocks(
     samples, outputs = len(prediction), prediction[0].numel()
     large = factor_bytes(layers, prediction) > FACTOR_BYTES
     formed = [large and _columns_are_smaller(layer, prediction) for layer in layers]
+    _check_room(layers, formed, prediction)
     held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
     blocks: list[FormedBlock | None] = [None] * len(layers)
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
@@ -137,6 +139,23 @@ def layer_blocks(
         block or _block(layer, held.gradients, samples)
         for layer, block in zip(layers, blocks, strict=True)
     ]
+
+
+def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Tensor) -> None:
+    """Raise if what will be held of the layers cannot be had."""
+    of_layers = list(zip(layers, formed, strict=True))
+    held = factor_bytes([layer for layer, meanwhile in of_layers if not meanwhile], prediction)
+    columns = sum(
+        p.numel() for layer, meanwhile in of_layers if meanwhile for p in layer.parameters
+    )
+    check_room(
+        held + 8 * prediction.numel() * columns,
+        prediction,
+        f"factors of the layers for a batch of {len(prediction)} samples with "
+        f"{prediction[0].numel()} outputs each",
+        "take a smaller batch, or method='lanczos', which multiplies with a large Jacobian without "
+        "holding it; another chunk, the number of backward passes at a time, does not change it",
+    )
 
 
 class _HeldGradients:

@@ -1,7 +1,7 @@
 """Memory that one backward pass holds, read off the autograd graph."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from math import prod
@@ -15,8 +15,14 @@ __all__ = ["Inputs", "PassMemory", "PassSizes", "measure_pass"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 
-# Their backward passes the gradient on as a view that repeats it, without memory of its own.
-_REPEATING = ("SumBackward0", "SumBackward1")
+# Gradients that these pass on may be views, of one number that is repeated or of what they took.
+_SHARING = (
+    "AddBackward0", "ExpandBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "SumBackward0", "SumBackward1", "TBackward0",
+    "TransposeBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0",
+)  # fmt: skip
+# Of one key, how many graphs are remembered, and how many of their last nodes make the key.
+KNOWN, LOOKED_AT = 16, 16
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class PassMemory:
     Attributes:
         peak: the largest set of gradients held at one time: those on their way, those that the
             present operation reads and writes, and those asked for.
-        largest: the largest single gradient.
+        largest: the largest single gradient that is certain to have memory of its own.
     """
 
     peak: int
@@ -36,9 +42,9 @@ class PassMemory:
 class PassSizes:
     """Remembers what passes hold, so that only a graph that is another one is gone through.
 
-    Autograd numbers the nodes of a thread in the order in which they are made. A graph between
-    tensors of the same shapes, made as many nodes after the one before it as that one was after
-    its own predecessor, is taken to be the same.
+    Autograd numbers the nodes of a thread in the order in which they are made. Between tensors of
+    the same shapes, with the same last operations, a graph that ends as many nodes behind the one
+    before it as another did is taken to be that other one.
     """
 
     def __init__(self) -> None:
@@ -53,29 +59,38 @@ class PassSizes:
         """
         assert output.grad_fn is not None
         number = output.grad_fn._sequence_nr()
-        key = (output.shape, output.dtype, output.device, *map(_shape_or_place, inputs))
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = _Known(measure_pass(output, inputs), number)
-        elif number != known.number:
-            distance = number - known.number
-            if distance != known.distance:
-                known.size, known.distance = measure_pass(output, inputs), distance
-            known.number = number
-        return known.size
+        key = (output.device, *map(_shape_or_place, inputs), *_last_operations(output))
+        known = self._known.setdefault(key, _Known(number))
+        distance = number - known.number
+        known.number = number
+        if distance not in known.sizes:
+            if len(known.sizes) == KNOWN:
+                known.sizes.clear()
+            known.sizes[distance] = measure_pass(output, inputs)
+        known.sizes[0] = known.sizes[distance]  # no distance: the same graph again
+        return known.sizes[0]
 
 
 @dataclass
 class _Known:
-    """What a pass held, the number of its first node, and its distance to the one before."""
+    """The number of the last graph of a key, and what passes held by the distance to it."""
 
-    size: PassMemory
     number: int
-    distance: int | None = None
+    sizes: dict[int, PassMemory] = field(default_factory=dict)
 
 
 def _shape_or_place(wanted: Tensor | GradientEdge) -> object:
     return wanted.shape if isinstance(wanted, Tensor) else wanted.output_nr
+
+
+def _last_operations(output: Tensor) -> Iterator[object]:
+    """Names and sizes of the last nodes, along the first edge of each."""
+    node: Node | None = output.grad_fn
+    for _ in range(LOOKED_AT):
+        if node is None:
+            return
+        yield node.name(), *_sizes(node)
+        node = node.next_functions[0][0] if node.next_functions else None
 
 
 def measure_pass(output: Tensor, inputs: Inputs) -> PassMemory:
@@ -142,7 +157,7 @@ def _followed(
                 continue
             size = sizes[edge[0]][edge[1]]
             written += size
-            if node.name() not in _REPEATING:
+            if node.name() not in _SHARING:
                 largest = max(largest, size)
         peak = max(peak, held + written)
         for edge in following[node]:

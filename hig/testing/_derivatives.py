@@ -176,7 +176,7 @@ def check_passes(simulator: Simulator) -> Check:
     cotangents = torch.randn((2, *output.shape), generator=generator, dtype=torch.float64)
     cotangents = cotangents.to(output)
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-    backward = Backward()
+    backward = Backward(chunk=2)
     ((_, together),) = backward.gradients(
         output, leaves, 2, lambda start, stop: cotangents[start:stop], size
     )

@@ -141,8 +141,8 @@ def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -
         output,
         f"the largest gradient in {passes} backward passes at once, for a batch of {len(output)} "
         "samples,",
-        "take a smaller chunk (chunk=None chooses by memory, chunk=1 takes pass by pass), a smaller "
-        "batch, or method='lanczos', which does without such passes",
+        "take a smaller chunk (chunk=None chooses by memory, chunk=1 takes pass by pass), a "
+        "smaller batch, or method='lanczos', which does without such passes",
     )
 
 

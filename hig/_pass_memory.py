@@ -1,13 +1,13 @@
 """Memory that one backward pass holds, read off the autograd graph."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from math import prod
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from hig._graph import Edge, Node
 
@@ -100,16 +100,29 @@ def measure_pass(output: Tensor, inputs: Inputs) -> PassMemory:
         output: the tensor to differentiate, with a graph.
         inputs: tensors or graph edges to differentiate with respect to.
     """
-    edges = [get_gradient_edge(w) if isinstance(w, Tensor) else w for w in inputs]
-    wanted = {(edge.node, edge.output_nr) for edge in edges}
     start = (output.grad_fn, output.output_nr)
     following = _following(start[0])
+    wanted = _places(inputs, following)
     order = _order(start[0], following)
     reaching = {node for node, _ in wanted}
     for node in reversed(order):
         if any(after in reaching for after, _ in following[node]):
             reaching.add(node)
     return _followed(start, [node for node in order if node in reaching], following, wanted)
+
+
+def _places(inputs: Inputs, nodes: Iterable[Node]) -> set[Edge]:
+    """Where in the graph the gradients of the inputs are."""
+    ends = {id(n.variable): n for n in nodes if n.name() == "torch::autograd::AccumulateGrad"}
+    found = set()
+    for wanted in inputs:
+        if not isinstance(wanted, Tensor):
+            found.add((wanted.node, wanted.output_nr))
+        elif wanted.grad_fn is not None:
+            found.add((wanted.grad_fn, wanted.output_nr))
+        elif id(wanted) in ends:  # asking torch for its edge would add a node to the count
+            found.add((ends[id(wanted)], 0))
+    return found
 
 
 def _following(start: Node) -> dict[Node, list[Edge]]:

@@ -13,6 +13,7 @@ from hig._computation import digest_of_filter, whole_batch
 from hig._direction import linearise
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._pass_memory import PassSizes
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
 from hig._spectral import SpectralFilter, check_filter
@@ -20,6 +21,9 @@ from hig._split import check_reduction
 from hig.arguments import check_count, check_parameters
 
 __all__ = ["record"]
+
+# Of the process: a recording lasts for one step, and those of a training are alike.
+_SIZES = PassSizes()
 
 
 class record:
@@ -113,7 +117,8 @@ class record:
             self._capture.uses, loss, prediction, gradient, self._parameters, names, ranks,
             reduction, checks, digest_of_filter(filter),
         )  # fmt: skip
-        linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
+        backward = Backward(chunk, sizes=_SIZES)
+        linearisation = linearise(computation, filter, engine, method, backward, clock)
         with torch.no_grad():
             directions, _ = linearisation.step(filter)
             for parameter, direction in zip(self._parameters, directions, strict=True):

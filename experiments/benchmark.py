@@ -5,7 +5,8 @@ textbook half-inverse step (all rows of the Jacobian of network and solver, then
 every engine, Adam on the same batch, and a bare ``eigh`` of the same size. The textbook and one of
 the Adams take the simulation as one would write it down, without the fast rollout.
 
-With ``--peers`` it compares this package with others that compute the same, where they do.
+With ``--peers`` it compares this package with others that compute the same, where they do. With
+``--memory`` it takes steps whose backward passes hold much, by default and with fixed chunks.
 """
 
 import argparse
@@ -13,13 +14,15 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from experiments._machine import machine
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
+from experiments._measure.memory_cases import MEMORY_CASES
+from experiments._measure.memory_point import compare_chunks, memory_table
 from experiments._measure.peer_comparison import (
     PEER_PROBLEMS,
     compare,
@@ -96,17 +99,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     options = _options(arguments)
     facts = machine(options.device) | (peer_versions() if options.peers else {})
-    facts["clock"] = options.clock
+    facts["clock"] = "processor, one thread" if options.memory else options.clock
     begun = origin()
     measured: dict[str, object] = {}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     for name in options.problem:
-        batch_size, rows, text = (_compared if options.peers else _measured)(name, options)
+        batch_size, rows, text = _way(options)(name, options)
         measured[name] = {"batch_size": batch_size, "cases": rows}
         print(f"\n{name}, batch {batch_size}, medians of {options.rounds} steps\n\n{text}")
     if options.json:
         report = {"origin": begun, "machine": facts, "rounds": options.rounds}
-        report["peers" if options.peers else "problems"] = measured
+        report[next((k for k in ("peers", "memory") if getattr(options, k)), "problems")] = measured
         options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nwritten to {options.json}")
 
@@ -126,20 +129,48 @@ def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[st
     return batch_size, rows, peer_table(rows)
 
 
+def _chunks(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
+    """The same for the default number of backward passes in a batch against fixed ones."""
+    case = MEMORY_CASES[name]
+    samples = options.batch_size or case.samples
+    rows = compare_chunks(name, samples, case.extent, rounds=options.rounds)
+    return samples, rows, memory_table(rows)
+
+
+def _way(
+    options: argparse.Namespace,
+) -> Callable[[str, argparse.Namespace], tuple[int, list[dict[str, object]], str]]:
+    """What is measured of each name."""
+    if options.memory:
+        return _chunks
+    return _compared if options.peers else _measured
+
+
+def _known(options: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[str]]:
+    """The names that can be given, and those that are measured where none is."""
+    if options.memory:
+        return MEMORY_CASES, list(MEMORY_CASES)
+    return (PEER_PROBLEMS, list(PEER_PROBLEMS)) if options.peers else (PROBLEMS, DEFAULT)
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with what belongs together checked."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    known = PEER_PROBLEMS if options.peers else PROBLEMS
+    known, default = _known(options)
+    if options.rounds is None:
+        options.rounds = 1 if options.memory else 15
     for name in options.problem:
         if name not in known:
             parser.error(f"argument PROBLEM: must be one of {', '.join(known)}, got {name!r}")
-    options.problem = options.problem or list(PEER_PROBLEMS if options.peers else DEFAULT)
+    options.problem = options.problem or list(default)
+    if options.memory and torch.device(options.device).type != "cpu":
+        parser.error("argument --memory: is measured on the CPU; leave --device out")
     try:
         seconds_of(options.clock, options.device)
         if options.peers:
             require_peers()
-        if options.batch_size:
+        if options.batch_size and not options.memory:
             for name in options.problem:
                 train, _ = known[name]().data(torch.Generator())
                 check_batch_size(options.batch_size, train)
@@ -161,15 +192,23 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="PROBLEM",
         help=f"problems to measure, of {', '.join(PROBLEMS)} (default: {', '.join(DEFAULT)}); with "
-        f"--peers of {', '.join(PEER_PROBLEMS)} (default: all)",
+        f"--peers of {', '.join(PEER_PROBLEMS)}, with --memory of {', '.join(MEMORY_CASES)} "
+        "(default: all)",
     )
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--memory",
+        action="store_true",
+        help="memory and processor time of steps with large backward passes, by default and with "
+        "fixed chunks",
+    )
+    ways.add_argument(
         "--peers",
         action="store_true",
         help="compare with other packages, which pip install 'hig[peers]' gets",
     )
     parser.add_argument(
-        "--rounds", type=positive_int, default=15, help="steps of each (default 15)"
+        "--rounds", type=positive_int, help="steps of each (default 15; with --memory 1)"
     )
     parser.add_argument(
         "--batch-size", type=positive_int, help="samples per step (default: the published one)"

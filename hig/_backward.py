@@ -17,7 +17,7 @@ Gradients = tuple[Tensor | None, ...]
 # Bytes of gradients that one batch of passes holds at one time. On a CPU larger batches are slower:
 # what one operation writes has left the cache before the next one reads it. On other devices
 # starting an operation costs more.
-PASS_BYTES = 32 * 2**20
+PASS_BYTES = 16 * 2**20
 DEVICE_PASS_BYTES = 256 * 2**20
 
 

@@ -113,7 +113,7 @@ def test_the_default_stays_within_its_bound(name, monkeypatch):
 
 
 def test_the_bound_that_is_promised():
-    assert PASS_BYTES <= 64 * 2**20
+    assert PASS_BYTES <= 32 * 2**20
     assert DEVICE_PASS_BYTES <= 256 * 2**20
 
 

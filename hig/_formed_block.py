@@ -31,6 +31,7 @@ class FormedBlock(DenseBlock):
         # Precisions of what the columns were formed of.
         self.dtypes = {like.deltas.dtype} | {part.dtype for part in like.factors()}
         self._squares = matrix.new_zeros((samples, outputs))
+        self._uses = like.uses
         self._shape = (like.groups, like.fan_out, like.fan_in, like.bias)
 
     def add(self, chosen: slice, factors: FactoredBlock) -> None:
@@ -51,7 +52,7 @@ class FormedBlock(DenseBlock):
 
     def norm_bound(self) -> float:
         """An upper bound of the Frobenius norm, which no cancellation between uses lowers."""
-        return float(self._squares.sum().sqrt())
+        return float((self._uses * self._squares.sum()).sqrt())
 
     def parts(self, width: int, rows: int) -> Iterator[DenseBlock]:
         """A few columns at a time, cut where ranks that hold the factors cut theirs."""

@@ -19,6 +19,8 @@ Gradients = tuple[Tensor | None, ...]
 # starting an operation costs more.
 PASS_BYTES = 16 * 2**20
 DEVICE_PASS_BYTES = 256 * 2**20
+# On a CPU passes whose gradients are larger than this gain nothing from one another.
+ALONE_BYTES = 256 * 2**10
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Backward:
         passes: int,
         cotangents: Callable[[int, int], Tensor],
         bytes_per_pass: int,
+        together: bool = True,
     ) -> Iterator[tuple[slice, Gradients]]:
         """Yield gradients of the inputs, a chunk of passes at a time.
 
@@ -56,6 +59,7 @@ class Backward:
             passes: number of backward passes.
             cotangents: ``cotangents(start, stop)`` gives (stop - start, *output.shape).
             bytes_per_pass: size of the gradients of one pass.
+            together: whether the caller gains from passes that come in batches.
 
         Yields:
             The passes and their gradients, each (passes, *input.shape), None where unused.
@@ -65,7 +69,7 @@ class Backward:
             torch.OutOfMemoryError: if not even a single pass fits.
         """
         start = 0
-        chunk = self.chunk or self._chunk(output, inputs, passes, bytes_per_pass)
+        chunk = self.chunk or self._chunk(output, inputs, passes, bytes_per_pass, together)
         if self.chunk and self.batched and min(passes, chunk) > 1:
             _check_room(output, inputs, min(passes, chunk), self.sizes)
         while start < passes:
@@ -81,13 +85,19 @@ class Backward:
             yield slice(start, stop), grads
             start = stop
 
-    def _chunk(self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int) -> int:
+    def _chunk(
+        self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int, together: bool
+    ) -> int:
         """How many passes go at once, where nobody has said."""
-        room = PASS_BYTES if output.device.type == "cpu" else DEVICE_PASS_BYTES
+        on_cpu = output.device.type == "cpu"
+        room = PASS_BYTES if on_cpu else DEVICE_PASS_BYTES
         most = min(passes, max(1, room // max(1, bytes_per_pass)))
         if most > 1 and self.batched:
             # One by one passes hold nothing together but what was asked for.
-            most = min(most, max(1, room // max(1, self.sizes.of(output, inputs).peak)))
+            held = self.sizes.of(output, inputs)
+            if on_cpu and not together and held.largest > ALONE_BYTES:
+                return 1
+            most = min(most, max(1, room // max(1, held.peak)))
         return most
 
     def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:

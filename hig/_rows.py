@@ -77,6 +77,7 @@ class StreamedBlock:
             stop - start,
             lambda first, last: self._cotangents(start + first, start + last),
             size,
+            together=False,
         )
         for chosen, gradients in passes:
             for part, gradient, (_, first, last) in zip(parts, gradients, pieces, strict=True):

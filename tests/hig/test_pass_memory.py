@@ -12,6 +12,7 @@ from hig import _pass_memory
 from hig._backward import DEVICE_PASS_BYTES, PASS_BYTES, Backward, one_hot_cotangents
 from hig._capture import Capture
 from hig._pass_memory import PassSizes, measure_pass
+from hig._rows import StreamedBlock
 
 
 class LiveBytes(TorchDispatchMode):
@@ -115,6 +116,21 @@ def test_the_default_stays_within_its_bound(name, monkeypatch):
 def test_the_bound_that_is_promised():
     assert PASS_BYTES <= 32 * 2**20
     assert DEVICE_PASS_BYTES <= 256 * 2**20
+
+
+@pytest.mark.parametrize(("state", "passes"), [(1000, 8), (40_000, 1)])
+def test_rows_through_a_large_state_come_alone(monkeypatch, state, passes):
+    prediction, parameters = wide(state)
+    sizes = []
+    original = torch.autograd.grad
+
+    def grad(output, inputs, cotangents, **options):
+        sizes.append(len(cotangents) if options.get("is_grads_batched") else 1)
+        return original(output, inputs, cotangents, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    StreamedBlock(prediction, parameters, Backward()).columns_of([(1, 0, 4)], 0, 8)
+    assert set(sizes) == {passes}
 
 
 def test_a_chain_of_known_sizes():

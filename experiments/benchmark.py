@@ -7,7 +7,8 @@ the Adams take the simulation as one would write it down, without the fast rollo
 
 With ``--peers`` it compares this package with others that compute the same, where they do. With
 ``--busy N`` it compares steps at torch's default of threads with steps on one thread, by the
-wall-clock, beside N busy processes.
+wall-clock, beside N busy processes. With ``--memory`` it takes steps whose backward passes hold
+much, by default and with fixed chunks.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from experiments._measure.conflictfree_peers import (
     compare_operators,
     operator_table,
 )
+from experiments._measure.memory_cases import MEMORY_CASES
+from experiments._measure.memory_point import compare_chunks, memory_table
 from experiments._measure.peer_comparison import (
     PEER_PROBLEMS,
     compare,
@@ -106,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     options = _options(arguments)
     facts = machine(options.device) | (peer_versions() if options.peers else {})
-    facts["clock"] = options.clock
+    facts["clock"] = "processor, one thread" if options.memory else options.clock
     begun = origin()
     measured: dict[str, object] = {}
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
@@ -116,13 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured["beside busy processes"] = {"busy": options.busy, "cases": rows}
         print(f"\nbeside {options.busy} busy processes\n\n{busy_table(rows)}")
     for name in options.problem if options.busy is None else ():
-        batch_size, rows, text = (_compared if options.peers else _measured)(name, options)
+        batch_size, rows, text = _way(options)(name, options)
         measured[name] = {"batch_size": batch_size, "cases": rows}
         batch = f", batch {batch_size}" if batch_size else ""
         print(f"\n{name}{batch}, medians of {options.rounds} steps\n\n{text}")
     if options.json:
         report = {"origin": begun, "machine": facts, "rounds": options.rounds}
-        report["peers" if options.peers else "problems"] = measured
+        report[next((k for k in ("peers", "memory") if getattr(options, k)), "problems")] = measured
         options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nwritten to {options.json}")
 
@@ -145,24 +148,52 @@ def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[st
     return batch_size, rows, peer_table(rows)
 
 
+def _chunks(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
+    """The same for the default number of backward passes in a batch against fixed ones."""
+    case = MEMORY_CASES[name]
+    samples = options.batch_size or case.samples
+    rows = compare_chunks(name, samples, case.extent, rounds=options.rounds)
+    return samples, rows, memory_table(rows)
+
+
+def _way(
+    options: argparse.Namespace,
+) -> Callable[[str, argparse.Namespace], tuple[int, list[dict[str, object]], str]]:
+    """What is measured of each name."""
+    if options.memory:
+        return _chunks
+    return _compared if options.peers else _measured
+
+
+def _known(options: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[str]]:
+    """The names that can be given, and those that are measured where none is."""
+    if options.memory:
+        return MEMORY_CASES, list(MEMORY_CASES)
+    if options.peers:
+        peers = {**PEER_PROBLEMS, SEVERAL_LOSSES: None}
+        return peers, list(peers)
+    return PROBLEMS, DEFAULT
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, with what belongs together checked."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    known = PEER_PROBLEMS if options.peers else PROBLEMS
-    names = [*known, SEVERAL_LOSSES] if options.peers else list(known)
+    known, default = _known(options)
+    if options.rounds is None:
+        options.rounds = 1 if options.memory else 15
     for name in options.problem:
-        if name not in names:
-            parser.error(f"argument PROBLEM: must be one of {', '.join(names)}, got {name!r}")
-    options.problem = options.problem or (names if options.peers else list(DEFAULT))
+        if name not in known:
+            parser.error(f"argument PROBLEM: must be one of {', '.join(known)}, got {name!r}")
+    options.problem = options.problem or list(default)
+    if options.memory and torch.device(options.device).type != "cpu":
+        parser.error("argument --memory: is measured on the CPU; leave --device out")
     try:
         seconds_of(options.clock, options.device)
         if options.peers:
-            if options.busy is not None:
-                raise ValueError("--busy measures this package alone; leave --peers out")
             require_peers()
-        if options.batch_size:
-            for name in set(options.problem) & set(known):
+        if options.batch_size and not options.memory:
+            for name in set(options.problem) - {SEVERAL_LOSSES}:
                 train, _ = known[name]().data(torch.Generator())
                 check_batch_size(options.batch_size, train)
     except (ImportError, ValueError) as error:
@@ -183,15 +214,29 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="PROBLEM",
         help=f"problems to measure, of {', '.join(PROBLEMS)} (default: {', '.join(DEFAULT)}); with "
-        f"--peers of {', '.join([*PEER_PROBLEMS, SEVERAL_LOSSES])} (default: all)",
+        f"--peers of {', '.join([*PEER_PROBLEMS, SEVERAL_LOSSES])}, with --memory of "
+        f"{', '.join(MEMORY_CASES)} (default: all)",
     )
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--memory",
+        action="store_true",
+        help="memory and processor time of steps with large backward passes, by default and with "
+        "fixed chunks",
+    )
+    ways.add_argument(
+        "--busy",
+        type=busy_argument,
+        metavar="N",
+        help="beside N busy processes: the default of threads against one thread, wall-clock",
+    )
+    ways.add_argument(
         "--peers",
         action="store_true",
         help="compare with other packages, which pip install 'hig[peers]' gets",
     )
     parser.add_argument(
-        "--rounds", type=positive_int, default=15, help="steps of each (default 15)"
+        "--rounds", type=positive_int, help="steps of each (default 15; with --memory 1)"
     )
     parser.add_argument(
         "--batch-size", type=positive_int, help="samples per step (default: the published one)"
@@ -202,12 +247,6 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(CLOCKS),
         default="wall",
         help="what seconds are; processor time of one thread is what a quiet machine would take",
-    )
-    parser.add_argument(
-        "--busy",
-        type=busy_argument,
-        metavar="N",
-        help="beside N busy processes: the default of threads against one thread, wall-clock",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     return parser

@@ -23,6 +23,7 @@ from hig._spectral import Damped, HalfInverse
 from hig.errors import (
     CorruptResultError,
     DecompositionError,
+    InsufficientMemoryError,
     NonFiniteError,
     RankError,
     SampleDependenceError,
@@ -41,6 +42,7 @@ __all__ = [
     "Direction",
     "GaussNewton",
     "HalfInverse",
+    "InsufficientMemoryError",
     "KroneckerHIG",
     "KroneckerReport",
     "Lanczos",

@@ -1,23 +1,28 @@
 """Many backward passes through one graph: batched where it allows, one by one where not."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from hig._exactness_memory import ExactnessMemory
+from hig._memory import check_room
+from hig._pass_memory import Inputs, PassSizes
 from hig.errors import out_of_memory
 
 __all__ = ["Backward", "dense", "note", "one_hot_cotangents", "output_cotangents"]
 
-Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 Gradients = tuple[Tensor | None, ...]
 
-# Bytes of gradients that one batch of passes may hold.
-PASS_BYTES = 256 * 2**20
+# Bytes of gradients that one batch of passes holds at one time. On a CPU larger batches are slower:
+# what one operation writes has left the cache before the next one reads it. On other devices
+# starting an operation costs more.
+PASS_BYTES = 16 * 2**20
+DEVICE_PASS_BYTES = 256 * 2**20
+# On a CPU passes whose gradients are larger than this gain nothing from one another.
+ALONE_BYTES = 256 * 2**10
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Backward:
             turned off where they once were not.
         memory: which layers were exact in earlier steps.
         notes: what had to be done differently in this step, in words.
+        sizes: what passes through the graphs of earlier steps held.
     """
 
     chunk: int | None = None
@@ -38,6 +44,7 @@ class Backward:
     trusting: bool = True
     memory: ExactnessMemory = field(default_factory=ExactnessMemory)
     notes: list[str] = field(default_factory=list)
+    sizes: PassSizes = field(default_factory=PassSizes)
 
     def gradients(
         self,
@@ -46,6 +53,7 @@ class Backward:
         passes: int,
         cotangents: Callable[[int, int], Tensor],
         bytes_per_pass: int,
+        together: bool = True,
     ) -> Iterator[tuple[slice, Gradients]]:
         """Yield gradients of the inputs, a chunk of passes at a time.
 
@@ -55,15 +63,19 @@ class Backward:
             passes: number of backward passes.
             cotangents: ``cotangents(start, stop)`` gives (stop - start, *output.shape).
             bytes_per_pass: size of the gradients of one pass.
+            together: whether the caller gains from passes that come in batches.
 
         Yields:
             The passes and their gradients, each (passes, *input.shape), None where unused.
 
         Raises:
+            InsufficientMemoryError: if a ``chunk`` that was given cannot fit, on a CPU.
             torch.OutOfMemoryError: if not even a single pass fits.
         """
         start = 0
-        chunk = self.chunk or max(1, PASS_BYTES // max(1, bytes_per_pass))
+        chunk = self.chunk or self._chunk(output, inputs, passes, bytes_per_pass, together)
+        if self.chunk and self.batched and min(passes, chunk) > 1:
+            _check_room(output, inputs, min(passes, chunk), self.sizes)
         while start < passes:
             stop = min(start + chunk, passes)
             try:
@@ -76,6 +88,21 @@ class Backward:
                 continue
             yield slice(start, stop), grads
             start = stop
+
+    def _chunk(
+        self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int, together: bool
+    ) -> int:
+        """How many passes go at once, where nobody has said."""
+        on_cpu = output.device.type == "cpu"
+        room = PASS_BYTES if on_cpu else DEVICE_PASS_BYTES
+        most = min(passes, max(1, room // max(1, bytes_per_pass)))
+        if most > 1 and self.batched:
+            # One by one passes hold nothing together but what was asked for.
+            held = self.sizes.of(output, inputs)
+            if on_cpu and not together and held.largest > ALONE_BYTES:
+                return 1
+            most = min(most, max(1, room // max(1, held.peak)))
+        return most
 
     def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
         with _taking_notes(self.notes):
@@ -151,6 +178,18 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
         return select.view(-1, *prediction.shape)
 
     return cotangents
+
+
+def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -> None:
+    """Raise if even the largest gradient of as many passes at once cannot be had."""
+    check_room(
+        passes * sizes.of(output, inputs).largest,
+        output,
+        f"the largest gradient in {passes} backward passes at once, for a batch of {len(output)} "
+        "samples,",
+        "take a smaller chunk (chunk=None chooses by memory, chunk=1 takes pass by pass), a "
+        "smaller batch, or method='lanczos', which does without such passes",
+    )
 
 
 def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -> Gradients:

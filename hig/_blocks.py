@@ -152,8 +152,11 @@ class JointJacobian:
         columns = self.shape[1]
         normal = self.like.new_zeros((columns, columns), dtype=torch.float64)
         for chosen in sample_chunks(self.samples, 8 * columns * self.outputs):
-            rows = self.rows(chosen).double()
-            add_self_product(normal, rows.T)
+            matrices = [block.rows(chosen) for block in self.blocks]
+            # Those of a single sample may be more than the scratch size.
+            for rows in sample_chunks(len(matrices[0]), 8 * columns):
+                part = torch.cat([matrix[rows].double() for matrix in matrices], dim=1)
+                add_self_product(normal, part.T)
         return normal
 
     def rows(self, samples: slice) -> Tensor:

@@ -13,6 +13,7 @@ from hig._computation import Computation
 from hig._decompose import Decomposition, GramSpectrum, choose_route, decompose
 from hig._engine import EngineResult, InexactLayersError
 from hig._lanczos import Krylov, Lanczos
+from hig._memory import check_room
 from hig._ranks import Ranks
 from hig._report import PhaseClock, StepReport
 from hig._shared_engine import build_shared
@@ -215,6 +216,7 @@ def form(
     if route == "lanczos":
         return Formed(computation, found, route, None)
     with clock.phase("gram"), torch.no_grad():
+        _check_room(found.jacobian, route)
         matrix = _form(found.jacobian, route)
         finite = torch.isfinite(matrix).all()
         places = _Places(found, computation.parameters, computation.names)
@@ -274,6 +276,20 @@ def _form(jacobian: JointJacobian, route: str) -> Tensor:
     if route == "columns":
         return jacobian.normal()
     return jacobian.dense().double()
+
+
+def _check_room(jacobian: JointJacobian, route: str) -> None:
+    """Raise if the matrix of a route, and what it is decomposed into, cannot be had."""
+    n, columns = jacobian.shape
+    shape = {"rows": (n, n), "columns": (columns, columns)}.get(route, (n, columns))
+    check_room(
+        2 * 8 * shape[0] * shape[1],
+        jacobian.like,
+        f"the {shape[0]} x {shape[1]} matrix to decompose for {n} outputs of the batch and "
+        f"{columns} parameters, with its decomposition,",
+        "take a smaller batch, or method='lanczos', which forms no such matrix; another chunk, the "
+        "number of backward passes at a time, does not change it",
+    )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from hig._checks import Checks
 from hig._exactness_memory import UNITS
 from hig._factored_block import FactoredBlock
+from hig._formed_block import FormedBlock
 from hig._graph import coarsest_dtype, nodes_behind
 
 __all__ = ["InexactLayersError", "Pair", "Probe"]
@@ -33,7 +34,7 @@ COARSEST_CHECKED = torch.finfo(torch.float32).eps
 # Rows smaller than the largest by more than this are weighed as if they were no smaller.
 SMALLEST = 2.0**-40
 
-Pair = tuple[FactoredBlock, list[int]]
+Pair = tuple[FactoredBlock | FormedBlock, list[int]]
 
 
 class InexactLayersError(Exception):
@@ -53,7 +54,10 @@ class Probe:
     """
 
     def __init__(
-        self, prediction: Tensor, parameters: Sequence[Tensor], blocks: Sequence[FactoredBlock]
+        self,
+        prediction: Tensor,
+        parameters: Sequence[Tensor],
+        blocks: Sequence[FactoredBlock | FormedBlock],
     ):
         self._prediction, self._parameters = prediction, list(parameters)
         own = [torch.finfo(dtype) for dtype in {prediction.dtype, *(p.dtype for p in parameters)}]
@@ -147,7 +151,7 @@ def _raise_inexact() -> None:
 
 
 def _cotangent_of(
-    prediction: Tensor, blocks: Sequence[FactoredBlock], tiny: float
+    prediction: Tensor, blocks: Sequence[FactoredBlock | FormedBlock], tiny: float
 ) -> tuple[Tensor, Tensor]:
     """Random numbers divided by the norms of rows, and the norm of their products with these."""
     signs = _random(prediction.shape, prediction.device)

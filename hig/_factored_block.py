@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hig._blocks import SCRATCH_BYTES, DenseBlock, add_self_product, sample_chunks
 
-__all__ = ["FactoredBlock", "Patches"]
+__all__ = ["FactoredBlock", "Patches", "columns_are_smaller", "part_widths"]
 
 
 class Patches(Protocol):
@@ -111,11 +111,7 @@ class FactoredBlock:
 
     def _channels(self, width: int) -> Iterator[tuple[slice, slice]]:
         """Slices of groups and channels that make about ``width`` columns each."""
-        channels = max(1, width // self.fan_in)
-        step_groups = max(1, channels // self.fan_out)
-        for group in range(0, self.groups, step_groups):
-            for out in range(0, self.fan_out, channels):
-                yield slice(group, group + step_groups), slice(out, out + channels)
+        return _channels(self.groups, self.fan_out, self.fan_in, width)
 
     def _columns(self, groups: slice, outs: slice) -> Tensor:
         parts = []
@@ -138,8 +134,7 @@ class FactoredBlock:
 
     def parts(self, width: int, rows: int) -> Iterator["FactoredBlock | DenseBlock"]:
         """The factors, or a few columns at a time where those are smaller."""
-        held = sum(factor[0].numel() * factor.element_size() for factor in self.factors())
-        if held <= 8 * self.outputs * self.columns:
+        if not self.columns_are_smaller:
             yield self
             return
         if self.patches:
@@ -147,6 +142,12 @@ class FactoredBlock:
                 yield DenseBlock(self._columns(groups, outs), self.outputs)
         if self.bias:
             yield from DenseBlock(self._all_bias_rows(), self.outputs).parts(width, rows)
+
+    @property
+    def columns_are_smaller(self) -> bool:
+        """Whether the columns in float64 take less memory than the factors."""
+        held = sum(factor[0].numel() * factor.element_size() for factor in self.factors())
+        return columns_are_smaller(held, self.outputs, self.columns)
 
     def factors(self) -> list[Tensor]:
         """Gradients of the outputs, then what the patches are made of; all (B, ...)."""
@@ -219,6 +220,27 @@ class FactoredBlock:
             parts.append(torch.einsum("bdguo,bguo->bd", deltas, change).flatten())
         return torch.cat(parts)
 
+    def formed(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Rows of a few samples at a time.
+
+        Yields:
+            The samples; their rows (samples * D, columns), float64; and the squared norms of the
+            rows (samples, D), as if uses were orthogonal to one another.
+        """
+        for chosen in self._chunks():
+            deltas = self.deltas[chosen].double()
+            squares = deltas.square().sum(-1).flatten(2)
+            weights = squares.new_full((len(deltas), squares.shape[2]), float(self.bias))
+            parts = []
+            if self.patches:
+                patches = self.patches(chosen).double()
+                weights += patches.square().sum(-1).flatten(1)
+                parts.append(_rows_of(deltas, patches))
+            if self.bias:
+                parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
+            rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            yield chosen, rows, (squares @ weights.unsqueeze(2)).squeeze(2)
+
     @property
     def dtypes(self) -> set[torch.dtype]:
         """Precisions of what the factors were computed in."""
@@ -258,6 +280,39 @@ class FactoredBlock:
         positions = self.groups * self.uses
         per_sample = 8 * positions * (self.outputs * self.fan_out + self.fan_in)
         return sample_chunks(self.samples, per_sample)
+
+
+def columns_are_smaller(factor_bytes: int, outputs: int, columns: int) -> bool:
+    """Whether columns in float64 take less memory than factors of so many bytes per sample."""
+    return factor_bytes > 8 * outputs * columns
+
+
+def part_widths(groups: int, fan_out: int, fan_in: int, bias: bool, width: int) -> list[int]:
+    """Columns of each part in which a layer is exchanged as matrices of about ``width`` columns.
+
+    Args:
+        groups: number of groups.
+        fan_out: outputs per group.
+        fan_in: inputs per group, 0 for a bias alone.
+        bias: whether the columns of a bias follow.
+        width: what each part should have.
+    """
+    widths = []
+    if fan_in:
+        for in_groups, outs in _channels(groups, fan_out, fan_in, width):
+            chosen = len(range(groups)[in_groups]) * len(range(fan_out)[outs])
+            widths.append(chosen * fan_in)
+    rest = groups * fan_out if bias else 0
+    return widths + [min(width, rest - start) for start in range(0, rest, width)]
+
+
+def _channels(groups: int, fan_out: int, fan_in: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of groups and channels that make about ``width`` columns each."""
+    channels = max(1, width // fan_in)
+    step_groups = max(1, channels // fan_out)
+    for group in range(0, groups, step_groups):
+        for out in range(0, fan_out, channels):
+            yield slice(group, group + step_groups), slice(out, out + channels)
 
 
 def _rows_of(deltas: Tensor, patches: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class HIG(JacobianOptimizer):
             Jacobian of this batch does not see, :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right
             singular vectors that ``rcond`` keeps: as SPRING does (Goldshlager, Abrahamsen, Lin,
             J. Comput. Phys. 2024, arXiv 2401.10190).
-        chunk: backward passes in one batch; None chooses by memory.
+        chunk: backward passes in one batch; None chooses by what they hold, read off the graph.
         process_group: the processes that take one step together, each on samples of its own: a
             group of ``torch.distributed``, "auto" for the default group where there is one, or
             None for this process alone. All end with the same parameters, those of the step on

@@ -5,7 +5,7 @@ gives that row of every sample. Whether this was true is checked against autogra
 :func:`hig._engine.build_jacobian`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +13,15 @@ from torch import Tensor
 
 from hig._backward import Backward, output_cotangents
 from hig._capture import LayerUse, weight_matrix_shape
-from hig._factored_block import FactoredBlock
+from hig._factored_block import FactoredBlock, columns_are_smaller
+from hig._formed_block import FormedBlock
+from hig._memory import check_room
 
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
+
+
+# Factors of all layers up to this size are held as they are.
+FACTOR_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,11 @@ def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
 
 def layer_blocks(
     layers: Sequence[Layer], prediction: Tensor, backward: Backward
-) -> list[FactoredBlock]:
-    """The Jacobian columns of each layer as two factors, from D backward passes.
+) -> list[FactoredBlock | FormedBlock]:
+    """The Jacobian columns of each layer, from D backward passes.
+
+    They are held as two factors. Where the factors of all layers are large, the columns of layers
+    that have fewer numbers than their factors are formed while the passes go on.
 
     Args:
         layers: from :func:`find_layers`.
@@ -126,10 +135,78 @@ def layer_blocks(
     """
     if not layers:
         return []
-    samples = len(prediction)
+    samples, outputs = len(prediction), prediction[0].numel()
+    large = factor_bytes(layers, prediction) > FACTOR_BYTES
+    formed = [large and _columns_are_smaller(layer, prediction) for layer in layers]
+    _check_room(layers, formed, prediction)
+    held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
+    blocks: list[FormedBlock | None] = [None] * len(layers)
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
-    deltas = dict(zip(map(id, uses), _output_gradients(uses, prediction, backward), strict=True))
-    return [_block(layer, deltas, samples) for layer in layers]
+    for chosen, gradients in _output_gradients(uses, prediction, backward):
+        held.add(chosen, outputs, gradients)
+        for index, layer in enumerate(layers):
+            if formed[index]:
+                factors = _block(layer, gradients, samples)
+                block = blocks[index] or FormedBlock(samples, outputs, factors)
+                block.add(chosen, factors)
+                blocks[index] = block
+    return [
+        block or _block(layer, held.gradients, samples)
+        for layer, block in zip(layers, blocks, strict=True)
+    ]
+
+
+def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Tensor) -> None:
+    """Raise if what will be held of the layers cannot be had."""
+    of_layers = list(zip(layers, formed, strict=True))
+    held = factor_bytes([layer for layer, meanwhile in of_layers if not meanwhile], prediction)
+    columns = sum(
+        p.numel() for layer, meanwhile in of_layers if meanwhile for p in layer.parameters
+    )
+    check_room(
+        held + 8 * prediction.numel() * columns,
+        prediction,
+        f"factors of the layers for a batch of {len(prediction)} samples with "
+        f"{prediction[0].numel()} outputs each",
+        "take a smaller batch, or method='lanczos', which multiplies with a large Jacobian without "
+        "holding it; another chunk, the number of backward passes at a time, does not change it",
+    )
+
+
+class _HeldGradients:
+    """Gradients (D, *output_shape) of layer uses, put together from batches of passes.
+
+    Args:
+        uses: the uses of each layer whose gradients are wanted.
+
+    Attributes:
+        gradients: by the identity of the use.
+    """
+
+    def __init__(self, uses: Iterable[Sequence[LayerUse]]):
+        self._wanted = {id(use) for of_layer in uses for use in of_layer}
+        self.gradients: dict[int, Tensor] = {}
+
+    def add(self, chosen: slice, outputs: int, gradients: Mapping[int, Tensor]) -> None:
+        """Keep the gradients of some of the outputs."""
+        for key in self._wanted:
+            found = gradients[key]
+            if len(found) == outputs:
+                self.gradients[key] = found
+                continue
+            if key not in self.gradients:
+                self.gradients[key] = found.new_empty((outputs, *found.shape[1:]))
+            self.gradients[key][chosen] = found
+
+
+def _columns_are_smaller(layer: Layer, prediction: Tensor) -> bool:
+    """Whether the columns of a layer in float64 are smaller than its factors."""
+    samples, outputs = len(prediction), prediction[0].numel()
+    numbers = outputs * sum(use.output_shape.numel() for use in layer.uses)
+    if layer.weight is not None:
+        numbers += sum(use.input.numel() for use in layer.uses)
+    columns = sum(parameter.numel() for parameter in layer.parameters)
+    return columns_are_smaller(numbers * prediction.element_size() // samples, outputs, columns)
 
 
 def _uses_by_parameter(uses: Sequence[LayerUse], role: str) -> dict[int, tuple[Tensor, list[int]]]:
@@ -151,25 +228,24 @@ def _expressible(layer: Layer, samples: int) -> bool:
 
 def _output_gradients(
     uses: Sequence[LayerUse], prediction: Tensor, backward: Backward
-) -> list[Tensor]:
-    """For each use the gradients (D, *output_shape) of all D outputs."""
+) -> Iterator[tuple[slice, dict[int, Tensor]]]:
+    """Gradients (k, *output_shape) of some outputs, by the identity of the use; then of others."""
     outputs = prediction[0].numel()
     edges = [use.edge for use in uses]
     size = sum(use.output_shape.numel() for use in uses) * prediction.element_size()
-    parts = list(
-        backward.gradients(prediction, edges, outputs, output_cotangents(prediction), size)
-    )
-    results = []
-    for index, use in enumerate(uses):
-        found = [own for _, gradients in parts if (own := gradients[index]) is not None]
-        if not found:
-            results.append(prediction.new_zeros((outputs, *use.output_shape)))
-        else:
-            results.append(torch.cat(found) if len(found) > 1 else found[0])
-    return results
+    passes = backward.gradients(prediction, edges, outputs, output_cotangents(prediction), size)
+    for chosen, gradients in passes:
+        passed = chosen.stop - chosen.start
+        yield (
+            chosen,
+            {
+                id(use): prediction.new_zeros((passed, *use.output_shape)) if own is None else own
+                for use, own in zip(uses, gradients, strict=True)
+            },
+        )
 
 
-def _block(layer: Layer, deltas: dict[int, Tensor], samples: int) -> FactoredBlock:
+def _block(layer: Layer, deltas: Mapping[int, Tensor], samples: int) -> FactoredBlock:
     parts = [use.output_gradients(deltas[id(use)], samples) for use in layer.uses]
     if layer.weight is None:
         # A bias alone does not care for groups, and its uses may differ in them.

@@ -17,6 +17,7 @@ from hig._direction import linearise
 from hig._groups import check_real, names_of
 from hig._lanczos import Lanczos
 from hig._loss_gradient import loss_gradient
+from hig._pass_memory import PassSizes
 from hig._plain import plain
 from hig._ranks import ProcessGroup, Ranks, check_process_group
 from hig._report import PhaseClock, StepReport
@@ -27,6 +28,9 @@ from hig.arguments import check_count, check_parameters
 from hig.errors import described
 
 __all__ = ["record"]
+
+# Of the process: a recording lasts for one step, and those of a training are alike.
+_SIZES = PassSizes()
 
 
 class record:
@@ -127,7 +131,8 @@ class record:
         )  # fmt: skip
         _, without_autocast = apart_from_autocast(lambda: None, loss.device)
         with explained(), without_autocast:
-            linearisation = linearise(computation, filter, engine, method, Backward(chunk), clock)
+            backward = Backward(chunk, sizes=_SIZES)
+            linearisation = linearise(computation, filter, engine, method, backward, clock)
             with torch.no_grad():
                 directions, _ = linearisation.step(filter)
         with torch.no_grad():

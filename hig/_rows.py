@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hig._backward import Backward, dense, one_hot_cotangents
 from hig._blocks import Block, DenseBlock
+from hig._memory import check_room
 
 __all__ = ["StreamedBlock", "rows_block"]
 
@@ -66,6 +67,7 @@ class StreamedBlock:
         """Rows ``start:stop`` of the columns of some (parameter, first, last) pieces."""
         inputs = [self._parameters[index] for index, _, _ in pieces]
         sizes = [last - first for _, first, last in pieces]
+        self._check_room((stop - start) * sum(sizes))
         matrix = self._prediction.new_zeros((stop - start, sum(sizes)))
         parts = matrix.split(sizes, dim=1)
         size = sum(parameter.numel() for parameter in inputs) * matrix.element_size()
@@ -75,6 +77,7 @@ class StreamedBlock:
             stop - start,
             lambda first, last: self._cotangents(start + first, start + last),
             size,
+            together=False,
         )
         for chosen, gradients in passes:
             for part, gradient, (_, first, last) in zip(parts, gradients, pieces, strict=True):
@@ -127,6 +130,17 @@ class StreamedBlock:
         held = max(1, self._width(rows) // width) * width
         for matrix in self._matrices(held):
             yield from DenseBlock(matrix, self._outputs).parts(width, rows)
+
+    def _check_room(self, numbers: int) -> None:
+        check_room(
+            numbers * self._prediction.element_size(),
+            self._prediction,
+            f"Jacobian columns of a batch of {len(self._prediction)} samples with "
+            f"{self._outputs} outputs each",
+            "take a smaller batch, or method='lanczos', which multiplies with the Jacobian without "
+            "holding it; another chunk, the number of backward passes at a time, does not change "
+            "it",
+        )
 
     def _width(self, rows: int) -> int:
         """How many columns may be held at one time."""

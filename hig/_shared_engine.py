@@ -64,7 +64,11 @@ def _layout(result: EngineResult) -> int:
     blocks = []
     factors: list[Tensor]
     for block in result.jacobian.blocks:
-        factors = block.factors() if isinstance(block, FactoredBlock) else []
+        # Layers with few columns are exchanged as matrices, whether factors are held or not.
+        if isinstance(block, FactoredBlock) and not block.columns_are_smaller:
+            factors = block.factors()
+        else:
+            factors = []
         shapes = [(tuple(factor.shape[1:]), factor.dtype) for factor in factors]
         blocks.append((block.columns, shapes))
     return digest(result.order, result.routes, blocks)

@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = [
     "CorruptResultError",
     "DecompositionError",
+    "InsufficientMemoryError",
     "NonFiniteError",
     "RankError",
     "SampleDependenceError",
@@ -34,6 +35,10 @@ class SampleDependenceError(ValueError):
 
 class DecompositionError(ArithmeticError):
     """No eigenvalue or singular value decomposition converged, on any fallback."""
+
+
+class InsufficientMemoryError(MemoryError):
+    """An allocation would be larger than the available memory; nothing was allocated for it."""
 
 
 class RankError(RuntimeError):

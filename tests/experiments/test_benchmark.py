@@ -51,7 +51,7 @@ def test_table_and_json(one_process, tmp_path, capsys):
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--device", "tpu"], "must be cpu, cuda"),
         (["--busy", "-1"], "must be at least 1, got -1"),
-        (["--busy", "1", "--peers"], "--busy measures this package alone"),
+        (["--busy", "1", "--peers"], "argument --peers: not allowed with argument --busy"),
         (["--clock", "sun"], "invalid choice: 'sun'"),
         (
             ["poisson", "--peers"],

@@ -6,6 +6,7 @@ from torch import nn
 
 from hig import _backward
 from hig._backward import Backward, note, one_hot_cotangents, output_cotangents
+from hig._pass_memory import measure_pass
 from tests.textbook import relative_error, textbook_jacobian
 
 
@@ -69,10 +70,21 @@ def test_rows_do_not_depend_on_the_way_they_are_computed(batched, chunk):
     assert (backward.chunk, backward.batched) == (chunk, batched)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(8, 12), (30, 3), (10**9, 1), (0, 12)])
-def test_the_chunk_is_chosen_by_memory(monkeypatch, size, expected):
-    monkeypatch.setattr(_backward, "PASS_BYTES", 100)
+@pytest.mark.parametrize(
+    ("room", "size", "expected"),
+    [
+        (100, 30, 1),  # a single pass holds more than that
+        (1000, 30, 3),  # what lies between is more than what is asked for
+        (1000, 450, 2),  # what is asked for decides
+        (10**6, 30, 12),
+        (10**6, 0, 12),
+        (1000, 10**9, 1),
+    ],
+)
+def test_the_chunk_is_chosen_by_memory(monkeypatch, room, size, expected):
+    monkeypatch.setattr(_backward, "PASS_BYTES", room)
     prediction, parameters, jacobian = problem()
+    assert 250 < measure_pass(prediction, parameters).peak <= 333
     found, chunks = rows_of(Backward(), prediction, parameters, bytes_per_pass=size)
     assert chunks[0] == (0, expected)
     assert relative_error(found, jacobian) < 1e-14

@@ -120,8 +120,9 @@ def uneven_layers(rank):
 
     def found(ranks, group):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
-        inputs = [torch.randn(3, 4 + r, 2, dtype=torch.float64) for r in range(2)]
+        # Wide enough for factors to be exchanged, which are smaller than the columns.
+        model = nn.Sequential(nn.Linear(20, 20), nn.Tanh(), nn.Linear(20, 2)).double()
+        inputs = [torch.randn(3, 4 + r, 20, dtype=torch.float64) for r in range(2)]
         optimizer = hig.HIG(model.parameters(), process_group=group, **GRAM)
 
         def closure():

@@ -152,8 +152,8 @@ class JacobianRecorder:
         """Arrays per step, the shape (rows, columns) of a whole batch, and the spectra."""
         if self.shape is None:
             return {}
-        epoch, report = self.latest
-        spectra = {**self.spectra, epoch: report.singular_values}
+        latest = self._latest_spectrum()
+        spectra = {**self.spectra, **({latest[0]: latest[1]} if latest else {})}
         values = [s.detach().double().cpu().numpy() for s in spectra.values()]
         return {
             "step_time": np.asarray(self.seconds, dtype=np.float64),
@@ -171,16 +171,24 @@ class JacobianRecorder:
 
     def state_dict(self) -> dict[str, object]:
         """All of it, in tensors and plain Python; long lists as tensors, which are read faster."""
-        latest = self.latest and (self.latest[0], self.latest[1].singular_values)
         return {
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "rank": torch.tensor(self.rank, dtype=torch.int64),
             "step_size": torch.tensor(self.step_size, dtype=torch.float64),
             "notes": list(self.notes),
             "spectra": dict(self.spectra),
-            "latest": latest,
+            "latest": self._latest_spectrum(),
             **{name: getattr(self, name) for name in ("shape", "rcond", "due")},
         }
+
+    def _latest_spectrum(self) -> tuple[float, Tensor] | None:
+        """Epoch and singular values of the last step on a whole batch, where they can be had."""
+        if self.latest is None:
+            return None
+        try:
+            return self.latest[0], self.latest[1].singular_values
+        except ValueError:  # of a damped step, whose matrix went with a step on a shorter batch
+            return None
 
     def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
         """Go on where another one was."""

@@ -147,6 +147,8 @@ LINES = [
     ("benchmark", "--clock x", "invalid choice: 'x'"),
     ("benchmark", "--json .", "--json must be a file, got the folder"),
     ("benchmark", "--json file/x", "the folder of --json must be a folder"),
+    ("benchmark", "--busy -1", "--busy: must be at least 1, got -1"),
+    ("benchmark", "--memory=x", "ignored explicit argument 'x'"),
     ("benchmark", "--peers=x", "ignored explicit argument 'x'"),
     ("phases", "x", "invalid choice: 'x'"),
     ("phases", "--rounds 0", "--rounds: must be at least 1, got 0"),

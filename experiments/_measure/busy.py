@@ -88,7 +88,10 @@ def busy_table(rows: Sequence[dict[str, object]]) -> str:
 
 def _steps(case: str, method: str, seconds: float, threads: dict[str, str]) -> list[float]:
     """Seconds of each step in a process of its own."""
-    kind = case if case == SMALL else PROBLEMS[case].__name__
+    kind = case
+    if case != SMALL:
+        problem = type(PROBLEMS[case]())
+        kind = f"{problem.__module__}:{problem.__name__}"
     environment = {key: value for key, value in os.environ.items() if key not in THREADS}
     root = str(WORKER.parents[2])
     path = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH", "")]))

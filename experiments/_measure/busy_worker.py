@@ -1,17 +1,18 @@
 """Steps as a user's own script takes them; run as a file, so that nothing has prepared torch.
 
-``python busy_worker.py CASE METHOD SECONDS`` prints the seconds of each step as a JSON list. The
-package ``experiments`` lets idle threads sleep before torch is imported; here they do not.
+``python busy_worker.py CASE METHOD SECONDS`` prints the seconds of each step as a JSON list; CASE is
+``MODULE:CLASS`` of a problem. The package ``experiments`` lets idle threads sleep before torch is
+imported; here they do not.
 """
 
 import json
 import sys
 import time
+from importlib import import_module
 
 import torch
 
 import hig
-import problems
 
 
 def closure_of(case: str):
@@ -28,7 +29,8 @@ def closure_of(case: str):
             return (prediction - target).square().sum(1).mean(), prediction
 
         return network, plain, hig.HIG(network.parameters())
-    problem = getattr(problems, case)()
+    module, _, name = case.partition(":")
+    problem = getattr(import_module(module), name)()
     settings = problem.settings["hig"]
     train, _ = problem.data(torch.Generator().manual_seed(0))
     batch = {key: value[: settings.batch_size].float() for key, value in train.items()}

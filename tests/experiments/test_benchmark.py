@@ -124,7 +124,7 @@ def test_a_worker_is_a_script_of_its_own():
 
 @pytest.mark.parametrize("method", ["hig", "adam"])
 def test_steps_of_a_worker(method, capsys):
-    busy_worker.main("NonlinearOscillators", method, 0.01)
+    busy_worker.main("problems.nonlinear_oscillators:NonlinearOscillators", method, 0.01)
     assert len(json.loads(capsys.readouterr().out)) >= 3
 
 

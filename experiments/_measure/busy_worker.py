@@ -1,8 +1,8 @@
 """Steps as a user's own script takes them; run as a file, so that nothing has prepared torch.
 
-``python busy_worker.py CASE METHOD SECONDS`` prints the seconds of each step as a list in JSON; CASE
-is ``MODULE:CLASS`` of a problem. The package ``experiments`` lets idle threads sleep before torch is
-imported; here they do not.
+``python busy_worker.py CASE METHOD SECONDS`` prints the seconds of each step as a list in JSON.
+CASE is ``MODULE:CLASS`` of a problem. The package ``experiments`` lets idle threads sleep before
+torch is imported; here they do not.
 """
 
 import json

@@ -52,7 +52,7 @@ def is_wrong(error: float | str) -> TypeGuard[float]:
 
 def _percent(error: float) -> str:
     # Beyond 100 % the number says how small the right derivative is, not how wrong the other.
-    return f"{error:.0%}" if error < 1.005 else "> 100%"
+    return f"{error:.0%}" if error < 1.005 else ">100%"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which operations of torch have wrong derivatives, or none, in the ways that steps ask for them.
+"""Operations of torch with wrong derivatives, or none, in the ways that steps ask for them.
 
 ``python -m experiments.derivatives`` holds the derivatives of some 250 operations against central
 differences in float64, on the CPU, and prints a Markdown table, with those that are wrong, and the
@@ -20,7 +20,7 @@ Found = Mapping[str, Mapping[str, float | str]]
 
 
 def table(found: Found) -> str:
-    """How many operations are right and missing, and which are wrong: Markdown, a row per way."""
+    """Counts of right and missing operations, and the wrong ones: Markdown, a row per way."""
     lines = ["| derivative | right | missing | wrong, relative error |", "|---|---:|---:|---|"]
     for way, meaning in WAYS.items():
         wrong = [f"{name} {_percent(error)}" for name, error in _wrong(found, way).items()]

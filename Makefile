@@ -3,7 +3,7 @@
 #   make test    install what is missing and run the whole test suite
 # and besides: lint, figures (every figure of the docs, the results page and the table in README and
 # docs/choosing.md, from the result files in study/),
-# docs (the site, into site/), tutorials (executes the notebooks anew),
+# docs (the site, into site/), tutorials (executes the notebooks again),
 # lower-bounds (the test suite with the oldest dependencies that pyproject.toml allows),
 # test-portable (the test suite as other machines would run it), benchmark,
 # cuda, clean.

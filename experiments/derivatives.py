@@ -1,12 +1,14 @@
-"""Which operations of torch have wrong derivatives, or none, in the ways that steps ask for them.
+"""Operations of torch with wrong derivatives, or none, in the ways that steps ask for them.
 
 ``python -m experiments.derivatives`` holds the derivatives of some 250 operations against central
-differences in float64, on the CPU, and prints those that are wrong or missing as a Markdown table.
+differences in float64, on the CPU, and prints a Markdown table, with those that are wrong, and the
+names of those that are missing.
 """
 
 import argparse
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 
@@ -18,24 +20,39 @@ Found = Mapping[str, Mapping[str, float | str]]
 
 
 def table(found: Found) -> str:
-    """How many operations are right, and which are not, as a Markdown table with a row per way."""
-    lines = ["| derivative | right | wrong, relative error | missing |", "|---|---:|---|---|"]
+    """Counts of right and missing operations, and the wrong ones: Markdown, a row per way."""
+    lines = ["| derivative | right | missing | wrong, relative error |", "|---|---:|---:|---|"]
     for way, meaning in WAYS.items():
-        errors = {name: own[way] for name, own in found.items()}
-        missing = [name for name, error in errors.items() if isinstance(error, str)]
-        wrong = [f"{name} {error:.0%}" for name, error in errors.items() if is_wrong(error)]
-        right = len(errors) - len(missing) - len(wrong)
-        lines.append(f"| {meaning} | {right} | {_listed(wrong)} | {_listed(missing)} |")
+        wrong = [f"{name} {_percent(error)}" for name, error in _wrong(found, way).items()]
+        absent = len(_missing(found, way))
+        right = len(found) - absent - len(wrong)
+        lines.append(f"| {meaning} | {right} | {absent or '–'} | {', '.join(wrong) or '–'} |")
     return "\n".join(lines)
 
 
-def is_wrong(error: float | str) -> bool:
+def missing(found: Found) -> str:
+    """The operations without a derivative, a paragraph per way that lacks some."""
+    lists = {meaning: _missing(found, way) for way, meaning in WAYS.items()}
+    return "\n\n".join(f"Missing, {way}: {', '.join(own)}" for way, own in lists.items() if own)
+
+
+def _wrong(found: Found, way: str) -> dict[str, float]:
+    errors = {name: own[way] for name, own in found.items()}
+    return {name: error for name, error in errors.items() if is_wrong(error)}
+
+
+def _missing(found: Found, way: str) -> list[str]:
+    return [name for name, own in found.items() if isinstance(own[way], str)]
+
+
+def is_wrong(error: float | str) -> TypeGuard[float]:
     """Whether there is a derivative, and a wrong one."""
     return not isinstance(error, str) and error > TOLERANCE
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "–"
+def _percent(error: float) -> str:
+    # Beyond 100 % the number says how small the right derivative is, not how wrong the other.
+    return f"{error:.0%}" if error < 1.005 else ">100%"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, of what is deprecated or slow
         found = {name: examine(*cases[name]) for name in names}
-    print(f"torch {torch.__version__}, {len(found)} operations\n\n{table(found)}")
+    print(f"torch {torch.__version__}, {len(found)} operations\n\n{table(found)}\n")
+    print(missing(found))
     if options.reasons:
         for name, errors in found.items():
             for way, error in errors.items():

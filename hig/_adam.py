@@ -45,7 +45,7 @@ def accumulable(gradient: Tensor) -> Tensor:
 
 
 class AdamStep:
-    """What Adam would do with one parameter.
+    """Step that Adam would take for one parameter.
 
     Attributes:
         mean: mean of the gradients, without its correction; owned by the state. Its last axis

@@ -1,4 +1,4 @@
-"""What a closure returns, with the mistakes that other optimisers' closures make."""
+"""Results of a closure, with the mistakes that other optimisers' closures make."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def check_closure(closure: Closure | None) -> Closure:
 
 
 def call(closure: Closure) -> Any:
-    """What a closure returns, which has been computed in this call.
+    """Call a closure and check that its prediction has been computed in this call.
 
     Raises:
         ValueError: its prediction was computed before.
@@ -54,7 +54,7 @@ def call(closure: Closure) -> Any:
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
-    """What a closure returned, as plain tensors; raise a `ValueError` where it is no pair."""
+    """Return loss and prediction as plain tensors; raise a `ValueError` where it is no pair."""
     if isinstance(result, tuple | list) and result and all(map(_is_pair, result)):
         raise ValueError(
             f"the closure must return (loss, prediction), got {len(result)} pairs of these; "

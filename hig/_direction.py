@@ -294,7 +294,7 @@ def _check_room(jacobian: JointJacobian, route: str) -> None:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where a Jacobian may hold what is not finite."""
+    """Places of a Jacobian that may not be finite."""
 
     engine: EngineResult
     parameters: Sequence[Tensor]

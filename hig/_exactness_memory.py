@@ -1,4 +1,4 @@
-"""Which layers were exact in earlier steps, so that not every step has to find out again."""
+"""Layers that were exact in earlier steps, so that not every step has to find out again."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field

@@ -83,7 +83,7 @@ def check_real(parameter: Tensor) -> None:
 
 
 def names_of(parameters: Sequence[Tensor], given: Sequence[str | None]) -> list[str]:
-    """What to call parameters in messages.
+    """Names of parameters in messages.
 
     Args:
         parameters: the parameters.

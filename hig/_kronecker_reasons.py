@@ -90,7 +90,7 @@ class ParameterCalls(Capture):
         return found
 
     def signature(self) -> object:
-        """What is equal for two computations that use the parameters in the same functions."""
+        """A value that is equal where computations use the parameters in the same functions."""
         uses = frozenset((id(use.weight), id(use.bias)) for use in self.uses)
         others = frozenset((key, *names) for key, names in self.functions.items())
         return uses, others, tuple(self.derivatives)
@@ -218,7 +218,7 @@ class Explanation:
 
 
 def parameter_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
-    """What the parameters of groups are called: their names, else position and shape."""
+    """Names of the parameters of groups, else position and shape."""
     found: dict[Tensor, str] = {}
     for group in groups:
         given = group.get("param_names", [None] * len(group["params"]))
@@ -283,7 +283,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    """What transforms of torch.func have wrapped."""
+    """The tensor that transforms of torch.func have wrapped."""
     while _wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
@@ -294,7 +294,7 @@ def _carries_graph(output: Any) -> bool:
 
 
 def _name(func: Any) -> str:
-    """What users call a function; properties come as the getter of a descriptor."""
+    """The name by which users call a function; properties come as the getter of a descriptor."""
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)

@@ -18,7 +18,7 @@ class KroneckerReport:
     Attributes:
         loss: the loss before the step.
         layers: number of layers that were preconditioned.
-        others: number of parameters that Adam's step moved, beside those of the layers.
+        others: number of parameters that Adam's step moved, next to those of the layers.
         step_norm: norm of the whole step per unit of learning rate.
         graft: factor from the preconditioned direction to the step, one per layer; all are equal
             where layers share their norm, and 1 without grafting.
@@ -43,7 +43,7 @@ class KroneckerReport:
 
     @property
     def notes(self) -> list[str]:
-        """Which parameters Adam moved and why, then the remarks, in sentences."""
+        """Sentences: parameters that Adam moved, with the reasons, then the remarks."""
         found = [*grouped(self.left_to_adam), *self.remarks]
         return (
             found

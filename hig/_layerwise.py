@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """What tells it from other layers of the same parameters, whatever the batch."""
+        """Its difference from other layers of the same parameters, whatever the batch."""
         return tuple((use.convolution, use.input.ndim, use.input.dtype) for use in self.uses)
 
 

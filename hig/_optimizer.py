@@ -342,7 +342,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def _run(
         self, closure: Closure, parameters: Sequence[Tensor], clock: PhaseClock, ranks: Ranks
     ) -> tuple[Any, list[LayerUse]]:
-        """What a closure returns, and the uses of layers while it runs."""
+        """Result of a closure, and the uses of layers while it runs."""
         capture = Capture(parameters)
         with ranks.agreement(), clock.phase("forward"), capture:
             outcome = call(closure)

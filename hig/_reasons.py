@@ -17,7 +17,7 @@ _ELSEWHERE = "a weight is used elsewhere than in the linear or convolution calls
 
 
 def why_not_exact(nodes: set[Any], dtype: torch.dtype) -> str:
-    """What may have made the factors of captured layers differ from the Jacobian.
+    """Reason that may have made the factors of captured layers differ from the Jacobian.
 
     Args:
         nodes: of the graph of the prediction, which name what can be told apart.

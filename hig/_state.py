@@ -13,7 +13,7 @@ IDENTITY = "optimizer"
 
 
 def identity_of(optimizer: object, **settings: str) -> dict[str, str]:
-    """What a state must have in common with the optimizer that loads it.
+    """Properties that a state must share with the optimizer that loads it.
 
     Args:
         optimizer: the optimizer; a class derived by a user counts as that of this package.

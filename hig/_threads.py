@@ -1,4 +1,4 @@
-"""As many threads as pay, beside whatever else runs on the machine.
+"""Number of threads that pays, next to whatever else runs on the machine.
 
 The threads of OpenMP spin while they wait for one another. Where another process has one of their
 cores, they spin until the scheduler takes them off it: a decomposition of 128 rows takes a second
@@ -113,7 +113,7 @@ def _measure(threads: int) -> float:
 
 
 def _fitting_to(environment: Mapping[str, str]) -> FittingThreads | None:
-    """What chooses the number of threads, unless the environment of the process has."""
+    """The chooser of the number of threads, unless the environment of the process has."""
     if resource is None or any(name in environment for name in DECIDED_BY):
         return None
     return FittingThreads(_switches, time.perf_counter, _measure)

@@ -1,4 +1,4 @@
-"""Execute the notebooks anew, in place: ``python docs/tutorials/execute.py [NOTEBOOK.ipynb ...]``.
+"""Execute the notebooks, in place: ``python docs/tutorials/execute.py [NOTEBOOK.ipynb ...]``.
 
 What a cell printed and its figures are kept, and nothing that says where or when it ran.
 """
@@ -43,13 +43,13 @@ def _shown(outputs: list) -> list:
     for output in outputs:
         if output.output_type == "stream":
             if output.name == "stderr":
-                raise RuntimeError(f"a cell warned; mend it:\n{output.text}")
+                raise RuntimeError(f"a cell warned; fix it:\n{output.text}")
             if shown and shown[-1].output_type == "stream":
                 shown[-1].text += output.text
                 continue
         else:
             output.metadata = {}
-            output.data.pop("text/plain", None)  # tells a figure's size and nothing else
+            output.data.pop("text/plain", None)  # says a figure's size and nothing else
         shown.append(output)
     return shown
 

@@ -303,7 +303,7 @@ class PeerCases:
                 DIRECTION,
                 f"curvlinops, CG to {CG_TOLERANCE:.0e}",
                 self.curvlinops,
-                "products with JᵀJ alone; each simulates anew",
+                "products with JᵀJ alone; each simulates again",
             ),
         ]
 

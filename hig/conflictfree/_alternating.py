@@ -42,7 +42,7 @@ class AlternatingBackward:
         operator: as given; its ``report`` is that of the last direction.
 
     Raises:
-        TypeError: the number of losses is none, or the operator has no memory.
+        TypeError: the number of losses is not a whole number, or the operator has no memory.
         ValueError: the operator is for another number of losses, or nothing requires a gradient.
     """
 
@@ -86,8 +86,8 @@ class AlternatingBackward:
             NonFiniteError: its gradient holds NaN or Inf; nothing has changed.
             RankError: another process failed; nothing has changed.
             TypeError: it is not a real floating-point tensor.
-            ValueError: it is not a scalar with a graph; or, when all have had their first turn,
-                none has reached any parameter.
+            ValueError: it is not a scalar with a graph; when all have had their first turn, none
+                has reached any parameter; or ``non_finite`` is neither "raise" nor "pass".
         """
         check_choice(non_finite, "non_finite", NON_FINITE)
         ranks = Ranks(self._process_group)

@@ -58,10 +58,10 @@ def backward(
         NonFiniteError: a gradient holds NaN or Inf; ``.grad`` is untouched.
         RankError: another process failed; ``.grad`` is untouched.
         TypeError: losses or parameters are not real floating-point tensors, the losses are no
-            list, or the operator is none.
+            list, or the operator is not an operator.
         ValueError: a loss is not a scalar or has no graph, nothing requires a gradient, no loss
-            reaches any parameter, the operator has a memory for another number of losses, or
-            it returns another number of entries.
+            reaches any parameter, the operator has a memory for another number of losses or
+            returns another number of entries, or ``non_finite`` is neither "raise" nor "pass".
     """
     own, losses = trainable(parameters), listed(losses)
     operator = ConFIGOperator() if operator is None else operator

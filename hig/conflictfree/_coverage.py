@@ -1,4 +1,4 @@
-"""Which parameters the entries of a gradient vector belong to, where some were skipped.
+"""Parameters that the entries of a gradient vector belong to, where some were skipped.
 
 Two heads of one size give vectors of one length that belong to different parameters: nothing but
 a note on the vector can separate them.
@@ -25,7 +25,7 @@ def note_coverage(vector: Tensor, coverage: Coverage | None) -> Tensor:
 
 
 def coverage_of(vector: Tensor) -> Coverage | None:
-    """What was noted on a vector; None for one that was made otherwise, or has all entries."""
+    """The note on a vector; None for one that was made otherwise, or has all entries."""
     coverage: Coverage | None = getattr(vector, _ATTRIBUTE, None)
     return coverage
 

@@ -213,7 +213,7 @@ class MomentumOperator:
         return indexes, rows, losses
 
     def _same_coverage(self, grads: Tensor | Sequence[Tensor]) -> Coverage | None:
-        """What the gradients cover; raises where those of earlier calls cover something else."""
+        """Parameters that the gradients cover; raises where earlier ones cover others."""
         given = [grads] if isinstance(grads, Tensor) else list(grads)
         return check_coverage(given, self._coverage) or self._coverage
 

@@ -27,7 +27,7 @@ def check_simulator(
 ) -> SimulatorReport:
     """Check a simulator at some inputs.
 
-    It is run some fifty times, as the report says: take a small batch. Checked are shape, dtype,
+    It is run 50 to 70 times, as the report says: take a small batch. Checked are shape, dtype,
     device, that inputs stay as they are and that equal inputs give equal outputs; that calls leave
     one another alone; gradients against finite differences, in float64 if the simulator takes it;
     whether samples influence one another; and which engines, batches of backward passes and
@@ -144,7 +144,7 @@ def assert_simulator(
     allow: tuple[str, ...] | None = None,
     chunk: int | None = None,
 ) -> SimulatorReport:
-    """The same in a test suite: an `AssertionError` with the whole report where a check fails.
+    """Check a simulator in a test suite: raise an error with the whole report where it fails.
 
     Example::
 

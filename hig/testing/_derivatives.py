@@ -71,7 +71,7 @@ def _is_constant(simulator: Simulator) -> bool:
 
 
 def _explained(simulator: Simulator, error: Exception) -> tuple[str, str]:
-    """What an error in a computation with a graph means for a simulator, and the remedy."""
+    """Explain an error in a computation with a graph, with the remedy."""
     text = first_line(error)
     if "numpy() on Tensor that requires grad" in text:
         return "it takes .numpy() of a tensor that requires a gradient", _STAY

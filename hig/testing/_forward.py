@@ -103,7 +103,7 @@ def _two_calls(simulator: Simulator) -> tuple[Tensor, Tensor]:
 
 
 def _rounding(simulator: Simulator, output: Tensor) -> Tensor:
-    """What rounding may change in an output, given how strongly it depends on the inputs."""
+    """Possible rounding of an output, given how strongly it depends on the inputs."""
     eps = torch.finfo(output.dtype).eps
     distance = eps**0.4
     moved = simulator(*nearby(simulator.inputs, distance=distance))

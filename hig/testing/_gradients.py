@@ -25,7 +25,7 @@ _NODES = 24
 
 @dataclass(frozen=True)
 class _Finding:
-    """What was found for one input: a relative error and, where it is one, its cause."""
+    """Result for one input: a relative error and, where it is one, its cause."""
 
     position: int
     error: float

@@ -1,4 +1,4 @@
-"""What checks have found, for people."""
+"""Results of checks, for people."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,8 +15,7 @@ class Check:
     Attributes:
         name: what was checked, in a word or two.
         verdict: ``"ok"``; ``"note"`` where steps are as right as the simulation, but slower or
-            with restrictions;
-            ``"fail"`` where they would be wrong or impossible.
+            with restrictions; ``"fail"`` where they would be wrong or impossible.
         found: what was found.
         remedy: what to change; empty where all is well.
     """
@@ -33,7 +32,7 @@ class Check:
 
 @dataclass(frozen=True)
 class SimulatorReport:
-    """What `check_simulator` has found; prints as a table.
+    """Results of `check_simulator`; prints as a table.
 
     Attributes:
         checks: all that were made; after a failure those that build on it are left out.
@@ -41,9 +40,10 @@ class SimulatorReport:
             ``"layerwise"`` or ``"rows"``; ``"none"`` where there is no derivative.
         batched: whether backward passes run many at a time.
         methods: values of ``method`` that the simulator allows.
-            output, and one that checks the factors of layers. A black box that was seen to be
-            linear, sample by sample, is spared the latter, but for the first two steps and every
-            64th.
+        passes: backward passes of a step: one per row where samples influence one another, else
+            one per output, and one that checks the factors of layers. A black box that was seen
+            to be linear, sample by sample, is spared the latter, but for the first two steps and
+            every 64th.
         simulations: how often the check has run the simulator.
         backward_calls: backward passes of the check; some of them in one batch count as one.
     """

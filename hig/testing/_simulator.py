@@ -60,7 +60,7 @@ def same_random_numbers() -> Iterator[None]:
 
 @dataclass
 class Calls:
-    """How often the simulator was called.
+    """Counts of calls of the simulator.
 
     Attributes:
         simulations: forward passes.

@@ -126,7 +126,7 @@ def no_graph(network: Network, at: Tensor, value: Tensor) -> None:
 
 
 def no_derivative(network: Network, at: Tensor, error: RuntimeError) -> ValueError:
-    """What to raise where autograd could not differentiate a network twice.
+    """Error to raise where autograd could not differentiate a network twice.
 
     Args:
         network: The network.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hig._converging import converging, eigenvectors, thin_svd
+from hig.conflictfree._few import FEW, GRAM_FLOOR, few_products, few_solved
 from hig.conflictfree._gradients import as_vectors, check_finite
 
 __all__ = ["Combination", "GradientMatrix", "check_finite"]
@@ -31,14 +32,10 @@ Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 # many losses more: there the number of calls counts, and their products take longer.
 CHUNK_ENTRIES = 2**18
 MANY_TIMES, KEPT_TIMES = 4, 16
-# Up to so many losses arithmetic is done number by number: a call of numpy takes longer.
-FEW = 3
 EPS = {
     dtype: torch.finfo(dtype).eps
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
-# A float64 Gram matrix with smaller relative eigenvalues gives the direction to less than 1e-8.
-GRAM_FLOOR = 1e-8
 # Below this, squares of float64 entries have lost digits, or everything.
 SMALLEST_SQUARE = 1e-200
 
@@ -99,13 +96,14 @@ class GradientMatrix:
     def __init__(self, gradients: Tensor | Sequence[Tensor]):
         vectors = as_vectors(gradients)
         self.dtype, self.device = vectors[0].dtype, vectors[0].device
-        self._vectors, self._size = vectors, vectors[0].shape[-1]
-        self.few = len(vectors) <= FEW and self.device.type == "cpu"
-        self._width = max(1, (1 if self.few else MANY_TIMES) * CHUNK_ENTRIES // len(vectors))
+        count, self._size = len(vectors), vectors[0].shape[-1]
+        self._vectors = vectors
+        self.few = count <= FEW and self.device.type == "cpu"
+        self._width = max(1, (1 if self.few else MANY_TIMES) * CHUNK_ENTRIES // count)
         kept = (2 if self.few else KEPT_TIMES) * CHUNK_ENTRIES
-        if self._size * len(vectors) <= kept:
+        if self._size * count <= kept:
             self._width = max(1, self._size)
-        self.rcond = 8 * len(vectors) * EPS[self.dtype]
+        self.rcond = 8 * count * EPS[self.dtype]
         self._only_chunk: Tensor | None = None
         self._only_rows: list[Tensor] | None = None
         self._scale: Tensor | None = None
@@ -156,7 +154,7 @@ class GradientMatrix:
             return self._nothing()
         return Combination(factors, self._project(vector), norm, vector)
 
-    def pseudo_inverse(self, weights: Tensor, exact: bool = False) -> Combination:
+    def pseudo_inverse(self, weights: Tensor | list[float], exact: bool = False) -> Combination:
         r"""The shortest d whose cosines with the gradients are closest to the weights.
 
         :math:`d = U^+ w` with the unit gradients as rows of U (Liu, Chu, Thuerey, ICLR 2025,
@@ -164,23 +162,26 @@ class GradientMatrix:
         linearly independent. Zero gradients are left out.
 
         Args:
-            weights: w, (m,).
+            weights: w, (m,) or m numbers.
             exact: decompose U itself also where its Gram matrix would be accurate.
 
         Raises:
             ValueError: there is not one weight per gradient.
         """
-        if tuple(weights.shape) != (len(self.lengths),):
-            raise ValueError(
-                f"there must be one weight per gradient, got weights of shape "
-                f"{tuple(weights.shape)} for {len(self.lengths)} gradients"
-            )
-        numbers = [float(weight) for weight in weights.tolist()]
+        if isinstance(weights, Tensor):
+            if tuple(weights.shape) != (len(self.lengths),):
+                raise ValueError(
+                    f"there must be one weight per gradient, got weights of shape "
+                    f"{tuple(weights.shape)} for {len(self.lengths)} gradients"
+                )
+            weights = [float(weight) for weight in weights.tolist()]
+        numbers = weights
         active = [i for i, length in enumerate(self.lengths) if length > 0]
-        if len(active) == len(numbers) == 2 and not exact:
-            c = self.angles[0][1]
-            if 1 - abs(c) > GRAM_FLOOR * (1 + abs(c)):
-                return self._between(numbers, c)
+        if len(active) == len(numbers) <= FEW and not exact:
+            solved = few_solved(self.angles, numbers)
+            if solved is not None:
+                factors, norm = solved
+                return Combination(factors, numbers, norm) if norm else self._nothing()
         wanted = np.array(numbers)[active]
         left, values, right = self._singular(active, exact)
         spectral = wanted @ left
@@ -201,17 +202,6 @@ class GradientMatrix:
         return self._combine([factor * number for number in combination.factors], self.dtype)
 
     # -- details ---------------------------------------------------------------------------------
-
-    def _between(self, weights: list[float], cosine: float) -> Combination:
-        """The pseudo-inverse for two gradients that are not nearly parallel."""
-        first, second = weights
-        determinant = (1 - cosine) * (1 + cosine)
-        factors = [(first - cosine * second) / determinant, (second - cosine * first) / determinant]
-        # Twice the sum of squares of the components along the bisectors.
-        square = (first + second) ** 2 / (1 + cosine) + (first - second) ** 2 / (1 - cosine)
-        if not square:
-            return self._nothing()
-        return Combination(factors, weights, math.sqrt(0.5 * square))
 
     def _chunks(self) -> Iterator[Tensor]:
         """The gradients in float64, a few columns at a time, in memory that is used again.
@@ -236,7 +226,10 @@ class GradientMatrix:
             yield from (chunk.unbind() for chunk in self._chunks())
             return
         if self._only_rows is None:
-            self._only_rows = [vector.double() for vector in self._vectors]
+            if isinstance(self._vectors, Tensor):
+                self._only_rows = list(self._vectors.double().unbind())
+            else:
+                self._only_rows = [vector.double() for vector in self._vectors]
         yield self._only_rows
 
     def _pieces(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
@@ -292,7 +285,7 @@ class GradientMatrix:
     def _projected(self, factors: list[float]) -> list[float]:
         """Products of the unit gradients with a combination of them."""
         if len(factors) <= FEW:
-            return [sum(map(mul, row, factors)) for row in self.angles]
+            return few_products(self.angles, factors)
         products: list[float] = (np.array(self.angles) @ np.array(factors)).tolist()
         return products
 

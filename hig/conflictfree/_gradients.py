@@ -1,5 +1,6 @@
 """Gradients of several losses, checked: one matrix, or one vector for each loss."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -73,7 +74,7 @@ def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
     """
     # One number per vector decides the usual case; a finite vector may have a sum that overflows.
     parts = [rows] if isinstance(rows, Tensor) else rows
-    if all(bool(torch.isfinite(part.sum())) for part in parts):
+    if all(math.isfinite(part.sum().item()) for part in parts):
         return
     bad = [int((~torch.isfinite(row)).sum()) for row in rows]
     numbers = range(len(rows)) if losses is None else losses
@@ -99,7 +100,7 @@ def _check_alike(gradients: list[Tensor]) -> None:
 
 
 def _checked_matrix(gradients: Tensor) -> Tensor:
-    if gradients.ndim != 2 or not len(gradients):
+    if gradients.ndim != 2 or not gradients.shape[0]:
         raise ValueError(_not_a_matrix(tuple(gradients.shape)))
     if not gradients.is_floating_point():
         raise TypeError(

@@ -20,6 +20,7 @@ from torch import Tensor
 from hig._converging import converging, eigenvectors, thin_svd
 from hig.conflictfree._few import FEW, GRAM_FLOOR, few_products, few_solved
 from hig.conflictfree._gradients import as_vectors, check_finite
+from hig.conflictfree._scratch import give_back, take
 
 __all__ = ["Combination", "GradientMatrix", "check_finite"]
 
@@ -32,6 +33,8 @@ Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 # many losses more: there the number of calls counts, and their products take longer.
 CHUNK_ENTRIES = 2**18
 MANY_TIMES, KEPT_TIMES = 4, 16
+# Up to so many an allocator has at hand.
+SMALL_ENTRIES = 2**14
 EPS = {
     dtype: torch.finfo(dtype).eps
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -105,6 +108,7 @@ class GradientMatrix:
             self._width = max(1, self._size)
         self.rcond = 8 * count * EPS[self.dtype]
         self._only_chunk: Tensor | None = None
+        self._memory: Tensor | None = None
         self._only_rows: list[Tensor] | None = None
         self._scale: Tensor | None = None
         gram = self._gram()
@@ -221,16 +225,13 @@ class GradientMatrix:
             yield memory
 
     def _row_chunks(self) -> Iterator[Sequence[Tensor]]:
-        """The same, row by row."""
-        if self._size > self._width or self._scale is not None:
+        """The same, row by row; where all are held, each is converted when it is asked for."""
+        if self._only_rows is not None:
+            yield self._only_rows
+        elif self._size > self._width or self._scale is not None:
             yield from (chunk.unbind() for chunk in self._chunks())
-            return
-        if self._only_rows is None:
-            if isinstance(self._vectors, Tensor):
-                self._only_rows = list(self._vectors.double().unbind())
-            else:
-                self._only_rows = [vector.double() for vector in self._vectors]
-        yield self._only_rows
+        else:
+            yield self._vectors.unbind() if isinstance(self._vectors, Tensor) else self._vectors
 
     def _pieces(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
         """The same in the dtype of the gradients: (m, w), or m vectors (w,)."""
@@ -258,14 +259,34 @@ class GradientMatrix:
         # A matrix product prepares its operands; of so few rows that takes longer than it saves.
         count = len(self._vectors)
         gram = [[0.0] * count for _ in range(count)]
-        for rows in self._row_chunks():
-            for i, first in enumerate(rows):
-                for j in range(i + 1):
-                    gram[i][j] += first.dot(rows[j]).item()
+        places = self._places()
+        for pieces in self._row_chunks():
+            rows: list[Tensor] = []
+            for i, piece in enumerate(pieces):
+                rows.append(piece.double() if places is None else places[i].copy_(piece))
+                # The one that was just written is in the cache.
+                for j in range(i, -1, -1):
+                    gram[i][j] += rows[i].dot(rows[j]).item()
+        if self._size <= self._width and self._scale is None:
+            self._only_rows = rows
         for i in range(count):
             for j in range(i):
                 gram[j][i] = gram[i][j]
         return gram
+
+    def _places(self) -> Sequence[Tensor] | None:
+        """Where float64 copies of few gradients go, if all are held and the copies not small."""
+        entries = self._size * len(self._vectors)
+        held = self._size <= self._width and self._scale is None
+        if not held or entries <= SMALL_ENTRIES or self.dtype == torch.float64:
+            return None
+        self._memory = take(entries)
+        return self._memory[:entries].view(-1, self._size).unbind()
+
+    def __del__(self) -> None:
+        memory = getattr(self, "_memory", None)
+        if memory is not None:
+            give_back(memory)
 
     def _divided(self, gram: list[list[float]]) -> list[list[float]]:
         """Inner products by lengths."""
@@ -296,7 +317,7 @@ class GradientMatrix:
             return
         largest = self.rows.abs().amax(1).double()
         self._scale = torch.where(largest > 0, largest, 1.0)
-        self._only_chunk = None
+        self._only_chunk = self._only_rows = None
 
     def _combine(self, factors: list[float], dtype: torch.dtype) -> Tensor:
         """Combination of unit gradients, computed in float64."""
@@ -304,7 +325,10 @@ class GradientMatrix:
             factor / divisor for factor, divisor in zip(factors, self._divisors, strict=True)
         ]
         if dtype == self.dtype and self._is_sum(weights):
-            return reduce(torch.add, self._vectors)
+            total = torch.add(self._vectors[0], self._vectors[1])
+            for vector in self._vectors[2:]:
+                total += vector
+            return total
         if not self.few:
             row = torch.tensor(weights, dtype=torch.float64, device=self.device)
             parts = [(row @ chunk).to(dtype) for chunk in self._chunks()]

@@ -41,9 +41,7 @@ def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
     _check_alike(gradients)
     if not gradients or gradients[0].ndim != 1:
         raise ValueError(_not_a_matrix((len(gradients), *gradients[0].shape) if gradients else ()))
-    first = gradients[0]
-    same = all(gradient.dtype == first.dtype for gradient in gradients)
-    if not same or first.device.type != "cpu":
+    if gradients[0].device.type != "cpu" or len({gradient.dtype for gradient in gradients}) > 1:
         return torch.stack(gradients).detach()
     return [gradient.detach() if gradient.requires_grad else gradient for gradient in gradients]
 

@@ -5,7 +5,7 @@ from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor
-from torch._utils import _unflatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hig.arguments import check_choice, check_tensor
 from hig.conflictfree._coverage import coverage_of, note_coverage
@@ -140,7 +140,7 @@ def get_para_vector(network: Parameters) -> Tensor:
     Raises:
         ValueError: there is no parameter.
     """
-    return _concatenate([parameter.detach() for parameter in tensors_of(network)])
+    return _concatenate(tensors_of(network))
 
 
 def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Tensor:
@@ -165,7 +165,7 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
         gradient = parameter.grad
         covered.append(gradient is not None or none_grad_mode == "zero")
         if gradient is not None:
-            parts.append(flattened(gradient.detach()))
+            parts.append(gradient if gradient.layout == torch.strided else flattened(gradient))
         elif none_grad_mode == "zero":
             parts.append(torch.zeros_like(parameter))
         elif none_grad_mode == "raise":
@@ -322,4 +322,8 @@ def _is_dense(gradient: Tensor | None) -> TypeGuard[Tensor]:
 def _concatenate(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ValueError("there is no parameter; pass a network or [*network.parameters(), ...]")
-    return torch.cat([part.reshape(-1) for part in parts])
+    with torch.no_grad():
+        if len(parts) == 1:  # of one the other function makes a window
+            return torch.cat([parts[0].reshape(-1)])
+        vector: Tensor = _flatten_dense_tensors(parts)
+        return vector

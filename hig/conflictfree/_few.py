@@ -1,9 +1,13 @@
 """Arithmetic on the numbers of two or three gradients, where a call of numpy takes longer."""
 
 import math
+from collections.abc import Sequence
 from operator import add, mul
 
-__all__ = ["FEW", "GRAM_FLOOR", "few_products", "few_projected", "few_solved"]
+import torch
+from torch import Tensor
+
+__all__ = ["FEW", "GRAM_FLOOR", "in_range", "products", "projected", "solved", "weighted"]
 
 # Up to so many losses arithmetic is done number by number.
 FEW = 3
@@ -12,16 +16,18 @@ GRAM_FLOOR = 1e-8
 # The determinant of three unit gradients is their smallest eigenvalue times at most (3/2)², and
 # the largest is at most 3.
 SMALLEST_DETERMINANT = 3 * 2.25 * GRAM_FLOOR
+# Below this, squares of float64 entries have lost digits, or everything.
+SMALLEST_SQUARE = 1e-200
 
 Solution = tuple[list[float], float]
 
 
-def few_products(gradients: list[list[float]], factors: list[float]) -> list[float]:
+def products(gradients: list[list[float]], factors: list[float]) -> list[float]:
     """Products of a matrix of a few numbers with a vector."""
     return [sum(map(mul, row, factors)) for row in gradients]
 
 
-def few_solved(cosines: list[list[float]], weights: list[float]) -> Solution | None:
+def solved(cosines: list[list[float]], weights: list[float]) -> Solution | None:
     """Find the combination of two or three unit gradients that has given products with them.
 
     Args:
@@ -69,7 +75,7 @@ def _three(cosines: list[list[float]], weights: list[float]) -> Solution | None:
     return [x - a * q - b * r, q, r], math.hypot(x, y, z)
 
 
-def few_projected(cosines: list[list[float]], lengths: list[float]) -> list[float]:
+def projected(cosines: list[list[float]], lengths: list[float]) -> list[float]:
     """PCGrad's sum of projected gradients, as coefficients of the unit gradients.
 
     Args:
@@ -88,3 +94,19 @@ def few_projected(cosines: list[list[float]], lengths: list[float]) -> list[floa
                 row[other] -= conflict
         total = list(map(add, total, row))
     return total
+
+
+def weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None) -> Tensor:
+    """Combination of few rows, in given memory where there is some."""
+    total = torch.mul(rows[0], weights[0], out=memory)
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total.add_(row, alpha=weight)
+    return total
+
+
+def in_range(squares: list[float], exact: bool) -> bool:
+    """Whether squared lengths are finite, and lost no digits to underflow."""
+    return all(
+        (square > SMALLEST_SQUARE or (exact and square == 0)) and square < float("inf")
+        for square in squares
+    )

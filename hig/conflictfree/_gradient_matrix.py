@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from hig._converging import converging, eigenvectors, thin_svd
-from hig.conflictfree._few import FEW, GRAM_FLOOR, few_products, few_solved
+from hig.conflictfree import _few as few
+from hig.conflictfree._few import FEW, GRAM_FLOOR
 from hig.conflictfree._gradients import as_vectors, check_finite
 from hig.conflictfree._scratch import give_back, take
 
 __all__ = ["Combination", "GradientMatrix", "check_finite"]
-
 
 FloatArray = npt.NDArray[np.float64]
 # Left vectors, values, and what makes a vector of components along the right vectors.
@@ -33,14 +33,12 @@ Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 # many losses more: there the number of calls counts, and their products take longer.
 CHUNK_ENTRIES = 2**18
 MANY_TIMES, KEPT_TIMES = 4, 16
-# Up to so many an allocator has at hand.
-SMALL_ENTRIES = 2**14
+# Vectors up to so long an allocator has at hand.
+SMALL_SIZE = 2**14
 EPS = {
     dtype: torch.finfo(dtype).eps
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
-# Below this, squares of float64 entries have lost digits, or everything.
-SMALLEST_SQUARE = 1e-200
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class GradientMatrix:
         gram = self._gram()
         squares = [row[i] for i, row in enumerate(gram)]
         # No square of a shorter type leaves the range.
-        if not _in_range(squares, exact=self.dtype != torch.float64):
+        if not few.in_range(squares, exact=self.dtype != torch.float64):
             self._rescale()
             gram = self._gram()
             squares = [row[i] for i, row in enumerate(gram)]
@@ -182,7 +180,7 @@ class GradientMatrix:
         numbers = weights
         active = [i for i, length in enumerate(self.lengths) if length > 0]
         if len(active) == len(numbers) <= FEW and not exact:
-            solved = few_solved(self.angles, numbers)
+            solved = few.solved(self.angles, numbers)
             if solved is not None:
                 factors, norm = solved
                 return Combination(factors, numbers, norm) if norm else self._nothing()
@@ -278,7 +276,7 @@ class GradientMatrix:
         """Where float64 copies of few gradients go, if all are held and the copies not small."""
         entries = self._size * len(self._vectors)
         held = self._size <= self._width and self._scale is None
-        if not held or entries <= SMALL_ENTRIES or self.dtype == torch.float64:
+        if not held or self._size <= SMALL_SIZE or self.dtype == torch.float64:
             return None
         self._memory = take(entries)
         return self._memory[:entries].view(-1, self._size).unbind()
@@ -306,7 +304,7 @@ class GradientMatrix:
     def _projected(self, factors: list[float]) -> list[float]:
         """Products of the unit gradients with a combination of them."""
         if len(factors) <= FEW:
-            return few_products(self.angles, factors)
+            return few.products(self.angles, factors)
         products: list[float] = (np.array(self.angles) @ np.array(factors)).tolist()
         return products
 
@@ -334,11 +332,11 @@ class GradientMatrix:
             parts = [(row @ chunk).to(dtype) for chunk in self._chunks()]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         if self._size <= self._width:
-            return _weighted(next(self._row_chunks()), weights, None).to(dtype)
+            return few.weighted(next(self._row_chunks()), weights, None).to(dtype)
         combined = torch.empty(self._size, dtype=dtype, device=self.device)
         memory = torch.empty(self._width, dtype=torch.float64, device=self.device)
         for rows, part in zip(self._row_chunks(), combined.split(self._width), strict=True):
-            part.copy_(_weighted(rows, weights, memory[: len(part)]))
+            part.copy_(few.weighted(rows, weights, memory[: len(part)]))
         return combined
 
     def _is_sum(self, weights: list[float]) -> bool:
@@ -396,19 +394,3 @@ class GradientMatrix:
         rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
         divisors = [self._divisors[i] for i in active]
         return rows / torch.tensor(divisors, dtype=torch.float64, device=rows.device).unsqueeze(1)
-
-
-def _weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None) -> Tensor:
-    """Combination of few rows, in given memory where there is some."""
-    total = torch.mul(rows[0], weights[0], out=memory)
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.add_(row, alpha=weight)
-    return total
-
-
-def _in_range(squares: list[float], exact: bool) -> bool:
-    """Whether squared lengths are finite, and lost no digits to underflow."""
-    return all(
-        (square > SMALLEST_SQUARE or (exact and square == 0)) and square < float("inf")
-        for square in squares
-    )

@@ -86,10 +86,10 @@ def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
 
 def _check_alike(gradients: list[Tensor]) -> None:
     """Raise unless vectors have one shape, one device, and entries for the same parameters."""
-    if len({gradient.device for gradient in gradients}) > 1:
+    if any([gradient.device != gradients[0].device for gradient in gradients[1:]]):
         check_same_device({f"gradient {i}": gradient for i, gradient in enumerate(gradients)})
-    shapes = {gradient.shape for gradient in gradients}
-    if len(shapes) > 1:
+    if any([gradient.shape != gradients[0].shape for gradient in gradients[1:]]):
+        shapes = {gradient.shape for gradient in gradients}
         raise ValueError(
             f"gradients must have the same shape, got {sorted(map(tuple, shapes))}; where only "
             "some losses reach a parameter, use get_gradient_vector(..., none_grad_mode='zero')"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hig.conflictfree._few import few_projected
+from hig.conflictfree import _few as few
 from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
 
 __all__ = ["pcgrad"]
@@ -21,7 +21,7 @@ def pcgrad(gradients: GradientMatrix) -> Combination:
         The sum, with its length.
     """
     if gradients.few:
-        return gradients.combination(few_projected(gradients.angles, gradients.lengths))
+        return gradients.combination(few.projected(gradients.angles, gradients.lengths))
     cosines = np.array(gradients.angles)
     projected = np.diag(gradients.lengths)  # row i: gradient i, in terms of unit gradients
     for other in range(len(cosines)):

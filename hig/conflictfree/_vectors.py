@@ -1,7 +1,7 @@
 """Parameters and gradients of a network as one vector, and back."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -253,7 +253,7 @@ def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value")
         ValueError: they have another number of entries; no gradient has changed.
     """
     present = [parameter.grad for parameter in parameters]
-    dense = [gradient for gradient in present if _is_dense(gradient)]
+    dense = [g for g in present if g is not None and g.layout == torch.strided]
     if len(dense) == len(present) and vector.shape == (sum([g.numel() for g in dense]),):
         watch(parameters, vector)
         with torch.no_grad():
@@ -263,7 +263,7 @@ def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value")
     watch(parameters, vector)
     with torch.no_grad():
         for (parameter, part), gradient in zip(parts, present, strict=True):
-            if _is_dense(gradient):
+            if gradient is not None and gradient.layout == torch.strided:
                 gradient.copy_(part)
             elif gradient is not None or mode != "skip":
                 put_gradient(parameter, torch.zeros_like(part) if mode == "pad_zero" else part)
@@ -313,10 +313,6 @@ def covered_by(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
 def flattened(gradient: Tensor) -> Tensor:
     """A gradient as a vector; a sparse one, as of embeddings, with all its entries."""
     return (gradient if gradient.layout == torch.strided else gradient.to_dense()).reshape(-1)
-
-
-def _is_dense(gradient: Tensor | None) -> TypeGuard[Tensor]:
-    return gradient is not None and gradient.layout == torch.strided
 
 
 def _concatenate(parts: list[Tensor]) -> Tensor:

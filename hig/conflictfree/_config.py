@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import mul
 from typing import Any, TypeGuard
 
 import torch
@@ -69,6 +70,9 @@ class ConFIGOperator(GradientOperator):
             model = self.length_model
             if not combination.norm:
                 return self.scaled(matrix, combination, 0.0)
+            if type(model) is ProjectionLength and not vars(model):
+                length = sum(map(mul, matrix.lengths, combination.reached)) / combination.norm
+                return self.scaled(matrix, combination, length / combination.norm)
             if _needs_no_vector(model):
                 length = float(model.length(matrix.norms, combination.cosines))
                 return self.scaled(matrix, combination, length / combination.norm)
@@ -82,16 +86,18 @@ class ConFIGOperator(GradientOperator):
             self.report = ConflictReport.of(combination, factor, matrix.lengths)
             return direction
 
-    def _weights(self, matrix: GradientMatrix, losses: Sequence[Any] | None) -> Tensor:
-        """Weights of the losses, (m,)."""
+    def _weights(
+        self, matrix: GradientMatrix, losses: Sequence[Any] | None
+    ) -> Tensor | list[float]:
+        """Weights of the losses, (m,) or m numbers."""
         model = self.weight_model
         if type(model) is EqualWeight and not vars(model):
-            return torch.ones_like(matrix.norms)  # which takes no matrix of all gradients
+            return [1.0] * len(matrix.lengths)  # which takes no matrix of all gradients
         rows = matrix.rows
         weights = model.get_weights(gradients=rows, losses=losses, device=rows.device)
         return torch.as_tensor(weights, device=rows.device)
 
-    def _target_scale(self, matrix: GradientMatrix, weights: Tensor) -> float:
+    def _target_scale(self, matrix: GradientMatrix, weights: Tensor | list[float]) -> float:
         """The length of the vector that length models get, relative to that of U⁺w.
 
         Of two losses ``conflictfree`` adds components that are orthogonal to a gradient, the first

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from hig._converging import converging, eigenvectors, thin_svd
+from hig.conflictfree import _few as few
+from hig.conflictfree._few import FEW, GRAM_FLOOR
 from hig.conflictfree._gradients import as_vectors, check_finite
+from hig.conflictfree._scratch import give_back, take
 
 __all__ = ["Combination", "GradientMatrix", "check_finite"]
-
 
 FloatArray = npt.NDArray[np.float64]
 # Left vectors, values, and what makes a vector of components along the right vectors.
@@ -31,16 +33,12 @@ Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 # many losses more: there the number of calls counts, and their products take longer.
 CHUNK_ENTRIES = 2**18
 MANY_TIMES, KEPT_TIMES = 4, 16
-# Up to so many losses arithmetic is done number by number: a call of numpy takes longer.
-FEW = 3
+# Vectors up to so long an allocator has at hand.
+SMALL_SIZE = 2**14
 EPS = {
     dtype: torch.finfo(dtype).eps
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
-# A float64 Gram matrix with smaller relative eigenvalues gives the direction to less than 1e-8.
-GRAM_FLOOR = 1e-8
-# Below this, squares of float64 entries have lost digits, or everything.
-SMALLEST_SQUARE = 1e-200
 
 
 @dataclass(frozen=True)
@@ -99,20 +97,22 @@ class GradientMatrix:
     def __init__(self, gradients: Tensor | Sequence[Tensor]):
         vectors = as_vectors(gradients)
         self.dtype, self.device = vectors[0].dtype, vectors[0].device
-        self._vectors, self._size = vectors, vectors[0].shape[-1]
-        self.few = len(vectors) <= FEW and self.device.type == "cpu"
-        self._width = max(1, (1 if self.few else MANY_TIMES) * CHUNK_ENTRIES // len(vectors))
+        count, self._size = len(vectors), vectors[0].shape[-1]
+        self._vectors = vectors
+        self.few = count <= FEW and self.device.type == "cpu"
+        self._width = max(1, (1 if self.few else MANY_TIMES) * CHUNK_ENTRIES // count)
         kept = (2 if self.few else KEPT_TIMES) * CHUNK_ENTRIES
-        if self._size * len(vectors) <= kept:
+        if self._size * count <= kept:
             self._width = max(1, self._size)
-        self.rcond = 8 * len(vectors) * EPS[self.dtype]
+        self.rcond = 8 * count * EPS[self.dtype]
         self._only_chunk: Tensor | None = None
+        self._memory: Tensor | None = None
         self._only_rows: list[Tensor] | None = None
         self._scale: Tensor | None = None
         gram = self._gram()
         squares = [row[i] for i, row in enumerate(gram)]
         # No square of a shorter type leaves the range.
-        if not _in_range(squares, exact=self.dtype != torch.float64):
+        if not few.in_range(squares, exact=self.dtype != torch.float64):
             self._rescale()
             gram = self._gram()
             squares = [row[i] for i, row in enumerate(gram)]
@@ -156,7 +156,7 @@ class GradientMatrix:
             return self._nothing()
         return Combination(factors, self._project(vector), norm, vector)
 
-    def pseudo_inverse(self, weights: Tensor, exact: bool = False) -> Combination:
+    def pseudo_inverse(self, weights: Tensor | list[float], exact: bool = False) -> Combination:
         r"""The shortest d whose cosines with the gradients are closest to the weights.
 
         :math:`d = U^+ w` with the unit gradients as rows of U (Liu, Chu, Thuerey, ICLR 2025,
@@ -164,23 +164,26 @@ class GradientMatrix:
         linearly independent. Zero gradients are left out.
 
         Args:
-            weights: w, (m,).
+            weights: w, (m,) or m numbers.
             exact: decompose U itself also where its Gram matrix would be accurate.
 
         Raises:
             ValueError: there is not one weight per gradient.
         """
-        if tuple(weights.shape) != (len(self.lengths),):
-            raise ValueError(
-                f"there must be one weight per gradient, got weights of shape "
-                f"{tuple(weights.shape)} for {len(self.lengths)} gradients"
-            )
-        numbers = [float(weight) for weight in weights.tolist()]
+        if isinstance(weights, Tensor):
+            if tuple(weights.shape) != (len(self.lengths),):
+                raise ValueError(
+                    f"there must be one weight per gradient, got weights of shape "
+                    f"{tuple(weights.shape)} for {len(self.lengths)} gradients"
+                )
+            weights = [float(weight) for weight in weights.tolist()]
+        numbers = weights
         active = [i for i, length in enumerate(self.lengths) if length > 0]
-        if len(active) == len(numbers) == 2 and not exact:
-            c = self.angles[0][1]
-            if 1 - abs(c) > GRAM_FLOOR * (1 + abs(c)):
-                return self._between(numbers, c)
+        if len(active) == len(numbers) <= FEW and not exact:
+            solved = few.solved(self.angles, numbers)
+            if solved is not None:
+                factors, norm = solved
+                return Combination(factors, numbers, norm) if norm else self._nothing()
         wanted = np.array(numbers)[active]
         left, values, right = self._singular(active, exact)
         spectral = wanted @ left
@@ -202,17 +205,6 @@ class GradientMatrix:
 
     # -- details ---------------------------------------------------------------------------------
 
-    def _between(self, weights: list[float], cosine: float) -> Combination:
-        """The pseudo-inverse for two gradients that are not nearly parallel."""
-        first, second = weights
-        determinant = (1 - cosine) * (1 + cosine)
-        factors = [(first - cosine * second) / determinant, (second - cosine * first) / determinant]
-        # Twice the sum of squares of the components along the bisectors.
-        square = (first + second) ** 2 / (1 + cosine) + (first - second) ** 2 / (1 - cosine)
-        if not square:
-            return self._nothing()
-        return Combination(factors, weights, math.sqrt(0.5 * square))
-
     def _chunks(self) -> Iterator[Tensor]:
         """The gradients in float64, a few columns at a time, in memory that is used again.
 
@@ -231,13 +223,13 @@ class GradientMatrix:
             yield memory
 
     def _row_chunks(self) -> Iterator[Sequence[Tensor]]:
-        """The same, row by row."""
-        if self._size > self._width or self._scale is not None:
+        """The same, row by row; where all are held, each is converted when it is asked for."""
+        if self._only_rows is not None:
+            yield self._only_rows
+        elif self._size > self._width or self._scale is not None:
             yield from (chunk.unbind() for chunk in self._chunks())
-            return
-        if self._only_rows is None:
-            self._only_rows = [vector.double() for vector in self._vectors]
-        yield self._only_rows
+        else:
+            yield self._vectors.unbind() if isinstance(self._vectors, Tensor) else self._vectors
 
     def _pieces(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
         """The same in the dtype of the gradients: (m, w), or m vectors (w,)."""
@@ -265,14 +257,34 @@ class GradientMatrix:
         # A matrix product prepares its operands; of so few rows that takes longer than it saves.
         count = len(self._vectors)
         gram = [[0.0] * count for _ in range(count)]
-        for rows in self._row_chunks():
-            for i, first in enumerate(rows):
-                for j in range(i + 1):
-                    gram[i][j] += first.dot(rows[j]).item()
+        places = self._places()
+        for pieces in self._row_chunks():
+            rows: list[Tensor] = []
+            for i, piece in enumerate(pieces):
+                rows.append(piece.double() if places is None else places[i].copy_(piece))
+                # The one that was just written is in the cache.
+                for j in range(i, -1, -1):
+                    gram[i][j] += rows[i].dot(rows[j]).item()
+        if self._size <= self._width and self._scale is None:
+            self._only_rows = rows
         for i in range(count):
             for j in range(i):
                 gram[j][i] = gram[i][j]
         return gram
+
+    def _places(self) -> Sequence[Tensor] | None:
+        """Where float64 copies of few gradients go, if all are held and the copies not small."""
+        entries = self._size * len(self._vectors)
+        held = self._size <= self._width and self._scale is None
+        if not held or self._size <= SMALL_SIZE or self.dtype == torch.float64:
+            return None
+        self._memory = take(entries)
+        return self._memory[:entries].view(-1, self._size).unbind()
+
+    def __del__(self) -> None:
+        memory = getattr(self, "_memory", None)
+        if memory is not None:
+            give_back(memory)
 
     def _divided(self, gram: list[list[float]]) -> list[list[float]]:
         """Inner products by lengths."""
@@ -292,7 +304,7 @@ class GradientMatrix:
     def _projected(self, factors: list[float]) -> list[float]:
         """Products of the unit gradients with a combination of them."""
         if len(factors) <= FEW:
-            return [sum(map(mul, row, factors)) for row in self.angles]
+            return few.products(self.angles, factors)
         products: list[float] = (np.array(self.angles) @ np.array(factors)).tolist()
         return products
 
@@ -303,7 +315,7 @@ class GradientMatrix:
             return
         largest = self.rows.abs().amax(1).double()
         self._scale = torch.where(largest > 0, largest, 1.0)
-        self._only_chunk = None
+        self._only_chunk = self._only_rows = None
 
     def _combine(self, factors: list[float], dtype: torch.dtype) -> Tensor:
         """Combination of unit gradients, computed in float64."""
@@ -311,17 +323,20 @@ class GradientMatrix:
             factor / divisor for factor, divisor in zip(factors, self._divisors, strict=True)
         ]
         if dtype == self.dtype and self._is_sum(weights):
-            return reduce(torch.add, self._vectors)
+            total = torch.add(self._vectors[0], self._vectors[1])
+            for vector in self._vectors[2:]:
+                total += vector
+            return total
         if not self.few:
             row = torch.tensor(weights, dtype=torch.float64, device=self.device)
             parts = [(row @ chunk).to(dtype) for chunk in self._chunks()]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         if self._size <= self._width:
-            return _weighted(next(self._row_chunks()), weights, None).to(dtype)
+            return few.weighted(next(self._row_chunks()), weights, None).to(dtype)
         combined = torch.empty(self._size, dtype=dtype, device=self.device)
         memory = torch.empty(self._width, dtype=torch.float64, device=self.device)
         for rows, part in zip(self._row_chunks(), combined.split(self._width), strict=True):
-            part.copy_(_weighted(rows, weights, memory[: len(part)]))
+            part.copy_(few.weighted(rows, weights, memory[: len(part)]))
         return combined
 
     def _is_sum(self, weights: list[float]) -> bool:
@@ -379,19 +394,3 @@ class GradientMatrix:
         rows = torch.cat([chunk[active] for chunk in self._chunks()], dim=1)
         divisors = [self._divisors[i] for i in active]
         return rows / torch.tensor(divisors, dtype=torch.float64, device=rows.device).unsqueeze(1)
-
-
-def _weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None) -> Tensor:
-    """Combination of few rows, in given memory where there is some."""
-    total = torch.mul(rows[0], weights[0], out=memory)
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.add_(row, alpha=weight)
-    return total
-
-
-def _in_range(squares: list[float], exact: bool) -> bool:
-    """Whether squared lengths are finite, and lost no digits to underflow."""
-    return all(
-        (square > SMALLEST_SQUARE or (exact and square == 0)) and square < float("inf")
-        for square in squares
-    )

@@ -1,5 +1,6 @@
 """Gradients of several losses, checked: one matrix, or one vector for each loss."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -40,9 +41,7 @@ def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
     _check_alike(gradients)
     if not gradients or gradients[0].ndim != 1:
         raise ValueError(_not_a_matrix((len(gradients), *gradients[0].shape) if gradients else ()))
-    first = gradients[0]
-    same = all(gradient.dtype == first.dtype for gradient in gradients)
-    if not same or first.device.type != "cpu":
+    if gradients[0].device.type != "cpu" or len({gradient.dtype for gradient in gradients}) > 1:
         return torch.stack(gradients).detach()
     return [gradient.detach() if gradient.requires_grad else gradient for gradient in gradients]
 
@@ -73,7 +72,7 @@ def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
     """
     # One number per vector decides the usual case; a finite vector may have a sum that overflows.
     parts = [rows] if isinstance(rows, Tensor) else rows
-    if all(bool(torch.isfinite(part.sum())) for part in parts):
+    if all(math.isfinite(part.sum().item()) for part in parts):
         return
     bad = [int((~torch.isfinite(row)).sum()) for row in rows]
     numbers = range(len(rows)) if losses is None else losses
@@ -87,10 +86,10 @@ def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
 
 def _check_alike(gradients: list[Tensor]) -> None:
     """Raise unless vectors have one shape, one device, and entries for the same parameters."""
-    if len({gradient.device for gradient in gradients}) > 1:
+    if any([gradient.device != gradients[0].device for gradient in gradients[1:]]):
         check_same_device({f"gradient {i}": gradient for i, gradient in enumerate(gradients)})
-    shapes = {gradient.shape for gradient in gradients}
-    if len(shapes) > 1:
+    if any([gradient.shape != gradients[0].shape for gradient in gradients[1:]]):
+        shapes = {gradient.shape for gradient in gradients}
         raise ValueError(
             f"gradients must have the same shape, got {sorted(map(tuple, shapes))}; where only "
             "some losses reach a parameter, use get_gradient_vector(..., none_grad_mode='zero')"
@@ -99,7 +98,7 @@ def _check_alike(gradients: list[Tensor]) -> None:
 
 
 def _checked_matrix(gradients: Tensor) -> Tensor:
-    if gradients.ndim != 2 or not len(gradients):
+    if gradients.ndim != 2 or not gradients.shape[0]:
         raise ValueError(_not_a_matrix(tuple(gradients.shape)))
     if not gradients.is_floating_point():
         raise TypeError(

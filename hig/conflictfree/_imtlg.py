@@ -1,7 +1,5 @@
 """Impartial multi-task learning, its gradient form."""
 
-import torch
-
 from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
 
 __all__ = ["imtl_g"]
@@ -21,7 +19,7 @@ def imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
     Returns:
         A combination and the factor that makes the weights sum to 1; 0 where no factor does.
     """
-    combination = gradients.pseudo_inverse(torch.ones_like(gradients.norms))
+    combination = gradients.pseudo_inverse([1.0] * len(gradients.lengths))
     pairs = zip(combination.factors, gradients.lengths, strict=True)
     alphas = [coefficient / norm for coefficient, norm in pairs if norm > 0]
     total = sum(alphas)

@@ -192,8 +192,8 @@ class MomentumOperator:
         size = self.len_vectors
         if size is None and isinstance(self.m, list | Tensor) and len(self.m):
             size = len(self.m[0])  # of moments that a script has set
-        expected = (len(indexes), len(rows[0]) if size is None else size)
-        found = (len(rows), len(rows[0]))
+        found = (len(rows), rows[0].numel())
+        expected = (len(indexes), found[1] if size is None else size)
         if found != expected:
             raise ValueError(
                 f"expected gradients of shape {expected} for losses {indexes}, got {found}; "
@@ -209,7 +209,7 @@ class MomentumOperator:
                 )
             losses = self.loss_recorder.record_loss(indexes, as_list(losses))
         self._coverage = coverage
-        self.len_vectors, self.device = len(rows[0]), rows[0].device
+        self.len_vectors, self.device = found[1], rows[0].device
         return indexes, rows, losses
 
     def _same_coverage(self, grads: Tensor | Sequence[Tensor]) -> Coverage | None:
@@ -282,5 +282,6 @@ def stacked(moments: Any) -> Tensor | None:
 def _rows(grads: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Gradients as k vectors (P,)."""
     if isinstance(grads, Tensor) and grads.ndim == 1:
-        grads = grads.unsqueeze(0)
-    return list(as_vectors(grads))
+        grads = [grads]
+    vectors = as_vectors(grads)
+    return list(vectors.unbind()) if isinstance(vectors, Tensor) else vectors

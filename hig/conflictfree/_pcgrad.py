@@ -1,9 +1,8 @@
 """Projecting conflicting gradients."""
 
-from operator import add, mul
-
 import numpy as np
 
+from hig.conflictfree import _few as few
 from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
 
 __all__ = ["pcgrad"]
@@ -22,7 +21,7 @@ def pcgrad(gradients: GradientMatrix) -> Combination:
         The sum, with its length.
     """
     if gradients.few:
-        return gradients.combination(_projected_few(gradients.angles, gradients.lengths))
+        return gradients.combination(few.projected(gradients.angles, gradients.lengths))
     cosines = np.array(gradients.angles)
     projected = np.diag(gradients.lengths)  # row i: gradient i, in terms of unit gradients
     for other in range(len(cosines)):
@@ -30,17 +29,3 @@ def pcgrad(gradients: GradientMatrix) -> Combination:
         conflict[other] = 0.0
         projected[:, other] -= conflict
     return gradients.combination(projected.sum(0).tolist())
-
-
-def _projected_few(cosines: list[list[float]], lengths: list[float]) -> list[float]:
-    """The same, number by number: for two or three losses a call of numpy takes longer."""
-    total = [0.0] * len(lengths)
-    for own, length in enumerate(lengths):
-        row = [0.0] * len(lengths)
-        row[own] = length
-        for other, angles in enumerate(cosines):
-            conflict = sum(map(mul, row, angles)) if other != own else 0.0
-            if conflict < 0:
-                row[other] -= conflict
-        total = list(map(add, total, row))
-    return total

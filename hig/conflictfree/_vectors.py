@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from hig.arguments import check_choice, check_tensor
 from hig.conflictfree._coverage import coverage_of, note_coverage
@@ -106,6 +107,17 @@ def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, T
     Raises:
         ValueError: they have another number of entries.
     """
+    sizes = check_entries(vector, parameters)
+    parts = zip(parameters, vector.detach().split(sizes), strict=True)
+    return ((parameter, part.view(parameter.shape)) for parameter, part in parts)
+
+
+def check_entries(vector: Tensor, parameters: list[Tensor]) -> list[int]:
+    """Return how many entries each parameter has, which a vector has together.
+
+    Raises:
+        ValueError: it has another number of entries.
+    """
     sizes = [parameter.numel() for parameter in parameters]
     if vector.shape != (sum(sizes),):
         raise ValueError(
@@ -113,8 +125,7 @@ def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, T
             f"have {sum(sizes)} entries; take the same parameters and the same none_grad_mode as "
             "where the vector was made ('zero' where only some losses reach a parameter)"
         )
-    parts = zip(parameters, vector.detach().split(sizes), strict=True)
-    return ((parameter, part.view(parameter.shape)) for parameter, part in parts)
+    return sizes
 
 
 def get_para_vector(network: Parameters) -> Tensor:
@@ -129,7 +140,7 @@ def get_para_vector(network: Parameters) -> Tensor:
     Raises:
         ValueError: there is no parameter.
     """
-    return _concatenate([parameter.detach() for parameter in tensors_of(network)])
+    return _concatenate(tensors_of(network))
 
 
 def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Tensor:
@@ -154,7 +165,7 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
         gradient = parameter.grad
         covered.append(gradient is not None or none_grad_mode == "zero")
         if gradient is not None:
-            parts.append(flattened(gradient.detach()))
+            parts.append(gradient if gradient.layout == torch.strided else flattened(gradient))
         elif none_grad_mode == "zero":
             parts.append(torch.zeros_like(parameter))
         elif none_grad_mode == "raise":
@@ -225,8 +236,9 @@ def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
     """
     check_tensor(para_vec, "para_vec")
     with torch.no_grad():
-        for parameter, part in slices(para_vec, tensors_of(network)):
-            parameter.copy_(part)
+        parameters = tensors_of(network)
+        check_entries(para_vec, parameters)
+        copy_parts(para_vec, parameters)
 
 
 def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value") -> None:
@@ -240,15 +252,33 @@ def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value")
     Raises:
         ValueError: they have another number of entries; no gradient has changed.
     """
+    present = [parameter.grad for parameter in parameters]
+    dense = [g for g in present if g is not None and g.layout == torch.strided]
+    if len(dense) == len(present) and vector.shape == (sum([g.numel() for g in dense]),):
+        watch(parameters, vector)
+        with torch.no_grad():
+            copy_parts(vector, dense)
+        return
     parts = slices(vector, parameters)
     watch(parameters, vector)
     with torch.no_grad():
-        for parameter, part in parts:
-            present = parameter.grad
-            if present is not None and present.layout == torch.strided:
-                present.copy_(part)
-            elif present is not None or mode != "skip":
+        for (parameter, part), gradient in zip(parts, present, strict=True):
+            if gradient is not None and gradient.layout == torch.strided:
+                gradient.copy_(part)
+            elif gradient is not None or mode != "skip":
                 put_gradient(parameter, torch.zeros_like(part) if mode == "pad_zero" else part)
+
+
+def copy_parts(vector: Tensor, tensors: list[Tensor]) -> None:
+    """Copy a vector into tensors, part by part; to be called without gradient mode.
+
+    Args:
+        vector: (P,).
+        tensors: with P entries together.
+    """
+    if tensors:
+        # One call for all: of small networks the calls take longer than the copies.
+        torch._foreach_copy_(tensors, _unflatten_dense_tensors(vector.detach(), tensors))
 
 
 def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None:
@@ -288,4 +318,8 @@ def flattened(gradient: Tensor) -> Tensor:
 def _concatenate(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ValueError("there is no parameter; pass a network or [*network.parameters(), ...]")
-    return torch.cat([part.reshape(-1) for part in parts])
+    with torch.no_grad():
+        if len(parts) == 1:  # of one the other function makes a window
+            return torch.cat([parts[0].reshape(-1)])
+        vector: Tensor = _flatten_dense_tensors(parts)
+        return vector

@@ -7,6 +7,7 @@ oscillation, as of rounded phases, could look smooth at the same distance from o
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -158,7 +159,7 @@ def _heights(
     times = [centre + reach * t for t in spaced(count)]
     values = torch.stack([function(t) for t in times])
     weights, marks = (one.to(values) for one in _jump_marks(count))
-    middles = [(a + b) / 2 for a, b in zip(times, times[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(times)]
     if not values.isfinite().all():
         return weights.new_zeros(count - 1), middles
     norms = marks.norm(dim=0)

@@ -113,7 +113,7 @@ class JumpSearch:
         """
         if not self.least_smooth > floor:
             return 0.0
-        heights, few = self._heights, self._count // 2 + 1
+        heights, few = self._heights.clone(), self._count // 2 + 1
         closer, _ = _heights(self._function, 0.0, self._reach / 6, few)  # a third of the distance
         if float(closer.median()) >= 0.5 * float(heights.median()) > floor:
             return self.least_smooth  # noise, or jumps too dense to look at one of them

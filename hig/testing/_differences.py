@@ -7,6 +7,7 @@ oscillation, as of rounded phases, could look smooth at the same distance from o
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["OFFSETS", "gauss_legendre", "jump", "noise", "slope", "spaced"]
+__all__ = ["OFFSETS", "JumpSearch", "gauss_legendre", "noise", "slope", "spaced"]
 
 OFFSETS = (-3.06, -1.87, -1.13, 0.0, 0.94, 2.21, 2.83)
 
 _ORDER = 6  # of the differences that are taken for noise
 _HIGH_ORDER = 10  # and for jumps, which it leaves nearly as large
 _REFINED = 17
-_REFINEMENTS = 3
+_REFINEMENTS = 7
+_PLACES = 3
+_APART = 2
 
 
 def slope(values: Tensor, step: float) -> tuple[Tensor, Tensor]:
@@ -82,47 +85,93 @@ def spaced(count: int) -> tuple[float, ...]:
     return tuple(((torch.arange(count, device="cpu") + moves - middle) / middle).tolist())
 
 
-def jump(function: Callable[[float], Tensor], reach: float, count: int) -> float:
-    """Size of jumps or noise of a function of t between -reach and reach; zero for none.
+class JumpSearch:
+    """Jumps or noise of a function of t between -reach and reach.
 
-    A kink fades in proportion to the distance of points, a smooth function faster; a discontinuity
-    stays as large in however close a look at the place where it is largest.
-
-    Args:
-        function: from t to a scalar.
-        reach: how far to look.
-        count: points of the first look.
+    Attributes:
+        least_smooth: size of the jump that the place where the function is least smooth could be.
     """
-    first, at = _heights(function, 0.0, reach, count)
-    closer, _ = _heights(function, 0.0, reach / 3, count)
-    if float(closer.median()) >= 0.5 * float(first.median()) > 0:
-        return float(first.max())  # noise, or jumps too dense to look at one of them
-    height = initial = float(first.max())
-    for look in range(1, _REFINEMENTS + 1):
-        # The middle of the window, at a quarter of the distance between points.
-        reach, count = reach * (_REFINED - 1) / (4 * (count - 1)), _REFINED
-        heights, at = _heights(function, at, reach, count)
-        height = float(heights.max())
-        if not height > 0.2 * initial / 2**look:
+
+    def __init__(self, function: Callable[[float], Tensor], reach: float, count: int) -> None:
+        """Take a first look.
+
+        Args:
+            function: from t to a scalar.
+            reach: how far to look.
+            count: points of the first look.
+        """
+        self._function, self._reach, self._count = function, reach, count
+        self._heights, self._times = _heights(function, 0.0, reach, count)
+        self.least_smooth = float(self._heights.max())
+
+    def height(self, floor: float) -> float:
+        """Size of the jumps; zero where there is none above a floor.
+
+        A kink fades in proportion to the distance of points, a smooth function faster; a
+        discontinuity stays as large in however close a look. Places are looked at one after the
+        other, the least smooth first: beside jumps a solver has kinks, and steep parts.
+        """
+        if not self.least_smooth > floor:
             return 0.0
-    return min(initial, 3 * height)
+        heights, few = self._heights.clone(), self._count // 2 + 1
+        closer, _ = _heights(self._function, 0.0, self._reach / 6, few)  # a third of the distance
+        if float(closer.median()) >= 0.5 * float(heights.median()) > floor:
+            return self.least_smooth  # noise, or jumps too dense to look at one of them
+        for _ in range(_PLACES):
+            place = int(heights.argmax())
+            if not heights[place] > floor:
+                return 0.0
+            distance = 2 * self._reach / (self._count - 1)
+            height = _refined(self._function, self._times[place], distance, floor)
+            if height > 0:
+                return height
+            heights[max(0, place - _APART) : place + _APART + 1] = 0
+        return 0.0
+
+
+def _refined(
+    function: Callable[[float], Tensor], at: float, distance: float, floor: float
+) -> float:
+    """Size of a jump near t by closer looks, where points had a distance; zero for none."""
+    found: list[float] = []
+    while len(found) < _REFINEMENTS:
+        reach = 2 * distance
+        heights, times = _heights(function, at, reach, _REFINED)
+        place = int(heights.argmax())
+        found.append(float(heights[place]))
+        if not found[-1] > floor:
+            return 0.0
+        # Points at a sixteenth of the distance: a kink has faded to that part of it.
+        if len(found) > 2 and found[-1] > 0.4 * found[-3]:
+            return found[-1]
+        at, distance = times[place], 2 * reach / (_REFINED - 1)
+    return 0.0
 
 
 def _heights(
     function: Callable[[float], Tensor], centre: float, reach: float, count: int
-) -> tuple[Tensor, float]:
-    """Jumps that would explain the differences of each window; the place of the largest.
+) -> tuple[Tensor, list[float]]:
+    """Jumps between neighbouring points that would explain all differences, and their places.
 
-    All are zero where the function is not finite.
+    Each is the least-squares fit of one jump to the differences of all windows, in proportion to
+    how much of them it explains. All are zero where the function is not finite.
     """
     times = [centre + reach * t for t in spaced(count)]
     values = torch.stack([function(t) for t in times])
-    weights = _difference_weights(spaced(count), _HIGH_ORDER).to(values)
+    weights, marks = (one.to(values) for one in _jump_marks(count))
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(times)]
     if not values.isfinite().all():
-        return weights.new_zeros(len(weights)), centre
-    # A discontinuity enters with the sum of the weights on one side of it.
-    heights = (weights @ values).abs() / weights.cumsum(1).abs().amax(1)
-    return heights, times[int(heights.argmax()) + _HIGH_ORDER // 2]
+        return weights.new_zeros(count - 1), middles
+    norms = marks.norm(dim=0)
+    # At the ends, where few windows see a jump, this is less than its size.
+    return (marks.T @ (weights @ values)).abs() / (norms * norms.max()), middles
+
+
+@functools.cache
+def _jump_marks(count: int) -> tuple[Tensor, Tensor]:
+    """Weights (windows, count) of differences, and what unit jumps (windows, count - 1) leave."""
+    weights = _difference_weights(spaced(count), _HIGH_ORDER)
+    return weights, weights.cumsum(1)[:, :-1]
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hig.testing._differences import gauss_legendre, jump
+from hig.testing._differences import JumpSearch, gauss_legendre
 from hig.testing._line import Estimate, Line, searched
 from hig.testing._localise import localised
 from hig.testing._report import Check
@@ -17,9 +17,15 @@ __all__ = ["check_vjp"]
 _NAME = "gradients right"
 # What tolerances of solvers leave; steps are then right to the same part.
 _APPROXIMATE = 1e-4
-# The derivative's own error, in units of what the solver's jumps make of a slope.
-_OF_JUMPS = 20
-_SCAN = 25
+# A solver's error changes smoothly where the sequence of its steps stays, and jumps where that
+# changes: relative to the way of the outputs it is up to so many times as large as these jumps.
+_OF_JUMPS = 100
+_OF_LARGE_JUMPS = 20
+_MOST_OF_JUMPS = 0.05
+# Errors below this may be those of a solver whose jumps lie too far away to be seen.
+_LIKE_A_TOLERANCE = 0.02
+_REACHES = (0.3, 1.0, 0.1, 0.02)
+_SCAN = 49
 _NODES = 24
 
 
@@ -113,60 +119,69 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
 
 def _explained(line: Line, found: Estimate) -> _Finding:
     """The cause of a difference between a backward pass and differences along a line."""
-    scan = _jumps(line, found)
-    if scan is not None:
+    by_jumps = _by_jumps(line, found)
+    if by_jumps is not None:
         # Not part by part: what samples share by a common step size is noise of other samples.
-        relative, error, noise = scan
-        allowed = max(_APPROXIMATE, _OF_JUMPS * relative)
-        if error <= allowed:
-            return _Finding(line.position, min(found.error, error), noise, "jumps")
-        part, place = found, ""
-    else:
-        noise = 0.0
-        part, place = localised(line, found)
-        error, relative = part.error, part.uncertainty
-        if error <= _APPROXIMATE:
-            return _Finding(line.position, error, 0.0, "approximate", place, relative)
-        if error <= 10 * relative:
-            return _Finding(line.position, error, part.noise, "unresolved", place, relative)
-    return _Finding(line.position, error, noise, "wrong", place, relative, _ratio(part))
+        error, noise = by_jumps
+        return _Finding(line.position, min(found.error, error), noise, "jumps")
+    part, place = localised(line, found)
+    error, relative = part.error, part.uncertainty
+    if error <= _APPROXIMATE:
+        return _Finding(line.position, error, 0.0, "approximate", place, relative)
+    if error <= 10 * relative:
+        return _Finding(line.position, error, part.noise, "unresolved", place, relative)
+    return _Finding(line.position, error, 0.0, "wrong", place, relative, _ratio(part))
 
 
 def _ratio(found: Estimate) -> float:
     return found.claimed / found.expected if found.expected else float("inf")
 
 
-def _jumps(line: Line, found: Estimate) -> tuple[float, float, float] | None:
-    """Jumps or noise of the outputs along a line; None where there is no more than rounding.
+def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
+    """Whether jumps or noise of the outputs along a line explain a difference; None if not.
 
     A derivative that is wrong grows into a difference in proportion to the way; what a solver's
     tolerance leaves does not, however its derivative may look between two jumps. So the integral
     of the derivative along the line is compared with the outputs at its ends.
 
     Returns:
-        What the jumps make of a slope over the line, relative; the relative error of the
-        integrated derivative; the jumps' size relative to the outputs.
+        The relative error of the integrated derivative; the jumps' size relative to the outputs.
     """
     cotangent = found.cotangent
     size = float((cotangent * line.middle).norm()) + found.size
-    nodes, weights = gauss_legendre(_NODES)
 
     def values(t: float) -> Tensor:
         return line.values(t) @ cotangent
 
-    for reach in (0.3, 0.1, 0.02):
-        height = jump(values, reach, _SCAN)
-        if height <= 1e3 * line.eps * size:
+    for reach in _REACHES:
+        search, rounding = JumpSearch(values, reach, _SCAN), 1e3 * line.eps * size
+        if search.least_smooth <= rounding:
             continue
         try:
-            slopes = [line.derivative(reach * t, cotangent) for t in nodes]
+            error, way = _integrated(line, found, reach)
         except SimulationError:
             continue
-        way = max(sum(map(abs, slopes)) / _NODES, found.size) * 2 * reach
-        change = float(values(reach) - values(-reach))
-        claimed = reach * sum(w * s for w, s in zip(weights, slopes, strict=True))
-        return height / way, abs(change - claimed) / way, height / size
+        height = search.height(max(rounding, way * _least_jump(error)))
+        if height > 0:
+            return error, height / size
     return None
+
+
+def _integrated(line: Line, found: Estimate, reach: float) -> tuple[float, float]:
+    """Relative error of the derivative's integral over a line, and the way of the outputs."""
+    nodes, weights = gauss_legendre(_NODES)
+    slopes = [line.derivative(reach * t, found.cotangent) for t in nodes]
+    way = max(sum(map(abs, slopes)) / _NODES, found.size) * 2 * reach
+    change = float((line.values(reach) - line.values(-reach)) @ found.cotangent)
+    claimed = reach * sum(w * s for w, s in zip(weights, slopes, strict=True))
+    return abs(change - claimed) / way, way
+
+
+def _least_jump(error: float) -> float:
+    """The smallest jump, relative to the way, of a solver that may have such an error."""
+    if error <= _APPROXIMATE:
+        return 0.0
+    return error / (_OF_JUMPS if error <= _MOST_OF_JUMPS else _OF_LARGE_JUMPS)
 
 
 def _verdict(findings: list[_Finding], precision: str) -> Check:
@@ -190,22 +205,24 @@ def _verdict(findings: list[_Finding], precision: str) -> Check:
 
 
 def _remedy_of_wrong(finding: _Finding) -> str:
+    if finding.error < _LIKE_A_TOLERANCE:
+        return _TOLERANCE_FIRST + _CAUSES
     if abs(finding.ratio) < 1e-6:
-        sign = "none arrives there: "
-    elif abs(finding.ratio + 1) < 1e-2:
-        sign = "its sign is the opposite: "
-    else:
-        sign = ""
-    return sign + _CAUSES + (_TOLERANCE_TOO if finding.noise > 0 else "")
+        return "none arrives there: " + _CAUSES
+    if abs(finding.ratio + 1) < 1e-2:
+        return "its sign is the opposite: " + _CAUSES
+    return f"{_CAUSES}; {_TOLERANCE_TOO}"
 
 
 _CAUSES = (
     "look for .item(), .detach(), .numpy() or torch.tensor(x) inside, which cut the graph; in a "
     "black box for a transposed Jacobian or adjoint, or too large difference steps; kinks count too"
 )
-_TOLERANCE_TOO = (
-    "; or tighten a solver's tolerance (rtol, atol): its adaptive steps make the output jump too"
+_TOLERANCE_FIRST = (
+    "if a solver with a tolerance or a continuous adjoint is inside, tighten its tolerance (rtol, "
+    "atol, of the sensitivities too) first: the error then falls with it; otherwise "
 )
+_TOLERANCE_TOO = "or tighten a solver's tolerance (rtol, atol)"
 _JUMPS = (
     "so a solver's tolerance, its adaptive step control or single precision inside leave it, and "
     "the derivative is as right as the simulation: tighten the tolerance (rtol, atol, of the "

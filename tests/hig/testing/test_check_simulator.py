@@ -1,5 +1,6 @@
 """The checks find what is wrong with a simulator, and nothing where all is well."""
 
+import functools
 import itertools
 import re
 
@@ -9,6 +10,8 @@ from torch import nn
 
 import hig
 from hig.testing import assert_simulator, check_simulator
+from hig.testing._derivatives import backward_couples
+from hig.testing._simulator import Simulator
 
 START, CONTROLS = torch.zeros(4, 2), torch.linspace(-1, 1, 4 * 6).view(4, 6)
 
@@ -191,6 +194,26 @@ def test_samples_that_influence_one_another_are_noted(name):
     assert report.passed
     assert [note.name for note in report.notes] == ["samples apart"]
     assert (report.engine, report.passes) == ("rows", 18)
+
+
+FIELD = torch.randn(3, 40, 50, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("weak", [1.0, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fields_are_checked_in_few_passes_for_weak_couplings_too(weak, dtype):
+    """A derivative alone that leads to other samples, in one row of the outputs."""
+
+    def simulate(x, strength):
+        y = x + 0.1 * torch.tanh(x.roll(1, 2) + x.roll(1, 1))
+        others = y[:, 3] - y[:, 3].detach()
+        row = weak * (y[:, 3] + strength * (others - others.mean(0)))
+        return torch.cat([y[:, :3], row.unsqueeze(1), y[:, 4:]], 1)
+
+    for strength in (0.0, 1e-2):
+        simulator = Simulator.of(functools.partial(simulate, strength=strength), [FIELD.to(dtype)])
+        assert backward_couples(simulator) is (strength > 0)
+        assert simulator.calls.passes + simulator.calls.simulations < 20
 
 
 def test_the_engine_is_that_of_a_step():

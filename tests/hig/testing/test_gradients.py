@@ -1,10 +1,13 @@
 """Right derivatives of inexact simulators pass with a note that says why; wrong ones fail."""
 
+import math
+
 import pytest
 import torch
 
 import hig
 from hig.testing import check_simulator
+from hig.testing._differences import JumpSearch
 
 GENERATOR = torch.Generator().manual_seed(5)
 MIXED = torch.randn(6, 4, generator=GENERATOR, dtype=torch.float64)
@@ -179,6 +182,10 @@ STAGES = (
 ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
+def weighed(slopes, weights):
+    return torch.tensordot(torch.tensor(weights, dtype=slopes[0].dtype), torch.stack(slopes), 1)
+
+
 def integrated(flow, state, end, rtol):
     """The state at the end, by steps that are chosen without a derivative and shared by all."""
     time, step = 0.0, 0.05
@@ -186,10 +193,9 @@ def integrated(flow, state, end, rtol):
         step = min(step, end - time)
         slopes = []
         for node, weights in zip(NODES, STAGES, strict=True):
-            terms = [w * s for w, s in zip(weights, slopes, strict=True)]
-            new = state + step * sum(terms) if terms else state
+            new = state + step * weighed(slopes, weights) if slopes else state
             slopes.append(flow(time + node * step, new))
-        error = step * sum(w * s for w, s in zip(ERROR, slopes, strict=True))
+        error = step * weighed(slopes, ERROR)
         scale = 1e-2 * rtol + rtol * torch.maximum(state.abs(), new.abs())
         size = float((error / scale).detach().square().mean().sqrt())
         if size < 1:
@@ -198,55 +204,98 @@ def integrated(flow, state, end, rtol):
     return state
 
 
-def van_der_pol(force, rtol):
+def van_der_pol(force, rtol, end=1.5):
     start = torch.tensor([[1.0, 0.0]], dtype=force.dtype).expand(len(force), 2)
 
     def flow(_, y):
         velocity = y[:, 1]
         return torch.stack([velocity, 3 * (1 - y[:, 0] ** 2) * velocity - y[:, 0] + force[:, 0]], 1)
 
-    return integrated(flow, start, 1.5, rtol)
+    return integrated(flow, start, end, rtol)
 
 
-def pendulum(control, rtol):
+def pendulum(control, rtol, end=2.0):
     start = control.new_zeros(len(control), 2)
 
     def flow(time, y):
         force = control[:, 0] + control[:, 0] * torch.tensor(3.0 * time).cos()
         return torch.stack([y[:, 1], force - y[:, 0].sin()], 1)
 
-    return integrated(flow, start, 2.0, rtol)
+    return integrated(flow, start, end, rtol)
 
 
 FORCES = 0.7 + 0.6 * torch.rand(4, 1, generator=torch.Generator().manual_seed(0)).double()
 
 
 class TestAdaptiveSteps:
-    # At 1e-3 the van der Pol system takes so few steps that no jump is near: not tried.
     @pytest.mark.parametrize(
-        ("system", "rtol"),
+        ("system", "rtol", "end"),
         [
-            (pendulum, 1e-3),
-            (pendulum, 1e-6),
-            (van_der_pol, 1e-4),
-            (van_der_pol, 1e-6),
-            (van_der_pol, 1e-10),
+            (pendulum, 1e-3, 2.0),
+            (pendulum, 1e-6, 1.0),
+            (van_der_pol, 1e-2, 1.5),
+            (van_der_pol, 1e-3, 1.5),
+            (van_der_pol, 1e-4, 1.5),
+            (van_der_pol, 1e-6, 0.8),
+            (van_der_pol, 1e-10, 0.3),
         ],
     )
-    def test_a_right_derivative(self, system, rtol):
-        report = check_simulator(lambda u: system(u, rtol), FORCES)
+    def test_a_right_derivative(self, system, rtol, end):
+        report = check_simulator(lambda u: system(u, rtol, end), FORCES)
         assert report.passed, report
         found = check_of(report)
         if found.verdict == "note":
-            assert "adaptive step control" in found.remedy
+            assert "adaptive step control" in found.remedy or "smaller steps do not" in found.found
             assert float(found.found.partition("within ")[2].split()[0]) < 100 * rtol
 
+    def test_a_right_one_by_steps_of_single_samples(self):
+        def apart(u):
+            return torch.cat([van_der_pol(one, 1e-3) for one in u.split(1)])
+
+        report = check_simulator(apart, FORCES[:2])
+        assert report.passed, report
+
     @pytest.mark.parametrize("system", [van_der_pol, pendulum])
-    @pytest.mark.parametrize(("rtol", "error"), [(1e-3, 1.0), (1e-6, 0.01)])
-    def test_a_wrong_one(self, system, rtol, error):
+    @pytest.mark.parametrize(("rtol", "error", "end"), [(1e-3, 1.0, 1.0), (1e-6, 0.01, 0.6)])
+    def test_a_wrong_one(self, system, rtol, error, end):
         factor = torch.tensor(1 + error, dtype=torch.float64)
-        report = check_simulator(lambda u: system(Scaled.apply(u, factor), rtol), FORCES)
+        report = check_simulator(lambda u: system(Scaled.apply(u, factor), rtol, end), FORCES)
         assert [failure.name for failure in report.failures] == ["gradients right"]
+
+
+def test_a_tolerance_is_the_first_suspect_of_small_errors():
+    """As of a solver whose steps stay the same as far as one can see."""
+    for error, first in ((4e-3, True), (0.3, False)):
+        factor = torch.tensor(1 + error, dtype=torch.float64)
+        found = check_of(check_simulator(lambda u, f=factor: smooth(Scaled.apply(u, f)), INPUTS))
+        assert found.verdict == "fail"
+        assert "rtol" in found.remedy
+        assert found.remedy.startswith("if a solver with a tolerance") is first
+
+
+class TestJumpSearch:
+    KINK, AT = 0.1234, 0.2468
+
+    def height(self, function, floor=1e-9):
+        search = JumpSearch(lambda t: torch.tensor(function(t), dtype=torch.float64), 1.0, 49)
+        return search.height(floor)
+
+    def test_smooth_functions_and_kinks_have_none(self):
+        assert self.height(math.sin) == 0
+        assert self.height(lambda t: math.sin(15 * t)) == 0
+        assert self.height(lambda t: abs(t - self.KINK), 1e-6) == 0
+
+    @pytest.mark.parametrize("size", [1e-8, 1e-5, 1e-2])
+    @pytest.mark.parametrize("at", [-0.93, -0.2, 0.2468, 0.97])
+    def test_one_jump(self, at, size):
+        found = self.height(lambda t: math.sin(t) + size * (t > at), 1e-11)
+        assert size / 2 < found < 2 * size
+
+    def test_a_jump_beside_a_kink(self):
+        def function(t):
+            return math.sin(t) + 1e-3 * abs(t - self.KINK) + 1e-5 * (t > self.AT)
+
+        assert 5e-6 < self.height(function) < 2e-5
 
 
 def test_sensitivities_that_the_step_control_does_not_see():
@@ -262,7 +311,7 @@ def test_sensitivities_that_the_step_control_does_not_see():
             return torch.stack(rates, 1)
 
         start = torch.tensor([[1.0, 0, 0, 0]]).double().expand(len(given), 4)
-        ends = integrated(flow, start, 2.0, 1e-4).numpy()
+        ends = integrated(flow, start, 1.5, 1e-4).numpy()
         return ends[:, :2], ends[:, 2:, None]
 
     found = check_of(check_simulator(hig.black_box(linearise), FORCES))

@@ -17,10 +17,11 @@ __all__ = ["Backward", "dense", "note", "one_hot_cotangents", "output_cotangents
 Gradients = tuple[Tensor | None, ...]
 
 # Bytes of gradients that one batch of passes holds at one time. On a CPU larger batches are slower:
-# what one operation writes has left the cache before the next one reads it. On other devices
-# starting an operation costs more.
+# what one operation writes has left the cache before the next one reads it. On other devices, and
+# for as long as what each operation writes stays in the cache, starting an operation costs more.
 PASS_BYTES = 16 * 2**20
-DEVICE_PASS_BYTES = 256 * 2**20
+CACHED_BYTES = 2 * 2**20
+MOST_PASS_BYTES = 256 * 2**20
 # On a CPU passes whose gradients are larger than this gain nothing from one another.
 ALONE_BYTES = 256 * 2**10
 
@@ -93,16 +94,18 @@ class Backward:
         self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int, together: bool
     ) -> int:
         """How many passes go at once, where nobody has said."""
-        on_cpu = output.device.type == "cpu"
-        room = PASS_BYTES if on_cpu else DEVICE_PASS_BYTES
-        most = min(passes, max(1, room // max(1, bytes_per_pass)))
-        if most > 1 and self.batched:
+        most = min(passes, max(1, MOST_PASS_BYTES // max(1, bytes_per_pass)))
+        if most == 1 or not self.batched:
             # One by one passes hold nothing together but what was asked for.
-            held = self.sizes.of(output, inputs)
-            if on_cpu and not together and held.largest > ALONE_BYTES:
-                return 1
-            most = min(most, max(1, room // max(1, held.peak)))
-        return most
+            return most if self.batched else min(most, _fitting(bytes_per_pass, PASS_BYTES))
+        held = self.sizes.of(output, inputs)
+        size = max(bytes_per_pass, held.peak)
+        most = min(most, _fitting(size, MOST_PASS_BYTES))
+        if output.device.type != "cpu":
+            return most
+        if not together and held.largest > ALONE_BYTES:
+            return 1
+        return min(most, max(_fitting(size, PASS_BYTES), _fitting(held.largest, CACHED_BYTES)))
 
     def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
         with _taking_notes(self.notes):
@@ -178,6 +181,11 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
         return select.view(-1, *prediction.shape)
 
     return cotangents
+
+
+def _fitting(size: int, room: int) -> int:
+    """How many of a size fit into a room, at least one."""
+    return max(1, room // max(1, size))
 
 
 def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -> None:

@@ -15,6 +15,9 @@ __all__ = ["Block", "DenseBlock", "JointJacobian", "Part", "add_self_product", "
 
 # Bytes of float64 scratch that one operation may use.
 SCRATCH_BYTES = 64 * 2**20
+# Bytes of one float64 copy of a part of a matrix. The allocator keeps such a piece for the next one;
+# one of tens of megabytes is handed back to the system, and costs a page fault per 4 kB again.
+COPY_BYTES = 8 * 2**20
 # Symmetric products are computed in so many strips, of at least this height.
 STRIPS, STRIP = 8, 128
 
@@ -85,20 +88,20 @@ class DenseBlock:
 
     def add_gram(self, gram: Tensor) -> None:
         """Add J Jᵀ to ``gram``; float64 copies of a few columns at a time."""
-        width = max(1, SCRATCH_BYTES // (8 * len(self.matrix)))
+        width = max(256, COPY_BYTES // (8 * len(self.matrix)))
         for part in self.matrix.split(width, dim=1):
             add_self_product(gram, part.double())
 
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w in float64."""
         result = weights.new_zeros(self.columns)
-        for chosen in sample_chunks(len(weights), 8 * self.columns):
+        for chosen in sample_chunks(len(weights), 8 * self.columns, COPY_BYTES):
             result.addmv_(self.matrix[chosen].double().T, weights[chosen])
         return result
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d in float64."""
-        chunks = sample_chunks(len(self.matrix), 8 * self.columns)
+        chunks = sample_chunks(len(self.matrix), 8 * self.columns, COPY_BYTES)
         return torch.cat([self.matrix[chosen].double() @ direction for chosen in chunks])
 
     def rows(self, samples: slice) -> Tensor:
@@ -193,8 +196,10 @@ def add_self_product(total: Tensor, factor: Tensor) -> None:
         total[:start, start:stop] += strip[:, :start].T
 
 
-def sample_chunks(samples: int, bytes_per_sample: int) -> Iterator[slice]:
-    """Slices over ``samples`` whose float64 copies stay within the scratch size."""
-    size = max(1, SCRATCH_BYTES // max(1, bytes_per_sample))
+def sample_chunks(
+    samples: int, bytes_per_sample: int, most: int = SCRATCH_BYTES
+) -> Iterator[slice]:
+    """Slices over ``samples`` whose float64 copies stay within a size."""
+    size = max(1, most // max(1, bytes_per_sample))
     for start in range(0, samples, size):
         yield slice(start, min(start + size, samples))

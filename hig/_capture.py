@@ -1,9 +1,10 @@
 """Watch a computation and note every use of a parameter in a linear or convolution layer."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Self
 from weakref import ReferenceType, ref
 
 import torch
@@ -113,7 +114,9 @@ class Capture(TorchFunctionMode):
 
     The mode sees every ``linear`` and ``conv1d/2d/3d`` call, whoever makes it; no hooks, no
     module tree. Fused kernels (recurrent layers, attention) and other functions pass by: what
-    is recorded is therefore checked afterwards against autograd itself.
+    is recorded is therefore checked afterwards against autograd itself. What ``torch.compile`` has
+    wrapped runs as it was written: compiled code would hide the layers, and its backward passes
+    come neither in batches nor twice.
 
     Args:
         parameters: the tensors to watch, by identity.
@@ -127,6 +130,19 @@ class Capture(TorchFunctionMode):
         self._watched = {id(parameter) for parameter in parameters}
         self.uses: list[LayerUse] = []
         self._written: dict[int, ReferenceType[Tensor]] = {}
+        self._eager: list[AbstractContextManager[None]] = []  # one for each time it is open
+
+    def __enter__(self) -> Self:
+        """Start to watch."""
+        self._eager.append(torch.compiler.set_stance("force_eager"))
+        self._eager[-1].__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop to watch."""
+        super().__exit__(*exception)
+        self._eager.pop().__exit__(*exception)
 
     @property
     def has_written(self) -> bool:

@@ -63,9 +63,18 @@ class Probe:
         own = [torch.finfo(dtype) for dtype in {prediction.dtype, *(p.dtype for p in parameters)}]
         held = [torch.finfo(dtype) for dtype in {d for block in blocks for d in block.dtypes}]
         tiny = max(info.tiny for info in own + held)
-        self._cotangent, self._size = _cotangent_of(prediction, blocks, tiny)
+        squares = [block.row_squares() for block in blocks]
+        stacked = torch.stack(squares) if squares else None
+        self._cotangent, size = _cotangent_of(prediction, stacked, tiny)
         eps = max((info.eps for info in held), default=0.0)
         self._eps = max([*(info.eps for info in own), min(eps, COARSEST_CHECKED)])
+        self._sizes: dict[int, Tensor] = {}
+        if stacked is not None:
+            # A layer counts by its own columns, however large those of others; only what is lost
+            # in the rounding of these is not looked for.
+            weights = self._cotangent.double().flatten().square()
+            sizes = (stacked @ weights).sqrt() + self._eps * size
+            self._sizes = dict(zip(map(id, blocks), sizes.unbind(), strict=True))
         self.gradients = self._pulled_back(self._cotangent)
 
     def _pulled_back(self, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -82,39 +91,42 @@ class Probe:
         """
         if not pairs:
             return []
+        sizes = [self._sizes[id(block)] for block, _ in pairs]
         differences = self._differences(pairs)
         near = [
-            self._near(norm, finite, units)
-            for (norm, finite), units in zip(differences, allowed, strict=True)
+            self._near(norm, finite, size, units)
+            for (norm, finite), size, units in zip(differences, sizes, allowed, strict=True)
         ]
-        norms, unit = torch.stack([norm for norm, _ in differences]), self._unit
-        flags, found, one = torch.stack(near).tolist(), norms.tolist(), float(unit)
-        limit = 0.0
+        flags = torch.stack(near).tolist()
+        found = torch.stack([norm for norm, _ in differences]).tolist()
+        scales = torch.stack(sizes).tolist()
+        limits = [0.0] * len(pairs)
         if not all(flags):
             # Larger differences are taken for coupling whatever rounding does: beside so much of
             # it nothing else would be seen.
-            noise = float(self._rounding([own for _, own in pairs]))
+            noises = self._rounding([own for _, own in pairs]).tolist()
             coarsest = coarsest_dtype(nodes_behind(self._prediction), self._prediction.dtype)
             eps = max(self._eps, min(torch.finfo(coarsest).eps, COARSEST_CHECKED))
-            limit = min(NOISE * noise, 3 * eps**0.5 * float(self._size))
+            most = 3 * eps**0.5
+            limits = [min(NOISE * n, most * size) for n, size in zip(noises, scales, strict=True)]
         return [
-            (norm / one if one > 0 and isfinite(norm) else 0.0) if holds or norm <= limit else None
-            for holds, norm in zip(flags, found, strict=True)
+            (norm / (self._eps * size) if size > 0 and isfinite(norm) else 0.0)
+            if holds or norm <= limit
+            else None
+            for holds, norm, size, limit in zip(flags, found, scales, limits, strict=True)
         ]
 
     def expect(self, pairs: Sequence[Pair], allowed: Sequence[float], checks: Checks) -> None:
         """The same as conditions, of which nothing is read yet."""
-        for (norm, finite), units in zip(self._differences(pairs), allowed, strict=True):
-            checks.expect(self._near(norm, finite, units), _raise_inexact)
+        differences = zip(pairs, self._differences(pairs), allowed, strict=True)
+        for (block, _), (norm, finite), units in differences:
+            checks.expect(self._near(norm, finite, self._sizes[id(block)], units), _raise_inexact)
 
-    @property
-    def _unit(self) -> Tensor:
-        """One unit of rounding, root mean square over all rows."""
-        return self._eps * self._size
-
-    def _near(self, norm: Tensor, finite: Tensor, units: float) -> Tensor:
+    def _near(self, norm: Tensor, finite: Tensor, size: Tensor, units: float) -> Tensor:
         # For a coarse dtype the usual units of rounding are no longer small.
-        allowed = max(min(UNITS, 3 / self._eps**0.5), units if units > UNITS else 0) * self._unit
+        allowed = (
+            max(min(UNITS, 3 / self._eps**0.5), units if units > UNITS else 0) * self._eps * size
+        )
         # Factors that are not finite agree with anything: it is not for the probe to report them.
         return (norm <= allowed) | ~finite
 
@@ -129,16 +141,16 @@ class Probe:
         return differences
 
     def _rounding(self, owns: Sequence[Sequence[int]]) -> Tensor:
-        """The norm of what the gradients are beyond the sum of those of two parts of c."""
+        """Of each layer the norm of what c gives beyond the sum of what two parts of it give."""
         # Another share of each entry: errors may depend on single entries, or on all together.
         share = _random_shares(self._cotangent.shape, self._cotangent.device)
         first = self._cotangent * share.to(self._cotangent.dtype)
         parts = [self._pulled_back(part) for part in (first, self._cotangent - first)]
-        total = self._size.new_zeros(())
+        like, norms = share.new_zeros(()), []
         for own in owns:
-            whole, *summands = (_joined(g, own, self._size) for g in (self.gradients, *parts))
-            total += (whole - summands[0] - summands[1]).square().sum()
-        return total.sqrt()
+            whole, *summands = (_joined(g, own, like) for g in (self.gradients, *parts))
+            norms.append((whole - summands[0] - summands[1]).norm())
+        return torch.stack(norms)
 
 
 def _joined(gradients: Sequence[Tensor | None], indices: Sequence[int], like: Tensor) -> Tensor:
@@ -150,15 +162,12 @@ def _raise_inexact() -> None:
     raise InexactLayersError
 
 
-def _cotangent_of(
-    prediction: Tensor, blocks: Sequence[FactoredBlock | FormedBlock], tiny: float
-) -> tuple[Tensor, Tensor]:
+def _cotangent_of(prediction: Tensor, squares: Tensor | None, tiny: float) -> tuple[Tensor, Tensor]:
     """Random numbers divided by the norms of rows, and the norm of their products with these."""
     signs = _random(prediction.shape, prediction.device)
-    if not blocks:
+    if squares is None:
         return signs.to(prediction), signs.new_zeros(())
-    squares = torch.stack([block.row_squares() for block in blocks]).sum(0)
-    sizes = squares.sqrt().view_as(signs)
+    sizes = squares.sum(0).sqrt().view_as(signs)
     largest = sizes.max()
     # Some largest row is there, or every row is without factors and any of c will do.
     reference = torch.where(largest > 0, largest, torch.ones_like(largest))

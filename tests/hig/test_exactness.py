@@ -451,3 +451,53 @@ def test_the_check_of_a_simulator_sees_weak_outputs_and_weak_samples():
     for scale in (by_output, by_sample):
         report = hig.testing.check_simulator(lambda x, s=scale: torch.sin(x) * s, torch.randn(4, 3))
         assert report.engine == "layerwise", report
+
+
+class BesideALargeLayer(nn.Module):
+    """Samples influence one another in a layer whose columns are small beside those of another."""
+
+    def __init__(self, couple):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
+        self.large = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.large.weight)
+        self._couple = couple
+
+    def forward(self, x):
+        outputs = self._couple(self.last(torch.tanh(self.first(x))))
+        return outputs + 1e6 * self.large(torch.ones_like(outputs))
+
+
+@pytest.mark.parametrize(
+    ("couple", "engine"),
+    [
+        (lambda p: p, "layerwise"),
+        (lambda p: p + 0.5 * p.roll(1, 0).tanh(), "layerwise+rows"),
+        (lambda p: p.sort(0).values, "layerwise+rows"),
+    ],
+    ids=["independent", "roll", "sort"],
+)
+def test_each_layer_is_held_against_its_own_size(couple, engine):
+    # Rows are as large as the columns of the large layer: all of one direction. The loss looks
+    # across it.
+    generator = torch.Generator().manual_seed(0)
+    exact = BesideALargeLayer(couple).double()
+    for parameter in (*exact.first.parameters(), *exact.last.parameters()):
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2
+    x = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    gradient = torch.tensor([[1.0], [-2.0], [1.0], [0.5], [-1.5], [1.0]], dtype=torch.float64)
+    jacobian = textbook_jacobian(exact(x), list(exact.parameters()))
+    right = textbook_power(jacobian, gradient.flatten(), -0.5, 1e-10)
+
+    network = copy.deepcopy(exact).float()
+    before = flat(network.parameters())
+
+    def closure():
+        prediction = network(x.float())
+        return (gradient.float() * prediction).sum(), prediction
+
+    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-10, method="svd", step_rule="fixed")
+    optimizer.step(closure)
+    assert optimizer.report.engine == engine
+    found = (before - flat(network.parameters())).double()
+    assert relative_error(found, torch.as_tensor(right)) < 0.01

@@ -40,7 +40,7 @@ test: $(STAMP)
 	$(PY) -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 test-portable: $(STAMP)
-	.ci/portable $(PY) $(PORTABLE)
+	.ci/portable $(PY) $(PORTABLE) -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

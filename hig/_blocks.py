@@ -15,8 +15,8 @@ __all__ = ["Block", "DenseBlock", "JointJacobian", "Part", "add_self_product", "
 
 # Bytes of float64 scratch that one operation may use.
 SCRATCH_BYTES = 64 * 2**20
-# Bytes of one float64 copy of a part of a matrix. The allocator keeps such a piece for the next one;
-# one of tens of megabytes is handed back to the system, and costs a page fault per 4 kB again.
+# Bytes of one float64 copy of a part of a matrix. The allocator keeps such a piece for the next
+# one; tens of megabytes go back to the system, and cost a page fault per 4 kB again.
 COPY_BYTES = 8 * 2**20
 # Symmetric products are computed in so many strips, of at least this height.
 STRIPS, STRIP = 8, 128

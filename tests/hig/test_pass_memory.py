@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hig import _pass_memory
-from hig._backward import DEVICE_PASS_BYTES, PASS_BYTES, Backward, one_hot_cotangents
+from hig._backward import MOST_PASS_BYTES, PASS_BYTES, Backward, one_hot_cotangents
 from hig._capture import Capture
 from hig._pass_memory import PassSizes, measure_pass
 from hig._rows import StreamedBlock
@@ -103,6 +103,7 @@ def test_the_default_stays_within_its_bound(name, monkeypatch):
     prediction, parameters = CASES[name]()
     room = 6 * measure_pass(prediction, parameters).peak
     monkeypatch.setattr("hig._backward.PASS_BYTES", room)
+    monkeypatch.setattr("hig._backward.CACHED_BYTES", 0)
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
     passes = Backward().gradients(
         prediction, parameters, prediction.numel(), one_hot_cotangents(prediction), size
@@ -113,9 +114,28 @@ def test_the_default_stays_within_its_bound(name, monkeypatch):
     assert live.peak < 2 * room
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_small_gradients_go_together_up_to_the_largest_bound(name, monkeypatch):
+    torch.manual_seed(0)
+    prediction, parameters = CASES[name]()
+    held = measure_pass(prediction, parameters)
+    monkeypatch.setattr("hig._backward.PASS_BYTES", 1)
+    monkeypatch.setattr("hig._backward.CACHED_BYTES", 5 * held.largest)
+    monkeypatch.setattr("hig._backward.MOST_PASS_BYTES", 3 * max(held.peak, 8))
+
+    def most():
+        cotangents = one_hot_cotangents(prediction)
+        passes = Backward().gradients(prediction, parameters, prediction.numel(), cotangents, 8)
+        return max(chosen.stop - chosen.start for chosen, _ in passes)
+
+    assert most() == 3
+    monkeypatch.setattr("hig._backward.MOST_PASS_BYTES", 2**30)
+    assert most() == 5
+
+
 def test_the_bound_that_is_promised():
     assert PASS_BYTES <= 32 * 2**20
-    assert DEVICE_PASS_BYTES <= 256 * 2**20
+    assert MOST_PASS_BYTES <= 256 * 2**20
 
 
 @pytest.mark.parametrize(("state", "passes"), [(1000, 8), (40_000, 1)])

@@ -88,7 +88,7 @@ class DenseBlock:
 
     def add_gram(self, gram: Tensor) -> None:
         """Add J Jᵀ to ``gram``; float64 copies of a few columns at a time."""
-        width = max(256, COPY_BYTES // (8 * len(self.matrix)))
+        width = max(1, COPY_BYTES // (8 * len(self.matrix)))
         for part in self.matrix.split(width, dim=1):
             add_self_product(gram, part.double())
 
@@ -196,10 +196,8 @@ def add_self_product(total: Tensor, factor: Tensor) -> None:
         total[:start, start:stop] += strip[:, :start].T
 
 
-def sample_chunks(
-    samples: int, bytes_per_sample: int, most: int = SCRATCH_BYTES
-) -> Iterator[slice]:
-    """Slices over ``samples`` whose float64 copies stay within a size."""
-    size = max(1, most // max(1, bytes_per_sample))
+def sample_chunks(samples: int, bytes_per_sample: int, most: int | None = None) -> Iterator[slice]:
+    """Slices over ``samples`` whose float64 copies stay within a size, by default the scratch."""
+    size = max(1, (SCRATCH_BYTES if most is None else most) // max(1, bytes_per_sample))
     for start in range(0, samples, size):
         yield slice(start, min(start + size, samples))

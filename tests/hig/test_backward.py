@@ -83,6 +83,7 @@ def test_rows_do_not_depend_on_the_way_they_are_computed(batched, chunk):
 )
 def test_the_chunk_is_chosen_by_memory(monkeypatch, room, size, expected):
     monkeypatch.setattr(_backward, "PASS_BYTES", room)
+    monkeypatch.setattr(_backward, "CACHED_BYTES", 0)
     prediction, parameters, jacobian = problem()
     assert 250 < measure_pass(prediction, parameters).peak <= 333
     found, chunks = rows_of(Backward(), prediction, parameters, bytes_per_pass=size)

@@ -39,6 +39,7 @@ def assert_products(block, matrix, tolerance=1e-13):
 def test_chunks_cover_every_sample_once_and_fit(monkeypatch, samples, bytes_per_sample, scratch):
     monkeypatch.setattr(_blocks, "SCRATCH_BYTES", scratch)
     chunks = list(sample_chunks(samples, bytes_per_sample))
+    assert chunks == list(sample_chunks(samples, bytes_per_sample, scratch))
     covered = [index for chunk in chunks for index in range(chunk.start, chunk.stop)]
     assert covered == list(range(samples))
     for chunk in chunks:
@@ -53,6 +54,7 @@ def test_chunks_cover_every_sample_once_and_fit(monkeypatch, samples, bytes_per_
 @pytest.mark.parametrize("scratch", SCRATCH)
 def test_dense_products(monkeypatch, shape, dtype, scratch):
     monkeypatch.setattr(_blocks, "SCRATCH_BYTES", scratch)
+    monkeypatch.setattr(_blocks, "COPY_BYTES", scratch)
     matrix = randn(*shape, dtype=dtype)
     assert DenseBlock(matrix).columns == shape[1]
     # float32 entries, float64 sums: no more than float64 rounding may be lost.
@@ -60,7 +62,7 @@ def test_dense_products(monkeypatch, shape, dtype, scratch):
 
 
 def test_dense_block_makes_no_float64_copy_of_a_large_matrix(monkeypatch):
-    monkeypatch.setattr(_blocks, "SCRATCH_BYTES", 4096)
+    monkeypatch.setattr(_blocks, "COPY_BYTES", 4096)
     largest = []
     original = torch.Tensor.double
     monkeypatch.setattr(

@@ -8,7 +8,10 @@ import hig
 from tests.textbook import flat
 
 # ``torch.compile`` itself warns of what it meets, and of nothing that concerns a step.
-pytestmark = pytest.mark.filterwarnings("default::UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("default::UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using .torch.compile.module.* global hooks:UserWarning"),
+]
 
 NETWORKS = {
     "linear": lambda: (nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), (6, 4)),

@@ -20,6 +20,7 @@ from hig._checks import Checks
 from hig._exactness import InexactLayersError, Pair, Probe
 from hig._graph import leaves, nodes_behind
 from hig._layerwise import Layer, factor_bytes, find_layers, layer_blocks
+from hig._memory import keep_freed_pieces
 from hig._product_block import ProductBlock
 from hig._reasons import why_not_exact, why_not_layered
 from hig._rows import HELD_BYTES, rows_block
@@ -88,6 +89,7 @@ def build_jacobian(
         ValueError: unknown engine.
     """
     check_choice(engine, "engine", ENGINES)
+    keep_freed_pieces()
     samples, notes, graph = len(prediction), [], _Graph(prediction)
     backward.memory.builds += 1
     layers = [] if engine == "rows" else find_layers(uses, samples)

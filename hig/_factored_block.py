@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hig._blocks import SCRATCH_BYTES, DenseBlock, add_self_product, sample_chunks
+from hig._blocks import COPY_BYTES, SCRATCH_BYTES, DenseBlock, add_self_product, sample_chunks
 
 __all__ = ["FactoredBlock", "Patches", "columns_are_smaller", "part_widths"]
 
@@ -187,38 +187,42 @@ class FactoredBlock:
 
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w in float64, from the factors: as exact as the Gram matrix that gave w."""
-        weights = weights.view(self.samples, self.outputs)
-        shape = (self.groups, self.fan_out, self.fan_in)
-        weight_part = weights.new_zeros(shape)
-        bias_part = weights.new_zeros(shape[:2])
+        weights = weights.view(self.samples, 1, self.outputs)
+        total: Tensor | None = None
         for chosen in self._chunks():
             deltas = self.deltas[chosen].double()
-            delta = (deltas * weights[chosen].view(-1, self.outputs, 1, 1, 1)).sum(1)
+            delta = torch.bmm(weights[chosen], deltas.flatten(2)).view(
+                len(deltas), *deltas.shape[2:]
+            )
+            parts = []
             if self.patches:
                 patches = self.patches(chosen).double()
                 # (b, g, u, ·) -> (g, b * u, ·): one matrix product per group
                 left, right = (t.transpose(0, 1).flatten(1, 2) for t in (delta, patches))
-                weight_part += left.mT @ right
+                parts.append(torch.bmm(left.mT, right).flatten())
             if self.bias:
-                bias_part += delta.sum((0, 2))
-        parts = [weight_part.flatten()] + ([bias_part.flatten()] if self.bias else [])
-        return torch.cat(parts)
+                parts.append(delta.sum((0, 2)).flatten())
+            part = torch.cat(parts) if len(parts) > 1 else parts[0]
+            total = part if total is None else total.add_(part)
+        assert total is not None  # a batch has samples
+        return total
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d in float64, from the factors."""
         weight, bias = direction.split([self._weight_columns, self.columns - self._weight_columns])
         weight = weight.view(self.groups, self.fan_out, self.fan_in)
+        of_bias = bias.view(self.groups, 1, self.fan_out if self.bias else 0)
         parts = []
         for chosen in self._chunks():
             deltas = self.deltas[chosen].double()
-            change = deltas.new_zeros(deltas.shape[0], *deltas.shape[2:])
             if self.patches:
                 patches = self.patches(chosen).double()
-                change += torch.einsum("bgui,goi->bguo", patches, weight)
-            if self.bias:
-                change += bias.view(self.groups, 1, self.fan_out)
-            parts.append(torch.einsum("bdguo,bguo->bd", deltas, change).flatten())
-        return torch.cat(parts)
+                change = patches @ weight.mT
+                change = change.add_(of_bias) if self.bias else change
+            else:
+                change = of_bias.expand(deltas.shape[0], *deltas.shape[2:])
+            parts.append(torch.bmm(deltas.flatten(2), change.flatten(1).unsqueeze(2)).flatten())
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def formed(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Rows of a few samples at a time.
@@ -255,10 +259,12 @@ class FactoredBlock:
         parts = []
         for chosen in self._chunks():
             deltas = self.deltas[chosen].double().square().sum(-1).flatten(2)
-            patches = deltas.new_full((len(deltas), deltas.shape[2]), float(self.bias))
             if self.patches:
-                patches += self.patches.squares(chosen).flatten(1)
-            parts.append((deltas @ patches.unsqueeze(2)).flatten())
+                patches = self.patches.squares(chosen).flatten(1)
+                patches = patches + 1 if self.bias else patches
+            else:
+                patches = deltas.new_ones((len(deltas), deltas.shape[2]))
+            parts.append(torch.bmm(deltas, patches.unsqueeze(2)).flatten())
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def rows(self, samples: slice) -> Tensor:
@@ -279,7 +285,7 @@ class FactoredBlock:
     def _chunks(self) -> Iterator[slice]:
         positions = self.groups * self.uses
         per_sample = 8 * positions * (self.outputs * self.fan_out + self.fan_in)
-        return sample_chunks(self.samples, per_sample)
+        return sample_chunks(self.samples, per_sample, COPY_BYTES)
 
 
 def columns_are_smaller(factor_bytes: int, outputs: int, columns: int) -> bool:

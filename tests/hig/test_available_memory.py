@@ -1,5 +1,10 @@
 """Allocations that cannot fit are errors beforehand; those that may fit are none."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -146,3 +151,38 @@ def test_estimates_are_not_above_what_is_needed(monkeypatch):
     monkeypatch.setattr(_memory, "CHECKED_BYTES", 0)
     monkeypatch.setattr(_memory, "available_memory", lambda: 2 * 8 * 24 * 24)
     optimizer.step(closure)
+
+
+COUNTED = """
+import resource
+import sys
+
+import torch
+
+from hig._memory import keep_freed_pieces
+
+if sys.argv[1] == "keep":
+    keep_freed_pieces()
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [torch.ones(4_000_000, dtype=torch.uint8) for _ in range(12)]
+    del pieces
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(after - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep other pieces")
+def test_what_a_step_frees_is_there_for_the_next():
+    """Page faults of the fifth of five steps that take and free 48 MB: 11,700 without the hint."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    run = [sys.executable, "-c", COUNTED]
+    without, kept = (
+        int(
+            subprocess.run(
+                [*run, how], env=clean, check=True, capture_output=True, text=True
+            ).stdout
+        )
+        for how in ("leave", "keep")
+    )
+    assert kept < 0.1 * without

@@ -191,9 +191,8 @@ class FactoredBlock:
         total: Tensor | None = None
         for chosen in self._chunks():
             deltas = self.deltas[chosen].double()
-            delta = torch.bmm(weights[chosen], deltas.flatten(2)).view(
-                len(deltas), *deltas.shape[2:]
-            )
+            delta = torch.bmm(weights[chosen], deltas.flatten(2)).unflatten(2, deltas.shape[2:])
+            delta = delta.squeeze(1)
             parts = []
             if self.patches:
                 patches = self.patches(chosen).double()
@@ -217,7 +216,7 @@ class FactoredBlock:
             deltas = self.deltas[chosen].double()
             if self.patches:
                 patches = self.patches(chosen).double()
-                change = patches @ weight.mT
+                change = torch.einsum("bgui,goi->bguo", patches, weight)
                 change = change.add_(of_bias) if self.bias else change
             else:
                 change = of_bias.expand(deltas.shape[0], *deltas.shape[2:])

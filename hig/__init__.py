@@ -5,21 +5,21 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.g
 """
 
 from hig import files, testing
-from hig._black_box import black_box
-from hig._diagnose import Diagnosis, Direction, diagnose
-from hig._half_inverse import half_inverse
-from hig._hig import HIG, GaussNewton
-from hig._kronecker_hig import KroneckerHIG
-from hig._kronecker_report import KroneckerReport
-from hig._lanczos import Lanczos
-from hig._levenberg_marquardt import LevenbergMarquardt
-from hig._linear_step import LinearStep
-from hig._multi_hig import MultiHIG
-from hig._multi_report import MultiStepReport
-from hig._record import record
-from hig._report import StepReport
-from hig._rollout import rollout
-from hig._spectral import Damped, HalfInverse
+from hig._kronecker.optimizer import KroneckerHIG
+from hig._kronecker.report import KroneckerReport
+from hig._optim.diagnose import Diagnosis, Direction, diagnose
+from hig._optim.half_inverse import half_inverse
+from hig._optim.hig import HIG, GaussNewton
+from hig._optim.levenberg_marquardt import LevenbergMarquardt
+from hig._optim.multi_hig import MultiHIG
+from hig._optim.record import record
+from hig._simulation.black_box import black_box
+from hig._simulation.linear_step import LinearStep
+from hig._simulation.rollout import rollout
+from hig._spectral.filters import Damped, HalfInverse
+from hig._spectral.lanczos import Lanczos
+from hig._step.multi_report import MultiStepReport
+from hig._step.reports import StepReport
 from hig.errors import (
     CorruptResultError,
     DecompositionError,

@@ -19,9 +19,9 @@ from torch.nn.utils import parameters_to_vector
 
 import hig
 from experiments._run.batches import check_batch_size
-from hig._backward import Backward
-from hig._capture import Capture
-from hig._engine import build_jacobian
+from hig._jacobian.capture import Capture
+from hig._jacobian.engine import build_jacobian
+from hig._torch.batched_vjp import Backward
 from problems import Batch, Problem, samples
 
 STEP = "Levenberg–Marquardt step"

@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
 from hig.arguments import check_choice, check_count
 from hig.conflictfree._backward import accumulate, require_reached
-from hig.conflictfree._checks import check_state
 from hig.conflictfree._loss_gradients import differentiate
-from hig.conflictfree._momentum import MomentumOperator
+from hig.conflictfree._momentum_operator import MomentumOperator
 from hig.conflictfree._non_finite import NON_FINITE, is_finite, require_finite
+from hig.conflictfree._parameter_vectors import Parameters, trainable
 from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
-from hig.conflictfree._vectors import Parameters, trainable
+from hig.conflictfree._validation import check_state
 from hig.errors import described
 
 __all__ = ["AlternatingBackward"]

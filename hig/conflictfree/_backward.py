@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
 from hig.arguments import check_choice
-from hig.conflictfree._checks import check_operator
 from hig.conflictfree._config import ConFIGOperator
+from hig.conflictfree._gradient_operator import Operator, combine
 from hig.conflictfree._loss_gradients import differentiate, listed
-from hig.conflictfree._momentum import MomentumOperator
+from hig.conflictfree._momentum_operator import MomentumOperator
 from hig.conflictfree._non_finite import NON_FINITE, require_finite, watch
-from hig.conflictfree._operator import Operator, combine
-from hig.conflictfree._vectors import Parameters, put_gradient, slices, trainable
+from hig.conflictfree._parameter_vectors import Parameters, put_gradient, slices, trainable
+from hig.conflictfree._validation import check_operator
 
 __all__ = ["accumulate", "backward", "require_reached"]
 

@@ -8,13 +8,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from hig.conflictfree._checks import check_model
+from hig.conflictfree._conflict_report import ConflictReport
 from hig.conflictfree._gradient_matrix import GradientMatrix
-from hig.conflictfree._lengths import CosineLength, LengthModel, ProjectionLength
-from hig.conflictfree._operator import GradientOperator, Gradients
-from hig.conflictfree._report import ConflictReport
-from hig.conflictfree._state import load_states, states
-from hig.conflictfree._weights import EqualWeight, WeightModel
+from hig.conflictfree._gradient_operator import GradientOperator, Gradients
+from hig.conflictfree._length_models import CosineLength, LengthModel, ProjectionLength
+from hig.conflictfree._state_dicts import load_states, states
+from hig.conflictfree._validation import check_model
+from hig.conflictfree._weight_models import EqualWeight, WeightModel
 
 __all__ = ["ConFIGOperator", "ConFIG_update", "ConFIG_update_double"]
 

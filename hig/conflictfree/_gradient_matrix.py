@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hig._converging import converging, eigenvectors, thin_svd
+from hig._torch.linalg import converging, eigenvectors, thin_svd
 from hig.conflictfree import _few as few
 from hig.conflictfree._few import FEW, GRAM_FLOOR
 from hig.conflictfree._gradients import as_vectors, check_finite

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hig.conflictfree._gradient_operator import GradientOperator, Gradients
 from hig.conflictfree._imtlg import imtl_g
-from hig.conflictfree._operator import GradientOperator, Gradients
 
 __all__ = ["IMTLGOperator"]
 

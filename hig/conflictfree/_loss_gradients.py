@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from hig._graph import nodes_behind
-from hig._ranks import ProcessGroup, Ranks, check_process_group
+from hig._torch.autograd_graph import nodes_behind
+from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
 from hig.arguments import check_choice
-from hig.conflictfree._vectors import Parameters, flattened, trainable
+from hig.conflictfree._parameter_vectors import Parameters, flattened, trainable
 from hig.errors import described
 
 __all__ = ["METHODS", "differentiate", "listed", "loss_gradients"]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hig.arguments import FRACTION, check_count, check_number
-from hig.conflictfree._checks import check_index, check_state
+from hig.conflictfree._validation import check_index, check_state
 
 __all__ = ["LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "as_list"]
 

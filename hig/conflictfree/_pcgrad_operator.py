@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hig.conflictfree._operator import GradientOperator, Gradients
+from hig.conflictfree._gradient_operator import GradientOperator, Gradients
 from hig.conflictfree._pcgrad import pcgrad
 
 __all__ = ["PCGradOperator"]

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig.conflictfree._checks import check_state
+from hig.conflictfree._gradient_operator import Operator, combine
 from hig.conflictfree._loss_recorders import LossRecorder
-from hig.conflictfree._momentum import EPSILON, MomentumOperator, copied, zero_moment
-from hig.conflictfree._operator import Operator, combine
+from hig.conflictfree._momentum_operator import EPSILON, MomentumOperator, copied, zero_moment
+from hig.conflictfree._validation import check_state
 
 __all__ = ["PseudoMomentumOperator"]
 

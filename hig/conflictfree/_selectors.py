@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hig.arguments import check_count
-from hig.conflictfree._checks import check_state
+from hig.conflictfree._validation import check_state
 from hig.errors import described
 
 __all__ = ["OrderedSliceSelector", "RandomSliceSelector", "has_zero"]

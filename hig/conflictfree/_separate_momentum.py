@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig.conflictfree._momentum import EPSILON, MomentumOperator, column, zero_moment
-from hig.conflictfree._operator import combine
+from hig.conflictfree._gradient_operator import combine
+from hig.conflictfree._momentum_operator import EPSILON, MomentumOperator, column, zero_moment
 
 __all__ = ["SeparateMomentumOperator"]
 

@@ -16,8 +16,9 @@ from hig.conflictfree._angles import (
     unit_vector,
 )
 from hig.conflictfree._config import ConFIG_update, ConFIG_update_double, ConFIGOperator
+from hig.conflictfree._gradient_operator import GradientOperator
 from hig.conflictfree._imtlg_operator import IMTLGOperator
-from hig.conflictfree._lengths import (
+from hig.conflictfree._length_models import (
     LengthModel,
     ProjectionLength,
     TrackArithmeticAverage,
@@ -28,20 +29,19 @@ from hig.conflictfree._lengths import (
     TrackSpecific,
 )
 from hig.conflictfree._loss_recorders import LatestLossRecorder, LossRecorder, MomentumLossRecorder
-from hig.conflictfree._momentum import MomentumOperator
-from hig.conflictfree._operator import GradientOperator
-from hig.conflictfree._pcgrad_operator import PCGradOperator
-from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
-from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
-from hig.conflictfree._separate_momentum import SeparateMomentumOperator
-from hig.conflictfree._vectors import (
+from hig.conflictfree._momentum_operator import MomentumOperator
+from hig.conflictfree._parameter_vectors import (
     apply_gradient_vector,
     apply_gradient_vector_para_based,
     apply_para_vector,
     get_gradient_vector,
     get_para_vector,
 )
-from hig.conflictfree._weights import EqualWeight, WeightModel
+from hig.conflictfree._pcgrad_operator import PCGradOperator
+from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
+from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
+from hig.conflictfree._separate_momentum import SeparateMomentumOperator
+from hig.conflictfree._weight_models import EqualWeight, WeightModel
 
 __all__ = [
     "ConFIGOperator",

@@ -14,14 +14,14 @@ from hig.conflictfree._angles import (
     transfer_coef_double,
     unit_vector,
 )
-from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
-from hig.conflictfree._vectors import (
+from hig.conflictfree._parameter_vectors import (
     apply_gradient_vector,
     apply_gradient_vector_para_based,
     apply_para_vector,
     get_gradient_vector,
     get_para_vector,
 )
+from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
 
 __all__ = [
     "Literal",

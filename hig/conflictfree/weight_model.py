@@ -7,7 +7,7 @@ from typing import Optional, Sequence, Union  # noqa: UP035  # the original's
 
 import torch
 
-from hig.conflictfree._weights import EqualWeight, WeightModel
+from hig.conflictfree._weight_models import EqualWeight, WeightModel
 
 __all__ = [
     "EqualWeight",

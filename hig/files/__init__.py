@@ -5,9 +5,9 @@ of, for files of other kinds.
 """
 
 from hig.errors import CorruptResultError, UnsafeResultError
-from hig.files._atomic import write_atomically
+from hig.files._atomic_write import write_atomically
 from hig.files._results import load_results, save_results
-from hig.files._unpickle import unpickle
+from hig.files._safe_unpickler import unpickle
 
 __all__ = [
     "CorruptResultError",

@@ -9,9 +9,9 @@ import numpy as np
 
 from hig.arguments import check_path
 from hig.errors import CorruptResultError, UnsafeResultError, described
-from hig.files._atomic import write_atomically
-from hig.files._stand_ins import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar, resolve
-from hig.files._unpickle import unpickle
+from hig.files._atomic_write import write_atomically
+from hig.files._numpy_pickle import FUNCTIONS, KINDS, PLAIN, build, is_numpy_scalar, resolve
+from hig.files._safe_unpickler import unpickle
 
 __all__ = ["load_results", "save_results"]
 

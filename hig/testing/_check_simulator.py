@@ -7,14 +7,14 @@ from torch import Tensor
 
 from hig.arguments import check_count
 from hig.testing._calls import check_calls
-from hig.testing._derivatives import (
+from hig.testing._derivative_checks import (
     backward_couples,
     check_differentiable,
     check_passes,
     check_twice,
     count_passes,
 )
-from hig.testing._forward import FORWARD, check_output, forward_couples
+from hig.testing._forward_checks import FORWARD, check_output, forward_couples
 from hig.testing._gradients import check_vjp
 from hig.testing._report import Check, SimulatorReport
 from hig.testing._simulator import SimulationError, Simulator

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hig
-from hig._graph import coarsest_dtype, nodes_behind
+from hig._torch.autograd_graph import coarsest_dtype, nodes_behind
 from tests.textbook import flat, relative_error, textbook_jacobian, textbook_power
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hig._spectral import noise_level
+from hig._spectral.filters import noise_level
 from plots import spectrum
 from plots._files import PlotError, load
 

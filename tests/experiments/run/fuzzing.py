@@ -43,7 +43,7 @@ NAMES = [
     ("numpy.core.numeric", "_frombuffer"), ("_codecs", "encode"), ("builtins", "set"),
     ("__builtin__", "set"), ("builtins", "complex"), ("collections", "OrderedDict"),
     ("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"), ("torch", "FloatTensor"),
-    ("torch", "Size"), ("torch.storage", "_load_from_bytes"), ("hig.files._stand_ins", "_Array"),
+    ("torch", "Size"), ("torch.storage", "_load_from_bytes"), ("hig.files._numpy_pickle", "_Array"),
 ]  # fmt: skip
 TEXTS = [
     "O8", "V8", "S0", "U0", "U1", "S2147483647", "U536870911", "f8", "f2", "f16", "c16", "b1",

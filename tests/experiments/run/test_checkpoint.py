@@ -12,7 +12,7 @@ from experiments import Options
 from experiments._methods import METHODS
 from experiments._run import checkpoint
 from experiments._run.checkpoint import MAGIC, CheckpointError, Checkpoints, identity, load, save
-from hig.files import _atomic
+from hig.files import _atomic_write as _atomic
 from problems import Settings
 from problems.multitask import CelebA
 from tests.experiments.runs import TINY, settings

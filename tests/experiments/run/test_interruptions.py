@@ -10,7 +10,7 @@ from experiments import run, submit
 from experiments._run import checkpoint, loop
 from experiments._run.checkpoint import CheckpointError
 from experiments._run.places import ResultsError
-from hig.files import _atomic
+from hig.files import _atomic_write as _atomic
 from problems import NonlinearOscillators
 from tests.experiments.run.test_training import assert_same, interrupted_after
 from tests.experiments.runs import TINY, Failing, settings

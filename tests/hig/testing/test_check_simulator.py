@@ -10,7 +10,7 @@ from torch import nn
 
 import hig
 from hig.testing import assert_simulator, check_simulator
-from hig.testing._derivatives import backward_couples
+from hig.testing._derivative_checks import backward_couples
 from hig.testing._simulator import Simulator
 
 START, CONTROLS = torch.zeros(4, 2), torch.linspace(-1, 1, 4 * 6).view(4, 6)

@@ -1,0 +1,238 @@
+"""Watch a computation and note every use of a parameter in a linear or convolution layer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Self
+from weakref import ReferenceType, ref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from hig._torch.buffers import may_write, written_by
+
+__all__ = ["Capture", "LayerUse"]
+
+_CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
+_LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """One call of a linear or convolution layer.
+
+    Attributes:
+        weight: the weight parameter if it is watched, else None.
+        bias: the bias parameter if there is one and it is watched, else None.
+        input: what the layer was given, detached: (B, ..., in) or (B, C, *positions).
+        edge: the place of the output in the autograd graph. The edge outlives an in-place
+            activation, which would make the output tensor stand for something else.
+        output_shape: shape of the layer's output.
+        convolution: None for a linear layer, else stride, padding, dilation, groups and kernel.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    input: Tensor
+    edge: GradientEdge
+    output_shape: torch.Size
+    convolution: "Convolution | None" = None
+
+    @property
+    def groups(self) -> int:
+        """Number of convolution groups; 1 for a linear layer."""
+        return 1 if self.convolution is None else self.convolution.groups
+
+    def has_batch(self, samples: int) -> bool:
+        """Whether the leading axis can be read as ``samples`` samples."""
+        if self.convolution is None:
+            return self.input.ndim >= 2 and self.input.shape[0] % samples == 0
+        batched = self.input.ndim == len(self.convolution.kernel) + 2
+        return batched and self.input.shape[0] % samples == 0
+
+    def patches(self, samples: int, chosen: slice) -> Tensor:
+        """What each output position multiplies the weight with: (b, groups, positions, in)."""
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+        if self.convolution is None:
+            return inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
+        windows = self.convolution.windows(inputs.flatten(0, 1))
+        # (b * repeats, groups, positions, in) -> the repeats are further positions
+        windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
+        return windows.flatten(2, 3)
+
+    def patch_squares(self, samples: int, chosen: slice) -> Tensor:
+        """The squared norms (b, groups, positions) of the patches, in float64."""
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+        squares = inputs.double().square()
+        if self.convolution is None:
+            return squares.sum(-1).reshape(len(inputs), 1, -1)
+        squares = squares.flatten(0, 1)  # (b * repeats, C, *positions)
+        summed = squares.unflatten(1, (self.groups, -1)).sum(2)
+        windows = self.convolution.windows(summed).sum(3)  # (b * repeats, groups, positions)
+        return windows.unflatten(0, inputs.shape[:2]).movedim(1, 2).flatten(2, 3)
+
+    def output_gradients(self, gradients: Tensor, samples: int) -> Tensor:
+        """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out)."""
+        repeats = self.output_shape[0] // samples
+        gradients = gradients.unflatten(1, (samples, repeats))
+        if self.convolution is None:
+            return gradients.flatten(2, -2).unsqueeze(2).movedim(0, 1)
+        gradients = gradients.flatten(4).unflatten(3, (self.groups, -1))
+        # (D, B, repeats, groups, out, positions) -> (B, D, groups, repeats * positions, out)
+        return gradients.permute(1, 0, 3, 2, 5, 4).flatten(3, 4)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Geometry of a convolution: one entry per spatial axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def windows(self, inputs: Tensor) -> Tensor:
+        """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
+        axes = len(self.kernel)
+        flat_padding = [side for pair in reversed(self.padding) for side in pair]
+        windows = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
+        geometry = zip(self.kernel, self.stride, self.dilation, strict=True)
+        for axis, (size, step, gap) in enumerate(geometry):
+            windows = windows.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
+        # (N, C, *output positions, *kernel)
+        windows = windows.unflatten(1, (self.groups, -1)).movedim(2, 2 + axes)
+        return windows.flatten(2 + axes).flatten(2, 1 + axes)
+
+
+class Capture(TorchFunctionMode):
+    """Record the layer uses of the watched parameters while the context is open.
+
+    The mode sees every ``linear`` and ``conv1d/2d/3d`` call, whoever makes it; no hooks, no
+    module tree. Fused kernels (recurrent layers, attention) and other functions pass by: what
+    is recorded is therefore checked afterwards against autograd itself. What ``torch.compile`` has
+    wrapped runs as it was written: compiled code would hide the layers, and its backward passes
+    come neither in batches nor twice.
+
+    Args:
+        parameters: the tensors to watch, by identity.
+
+    Attributes:
+        uses: what was recorded.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        super().__init__()
+        self._watched = {id(parameter) for parameter in parameters}
+        self.uses: list[LayerUse] = []
+        self._written: dict[int, ReferenceType[Tensor]] = {}
+        self._eager: list[AbstractContextManager[None]] = []  # one for each time it is open
+
+    def __enter__(self) -> Self:
+        """Start to watch."""
+        self._eager.append(torch.compiler.set_stance("force_eager"))
+        self._eager[-1].__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop to watch."""
+        super().__exit__(*exception)
+        self._eager.pop().__exit__(*exception)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether a tensor without a graph was written to that is still there."""
+        return any(written() is not None for written in self._written.values())
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` and note it if it is a layer with a watched parameter."""
+        if func is F.linear or func in _CONVOLUTIONS:
+            for kind in types:  # objects that stand for tensors: what they call in the end counts
+                with self:
+                    output = kind.__torch_function__(func, types, args, kwargs or {})  # type: ignore[attr-defined]
+                if output is not NotImplemented:
+                    return output
+            output = func(*args, **(kwargs or {}))
+            self._note(
+                func, dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | (kwargs or {}), output
+            )
+            return output
+        if kwargs or may_write(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                for tensor in written_by(func, args, kwargs):
+                    if id(tensor) not in self._watched:
+                        self._written[id(tensor)] = ref(tensor)
+        return func(*args, **(kwargs or {}))
+
+    def _note(self, func: Callable[..., Any], arguments: dict[str, Any], output: Tensor) -> None:
+        weight, bias = arguments["weight"], arguments.get("bias")
+        if func is F.linear and weight.ndim != 2:
+            return  # a single output without an axis of its own
+        weight_watched = id(weight) in self._watched
+        # ``linear`` also broadcasts a bias of another shape; only a vector has the usual columns.
+        plain_bias = bias is not None and bias.shape == weight.shape[:1]
+        bias_watched = plain_bias and id(bias) in self._watched
+        inputs = arguments["input"]
+        if (
+            not (weight_watched or bias_watched)
+            or not output.requires_grad
+            or _in_transform(output)
+        ):
+            return
+        self.uses.append(
+            LayerUse(
+                weight=weight if weight_watched else None,
+                bias=bias if bias_watched else None,
+                input=inputs.detach(),
+                edge=get_gradient_edge(output),
+                output_shape=output.shape,
+                convolution=_geometry(func, arguments) if func in _CONVOLUTIONS else None,
+            )
+        )
+
+
+def _in_transform(tensor: Tensor) -> bool:
+    # Inside vmap, grad and the like a tensor is a wrapper whose graph ends with the transform.
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _geometry(func: Callable[..., Any], arguments: dict[str, Any]) -> Convolution:
+    axes = _CONVOLUTIONS[func]
+    kernel = tuple(arguments["weight"].shape[2:])
+    stride = _per_axis(arguments.get("stride", 1), axes)
+    dilation = _per_axis(arguments.get("dilation", 1), axes)
+    padding = arguments.get("padding", 0)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        total = [gap * (size - 1) for gap, size in zip(dilation, kernel, strict=True)]
+        sides = tuple((extent // 2, extent - extent // 2) for extent in total)
+    else:
+        sides = tuple((side, side) for side in _per_axis(padding, axes))
+    return Convolution(kernel, stride, sides, dilation, arguments.get("groups", 1))
+
+
+def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * axes
+    return tuple(value) * (axes if len(value) == 1 else 1)
+
+
+def weight_matrix_shape(use: LayerUse) -> tuple[int, int, int]:
+    """(groups, out per group, in per group): the weight of a use as a stack of matrices."""
+    out = use.output_shape[-1] if use.convolution is None else use.output_shape[1]
+    if use.convolution is None:
+        return 1, out, use.input.shape[-1]
+    channels = use.input.shape[1] // use.groups
+    return use.groups, out // use.groups, channels * prod(use.convolution.kernel)

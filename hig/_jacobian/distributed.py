@@ -1,0 +1,137 @@
+r"""The joint Jacobian of samples that lie on several ranks: each holds the rows of its own.
+
+The Gram matrix :math:`J J^T` consists of blocks :math:`J_r J_s^T`. For those with r = s a rank
+needs its own rows. For the others the ranks exchange, layer by layer, the factors of their rows,
+or the rows themselves a few columns at a time where those are smaller, and each rank multiplies
+its share of the pairs. Then all ranks hand out their blocks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.batch_split import Split
+from hig._jacobian.blocks import SCRATCH_BYTES, JointJacobian, Part
+
+__all__ = ["SharedJacobian"]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A block of the Gram matrix: some samples of one rank times all of another."""
+
+    left: int
+    chosen: slice
+    right: int
+
+
+class SharedJacobian(JointJacobian):
+    """The rows of all ranks. All methods are collective, but for ``rows``, those of this rank.
+
+    Args:
+        local: the rows of this rank; the columns are the same on all ranks.
+        split: the samples of each rank.
+
+    Attributes:
+        shape: (n, P) of the whole batch.
+        samples: number of samples of this rank.
+    """
+
+    def __init__(self, local: JointJacobian, split: Split):
+        super().__init__(local.blocks, local.samples, local.outputs, local.like)
+        self._local, self._split = local, split
+        self.shape = (split.rows, local.shape[1])
+
+    def gram(self) -> Tensor:
+        """J Jᵀ: (n, n), float64, of the same bits on all ranks."""
+        split, rank = self._split, self._split.ranks.rank
+        pairs = list(_pairs(rank, split.samples))
+        shapes = [self._shape(pair) for pair in pairs]
+        rows = split.samples[rank] * split.outputs
+        own = self._local.like.new_zeros((rows, rows), dtype=torch.float64)
+        products = [own.new_zeros(shape) for shape in shapes]
+        for part in self._parts():
+            everyones = split.everyones_of(part.factors())
+            part.add_gram(own)
+            for pair, product in zip(pairs, products, strict=True):
+                left = part.of([factor[pair.chosen] for factor in everyones[pair.left]])
+                left.add_product(part.of(everyones[pair.right]), product)
+        return self._assembled([own, *products])
+
+    def _parts(self) -> Iterator[Part]:
+        # The same on all ranks: cut for the whole batch, and for the rank with most of it.
+        width = max(1, SCRATCH_BYTES // (8 * self.shape[0]))
+        most = max(self._split.samples) * self._split.outputs
+        for block in self._local.blocks:
+            yield from block.parts(width, most)
+
+    def _shape(self, pair: _Pair) -> tuple[int, int]:
+        samples, outputs = self._split.samples, self._split.outputs
+        return _size(pair.chosen) * outputs, samples[pair.right] * outputs
+
+    def _assembled(self, blocks: list[Tensor]) -> Tensor:
+        """The whole Gram matrix from the blocks that each rank has computed."""
+        split = self._split
+        places = [self._places(rank) for rank in range(split.ranks.size)]
+        sizes = [sum(_size(rows) * _size(columns) for rows, columns in own) for own in places]
+        flat = torch.cat([block.flatten() for block in blocks])
+        flat = torch.cat([flat, flat.new_zeros(max(sizes) - len(flat))])
+        gram = flat.new_empty((split.rows, split.rows))
+        for own, found in zip(places, split.ranks.every(flat), strict=True):
+            start = 0
+            for rows, columns in own:
+                stop = start + _size(rows) * _size(columns)
+                block = found[start:stop].view(_size(rows), _size(columns))
+                gram[rows, columns] = block
+                if rows != columns:
+                    gram[columns, rows] = block.T
+                start = stop
+        return gram
+
+    def _places(self, rank: int) -> list[tuple[slice, slice]]:
+        """Rows and columns of the blocks that a rank computes, its own first."""
+        split = self._split
+        places = [(split.rows_of(rank), split.rows_of(rank))]
+        for pair in _pairs(rank, split.samples):
+            first = split.rows_of(pair.left).start + pair.chosen.start * split.outputs
+            rows = slice(first, first + self._shape(pair)[0])
+            places.append((rows, split.rows_of(pair.right)))
+        return places
+
+    def normal(self) -> Tensor:
+        """Jᵀ J: (P, P), float64; the sum of those of all ranks."""
+        return self._split.ranks.total(self._local.normal())
+
+    def dense(self) -> Tensor:
+        """J itself, (n, P), on every rank. Only for Jacobians that are known to be small."""
+        return self._split.joined(self._local.dense())
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w: (n,) float64 -> (P,) float64; the w of the first rank counts."""
+        # Another processor may have found other eigenvectors; parts of both would fit nothing.
+        weights = self._split.ranks.first(weights)
+        return self._split.ranks.total(self._local.vjp(weights[self._split.own]))
+
+    def jvp(self, direction: Tensor) -> Tensor:
+        """J d: (P,) float64 -> (n,) float64; the d of the first rank counts."""
+        return self._split.joined(self._local.jvp(self._split.ranks.first(direction)))
+
+
+def _pairs(rank: int, samples: list[int]) -> Iterator[_Pair]:
+    """The blocks off the diagonal that a rank computes: each pair of ranks once, evenly shared."""
+    size = len(samples)
+    for distance in range(1, (size - 1) // 2 + 1):
+        yield _Pair(rank, slice(0, samples[rank]), (rank + distance) % size)
+    if size % 2 == 0:  # opposite ranks take half of their block each
+        opposite = (rank + size // 2) % size
+        left, right = min(rank, opposite), max(rank, opposite)
+        half = samples[left] // 2
+        chosen = slice(0, half) if rank == left else slice(half, samples[left])
+        if _size(chosen):
+            yield _Pair(left, chosen, right)
+
+
+def _size(chosen: slice) -> int:
+    return chosen.stop - chosen.start

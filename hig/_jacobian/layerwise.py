@@ -1,0 +1,256 @@
+"""The ``layerwise`` engine: D backward passes to the layer outputs instead of B * D to the weights.
+
+Samples are taken to be independent, so one pass with a cotangent for one output of *all* samples
+gives that row of every sample. Whether this was true is checked against autograd afterwards, see
+:func:`hig._jacobian.engine.build_jacobian`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.capture import LayerUse, weight_matrix_shape
+from hig._jacobian.factored_block import FactoredBlock, columns_are_smaller
+from hig._jacobian.formed_block import FormedBlock
+from hig._torch.batched_vjp import Backward, output_cotangents
+from hig._torch.memory import check_room
+
+__all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
+
+
+# Factors of all layers up to this size are held as they are.
+FACTOR_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True)
+class Layer:
+    """All uses of one weight and / or one bias.
+
+    Attributes:
+        weight: the weight, or None.
+        bias: the bias, or None; with a weight only if it is used where the weight is.
+        uses: the captured calls.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    uses: tuple[LayerUse, ...]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weight, then bias, whichever there are."""
+        return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """Its difference from other layers of the same parameters, whatever the batch."""
+        return tuple((use.convolution, use.input.ndim, use.input.dtype) for use in self.uses)
+
+
+class LayerPatches:
+    """What the weight of a layer was multiplied with, unfolded when it is asked for.
+
+    Args:
+        uses: the calls.
+        samples: B.
+    """
+
+    def __init__(self, uses: Sequence[LayerUse], samples: int):
+        self._uses, self._samples = uses, samples
+
+    def __call__(self, samples: slice) -> Tensor:
+        """Patches (b, groups, U, in) of a slice of samples."""
+        found = [use.patches(self._samples, samples) for use in self._uses]
+        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+
+    def squares(self, samples: slice) -> Tensor:
+        """Squared norms (b, groups, U) of the patches of a slice of samples, float64."""
+        found = [use.patch_squares(self._samples, samples) for use in self._uses]
+        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Their precisions."""
+        return {use.input.dtype for use in self._uses}
+
+    def inputs(self) -> list[Tensor]:
+        """What they are made of, smaller than they are: per use (B, ...)."""
+        return [use.input.unflatten(0, (self._samples, -1)) for use in self._uses]
+
+    def of(self, inputs: Sequence[Tensor]) -> "LayerPatches":
+        """The patches of other samples, from what ``inputs`` of theirs gave."""
+        uses = [
+            replace(use, input=given.flatten(0, 1))
+            for use, given in zip(self._uses, inputs, strict=True)
+        ]
+        return LayerPatches(uses, len(inputs[0]))
+
+
+def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
+    """Group captured uses by parameter; leave out what the engine cannot express.
+
+    Left out are parameters used without a batch axis, in layers of different geometry, or both
+    as a weight and as a bias: they take the other route.
+    """
+    weights = _uses_by_parameter(uses, "weight")
+    biases = _uses_by_parameter(uses, "bias")
+    both_roles = weights.keys() & biases.keys()
+    layers, joined = [], set()
+    for key, (weight, of_weight) in weights.items():
+        if key in both_roles:
+            continue
+        bias = uses[of_weight[0]].bias
+        if bias is not None and biases[id(bias)][1] == of_weight and id(bias) not in both_roles:
+            joined.add(id(bias))
+        else:
+            bias = None
+        layers.append(Layer(weight, bias, tuple(uses[index] for index in of_weight)))
+    for key, (bias, of_bias) in biases.items():
+        if key not in joined and key not in both_roles:
+            layers.append(Layer(None, bias, tuple(uses[index] for index in of_bias)))
+    return [layer for layer in layers if _expressible(layer, samples)]
+
+
+def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
+    """Size of the gradients of all layer outputs, D times the outputs."""
+    uses = {id(use): use for layer in layers for use in layer.uses}.values()
+    numbers = sum(use.output_shape.numel() for use in uses) * prediction[0].numel()
+    return numbers * prediction.element_size()
+
+
+def layer_blocks(
+    layers: Sequence[Layer], prediction: Tensor, backward: Backward
+) -> list[FactoredBlock | FormedBlock]:
+    """The Jacobian columns of each layer, from D backward passes.
+
+    They are held as two factors. Where the factors of all layers are large, the columns of layers
+    that have fewer numbers than their factors are formed while the passes go on.
+
+    Args:
+        layers: from :func:`find_layers`.
+        prediction: (B, ...), with a graph; D outputs per sample.
+        backward: runs the passes.
+    """
+    if not layers:
+        return []
+    samples, outputs = len(prediction), prediction[0].numel()
+    large = factor_bytes(layers, prediction) > FACTOR_BYTES
+    formed = [large and _columns_are_smaller(layer, prediction) for layer in layers]
+    _check_room(layers, formed, prediction)
+    held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
+    blocks: list[FormedBlock | None] = [None] * len(layers)
+    uses = list({id(use): use for layer in layers for use in layer.uses}.values())
+    for chosen, gradients in _output_gradients(uses, prediction, backward):
+        held.add(chosen, outputs, gradients)
+        for index, layer in enumerate(layers):
+            if formed[index]:
+                factors = _block(layer, gradients, samples)
+                block = blocks[index] or FormedBlock(samples, outputs, factors)
+                block.add(chosen, factors)
+                blocks[index] = block
+    return [
+        block or _block(layer, held.gradients, samples)
+        for layer, block in zip(layers, blocks, strict=True)
+    ]
+
+
+def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Tensor) -> None:
+    """Raise if what will be held of the layers cannot be had."""
+    of_layers = list(zip(layers, formed, strict=True))
+    held = factor_bytes([layer for layer, meanwhile in of_layers if not meanwhile], prediction)
+    columns = sum(
+        p.numel() for layer, meanwhile in of_layers if meanwhile for p in layer.parameters
+    )
+    check_room(
+        held + 8 * prediction.numel() * columns,
+        prediction,
+        f"factors of the layers for a batch of {len(prediction)} samples with "
+        f"{prediction[0].numel()} outputs each",
+        "take a smaller batch, or method='lanczos', which multiplies with a large Jacobian without "
+        "holding it; another chunk, the number of backward passes at a time, does not change it",
+    )
+
+
+class _HeldGradients:
+    """Gradients (D, *output_shape) of layer uses, put together from batches of passes.
+
+    Args:
+        uses: the uses of each layer whose gradients are wanted.
+
+    Attributes:
+        gradients: by the identity of the use.
+    """
+
+    def __init__(self, uses: Iterable[Sequence[LayerUse]]):
+        self._wanted = {id(use) for of_layer in uses for use in of_layer}
+        self.gradients: dict[int, Tensor] = {}
+
+    def add(self, chosen: slice, outputs: int, gradients: Mapping[int, Tensor]) -> None:
+        """Keep the gradients of some of the outputs."""
+        for key in self._wanted:
+            found = gradients[key]
+            if len(found) == outputs:
+                self.gradients[key] = found
+                continue
+            if key not in self.gradients:
+                self.gradients[key] = found.new_empty((outputs, *found.shape[1:]))
+            self.gradients[key][chosen] = found
+
+
+def _columns_are_smaller(layer: Layer, prediction: Tensor) -> bool:
+    """Whether the columns of a layer in float64 are smaller than its factors."""
+    samples, outputs = len(prediction), prediction[0].numel()
+    numbers = outputs * sum(use.output_shape.numel() for use in layer.uses)
+    if layer.weight is not None:
+        numbers += sum(use.input.numel() for use in layer.uses)
+    columns = sum(parameter.numel() for parameter in layer.parameters)
+    return columns_are_smaller(numbers * prediction.element_size() // samples, outputs, columns)
+
+
+def _uses_by_parameter(uses: Sequence[LayerUse], role: str) -> dict[int, tuple[Tensor, list[int]]]:
+    found: dict[int, tuple[Tensor, list[int]]] = {}
+    for index, use in enumerate(uses):
+        parameter = getattr(use, role)
+        if parameter is not None:
+            found.setdefault(id(parameter), (parameter, []))[1].append(index)
+    return found
+
+
+def _expressible(layer: Layer, samples: int) -> bool:
+    if not all(use.has_batch(samples) for use in layer.uses):
+        return False
+    if layer.weight is None:
+        return len({use.convolution is None for use in layer.uses}) == 1
+    return len({(use.convolution is None, *weight_matrix_shape(use)) for use in layer.uses}) == 1
+
+
+def _output_gradients(
+    uses: Sequence[LayerUse], prediction: Tensor, backward: Backward
+) -> Iterator[tuple[slice, dict[int, Tensor]]]:
+    """Gradients (k, *output_shape) of some outputs, by the identity of the use; then of others."""
+    outputs = prediction[0].numel()
+    edges = [use.edge for use in uses]
+    size = sum(use.output_shape.numel() for use in uses) * prediction.element_size()
+    passes = backward.gradients(prediction, edges, outputs, output_cotangents(prediction), size)
+    for chosen, gradients in passes:
+        passed = chosen.stop - chosen.start
+        yield (
+            chosen,
+            {
+                id(use): prediction.new_zeros((passed, *use.output_shape)) if own is None else own
+                for use, own in zip(uses, gradients, strict=True)
+            },
+        )
+
+
+def _block(layer: Layer, deltas: Mapping[int, Tensor], samples: int) -> FactoredBlock:
+    parts = [use.output_gradients(deltas[id(use)], samples) for use in layer.uses]
+    if layer.weight is None:
+        # A bias alone does not care for groups, and its uses may differ in them.
+        parts = [part.movedim(2, 3).flatten(3).unsqueeze(2) for part in parts]
+    delta = torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
+    patches = None if layer.weight is None else LayerPatches(layer.uses, samples)
+    fan_in = weight_matrix_shape(layer.uses[0])[2]
+    return FactoredBlock(delta, patches, fan_in, bias=layer.bias is not None)

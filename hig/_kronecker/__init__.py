@@ -1,0 +1,1 @@
+"""KroneckerHIG: the step approximated by two small factors per layer."""

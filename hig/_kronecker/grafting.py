@@ -1,0 +1,58 @@
+"""The length of one method's step on the direction of another (grafting, arXiv 2002.11803)."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hig._kronecker.adam import AdamStep
+
+__all__ = ["GRAFTS", "graft_factors"]
+
+GRAFTS = ("global", "layer", None)
+
+
+def graft_factors(
+    graft: str | None,
+    layers: Sequence[Mapping[Tensor, Tensor]],
+    steps: Mapping[Tensor, AdamStep],
+    rest: Mapping[Tensor, AdamStep],
+) -> tuple[list[float], float]:
+    """Factors that give directions the norms of Adam's steps.
+
+    Args:
+        graft: whose norm is Adam's: "global" of all layers together, "layer" of each; None leaves
+            directions as they are.
+        layers: the direction of each layer, by parameter.
+        steps: Adam's step of every parameter of these.
+        rest: those of parameters that Adam moves.
+
+    Returns:
+        Factors, one for each layer, and the norm of all steps together, both per unit of learning
+        rate. A direction that is zero has the factor zero.
+    """
+    squares = [[direction.square().sum() for direction in layer.values()] for layer in layers]
+    squares += [[steps[parameter].square() for parameter in layer] for layer in layers]
+    squares.append([step.square() for step in rest.values()])
+    *numbers, others = _sums(squares)
+    own, adam = numbers[: len(layers)], numbers[len(layers) :]
+    if graft == "global":
+        factors = [_ratio(sum(adam), sum(own))] * len(layers)
+    elif graft == "layer":
+        factors = [_ratio(*pair) for pair in zip(adam, own, strict=True)]
+    else:
+        factors = [1.0] * len(layers)
+    total = sum(factor**2 * square for factor, square in zip(factors, own, strict=True))
+    return factors, math.sqrt(total + others)
+
+
+def _sums(squares: Sequence[Sequence[Tensor]]) -> list[float]:
+    """The sums of lists of scalars, fetched from the device all at once."""
+    flat = [square.double() for several in squares for square in several]
+    values = iter(torch.stack(flat).tolist())
+    return [sum(next(values) for _ in several) for several in squares]
+
+
+def _ratio(adam: float, own: float) -> float:
+    return math.sqrt(adam / own) if own > 0 else 0.0

@@ -1,0 +1,191 @@
+"""Kronecker factors of all layers from one captured computation and one random probe."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.capture import LayerUse
+from hig._jacobian.layerwise import Layer, find_layers
+from hig._kronecker.adam import accumulation_dtype
+from hig._kronecker.factors import input_factor, output_factor
+from hig.errors import NonFiniteError
+
+__all__ = ["LayerFactors", "check_finite", "factors_of_layers", "random_probe", "with_leading_axis"]
+
+
+@dataclass(frozen=True)
+class LayerFactors:
+    """The factors of one layer on one batch.
+
+    Attributes:
+        layer: weight, bias and uses.
+        outputs: S, (groups, out, out).
+        inputs: A, (groups, in, in), one more with a bias.
+        partial: of weight and bias those that the prediction depends on in another way too;
+            empty where this was not looked at.
+    """
+
+    layer: Layer
+    outputs: Tensor
+    inputs: Tensor
+    partial: tuple[Tensor, ...] = ()
+
+
+def random_probe(
+    prediction: Tensor, seed: int, metric_root: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    r"""Random signs :math:`\epsilon`, and :math:`M^{1/2} \epsilon` with a metric M.
+
+    Their second moment is M, so that of :math:`J^T M^{1/2} \epsilon` is :math:`J^T M J` on
+    average.
+
+    Args:
+        prediction: (B, ...); shape, dtype and device count.
+        seed: decides the signs, on any device; torch's own generators are left alone.
+        metric_root: applies the symmetric root of M; None for the identity.
+
+    Raises:
+        ValueError: if the metric changes the shape.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same on every device
+    # Not on torch's default device, which need not be that of the generator.
+    signs = torch.randint(0, 2, prediction.shape, generator=generator, device="cpu")
+    probe = (2 * signs - 1).to(prediction)
+    if metric_root is None:
+        return probe
+    probe = metric_root(probe)
+    if probe.shape != prediction.shape:
+        raise ValueError(
+            f"metric_root must keep the shape of the prediction {tuple(prediction.shape)}, got "
+            f"{tuple(probe.shape)}"
+        )
+    return probe
+
+
+def factors_of_layers(
+    uses: Sequence[LayerUse], prediction: Tensor, probe: Tensor, thorough: bool = False
+) -> list[LayerFactors]:
+    """The factors of all layers with a weight that the prediction depends on.
+
+    They are moments over all positions that a weight is used at. Which of these belong to one
+    sample does not enter, so that any axis may hold the samples, or none.
+
+    Args:
+        uses: the captured layer uses.
+        prediction: (B, ...), with its graph, which is kept.
+        probe: what is propagated back, same shape.
+        thorough: compare also with the gradient of the weights, in the same pass, and set
+            ``partial``.
+    """
+    arranged = [with_leading_axis(use) for use in uses if not use.input.is_complex()]
+    layers = [layer for layer in find_layers(arranged, 1) if layer.weight is not None]
+    used = list({id(use): use for layer in layers for use in layer.uses}.values())
+    if not used:
+        return []
+    whole = [p for layer in layers for p in layer.parameters if thorough and p.requires_grad]
+    inputs: list[Any] = [use.edge for use in used]  # edges and tensors may be mixed
+    gradients = torch.autograd.grad(
+        prediction, inputs + whole, probe, retain_graph=True, allow_unused=True
+    )
+    deltas = {
+        id(use): delta if delta.shape == use.output_shape else _rows(delta, use)
+        for use, delta in zip(used, gradients, strict=False)
+        if delta is not None
+    }
+    full = {id(p): g for p, g in zip(whole, gradients[len(used) :], strict=True)}
+    found = [_factors(layer, deltas, full, len(prediction)) for layer in layers]
+    return [factors for factors in found if factors is not None]
+
+
+def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFactors]) -> None:
+    """Raise unless there are gradients, and these and the factors are finite.
+
+    Args:
+        gradients: by parameter.
+        factors: of all layers.
+
+    Raises:
+        ValueError: there is no gradient.
+        NonFiniteError: one of them holds NaN or Inf.
+    """
+    if not gradients:
+        raise ValueError(
+            "the prediction depends on none of the parameters; check that the closure runs the "
+            "network whose parameters the optimizer holds, and with gradients enabled"
+        )
+    squares = [gradient.square().sum() for gradient in gradients.values()]
+    squares += [factor.square().sum() for each in factors for factor in (each.outputs, each.inputs)]
+    if bool(torch.isfinite(torch.stack([square.double() for square in squares])).all()):
+        return
+    bad = [tuple(p.shape) for p, g in gradients.items() if not bool(torch.isfinite(g).all())]
+    where = f" with respect to parameters of shape {bad[:6]}" if bad else ""
+    raise NonFiniteError(
+        f"the derivative of the prediction holds NaN or Inf (or overflows when squared){where}; "
+        "parameters are unchanged; check the simulator's derivative there"
+    )
+
+
+def with_leading_axis(use: LayerUse) -> LayerUse:
+    """The same use with a leading axis and all entries of its input in memory."""
+    if use.input.is_nested:
+        rows = _joined(use.input)
+        use = replace(use, input=rows, output_shape=torch.Size([len(rows), use.output_shape[-1]]))
+    elif use.input.layout != torch.strided:
+        use = replace(use, input=use.input.to_dense())
+    elif type(use.input) is not Tensor:  # a subclass, which would become that of the state
+        use = replace(use, input=use.input.as_subclass(Tensor))
+    if use.has_batch(1):
+        return use
+    return replace(use, input=use.input[None], output_shape=torch.Size([1, *use.output_shape]))
+
+
+def _joined(nested: Tensor) -> Tensor:
+    """The rows of all parts of a nested tensor."""
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in nested.unbind()])
+
+
+def _rows(delta: Tensor, use: LayerUse) -> Tensor:
+    """The gradient of an output as the use is arranged."""
+    return (_joined(delta) if delta.is_nested else delta).reshape(use.output_shape)
+
+
+def _factors(
+    layer: Layer, deltas: dict[int, Tensor], full: Mapping[int, Tensor | None], samples: int
+) -> LayerFactors | None:
+    uses = [use for use in layer.uses if id(use) in deltas]
+    if not uses or layer.weight is None:
+        return None
+    if not all(use.has_batch(samples) for use in uses):
+        samples = 1
+    dtype = accumulation_dtype(layer.weight.dtype)
+    # The positions of all uses side by side: (B, groups, U, ·).
+    outputs = torch.cat(
+        [use.output_gradients(deltas[id(use)][None], samples)[:, 0].to(dtype) for use in uses], 2
+    )
+    inputs = torch.cat([use.patches(samples, slice(0, samples)).to(dtype) for use in uses], 2)
+    return LayerFactors(
+        layer,
+        output_factor(outputs),
+        input_factor(inputs, bias=layer.bias is not None),
+        tuple(p for p in layer.parameters if id(p) in full and _differs(p, full, outputs, inputs)),
+    )
+
+
+def _differs(
+    parameter: Tensor, full: Mapping[int, Tensor | None], outputs: Tensor, inputs: Tensor
+) -> bool:
+    """Whether a gradient is another one than that through the captured uses."""
+    outputs, inputs = (rows.transpose(0, 1).flatten(1, 2) for rows in (outputs, inputs))
+    own = outputs.mT @ inputs if parameter.ndim > 1 else outputs.sum(1)
+    gradient = full[id(parameter)]
+    expected = torch.zeros_like(own) if gradient is None else gradient.reshape(own.shape).to(own)
+    # Rounding adds up over many positions; what is reported is what matters.
+    tolerance = max(1e-2, 8 * torch.finfo(parameter.dtype).eps)
+    # Where everything cancels, both are rounding.
+    rounding = 64 * torch.finfo(parameter.dtype).eps * outputs.norm()
+    rounding = rounding * (inputs.norm() if parameter.ndim > 1 else inputs.shape[1] ** 0.5)
+    allowed = tolerance * torch.maximum(own.norm(), expected.norm()) + rounding
+    return bool((own - expected).norm() > allowed)

@@ -1,0 +1,383 @@
+"""Half-inverse gradients with a Kronecker factorisation: the price of Adam, at any batch size."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import ParamsT
+
+from hig._kronecker.adam import accumulable, adam_step, check_adam_group, factor_of, trained_part
+from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
+from hig._kronecker.grafting import GRAFTS, graft_factors
+from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
+from hig._kronecker.layer_state import (
+    check_state,
+    copied_state,
+    layer_direction,
+    position,
+    refresh_power,
+    take_factors,
+)
+from hig._kronecker.report import KroneckerReport
+from hig._step.closure import Closure, call, check_closure, explained, loss_and_prediction
+from hig._step.loss_gradient import loss_gradient
+from hig._step.param_groups import check_group_keys, check_group_lr, require_room
+from hig._step.reports import PhaseClock
+from hig._step.trial_step import put_back
+from hig._torch.autocast import apart_from_autocast
+from hig._torch.deferred_checks import Checks
+from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
+from hig._torch.threads import on_fitting_threads
+from hig.arguments import (
+    FRACTION,
+    KAPPA,
+    POSITIVE,
+    check_choice,
+    check_count,
+    check_function,
+    check_number,
+    check_parameters,
+)
+
+__all__ = ["KroneckerHIG"]
+
+
+class KroneckerHIG(torch.optim.Optimizer):
+    r"""Half-inverse gradients, approximated layer by layer with two small factors.
+
+    .. math::
+        J^\kappa g = (J^T J)^{(\kappa - 1) / 2} J^T g \approx (S \otimes A)^{-p} \,\mathrm{vec}\, G,
+        \qquad p = \tfrac{1 - \kappa}{2}
+
+    For each linear or convolution layer G is the gradient of the loss with respect to its weight,
+    the bias being a further column, A the second moment of its inputs and S that of the gradients
+    of its outputs for a random projection of the prediction. The step is
+    :math:`S^{-p} G A^{-p}` with p = 3/4 for the half-inverse, 1 for Gauss-Newton (K-FAC, arXiv
+    1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). Samples, outputs and layers
+    share in one backward pass, and one more in every ``probe_every`` steps: where an exact step
+    decomposes a matrix with a row per sample and output, this one takes any batch.
+
+    The direction is applied to the running mean of the gradients and has the norm of the step
+    that Adam would take (grafting, arXiv 2002.11803), so learning rates are those of Adam.
+    A and S are moments over all positions at which a weight is used, whichever axis holds the
+    samples: layers may be called with nodes of graphs, with time first, without a batch, or several
+    times with points of different numbers. Parameters elsewhere than in such layers, and layers
+    that no call shows, are moved by Adam; ``report.left_to_adam`` has the reason for each, and
+    without any layer there is a warning. Means and factors of float16 and bfloat16 parameters are
+    kept in float32, complex parameters are real and imaginary parts to Adam, and sparse gradients
+    are densified.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        lr: factor of the step, in the units of Adam's.
+        kappa: exponent in [-1, 1]: -0.5 is the half-inverse, -1 Gauss-Newton, 1 the gradient.
+        damping: added to the eigenvalues of :math:`S \otimes A`, in units of their mean.
+        betas: factors by which the past counts in the means of gradients and of their squares.
+        eps: as in ``torch.optim.Adam``.
+        graft: whose norm is Adam's: "global" of all layers together, "layer" of each; None leaves
+            the direction as it is.
+        decay: factor by which the past counts in S and A.
+        probe_every: steps from one update of S and A to the next, after a number of first ones
+            that update them each.
+        refresh_every: steps from one decomposition of S and A to the next; early on they are
+            decomposed after 1, 2, 4, ... steps.
+        metric_root: applies the symmetric root of the metric M in which the loss measures the
+            outputs, if it is :math:`\tfrac12 r^T M r`, to a tensor of their shape: S is then that
+            of :math:`M^{1/2} J`. None for a plain sum of squares.
+        seed: of the random projections; torch's generators are left alone.
+        process_group: None where each process of torch.distributed steps for itself; the step is
+            not shared among processes, and "auto" refuses several.
+
+    Attributes:
+        report: the :class:`hig.KroneckerReport` of the last step, None before the first.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+
+    Example::
+
+        optimizer = hig.KroneckerHIG(network.parameters(), lr=3e-3)
+
+        def closure():
+            prediction = simulate(start, network(target))
+            return (prediction - target).square().sum(1).mean(), prediction
+
+        loss = optimizer.step(closure)
+    """
+
+    state: defaultdict[Any, Any]  # the count of steps lies under a name
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        kappa: float = -0.5,
+        damping: float = 0.1,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        graft: str | None = "global",
+        decay: float = 0.95,
+        probe_every: int = 10,
+        refresh_every: int = 50,
+        metric_root: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+        process_group: ProcessGroup = "auto",
+    ):
+        params = check_parameters(params, "params")
+        check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
+        check_number(damping, "damping", POSITIVE, "try 0.1")
+        check_choice(graft, "graft", GRAFTS)
+        check_number(decay, "decay", FRACTION, "try 0.95")
+        check_count(probe_every, "probe_every", "try 10")
+        check_count(refresh_every, "refresh_every", "try 50")
+        if metric_root is not None:
+            check_function(metric_root, "metric_root", "(outputs) -> outputs")
+        check_count(seed, "seed", "try 0", least=0)
+        check_process_group(process_group)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        self._power, self._damping = (1 - kappa) / 2, damping
+        self._graft, self._decay = graft, decay
+        self._probe_every, self._refresh_every = probe_every, refresh_every
+        self._metric_root, self._seed = metric_root, seed
+        self._process_group = process_group
+        self.report: KroneckerReport | None = None
+        self._explanation = Explanation()
+        self.state["count"] = {"steps": 0}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; see ``torch.optim.Optimizer``.
+
+        Complex parameters are trained by Adam, others than floating-point ones left alone.
+
+        Raises:
+            TypeError: for sparse parameters, and for what is not a number.
+            ValueError: for a learning rate, betas or eps out of range, or a setting that groups
+                do not have.
+        """
+        check_group_keys(param_group, self.defaults)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_adam_group(group)
+        check_group_lr(trained_part(group))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything, for copies and pickles; torch's own keeps its public part alone."""
+        private = (
+            "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
+            "_metric_root", "_seed", "_process_group", "_explanation",
+        )  # fmt: skip
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load copies of learning rates, moments and factors; see ``torch.optim.Optimizer``.
+
+        Raises:
+            TypeError: it is not a dictionary.
+            ValueError: it is the state of another optimiser, or of other parameters; nothing has
+                been changed.
+        """
+        flat, seen = self._flat(), [state_dict]
+        check_state(state_dict, flat)
+
+        def before(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+            check_state(state, flat)  # hooks of users run before this one
+            seen.append(state)
+
+        def after(_: torch.optim.Optimizer) -> None:
+            self.state.update(copied_state(seen[-1], flat))
+
+        hooks = [
+            self.register_load_state_dict_pre_hook(before),
+            self.register_load_state_dict_post_hook(after, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @on_fitting_threads
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """Take one step.
+
+        Args:
+            closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
+                computed from. The loss may depend on the parameters through ``prediction`` alone.
+                It is called once. None is refused.
+
+        Returns:
+            The loss before the step, detached.
+
+        Raises:
+            NonFiniteError: loss, prediction or their derivatives hold NaN or Inf; neither
+                parameters nor state have been changed. Or the parameters would, after a step that
+                is too large for their dtype; none has been changed.
+            DecompositionError: the factors of a layer cannot be decomposed; no parameter has been
+                changed.
+            ValueError: the closure does not return what it should.
+        """
+        closure = check_closure(closure)
+        if (size := Ranks(self._process_group).size) > 1:
+            raise ValueError(
+                f"KroneckerHIG steps in one process, and torch.distributed has {size}; pass "
+                "process_group=None to step in each process alone, or take HIG"
+            )
+        parameters, steps, clock = self._trainable(), self.state["count"]["steps"], PhaseClock()
+        probing = steps * (1 - self._decay) < 1 or steps % self._probe_every == 0
+        calls = ParameterCalls(parameters if probing else ())
+        closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
+        with explained(), without_autocast:
+            with clock.phase("forward"), torch.enable_grad(), calls if probing else nullcontext():
+                outcome = call(closure)
+            loss, prediction = loss_and_prediction(outcome)
+            gradients = self._gradients(loss, prediction, parameters, probing, clock)
+            factors: list[LayerFactors] = []
+            if probing:
+                with clock.phase("probe"), torch.no_grad():
+                    probe = random_probe(prediction, self._seed + steps, self._metric_root)
+                    # Again where powers are due: at first gradients may be zero by chance.
+                    known = calls.signature() == self._explanation.signature
+                    thorough = not known or self._due(steps)
+                    factors = factors_of_layers(calls.uses, prediction, probe, thorough)
+            check_finite(gradients, factors)
+            if probing:
+                self._explain(calls, factors, gradients, thorough)
+            loss = loss.detach()
+            with torch.no_grad():
+                with clock.phase("factors"):
+                    refreshed = self._learn(factors, steps)
+                with clock.phase("update"):
+                    rest, moved = self._move(gradients)
+        self.state["count"]["steps"] = steps + 1
+        left = self._explanation.of(rest, self.param_groups)
+        self.report = KroneckerReport(
+            loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
+        )
+        return loss
+
+    def _gradients(
+        self,
+        loss: Tensor,
+        prediction: Tensor,
+        parameters: Sequence[Tensor],
+        probing: bool,
+        clock: PhaseClock,
+    ) -> dict[Tensor, Tensor]:
+        """The gradients of all parameters that the prediction depends on, as moments take them."""
+        # The closure initializes lazy parameters that it uses, and may freeze others.
+        parameters = [p for p in parameters if p.requires_grad and not is_lazy(p)]
+        if not parameters:
+            raise ValueError(
+                "all parameters of the optimizer are frozen or uninitialized after the closure; "
+                "check that it runs the network whose parameters the optimizer holds"
+            )
+        with clock.phase("gradient"):
+            checks = Checks()
+            outward = loss_gradient(loss, prediction, parameters, False, checks)
+            checks.settle()
+            found = torch.autograd.grad(
+                prediction, parameters, outward, retain_graph=probing, allow_unused=True
+            )
+        pairs = zip(parameters, found, strict=True)
+        return {p: accumulable(g) for p, g in pairs if g is not None}
+
+    # -- layers and reasons ----------------------------------------------------------------------
+
+    def _explain(
+        self,
+        calls: ParameterCalls,
+        factors: Sequence[LayerFactors],
+        gradients: dict[Tensor, Tensor],
+        thorough: bool,
+    ) -> None:
+        """Find out why parameters have no factors, and warn, before anything is changed."""
+        self._explanation.update(calls, factors, gradients, self.param_groups, thorough)
+        if not factors and not any("scale" in self.state.get(p, ()) for p in gradients):
+            left = self._explanation.of(gradients, self.param_groups)
+            self._explanation.warn(left, stacklevel=5)  # behind `on_fitting_threads`
+
+    # -- factors ---------------------------------------------------------------------------------
+
+    def _due(self, steps: int) -> bool:
+        """Whether factors are decomposed in a step."""
+        return steps & (steps - 1) == 0 or steps % self._refresh_every == 0
+
+    def _learn(self, factors: Sequence[LayerFactors], steps: int) -> bool:
+        """Take factors into their running means and decompose those that are due."""
+        flat = self._flat()
+        due, refreshed = self._due(steps), False
+        for found in factors:
+            state = self.state[found.layer.weight]
+            state["bias"] = position(found.layer.bias, flat)
+            take_factors(state, found, self._decay)
+            if due or "scale" not in state:
+                refresh_power(state, self._decay, self._power, self._damping)
+                refreshed = True
+        return refreshed
+
+    # -- the step --------------------------------------------------------------------------------
+
+    def _move(
+        self, gradients: dict[Tensor, Tensor]
+    ) -> tuple[list[Tensor], tuple[int, int, float, list[float]]]:
+        """Move all parameters that have a gradient.
+
+        Returns:
+            The parameters that Adam moved; numbers of layers and of these parameters, norm of the
+            step per unit of learning rate, and the factor of each layer's direction.
+        """
+        groups = {p: group for group in self.param_groups for p in group["params"]}
+        steps = {
+            parameter: adam_step(
+                self.state[parameter],
+                gradient,
+                groups[parameter]["betas"],
+                groups[parameter]["eps"],
+            )
+            for parameter, gradient in gradients.items()
+        }
+        layers, flat = [], self._flat()
+        rest = dict(steps)
+        for weight in gradients:
+            state = self.state[weight]
+            if "scale" in state:
+                bias = None if state["bias"] < 0 else flat[state["bias"]]
+                layers.append(layer_direction(state, steps, weight, bias))
+                for parameter in layers[-1]:
+                    rest.pop(parameter, None)
+        grafts, norm = graft_factors(self._graft, layers, steps, rest)
+        start = [parameter.detach().clone() for parameter in gradients]
+        with ExitStack() as undo:  # what is done halfway, whatever is raised
+            undo.callback(put_back, gradients, start)
+            for layer, graft in zip(layers, grafts, strict=True):
+                for parameter, direction in layer.items():
+                    size = graft * float(groups[parameter]["lr"])
+                    parameter.sub_(direction, alpha=factor_of(size, direction))
+            for parameter, step in rest.items():
+                step.move(parameter, float(groups[parameter]["lr"]))
+            require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
+            # Ordinary steps may leave the numbers of float16.
+            narrow = [p for p in gradients if p.dtype == torch.float16]
+            require_room(narrow, math.inf if narrow else None)
+            undo.pop_all()
+        return list(rest), (len(layers), len(rest), norm, grafts)
+
+    def _flat(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _trainable(self) -> list[Tensor]:
+        for group in self.param_groups:
+            check_group_lr(trained_part(group))  # schedulers write here
+        found = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
+        if not found:
+            raise ValueError(
+                "none of the optimizer's parameters requires a gradient; call requires_grad_() on "
+                "those that are to be trained"
+            )
+        return found

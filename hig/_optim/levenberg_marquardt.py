@@ -1,0 +1,165 @@
+"""Levenberg-Marquardt: the damped filter, its damping adapted by the gain ratio."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
+
+from hig._spectral.filters import Damped, SpectralFilter
+from hig._spectral.lanczos import Lanczos
+from hig._step.linearisation import Linearisation
+from hig._step.optimizer import JacobianOptimizer
+from hig._step.reports import PhaseClock, StepReport
+from hig._step.trial_step import Trial
+from hig._torch.ranks import ProcessGroup
+
+__all__ = ["LevenbergMarquardt"]
+
+# No damped step goes further than 1 where the learning rate suits the scale of the loss.
+LONGEST_REACH = 1.1
+
+
+class LevenbergMarquardt(JacobianOptimizer):
+    r"""Levenberg-Marquardt: a damped Gauss-Newton step.
+
+    .. math::
+        \theta \leftarrow \theta - \mathrm{lr}\, V \frac{S}{S^2 + \lambda} U^T g
+
+    After each step the same batch is evaluated again. The damping falls to a third where the
+    quadratic model predicted the decrease well (gain ratio above 0.75) and doubles where it did
+    poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
+    times the damping, from the same decomposition.
+
+    The filter applies to g, the gradient of the loss: the step is the full Levenberg-Marquardt
+    step for a loss of half the sum of squares. For another scale (a mean over the batch, squares
+    without the half) choose ``lr`` accordingly, or ``step_rule="trust"``, which measures it. With
+    the plain sum of squares and ``lr=1`` a step goes twice as far as it should, gains nothing, and
+    the damping stays high: the report has a note then, and ``lr=0.5`` is right.
+
+    Args:
+        params: parameters, named parameters or parameter groups, all of one ``lr``.
+        lr: factor of the step.
+        damping: initial :math:`\lambda > 0`, in units of squared singular values.
+        rcond: additional relative cut-off in [0, 1).
+        engine: as in :class:`hig.HIG`.
+        method: as in :class:`hig.HIG`.
+        step_rule: as in :class:`hig.HIG`.
+        momentum: as in :class:`hig.HIG`. A rejected step is tried again without.
+        momentum_kind: "plain", or "projected" for the step of SPRING,
+            :math:`\mu d_{k-1} + J^T (J J^T + \lambda)^{-1} (g - \mu J d_{k-1})`.
+        chunk: as in :class:`hig.HIG`.
+        process_group: as in :class:`hig.HIG`.
+        reduction: as in :class:`hig.HIG`.
+        cuda_graph: as in :class:`hig.HIG`.
+
+    Raises:
+        ValueError: if an argument lies outside its range.
+    """
+
+    # More attempts from one decomposition rarely help: the batch is at its numerical floor.
+    MOST_ATTEMPTS = 5
+    LOWEST_DAMPING, HIGHEST_DAMPING = 1e-30, 1e30
+
+    report: StepReport | None
+    filter: Damped
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        damping: float = 1e-3,
+        rcond: float = 0.0,
+        *,
+        engine: str = "auto",
+        method: str | Lanczos = "auto",
+        step_rule: str = "fixed",
+        momentum: float = 0.0,
+        momentum_kind: str = "plain",
+        chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
+        cuda_graph: bool = False,
+    ):
+        filter = Damped(damping=damping, rcond=rcond)
+        super().__init__(
+            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
+            momentum, momentum_kind, cuda_graph,
+        )  # fmt: skip
+        self.state["damping"] = {"value": damping}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the adapted damping too; see :meth:`HIG.load_state_dict`."""
+        super().load_state_dict(state_dict)
+        self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
+
+    def _check_state(self, state: dict[Any, Any]) -> None:
+        if "damping" not in state:
+            raise ValueError(
+                "the state holds no damping: it is that of another optimizer; load what "
+                "LevenbergMarquardt.state_dict() gave"
+            )
+        Damped(state["damping"]["value"], self.filter.rcond)  # raises where it is out of range
+        super()._check_state(state)
+
+    def _measures(self) -> bool:
+        return True
+
+    def _advance(
+        self,
+        trial_of: Callable[[SpectralFilter], Trial],
+        linearisation: Linearisation,
+        clock: PhaseClock,
+    ) -> StepReport:
+        notes = []
+        # Rules that measure the step have found that so far is right; momentum goes further.
+        judged = not (self._rule.measures or self._momentum.factor)
+        for attempt in range(self.MOST_ATTEMPTS):
+            trial = trial_of(self.filter)
+            with clock.phase("update"):
+                ratio = self._rule.take(trial)
+                ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
+                # Nothing to gain: the loss is stationary in the outputs, and nothing is carried.
+                if trial.slope == trial.curvature == 0:
+                    break
+                if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
+                    notes.append(_too_far(trial))
+                rejected = ratio is None or not ratio > 1e-3  # NaN is no gain to be seen
+                self._adapt(None if rejected else ratio)
+                if not rejected:
+                    break
+                trial.move(0)
+        report = linearisation.report(self.filter)  # the attempts may have taken eigenvectors
+        report.step_size, report.gain_ratio, report.damping = (
+            trial.step_size, ratio, self.filter.damping,
+        )  # fmt: skip
+        report.notes.extend(notes)
+        return report
+
+    def _adapt(self, ratio: float | None) -> None:
+        """Change the damping after a step with this gain ratio; None for one that is taken back."""
+        damping = self.filter.damping
+        if ratio is None:
+            damping *= 4
+        elif ratio > 0.75:
+            damping /= 3
+        elif ratio < 0.25:
+            damping *= 2
+        damping = min(max(damping, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
+        self.filter = Damped(damping, self.filter.rcond)
+        self.state["damping"]["value"] = damping
+
+
+def _reach(trial: Trial) -> float:
+    """Length of a step, relative to that of the minimum of the quadratic model along it."""
+    return trial.step_size * trial.curvature / trial.slope
+
+
+def _too_far(trial: Trial) -> str:
+    # A whole number, as without damping for a sum of squares; and the same words in every step.
+    times = math.ceil(min(_reach(trial), 1e9))
+    return (
+        f"lr is too large for the scale of this loss: the step goes up to {times} times as far as "
+        f"its quadratic model is lowest; lr={trial.lr / times:.2g} suits, or step_rule='trust', or "
+        "half the sum of squares as the loss with lr=1"
+    )

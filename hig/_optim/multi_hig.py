@@ -1,0 +1,199 @@
+"""Half-inverse gradients for several losses, combined by a conflict-free operator."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from hig._jacobian.capture import LayerUse
+from hig._optim.multi_loss import OnePrediction, PredictionEach
+from hig._spectral.filters import HalfInverse
+from hig._spectral.lanczos import Lanczos
+from hig._step.closure import explained
+from hig._step.loss_gradient import check_pair, expect_finite
+from hig._step.multi_report import MultiStepReport
+from hig._step.optimizer import JacobianOptimizer
+from hig._step.reports import PhaseClock
+from hig._torch.autograd_graph import nodes_behind
+from hig._torch.deferred_checks import Checks
+from hig._torch.plain_tensors import origin, plain
+from hig._torch.ranks import ProcessGroup, Ranks
+from hig.conflictfree import ConFIG_update
+from hig.conflictfree._gradient_operator import Operator
+from hig.conflictfree._validation import check_operator
+from hig.errors import NonFiniteError, described
+
+__all__ = ["MultiHIG"]
+
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+class MultiHIG(JacobianOptimizer):
+    r"""One half-inverse direction per loss, combined by a conflict-free operator.
+
+    .. math::
+        \theta \leftarrow \theta - \mathrm{lr}\;
+        C\big(J_1^{\kappa} g_1, \dots, J_m^{\kappa} g_m\big)
+
+    C is a conflict-free operator, ConFIG by default (Liu, Chu, Thuerey, ICLR 2025, arXiv
+    2408.11104). There are two ways to give the losses:
+
+    - *One prediction*, which all of them are computed from, such as the residuals of all conditions
+      as rows of one tensor: there is one joint Jacobian J, and with
+      :math:`J = U S V^T` each loss has the direction
+      :math:`d_i = V S^\kappa U^T g_i = M \nabla L_i` with one metric
+      :math:`M = V S^{\kappa - 1} V^T`. The operator works in that metric, so that what conflicts
+      with no direction raises no loss: a short ConFIG step lowers all of them.
+    - *A prediction each*: every loss has its own Jacobian :math:`J_i` and spectrum, and none is
+      measured against another. Metrics differ then, and a step that agrees with all directions may
+      still raise a loss; ``report.slopes`` tells.
+
+    Args:
+        params: parameters, named parameters or parameter groups.
+        lr: factor of the step.
+        rcond: singular values ``s <= rcond * s_max`` of each Jacobian are cut; in [0, 1), or "auto"
+            as in :class:`hig.HIG`.
+        kappa: exponent in [-1, 1].
+        operator: maps the directions of all losses, (m, P) float64, to one (P,): an operator of
+            :mod:`hig.conflictfree`, an aggregator of TorchJD, or a function. With one prediction it
+            is given coordinates (m, m) instead, which have the inner products of the metric.
+            Operators with a memory do not fit: directions are as long as this batch makes them.
+        engine: as in :class:`hig.HIG`.
+        method: as in :class:`hig.HIG`.
+        step_rule: as in :class:`hig.HIG`; "trust" and "line_search" look at the sum of the losses.
+        chunk: as in :class:`hig.HIG`.
+        process_group: None for a step of this process alone. "auto" refuses where several
+            processes of torch.distributed run, which would go apart.
+
+    Attributes:
+        report: the :class:`MultiStepReport` of the last step, None before the first.
+
+    Raises:
+        TypeError: if the operator is none, or has a memory.
+        ValueError: if an argument lies outside its range.
+
+    Example::
+
+        optimizer = hig.MultiHIG(network.parameters(), lr=1.0)
+
+        def closure():
+            residuals = torch.cat([equation(network, points), network(walls) - wall_values])
+            inside, boundary = residuals.split([len(points), len(walls)])
+            return [
+                (inside.square().mean(), residuals),
+                (boundary.square().mean(), residuals),
+            ]
+
+        optimizer.step(closure)
+    """
+
+    report: MultiStepReport | None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        rcond: float | Literal["auto"] = 1e-6,
+        kappa: float = -0.5,
+        operator: Operator = ConFIG_update,
+        *,
+        engine: str = "auto",
+        method: str | Lanczos = "auto",
+        step_rule: str = "fixed",
+        chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+    ):
+        filter = HalfInverse(kappa=kappa, rcond=rcond)
+        super().__init__(params, lr, filter, engine, method, step_rule, chunk, process_group)
+        check_operator(operator)
+        self.operator = operator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "operator": self.operator}
+
+    def _linearise(  # type: ignore[override]  # what stands for one linearisation
+        self,
+        outcome: Any,
+        uses: Sequence[LayerUse],
+        parameters: Sequence[Tensor],
+        names: Sequence[str | None],
+        clock: PhaseClock,
+        ranks: Ranks,
+    ) -> OnePrediction | PredictionEach:
+        if ranks.size > 1:
+            raise ValueError(
+                f"MultiHIG steps in one process, and torch.distributed has {ranks.size}; pass "
+                "process_group=None to step in each process alone, or take HIG on the sum of the "
+                "losses"
+            )
+        checks = Checks()
+        pairs = _checked(outcome, checks)
+        prediction = pairs[0][1]
+        if len(pairs) > 1 and all(other is prediction for _, other in pairs):
+            # First: what is wrong with one of the losses is told by its number.
+            gradients = [
+                _own_gradient(index, loss, prediction, checks)
+                for index, (loss, _) in enumerate(pairs)
+            ]
+            checks.settle()
+            whole = super()._linearise(
+                (self._loss(pairs), prediction), uses, parameters, names, clock, ranks
+            )
+            losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
+            return OnePrediction(whole, losses, torch.stack(gradients), self.operator)
+        checks.settle()
+        parts = []
+        for index, pair in enumerate(pairs):
+            own = _reached(uses, pair[1])
+            try:
+                part = super()._linearise(pair, own, parameters, names, clock, ranks)
+            except (NonFiniteError, ValueError) as error:
+                raise type(error)(f"for loss {index} of {len(pairs)}: {error}") from error
+            parts.append(part)
+        return PredictionEach(parts, self.operator, clock)
+
+    def _loss(self, outcome: Any) -> Tensor:
+        return torch.stack([plain(loss, "a loss").reshape(()) for loss, _ in outcome]).sum()
+
+
+def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) -> Tensor:
+    """Gradient (n,) float64 of one of several losses in the outputs; zero where it has none."""
+    with explained():
+        (gradient,) = torch.autograd.grad(
+            loss, origin(prediction), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    expect_finite(f"the gradient of loss {index}", gradient, checks)
+    return gradient.detach().double().flatten()
+
+
+def _checked(outcome: Any, checks: Checks) -> Pairs:
+    """The (loss, prediction) pairs that the closure returned, after checking each."""
+    pairs = list(outcome) if isinstance(outcome, tuple | list) else []
+    wrong = [i for i, p in enumerate(pairs) if not isinstance(p, tuple | list) or len(p) != 2]
+    if wrong or not pairs:
+        found = described(outcome)
+        if wrong:
+            found += f" whose element {wrong[0]} is {described(pairs[wrong[0]])}"
+        raise ValueError(
+            f"the closure must return a list of (loss, prediction) pairs, got {found}; beside each "
+            "loss give the tensor that it was computed from, for a single loss "
+            "[(loss, prediction)]"
+        )
+    checked: list[tuple[Tensor, Tensor]] = []
+    before = None
+    for index, (given, prediction) in enumerate(pairs):
+        names = f"loss {index}", f"prediction {index}"
+        known = prediction is before
+        standing = checked[-1][1] if known else plain(prediction, names[1])
+        loss, before = plain(given, names[0]), prediction
+        check_pair(loss, standing, checks, names, known)
+        checked.append((loss, standing))
+    return checked
+
+
+def _reached(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:
+    """The layer calls that a prediction came from: others may have another batch axis."""
+    nodes = nodes_behind(prediction)
+    return [use for use in uses if use.edge.node in nodes]

@@ -1,0 +1,150 @@
+"""Directions of several losses as one: what a step for a single loss asks of its linearisation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hig._spectral.decomposition import GramSpectrum
+from hig._spectral.filters import SpectralFilter
+from hig._step.linearisation import Linearisation
+from hig._step.multi_report import MultiStepReport
+from hig._step.reports import PhaseClock
+from hig._torch.linalg import converging, eigenvectors
+from hig.conflictfree._gradient_operator import Operator, combine
+
+__all__ = ["OnePrediction", "PredictionEach"]
+
+
+@dataclass
+class OnePrediction:
+    """One decomposed Jacobian and the gradients of several losses in its outputs.
+
+    Args:
+        whole: the Jacobian, linearised for the sum of the losses.
+        losses: (m,), without a graph.
+        gradients: of each loss in the outputs, (m, n) float64.
+        operator: combines the directions.
+    """
+
+    whole: Linearisation
+    losses: Tensor
+    gradients: Tensor
+    operator: Operator
+    cosines: Tensor = field(init=False)  # of the last step, as are
+    slopes: Tensor = field(init=False)
+
+    def step(self, filter: SpectralFilter) -> tuple[list[Tensor], Tensor]:
+        """The combined direction per parameter, and the change of the outputs (n,)."""
+        found = [self.whole.step(filter, gradient) for gradient in self.gradients]
+        with self.whole.clock.phase("operator"):
+            changes = torch.stack([change for _, change in found])
+            gram = self.gradients @ changes.T  # of the directions, in the metric; symmetric
+            weights, self.cosines = _weights(0.5 * (gram + gram.T), self.operator)
+            self.slopes = gram @ weights
+            directions = [
+                sum(weight * part for weight, part in zip(weights, parts, strict=True))
+                for parts in zip(*(directions for directions, _ in found), strict=True)
+            ]
+        return directions, weights @ changes
+
+    def model(self, output_change: Tensor) -> tuple[float, float, float]:
+        """Loss, slope and curvature of the sum of the losses."""
+        return self.whole.model(output_change)
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses, without a graph."""
+        return self.whole.loss
+
+    def spectra(self) -> list[GramSpectrum]:
+        """See :meth:`hig._step.linearisation.Linearisation.spectra`."""
+        return self.whole.spectra()
+
+    def report(self, filter: SpectralFilter) -> MultiStepReport:
+        """The report of a step with this filter, as far as it is known now."""
+        parts = [self.whole.report(filter)]
+        seconds = self.whole.clock.seconds
+        return MultiStepReport(self.losses, parts, self.cosines, self.slopes, seconds)
+
+
+@dataclass
+class PredictionEach:
+    """Several decomposed Jacobians as one: their directions are combined, their losses added.
+
+    Args:
+        parts: the Jacobian of each loss.
+        operator: combines the directions.
+        clock: takes the time of that.
+    """
+
+    parts: list[Linearisation]
+    operator: Operator
+    clock: PhaseClock
+    cosines: Tensor = field(init=False)  # of the last step, as are
+    slopes: Tensor = field(init=False)
+
+    def step(self, filter: SpectralFilter) -> tuple[list[Tensor], list[Tensor]]:
+        """The combined direction per parameter, and the change of each prediction (n_i,)."""
+        found = [part.step(filter)[0] for part in self.parts]
+        with self.clock.phase("operator"):
+            matrix = torch.stack([torch.cat([d.flatten() for d in own]) for own in found])
+            combined, self.cosines = _combine(matrix, self.operator)
+        sizes = [direction.numel() for direction in found[0]]
+        pieces = zip(combined.split(sizes), found[0], strict=True)
+        directions = [piece.view_as(like) for piece, like in pieces]
+        return directions, self._output_change(directions)
+
+    def _output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """The change of each prediction (n_i,) along one direction per parameter."""
+        with self.clock.phase("operator"):
+            changes = [part.output_change(directions) for part in self.parts]
+            slopes = [
+                part.computation.flat_gradient @ change
+                for part, change in zip(self.parts, changes, strict=True)
+            ]
+            self.slopes = torch.stack(slopes)
+        return changes
+
+    def model(self, output_change: list[Tensor]) -> tuple[float, float, float]:
+        """Loss, slope and curvature of the sum of the losses."""
+        models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
+        loss, slope, curvature = (sum(numbers) for numbers in zip(*models, strict=True))
+        return loss, slope, curvature
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses, without a graph."""
+        return torch.stack([part.loss.reshape(()) for part in self.parts]).sum()
+
+    def spectra(self) -> list[GramSpectrum]:
+        """See :meth:`hig._step.linearisation.Linearisation.spectra`."""
+        return [late for part in self.parts for late in part.spectra()]
+
+    def report(self, filter: SpectralFilter) -> MultiStepReport:
+        """The report of a step with this filter, as far as it is known now."""
+        losses = torch.stack([part.loss.reshape(()) for part in self.parts])
+        parts = [part.report(filter) for part in self.parts]
+        return MultiStepReport(losses, parts, self.cosines, self.slopes, self.clock.seconds)
+
+
+def _combine(matrix: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
+    """Direction (P,) for a matrix (m, P), and its cosines (m,) with the rows."""
+    combined = combine(operator, matrix).to(matrix)
+    norms = matrix.norm(dim=1) * combined.norm()
+    return combined, torch.where(norms > 0, (matrix @ combined) / norms, 0.0)
+
+
+def _weights(gram: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
+    """Weights (m,) of directions with given inner products (m, m), and cosines (m,).
+
+    The operator sees coordinates: rows with these inner products.
+    """
+    values, vectors = converging(eigenvectors, gram, [])
+    lengths = values.clamp_min(0).sqrt()
+    combined, cosines = _combine(vectors * lengths, operator)
+    # What no direction reaches, an operator cannot ask for; rounding can.
+    reached = lengths > len(gram) * torch.finfo(gram.dtype).eps ** 0.5 * lengths.max()
+    weights = torch.where(reached, combined / torch.where(reached, lengths, 1.0), 0.0)
+    return vectors @ weights, cosines

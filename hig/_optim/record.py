@@ -1,0 +1,148 @@
+"""The spectral direction as ``.grad``, for any other optimiser."""
+
+from collections.abc import Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.batch_split import check_reduction
+from hig._jacobian.capture import Capture
+from hig._spectral.decomposition import GramSpectrum
+from hig._spectral.filters import SpectralFilter, check_filter
+from hig._spectral.lanczos import Lanczos
+from hig._step.closure import explained
+from hig._step.linearisation import linearise
+from hig._step.loss_gradient import loss_gradient
+from hig._step.objective import digest_of_filter, whole_batch
+from hig._step.param_groups import check_real, names_of
+from hig._step.reports import PhaseClock, StepReport
+from hig._torch.autocast import apart_from_autocast
+from hig._torch.batched_vjp import Backward
+from hig._torch.deferred_checks import Checks
+from hig._torch.pass_memory import PassSizes
+from hig._torch.plain_tensors import plain
+from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
+from hig._torch.threads import on_fitting_threads
+from hig.arguments import check_count, check_parameters
+from hig.errors import described
+
+__all__ = ["record"]
+
+# Of the process: a recording lasts for one step, and those of a training are alike.
+_SIZES = PassSizes()
+
+
+class record:
+    """Record a forward computation, then put its spectral direction into ``.grad``.
+
+    Any optimiser, scheduler, gradient clipping or trainer takes it from there::
+
+        with hig.record(network.parameters()) as record:
+            prediction = simulate(start, network(target))
+            loss = (prediction - target).square().sum(1).mean()
+        record.backward(loss, prediction, filter=hig.HalfInverse(rcond=1e-6))
+        torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9).step()
+
+    Args:
+        parameters: the parameters of the joint Jacobian; those that require no gradient are
+            left alone.
+
+    Attributes:
+        report: the :class:`~hig.StepReport` of the last ``backward``, None before.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        given = check_parameters(parameters, "parameters")
+        for parameter in given:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(
+                    f"record takes real floating-point parameters, got {described(parameter)}; "
+                    "pass network.parameters()"
+                )
+            check_real(parameter)
+        unique = {id(parameter): parameter for parameter in given}
+        self._parameters = [p for p in unique.values() if p.requires_grad]
+        if not self._parameters:
+            raise ValueError(
+                "no parameter that requires a gradient was given; pass network.parameters()"
+            )
+        self._capture = Capture(self._parameters)
+        self._spectra: list[GramSpectrum] = []
+        self.report: StepReport | None = None
+
+    def __enter__(self) -> Self:
+        """Start to record."""
+        self._capture.uses.clear()
+        self._spectra = []
+        self._capture.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stop to record; the graph is still needed for ``backward``."""
+        self._capture.__exit__(*exception)
+
+    @on_fitting_threads
+    def backward(
+        self,
+        loss: Tensor,
+        prediction: Tensor,
+        filter: SpectralFilter,
+        engine: str = "auto",
+        method: str | Lanczos = "auto",
+        chunk: int | None = None,
+        process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
+    ) -> None:
+        """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
+
+        Args:
+            loss: scalar; depends on the parameters through ``prediction`` alone.
+            prediction: (batch, ...).
+            filter: ``hig.HalfInverse(...)`` or ``hig.Damped(...)``.
+            engine: as in :class:`hig.HIG`.
+            method: as in :class:`hig.HIG`.
+            chunk: as in :class:`hig.HIG`.
+            process_group: as in :class:`hig.HIG`; all processes get the same ``.grad``.
+            reduction: as in :class:`hig.HIG`.
+
+        Raises:
+            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is untouched.
+            SampleDependenceError: engine "layerwise" where samples influence one another.
+            TypeError: the filter is none.
+            ValueError: see :meth:`hig.HIG.step`.
+        """
+        check_filter(filter)
+        if chunk is not None:
+            chunk = check_count(chunk, "chunk", "or None")
+        check_process_group(process_group)
+        check_reduction(reduction)
+        ranks, clock, checks = Ranks(process_group), PhaseClock(), Checks()
+        self._spectra = []
+        loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
+        with ranks.agreement():
+            gradient = loss_gradient(loss, prediction, self._parameters, False, checks)
+            if ranks.size > 1:  # before what they compute together
+                checks.settle()
+        names = names_of(self._parameters, [None] * len(self._parameters))
+        computation = whole_batch(
+            self._capture.uses, loss, prediction, gradient, self._parameters, names, ranks,
+            reduction, checks, digest_of_filter(filter),
+        )  # fmt: skip
+        _, without_autocast = apart_from_autocast(lambda: None, loss.device)
+        with explained(), without_autocast:
+            backward = Backward(chunk, sizes=_SIZES)
+            linearisation = linearise(computation, filter, engine, method, backward, clock)
+            with torch.no_grad():
+                directions, _ = linearisation.step(filter)
+        with torch.no_grad():
+            for parameter, direction in zip(self._parameters, directions, strict=True):
+                direction, before = direction.to(parameter.dtype), parameter.grad
+                if before is None:
+                    parameter.grad = direction
+                elif before.layout == torch.strided:
+                    before += direction
+                else:  # that of an embedding, for one
+                    parameter.grad = before.to_dense() + direction
+        self.report = linearisation.report(filter)
+        self._spectra = linearisation.spectra()

@@ -1,0 +1,1 @@
+"""Differentiable simulators: time loops with cheap Jacobians, simulators outside torch."""

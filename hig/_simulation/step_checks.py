@@ -1,0 +1,104 @@
+"""Whether the Jacobians of a step can be taken sample by sample."""
+
+import torch
+from torch import Tensor
+
+from hig._simulation.step_jacobians import Step
+from hig._torch.autograd_graph import leaves, nodes_behind
+
+__all__ = ["IN_PLACE", "check_state", "refusal_of_step"]
+
+IN_PLACE = (
+    "the step changes its state or control in place; let it return a new tensor, all states are "
+    "needed for the derivative"
+)
+
+
+def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
+    """Why the step Jacobians of single samples would not be the whole derivative, or "".
+
+    The step is run once, near the given point, with a graph. Moving a random half of the samples
+    must leave the others where they are, and the graph must end at state and control alone.
+
+    Args:
+        step: the step.
+        state: (B, ...), without a graph.
+        control: (B, ...), without a graph.
+
+    Raises:
+        TypeError: if the step does not return a tensor.
+        ValueError: if it returns another shape or dtype, or changes its arguments in place.
+    """
+    near = [_near(tensor).requires_grad_() for tensor in (state, control)]
+    with torch.enable_grad():
+        given = [tensor.clone() for tensor in near]  # not leaves: a step in place shall get far
+        after = step(*given)
+    _check_output(after, state, given)
+    if not after.requires_grad:
+        return "the step returns a tensor without a graph (detached, or computed in no_grad)"
+    if _other_leaves(after, near):
+        return "the step depends on another tensor that requires a gradient"
+    moved = torch.randperm(len(state), generator=_GENERATOR, device="cpu") < (len(state) + 1) // 2
+    chosen = moved.to(state.device).view(-1, *[1] * (state.ndim - 1))
+    gradients = torch.autograd.grad(
+        after, near, chosen.expand_as(after).to(after), allow_unused=True
+    )
+    for gradient in gradients:
+        if gradient is not None:
+            others = gradient[~moved.to(gradient.device)]
+            # Exactly zero: nothing is rounded on the way from a zero. NaN is 0 times infinity.
+            if bool(((others != 0) & torch.isfinite(others)).any()):
+                return "the samples of the batch influence one another in the step"
+    return ""
+
+
+# The halves differ from call to call, so that no pair of samples stays on one side for long. A
+# generator of its own: the check must not move the user's random state.
+_GENERATOR = torch.Generator("cpu").manual_seed(0)
+
+
+def _near(tensor: Tensor) -> Tensor:
+    """A point nearby: at a special one, such as rest, an influence may vanish."""
+    noise = torch.randn(tensor.shape, generator=_GENERATOR, dtype=torch.float64, device="cpu")
+    noise = noise.to(device=tensor.device, dtype=tensor.dtype)
+    return tensor + 1e-3 * noise * (1 + tensor.abs())
+
+
+def check_state(after: Tensor, state: Tensor) -> None:
+    """Raise unless a step has returned a state of the shape that it was given.
+
+    Args:
+        after: what it returned.
+        state: (B, ...), what it was given.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another shape.
+    """
+    if not isinstance(after, Tensor):
+        raise TypeError(
+            f"the step must return the next state as one tensor, got {type(after).__name__}; "
+            "stack its parts along the last axis (torch.cat)"
+        )
+    if after.shape != state.shape:
+        raise ValueError(
+            f"the step must keep the shape of the state, {tuple(state.shape)}, got "
+            f"{tuple(after.shape)}; check its broadcasting"
+        )
+
+
+def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
+    check_state(after, state)
+    if after.dtype != state.dtype:
+        raise ValueError(
+            f"the step must keep the dtype of the state, {state.dtype}, got {after.dtype}; convert "
+            "what is of another one"
+        )
+    if any(tensor._version for tensor in given):
+        raise ValueError(IN_PLACE)
+
+
+def _other_leaves(after: Tensor, own: list[Tensor]) -> bool:
+    """Whether the graph ends at a leaf that is not one of ``own``."""
+    known = {id(tensor) for tensor in own}
+    return any(id(leaf) not in known for leaf in leaves(nodes_behind(after)))

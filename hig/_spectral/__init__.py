@@ -1,0 +1,1 @@
+"""Filters of singular values, and the decompositions that apply them."""

@@ -1,0 +1,321 @@
+r"""Decompositions of a joint Jacobian, and the spectral step that each of them gives.
+
+Four routes to :math:`d = V \varphi(S) U^T g`:
+
+- ``rows``: eigenvectors of :math:`J J^T` (n, n); :math:`d = J^T U \varphi(S) S^{-1} U^T g`.
+- ``columns``: eigenvectors of :math:`J^T J` (P, P); :math:`d = V \varphi(S) S^{-1} V^T J^T g`.
+- ``svd``: singular vectors of J itself, the only route that resolves singular values below
+  about 1e-7 of the largest, at the price of forming J in float64.
+- ``lanczos``: from products with J alone, see :mod:`hig._spectral.lanczos`.
+
+A damped filter without truncation needs no singular values: on the first two routes
+:math:`(J J^T + \lambda)^{-1}` and :math:`(J^T J + \lambda)^{-1}` are solved by a Cholesky factor,
+an order of magnitude faster.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Protocol
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.blocks import JointJacobian
+from hig._spectral.filters import Damped, SpectralFilter, filter_gains
+from hig._spectral.lanczos import Lanczos
+from hig._torch.linalg import converging, eigenvalues, eigenvectors, thin_svd
+from hig.arguments import check_choice
+
+__all__ = [
+    "METHODS",
+    "Decomposition",
+    "GramSpectrum",
+    "LateSpectrum",
+    "check_method",
+    "choose_route",
+    "decompose",
+    "gram_floor",
+]
+
+METHODS = ("auto", "gram", "svd", "lanczos")
+
+# A float64 Jacobian up to this size is decomposed itself where its Gram matrix is too coarse.
+SVD_BYTES = 512 * 2**20
+# Above this relative cut-off a float64 Gram matrix gives the step to about 1e-9.
+GRAM_EXACT_RCOND = 1e-3
+
+
+class Decomposition(Protocol):
+    """Singular values and vectors of J, ready to be filtered any number of times.
+
+    Attributes:
+        singular_values: (min(n, P),) float64, descending; may be computed when asked for.
+        floor: relative size below which a singular value cannot be told from zero.
+        route: "rows", "columns", "svd" or "lanczos".
+        notes: what had to be done differently, in words.
+    """
+
+    floor: float
+    route: str
+    notes: list[str]
+
+    @property
+    def singular_values(self) -> Tensor:
+        """See above."""
+        ...
+
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction d (P,) and the change of the outputs it causes, J d (n,), in float64."""
+        ...
+
+    def spectrum(self) -> Callable[[], Tensor]:
+        """What gives the singular values, now or later, and holds on to nothing large."""
+        ...
+
+
+class GramSpectrum:
+    """Singular values that cost more than the step, computed when they are first asked for.
+
+    Args:
+        matrix: J Jᵀ or Jᵀ J, float64. It is large: whoever takes the step holds this object until
+            the next one, and its report a :class:`LateSpectrum`.
+    """
+
+    def __init__(self, matrix: Tensor):
+        self._matrix = matrix
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(k,) float64, descending."""
+        (values,) = converging(eigenvalues, self._matrix, [])
+        return values.clamp_min(0).sqrt().flip(0)
+
+
+class LateSpectrum:
+    """Asks for singular values that someone else can compute, for as long as it can.
+
+    Args:
+        source: can compute them; weakly held.
+    """
+
+    def __init__(self, source: GramSpectrum):
+        self._source: ReferenceType[GramSpectrum] | None = ref(source)
+
+    @property
+    def source(self) -> GramSpectrum | None:
+        """What can compute them, while it is there."""
+        return None if self._source is None else self._source()
+
+    def __call__(self) -> Tensor:
+        """The singular values.
+
+        Raises:
+            ValueError: it is too late.
+        """
+        if (source := self.source) is None:
+            raise ValueError(
+                "the singular values of a damped step are computed when they are first asked for, "
+                "from a matrix that is held until the next step begins, and this report is older, "
+                "a copy from a file, or of an optimizer that is gone; read report.singular_values "
+                "right after the step"
+            )
+        return source.values
+
+    def __deepcopy__(self, memory: dict[int, object]) -> "LateSpectrum":
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing: the matrix does not go into files."""
+        return {"_source": None}
+
+
+@dataclass
+class _Eigenvectors:
+    jacobian: JointJacobian
+    vectors: Tensor
+    ascending: Tensor  # singular values in the order of the vectors: flipping those would copy
+    floor: float
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Descending."""
+        return self.ascending.flip(0)
+
+    def spectrum(self) -> Callable[[], Tensor]:
+        """See :class:`Decomposition`."""
+        return partial(torch.flip, self.ascending, (0,))
+
+    def _filter(self, filter: SpectralFilter, vector: Tensor) -> tuple[Tensor, Tensor]:
+        gains = filter_gains(filter, self.ascending, self.floor)
+        coefficients = gains * (self.vectors.T @ vector)
+        return self.vectors @ coefficients, coefficients
+
+
+class _Rows(_Eigenvectors):
+    route = "rows"
+
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Decomposition`."""
+        weights, coefficients = self._filter(filter, loss_gradient)
+        # J d = J Jᵀ w, and the eigenvectors already know J Jᵀ: no product with J is needed.
+        output_change = self.vectors @ (self.ascending.square() * coefficients)
+        return self.jacobian.vjp(weights), output_change
+
+
+class _Columns(_Eigenvectors):
+    route = "columns"
+
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Decomposition`."""
+        direction, _ = self._filter(filter, self.jacobian.vjp(loss_gradient))
+        return direction, self.jacobian.jvp(direction)
+
+
+@dataclass
+class _Singular:
+    left: Tensor
+    singular_values: Tensor
+    right: Tensor
+    floor: float
+    notes: list[str] = field(default_factory=list)
+    route = "svd"
+
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Decomposition`."""
+        s = self.singular_values
+        coefficients = s * filter_gains(filter, s, self.floor) * (self.left.T @ loss_gradient)
+        return self.right.T @ coefficients, self.left @ (s * coefficients)
+
+    def spectrum(self) -> Callable[[], Tensor]:
+        """See :class:`Decomposition`."""
+        return partial(torch.clone, self.singular_values)
+
+
+class _Shifted:
+    """J Jᵀ or Jᵀ J, factored anew for every damping; eigenvectors where that is too small."""
+
+    def __init__(self, jacobian: JointJacobian, matrix: Tensor, route: str):
+        self.jacobian, self.route = jacobian, route
+        self.notes: list[str] = []
+        self.floor = 0.0
+        self._matrix, self.late = matrix, GramSpectrum(matrix)
+        self._largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Descending; costs more than the step, and is computed when first asked for."""
+        return self.late.values
+
+    def spectrum(self) -> LateSpectrum:
+        """See :class:`Decomposition`; works for as long as ``late`` is held."""
+        return LateSpectrum(self.late)
+
+    @cached_property
+    def _exact(self) -> "Decomposition":
+        return _by_eigenvectors(self.jacobian, self._matrix, self.route)
+
+    def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Decomposition`."""
+        assert isinstance(filter, Damped)
+        factor = self._factor(filter.damping)
+        if factor is None:
+            self.notes[:] = ["damping is below the rounding of the Gram matrix: eigenvectors"]
+            self.floor = self._exact.floor
+            return self._exact.step(filter, loss_gradient)
+        by_rows = self.route == "rows"
+        vector = loss_gradient if by_rows else self.jacobian.vjp(loss_gradient)
+        solution = torch.cholesky_solve(vector.unsqueeze(1), factor).squeeze(1)
+        if not by_rows:
+            return solution, self.jacobian.jvp(solution)
+        return self.jacobian.vjp(solution), self._matrix @ solution
+
+    def _factor(self, damping: float) -> Tensor | None:
+        """Cholesky factor of the shifted matrix, unless rounding is as large as the shift."""
+        if bool(damping <= gram_floor(len(self._matrix)) ** 2 * self._largest):
+            return None
+        shifted = self._matrix.clone()
+        shifted.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        return None if bool(failed) else factor
+
+
+def check_method(method: str | Lanczos) -> None:
+    """Raise ValueError unless it is a known method of decomposition."""
+    if not isinstance(method, Lanczos):
+        check_choice(method, "method", METHODS, " or a hig.Lanczos")
+
+
+def gram_floor(size: int) -> float:
+    """Relative accuracy of singular values from a float64 Gram matrix of the given size.
+
+    The error of its eigenvalues is a few sqrt(size) roundings of the largest one; a singular
+    value is the square root of an eigenvalue.
+    """
+    return (4 * size**0.5 * torch.finfo(torch.float64).eps) ** 0.5
+
+
+def choose_route(
+    shape: tuple[int, int], dtype: torch.dtype, filter: SpectralFilter, method: str | Lanczos
+) -> str:
+    """Choose between "rows", "columns", "svd" and "lanczos".
+
+    Args:
+        shape: (n, P) of the Jacobian.
+        dtype: precision in which the Jacobian was computed.
+        filter: the filter that will be applied.
+        method: "auto", "gram", "svd", "lanczos" or settings of the last.
+
+    Raises:
+        ValueError: if ``method`` is none of these.
+    """
+    check_method(method)
+    if method == "lanczos" or isinstance(method, Lanczos):
+        if getattr(filter, "auto", False):
+            raise ValueError(
+                "rcond='auto' looks at all singular values, and method='lanczos' finds some of "
+                "them; give a number, or take method='gram'"
+            )
+        return "lanczos"
+    n, columns = shape
+    # The Jacobian's own rounding hides what a float64 Gram matrix of float32 factors loses.
+    too_coarse = (
+        dtype == torch.float64 and filter.needs_small_values and filter.rcond < GRAM_EXACT_RCOND
+    )
+    if method == "svd" or (method == "auto" and too_coarse and 8 * n * columns <= SVD_BYTES):
+        return "svd"
+    return "rows" if n <= columns else "columns"
+
+
+def decompose(
+    jacobian: JointJacobian, matrix: Tensor, route: str, filter: SpectralFilter
+) -> Decomposition:
+    """Decompose a joint Jacobian, as far as a kind of filter needs it.
+
+    Args:
+        jacobian: J, (n, P).
+        matrix: what the route decomposes: J Jᵀ, Jᵀ J or J itself; float64 and finite.
+        route: "rows", "columns" or "svd".
+        filter: the filter that will be applied; others of its kind and ``rcond`` may be too.
+
+    Raises:
+        DecompositionError: if no fallback converges.
+    """
+    if route == "svd":
+        notes: list[str] = []
+        floor = torch.finfo(torch.float64).eps * max(matrix.shape)
+        left, singular_values, right = converging(thin_svd, matrix, notes)
+        return _Singular(left, singular_values, right, floor, notes)
+    if isinstance(filter, Damped) and filter.rcond == 0:
+        return _Shifted(jacobian, matrix, route)
+    return _by_eigenvectors(jacobian, matrix, route)
+
+
+def _by_eigenvectors(jacobian: JointJacobian, matrix: Tensor, route: str) -> Decomposition:
+    notes: list[str] = []
+    values, vectors = converging(eigenvectors, matrix, notes)
+    ascending = values.clamp_min(0).sqrt()
+    kind = _Rows if route == "rows" else _Columns
+    return kind(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)

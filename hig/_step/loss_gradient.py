@@ -1,0 +1,165 @@
+"""The gradient of the loss in the outputs, after checking what a closure returned."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from hig._step.closure import explained
+from hig._torch.autograd_graph import leaves, nodes_behind
+from hig._torch.deferred_checks import Checks
+from hig._torch.plain_tensors import origin
+from hig.errors import NonFiniteError, described
+
+__all__ = ["check_pair", "expect_finite", "loss_gradient"]
+
+
+def loss_gradient(
+    loss: Tensor,
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    curvature: bool,
+    checks: Checks,
+) -> Tensor:
+    """Gradient of the loss with respect to the prediction, after checking both.
+
+    Args:
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        parameters: the parameters of the step.
+        curvature: keep the graph of the gradient, for products with the Hessian.
+        checks: takes the conditions that loss, prediction and gradient are finite.
+
+    Raises:
+        TypeError: loss or prediction is not a real floating-point tensor.
+        ValueError: shapes are wrong, the loss does not depend on the prediction, or it depends
+            on a parameter in another way than through the prediction.
+    """
+    check_pair(loss, prediction, checks)
+    with explained():
+        (gradient,) = torch.autograd.grad(
+            loss, origin(prediction), retain_graph=True, create_graph=curvature, allow_unused=True
+        )
+    if gradient is None:
+        raise ValueError(
+            "the loss does not depend on the prediction; return the tensor that the loss was "
+            "computed from, not a copy, a slice or a detached version of it; to take losses of "
+            "parts, join these first (torch.cat), return the whole, and compute the losses from "
+            "pieces of it (whole.split)"
+        )
+    _check_path(loss, prediction, parameters)
+    expect_finite("the gradient of the loss", gradient, checks)
+    return gradient
+
+
+def check_pair(
+    loss: Tensor,
+    prediction: Tensor,
+    checks: Checks,
+    names: tuple[str, str] = ("the loss", "the prediction"),
+    known: bool = False,
+) -> None:
+    """Raise unless a loss and the prediction that it was computed from can be differentiated.
+
+    Args:
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        checks: takes the conditions that both are finite.
+        names: what to call both.
+        known: the prediction has been checked before.
+
+    Raises:
+        TypeError: one of both is not a real floating-point tensor.
+        ValueError: one of both has the wrong shape or no graph.
+    """
+    name = names[0]
+    _check_tensor(loss, name)
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{name} must be a scalar, got shape {tuple(loss.shape)}; take the mean over samples"
+        )
+    if not known:
+        _check_prediction(prediction, names[1], checks)
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name} carries no gradient graph; compute it from the prediction without detach, "
+            "item or no_grad, and do not call backward in the closure"
+        )
+    checks.expect(torch.isfinite(loss), partial(_refuse_loss, loss, names))
+
+
+def _refuse_loss(loss: Tensor, names: tuple[str, str]) -> None:
+    raise NonFiniteError(
+        f"{names[0]} is {float(loss.detach())} although {names[1]} is finite; parameters are "
+        "unchanged; check the loss function and the target"
+    )
+
+
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {described(tensor)}; the closure returns "
+            "(loss, prediction)"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be real floating point, got {tensor.dtype}; for complex outputs "
+            "return torch.view_as_real(prediction) and compute the loss from it"
+        )
+
+
+def _check_prediction(prediction: Tensor, name: str, checks: Checks) -> None:
+    _check_tensor(prediction, name)
+    if prediction.ndim < 1 or not prediction.numel():
+        raise ValueError(
+            f"{name} must be (batch, ...) with at least one entry, got shape "
+            f"{tuple(prediction.shape)}"
+        )
+    if not prediction.requires_grad:
+        raise ValueError(
+            f"{name} carries no gradient graph; run the closure with gradients enabled, "
+            "and do not detach between network and prediction"
+        )
+    expect_finite(name, prediction, checks)
+
+
+def expect_finite(what: str, tensor: Tensor, checks: Checks) -> None:
+    """Let a tensor be checked, which raises a :class:`NonFiniteError` that names the samples.
+
+    Args:
+        what: what the tensor is called.
+        tensor: (B, ...).
+        checks: takes the condition.
+    """
+    tensor = tensor.detach()
+    checks.expect(torch.isfinite(tensor).all(), partial(_refuse_tensor, what, tensor))
+
+
+def _refuse_tensor(what: str, tensor: Tensor) -> None:
+    samples = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+    shown = f"{samples[:8]}{'...' if len(samples) > 8 else ''}"
+    raise NonFiniteError(
+        f"{what} holds NaN or Inf for {len(samples)} of {len(tensor)} samples: {shown}; "
+        "parameters are unchanged; check the simulator at these samples, or take a smaller lr"
+    )
+
+
+def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raise if the graph reaches a parameter from the loss without passing the prediction."""
+    if not loss.requires_grad or prediction.grad_fn is None:
+        return  # refused later, with a better text; or the prediction is itself a parameter
+    known = {id(parameter) for parameter in parameters}
+    place = origin(prediction)
+    node: Any = place.node if isinstance(place, GradientEdge) else place.grad_fn
+    stop = (node, place.output_nr)
+    for leaf in leaves(nodes_behind(loss, stop)):
+        if id(leaf) in known:
+            raise ValueError(
+                f"the loss depends on a parameter of shape {tuple(leaf.shape)} other than through "
+                "the prediction; join to the prediction what else the loss uses, such as controls "
+                "for their cost (torch.cat), and keep penalties on parameters out of this loss "
+                "(decay the weights after the step instead)"
+            )

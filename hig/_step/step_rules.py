@@ -1,0 +1,174 @@
+r"""How far to go along a direction: ``fixed``, ``trust``, ``line_search``.
+
+A rule receives a :class:`~hig._step.trial_step.Trial`, moves the parameters and leaves them where
+the step ends. Its memory is a dict of plain numbers, so that it travels in ``state_dict``.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from hig._step.trial_step import Trial
+from hig.arguments import check_choice
+
+__all__ = ["STEP_RULES", "Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule"]
+
+
+class StepRule(Protocol):
+    """A step-size rule.
+
+    Attributes:
+        measures: whether the rule uses the quadratic model or evaluates the closure again.
+        state: its memory, plain numbers.
+    """
+
+    measures: bool
+    state: dict[str, Any]
+
+    def take(self, trial: Trial) -> float | None:
+        """Move the parameters; return the gain ratio if it was measured."""
+        ...
+
+
+@dataclass
+class Fixed:
+    """The step size is the learning rate."""
+
+    measures = False
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def take(self, trial: Trial) -> None:
+        """See :class:`StepRule`."""
+        trial.move(trial.lr)
+
+
+@dataclass
+class Trust:
+    r"""A fraction a of the Cauchy step, adapted by the gain ratio.
+
+    :math:`\eta = \mathrm{lr} \cdot a \, (g \cdot v) / |v^T H v|`, the minimiser of the quadratic
+    model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
+    and in every ``period``-th after that: a step that raised the loss is undone, a grows up to 1
+    where the model predicts well and shrinks where it does not; gains too small to be seen in the
+    rounded loss, as on a plateau, say nothing. A loss without curvature along the step (linear in
+    the outputs) gives :math:`\eta = \mathrm{lr} \cdot a`.
+
+    The Cauchy step is that of the batch, but no longer than
+    :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the minimiser of the mean of the
+    models of late batches: what is right for a batch of easy samples may be far too long for the
+    few hard ones in others, and so raise the loss from step to step. A model counts by the size of
+    its loss, and is forgotten at a rate of 1 / ``memory`` a step. Where a step begins at the loss
+    at which the last one was seen to end there is only one batch, which may go four times as far.
+    """
+
+    warm_up: int = 8
+    period: int = 6
+    memory: int = 16
+    measures = True
+    state: dict[str, Any] = field(
+        default_factory=lambda: {
+            "fraction": 0.5, "steps": 0, "batches": 0, "slope": 0.0, "curvature": 0.0,
+            "end": None, "reach": 1.0,
+        }
+    )  # fmt: skip
+
+    def take(self, trial: Trial) -> float | None:
+        """See :class:`StepRule`."""
+        fraction, steps = self.state["fraction"], self.state["steps"]
+        self.state["steps"] = steps + 1
+        if self.state["end"] is not None:
+            self.state["reach"] = 4.0 if trial.begins_at(self.state["end"]) else 1.0
+        cauchy = self._cauchy_step(trial)
+        step_size = trial.lr * fraction * cauchy
+        if not math.isfinite(step_size):
+            step_size = 0.0
+        trial.move(step_size)
+        self.state["end"] = None
+        if step_size == 0 or (steps >= self.warm_up and steps % self.period):
+            return None
+        ratio = trial.gain_ratio()
+        if math.isnan(ratio):
+            return None
+        self.state["fraction"] = _adapted(fraction, ratio)
+        if ratio < 0:
+            trial.move(0)
+        self.state["end"] = trial.loss if ratio < 0 else trial.measure(step_size)
+        return ratio
+
+    def _cauchy_step(self, trial: Trial) -> float:
+        """The Cauchy step of this batch, but not beyond that of the mean over late batches."""
+        if not trial.curvature > 0:
+            return 1.0
+        own = trial.slope / trial.curvature
+        if not (math.isfinite(own) and own > 0):
+            return own
+        late = self.state
+        late["batches"] = count = min(late["batches"] + 1, self.memory)
+        late["slope"] += (trial.slope - late["slope"]) / count
+        late["curvature"] += (trial.curvature - late["curvature"]) / count
+        return min(own, late["reach"] * late["slope"] / late["curvature"])
+
+
+def _adapted(fraction: float, ratio: float) -> float:
+    if ratio > 0.75:
+        return min(1.25 * fraction, 1.0)
+    if ratio < 0.25:
+        return fraction / 2
+    return 0.8 * fraction if ratio < 0.5 else fraction
+
+
+@dataclass
+class LineSearch:
+    r"""The best of the step sizes :math:`\mathrm{lr} \cdot 2^k` on the same batch.
+
+    Starts at the k of the last step and doubles or halves for as long as the loss falls; no step
+    is taken where none lowers it.
+    """
+
+    most_evaluations: int = 24
+    measures = True
+    state: dict[str, Any] = field(default_factory=lambda: {"exponent": 0})
+
+    def take(self, trial: Trial) -> None:
+        """See :class:`StepRule`."""
+        exponent = self.state["exponent"]
+
+        def loss(k: int) -> float:
+            return trial.measure(_doubled(trial.lr, k))
+
+        best, lowest = exponent, loss(exponent)
+        # Upwards only pays where the present size already lowers the loss.
+        upwards = lowest < trial.loss and loss(exponent + 1) < lowest
+        direction = 1 if upwards else -1
+        for k in range(1, self.most_evaluations):
+            found = loss(exponent + direction * k)
+            if found < lowest:
+                best, lowest = exponent + direction * k, found
+            elif lowest < trial.loss:
+                break
+        if lowest < trial.loss:
+            self.state["exponent"] = best
+            trial.move(_doubled(trial.lr, best))
+        else:
+            self.state["exponent"] = 0
+            trial.move(0)
+
+
+def _doubled(lr: float, times: int) -> float:
+    try:
+        return math.ldexp(lr, times)
+    except OverflowError:
+        return math.inf
+
+
+STEP_RULES = {"fixed": Fixed, "trust": Trust, "line_search": LineSearch}
+
+
+def make_step_rule(name: str) -> StepRule:
+    """Return a fresh rule of the given name.
+
+    Raises:
+        ValueError: if there is no rule of that name.
+    """
+    check_choice(name, "step_rule", tuple(STEP_RULES))
+    return STEP_RULES[name]()

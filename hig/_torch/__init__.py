@@ -1,0 +1,1 @@
+"""Layers over torch that know nothing of half-inverse gradients."""

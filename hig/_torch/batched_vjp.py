@@ -1,0 +1,207 @@
+"""Many backward passes through one graph: batched where it allows, one by one where not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.exactness_memory import ExactnessMemory
+from hig._torch.memory import check_room
+from hig._torch.pass_memory import Inputs, PassSizes
+from hig.errors import out_of_memory
+
+__all__ = ["Backward", "dense", "note", "one_hot_cotangents", "output_cotangents"]
+
+Gradients = tuple[Tensor | None, ...]
+
+# Bytes of gradients that one batch of passes holds at one time. On a CPU larger batches are slower:
+# what one operation writes has left the cache before the next one reads it. On other devices, and
+# for as long as what each operation writes stays in the cache, starting an operation costs more.
+PASS_BYTES = 16 * 2**20
+CACHED_BYTES = 2 * 2**20
+MOST_PASS_BYTES = 256 * 2**20
+# On a CPU passes whose gradients are larger than this gain nothing from one another.
+ALONE_BYTES = 256 * 2**10
+
+
+@dataclass
+class Backward:
+    """Runs backward passes and remembers from step to step what the graph allowed.
+
+    Attributes:
+        chunk: passes in one batch; None chooses by memory. Halved when memory runs out.
+        batched: whether passes are vectorised; turned off by a graph that refuses.
+        trusting: whether factors of layers may be used before it is known that they are exact;
+            turned off where they once were not.
+        memory: which layers were exact in earlier steps.
+        notes: what had to be done differently in this step, in words.
+        sizes: what passes through the graphs of earlier steps held.
+    """
+
+    chunk: int | None = None
+    batched: bool = True
+    trusting: bool = True
+    memory: ExactnessMemory = field(default_factory=ExactnessMemory)
+    notes: list[str] = field(default_factory=list)
+    sizes: PassSizes = field(default_factory=PassSizes)
+
+    def gradients(
+        self,
+        output: Tensor,
+        inputs: Inputs,
+        passes: int,
+        cotangents: Callable[[int, int], Tensor],
+        bytes_per_pass: int,
+        together: bool = True,
+    ) -> Iterator[tuple[slice, Gradients]]:
+        """Yield gradients of the inputs, a chunk of passes at a time.
+
+        Args:
+            output: the tensor to differentiate.
+            inputs: tensors or graph edges to differentiate with respect to.
+            passes: number of backward passes.
+            cotangents: ``cotangents(start, stop)`` gives (stop - start, *output.shape).
+            bytes_per_pass: size of the gradients of one pass.
+            together: whether the caller gains from passes that come in batches.
+
+        Yields:
+            The passes and their gradients, each (passes, *input.shape), None where unused.
+
+        Raises:
+            InsufficientMemoryError: if a ``chunk`` that was given cannot fit, on a CPU.
+            torch.OutOfMemoryError: if not even a single pass fits.
+        """
+        start = 0
+        chunk = self.chunk or self._chunk(output, inputs, passes, bytes_per_pass, together)
+        if self.chunk and self.batched and min(passes, chunk) > 1:
+            _check_room(output, inputs, min(passes, chunk), self.sizes)
+        while start < passes:
+            stop = min(start + chunk, passes)
+            try:
+                grads = self._run(output, inputs, cotangents(start, stop))
+            except RuntimeError as error:
+                if not out_of_memory(error) or stop - start == 1:
+                    raise
+                self.chunk = chunk = (stop - start) // 2
+                self.notes.append(f"out of memory: backward passes in chunks of {chunk}")
+                continue
+            yield slice(start, stop), grads
+            start = stop
+
+    def _chunk(
+        self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int, together: bool
+    ) -> int:
+        """How many passes go at once, where nobody has said."""
+        most = min(passes, max(1, MOST_PASS_BYTES // max(1, bytes_per_pass)))
+        if most == 1 or not self.batched:
+            # One by one passes hold nothing together but what was asked for.
+            return most if self.batched else min(most, _fitting(bytes_per_pass, PASS_BYTES))
+        held = self.sizes.of(output, inputs)
+        size = max(bytes_per_pass, held.peak)
+        most = min(most, _fitting(size, MOST_PASS_BYTES))
+        if output.device.type != "cpu":
+            return most
+        if not together and held.largest > ALONE_BYTES:
+            return 1
+        return min(most, max(_fitting(size, PASS_BYTES), _fitting(held.largest, CACHED_BYTES)))
+
+    def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
+        with _taking_notes(self.notes):
+            return self._passes(output, inputs, cotangents)
+
+    def _passes(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
+        refusal = None
+        if self.batched and len(cotangents) > 1:
+            try:
+                return _grad(output, inputs, cotangents, is_grads_batched=True)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                refusal = (str(error).strip() or type(error).__name__).splitlines()[0]
+        singles = [_grad(output, inputs, cotangent) for cotangent in cotangents]
+        if refusal is not None:
+            # Only now: a graph that is broken has raised again, and tells nothing about batches.
+            self.batched = False
+            self.notes.append(f"backward passes one by one, the graph refuses batches: {refusal}")
+        return tuple(
+            None if per_input[0] is None else torch.stack(per_input)
+            for per_input in zip(*singles, strict=True)
+        )
+
+
+# Of the process, not of a thread: autograd runs backward passes on a GPU in a thread of its own.
+_taken: list[list[str]] = []
+
+
+@contextmanager
+def _taking_notes(notes: list[str]) -> Iterator[None]:
+    _taken.append(notes)
+    try:
+        yield
+    finally:
+        _taken.pop()
+
+
+def note(text: str) -> None:
+    """Leave a line in the report of the step whose backward passes run; outside of one, nowhere.
+
+    Args:
+        text: what a part of the graph had to do differently.
+    """
+    if _taken and text not in _taken[-1]:
+        _taken[-1].append(text)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient with all its entries in memory; ``nn.Embedding(sparse=True)`` gives others."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
+    """Cotangents that select one output of *all* samples: (k, B, ...), for outputs of a range."""
+    samples = len(prediction)
+    outputs = prediction[0].numel()
+
+    def cotangents(start: int, stop: int) -> Tensor:
+        select = prediction.new_zeros((stop - start, outputs))
+        select[:, start:stop].fill_diagonal_(1)  # indices would be sent to the device
+        return select.view(-1, 1, *prediction.shape[1:]).expand(-1, samples, *prediction.shape[1:])
+
+    return cotangents
+
+
+def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
+    """Cotangents that select one output of one sample: (k, B, ...), for rows of a range."""
+
+    def cotangents(start: int, stop: int) -> Tensor:
+        select = prediction.new_zeros((stop - start, prediction.numel()))
+        select[:, start:stop].fill_diagonal_(1)
+        return select.view(-1, *prediction.shape)
+
+    return cotangents
+
+
+def _fitting(size: int, room: int) -> int:
+    """How many of a size fit into a room, at least one."""
+    return max(1, room // max(1, size))
+
+
+def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -> None:
+    """Raise if even the largest gradient of as many passes at once cannot be had."""
+    check_room(
+        passes * sizes.of(output, inputs).largest,
+        output,
+        f"the largest gradient in {passes} backward passes at once, for a batch of {len(output)} "
+        "samples,",
+        "take a smaller chunk (chunk=None chooses by memory, chunk=1 takes pass by pass), a "
+        "smaller batch, or method='lanczos', which does without such passes",
+    )
+
+
+def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -> Gradients:
+    found = torch.autograd.grad(
+        output, inputs, cotangents, retain_graph=True, allow_unused=True, **options
+    )
+    return tuple(None if gradient is None else dense(gradient) for gradient in found)

@@ -1,0 +1,191 @@
+"""Memory that one backward pass holds, read off the autograd graph."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from math import prod
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from hig._torch.autograd_graph import Edge, Node
+
+__all__ = ["Inputs", "PassMemory", "PassSizes", "measure_pass"]
+
+Inputs = Sequence[Tensor] | Sequence[GradientEdge]
+
+# Gradients that these pass on may be views, of one number that is repeated or of what they took.
+_SHARING = (
+    "AddBackward0", "ExpandBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "SumBackward0", "SumBackward1", "TBackward0",
+    "TransposeBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0",
+)  # fmt: skip
+# Of one key, how many graphs are remembered, and how many of their last nodes make the key.
+KNOWN, LOOKED_AT = 16, 16
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Bytes of gradients in one backward pass.
+
+    Attributes:
+        peak: the largest set of gradients held at one time: those on their way, those that the
+            present operation reads and writes, and those asked for.
+        largest: the largest single gradient that is certain to have memory of its own.
+    """
+
+    peak: int
+    largest: int
+
+
+class PassSizes:
+    """Remembers what passes hold, so that only a graph that is another one is gone through.
+
+    Autograd numbers the nodes of a thread in the order in which they are made. Between tensors of
+    the same shapes, with the same last operations, a graph that ends as many nodes behind the one
+    before it as another did is taken to be that other one.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[object, _Known] = {}
+
+    def of(self, output: Tensor, inputs: Inputs) -> PassMemory:
+        """Report what one pass from an output to inputs holds.
+
+        Args:
+            output: the tensor to differentiate, with a graph.
+            inputs: tensors or graph edges to differentiate with respect to.
+        """
+        assert output.grad_fn is not None
+        number = output.grad_fn._sequence_nr()
+        key = (output.device, *map(_shape_or_place, inputs), *_last_operations(output))
+        known = self._known.setdefault(key, _Known(number))
+        distance = number - known.number
+        known.number = number
+        if distance not in known.sizes:
+            if len(known.sizes) == KNOWN:
+                known.sizes.clear()
+            known.sizes[distance] = measure_pass(output, inputs)
+        known.sizes[0] = known.sizes[distance]  # no distance: the same graph again
+        return known.sizes[0]
+
+
+@dataclass
+class _Known:
+    """The number of the last graph of a key, and what passes held by the distance to it."""
+
+    number: int
+    sizes: dict[int, PassMemory] = field(default_factory=dict)
+
+
+def _shape_or_place(wanted: Tensor | GradientEdge) -> object:
+    return wanted.shape if isinstance(wanted, Tensor) else wanted.output_nr
+
+
+def _last_operations(output: Tensor) -> Iterator[object]:
+    """Names and sizes of the last nodes, along the first edge of each."""
+    node: Node | None = output.grad_fn
+    for _ in range(LOOKED_AT):
+        if node is None:
+            return
+        yield node.name(), *_sizes(node)
+        node = node.next_functions[0][0] if node.next_functions else None
+
+
+def measure_pass(output: Tensor, inputs: Inputs) -> PassMemory:
+    """Measure what one pass holds, by following the graph in the order of autograd.
+
+    Args:
+        output: the tensor to differentiate, with a graph.
+        inputs: tensors or graph edges to differentiate with respect to.
+    """
+    start = (output.grad_fn, output.output_nr)
+    following = _following(start[0])
+    wanted = _places(inputs, following)
+    order = _order(start[0], following)
+    reaching = {node for node, _ in wanted}
+    for node in reversed(order):
+        if any(after in reaching for after, _ in following[node]):
+            reaching.add(node)
+    return _followed(start, [node for node in order if node in reaching], following, wanted)
+
+
+def _places(inputs: Inputs, nodes: Iterable[Node]) -> set[Edge]:
+    """Where in the graph the gradients of the inputs are."""
+    ends = {id(n.variable): n for n in nodes if n.name() == "torch::autograd::AccumulateGrad"}
+    found = set()
+    for wanted in inputs:
+        if not isinstance(wanted, Tensor):
+            found.add((wanted.node, wanted.output_nr))
+        elif wanted.grad_fn is not None:
+            found.add((wanted.grad_fn, wanted.output_nr))
+        elif id(wanted) in ends:  # asking torch for its edge would add a node to the count
+            found.add((ends[id(wanted)], 0))
+    return found
+
+
+def _following(start: Node) -> dict[Node, list[Edge]]:
+    """The edges out of every node of the graph."""
+    edges: dict[Node, list[Edge]] = {}
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node not in edges:
+            edges[node] = [edge for edge in node.next_functions if edge[0] is not None]
+            waiting.extend(after for after, _ in edges[node] if after not in edges)
+    return edges
+
+
+def _order(start: Node, following: dict[Node, list[Edge]]) -> list[Node]:
+    """All nodes as autograd runs them: of those whose gradient is complete the latest made."""
+    missing = dict.fromkeys(following, 0)
+    for edges in following.values():
+        for after, _ in edges:
+            missing[after] += 1
+    order: list[Node] = []
+    entry = count()  # between equals the entry decides: nodes cannot be compared
+    ready = [(0, next(entry), start)]
+    while ready:
+        node = heappop(ready)[2]
+        order.append(node)
+        for after, _ in following[node]:
+            missing[after] -= 1
+            if not missing[after]:
+                heappush(ready, (-after._sequence_nr(), next(entry), after))
+    return order
+
+
+def _followed(
+    start: Edge, order: list[Node], following: dict[Node, list[Edge]], wanted: set[Edge]
+) -> PassMemory:
+    """Add up gradients along the order of nodes; only these are run."""
+    run, sizes = set(order), {node: _sizes(node) for node in order}
+    waiting = {start}
+    held = peak = largest = sizes[start[0]][start[1]] if start[0] in run else 0
+    for node in order:
+        written = 0
+        for edge in following[node]:
+            if edge[0] not in run:
+                continue
+            size = sizes[edge[0]][edge[1]]
+            written += size
+            if node.name() not in _SHARING:
+                largest = max(largest, size)
+        peak = max(peak, held + written)
+        for edge in following[node]:
+            if edge[0] in run and edge not in waiting:
+                waiting.add(edge)
+                held += sizes[edge[0]][edge[1]]
+        for number, size in enumerate(sizes[node]):
+            if (node, number) in waiting and (node, number) not in wanted:
+                held -= size
+    return PassMemory(peak, largest)
+
+
+def _sizes(node: Node) -> list[int]:
+    """Bytes of the gradients that a node takes."""
+    return [
+        0 if of.is_nested_tensor else prod(of.shape) * of.dtype.itemsize
+        for of in node._input_metadata
+    ]

@@ -1,0 +1,155 @@
+"""Columns formed while passes arrive, against the factors that would have been held."""
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from hig._jacobian import layerwise as layerwise_module
+from hig._jacobian.blocks import DenseBlock
+from hig._jacobian.capture import Capture
+from hig._jacobian.factored_block import FactoredBlock
+from hig._jacobian.formed_block import FormedBlock
+from hig._jacobian.layerwise import find_layers, layer_blocks
+from hig._torch.batched_vjp import Backward
+from tests.hig.jacobian.test_distributed import check
+from tests.hig.networks import build
+from tests.textbook import relative_error, textbook_jacobian
+
+
+@pytest.fixture
+def forming(monkeypatch):
+    """Form the columns of every layer where they are smaller, however small the factors."""
+    monkeypatch.setattr(layerwise_module, "FACTOR_BYTES", 0)
+
+
+def convolutions(samples=3, size=7, groups=1, bias=True, dtype=torch.float64):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, bias=bias),
+        nn.Tanh(),
+        nn.Conv2d(4, 2, 3, padding=1, groups=groups),
+    ).to(dtype)
+    return network, torch.randn(samples, 2, size, size, dtype=dtype)
+
+
+def blocks_of(network, inputs, chunk=None):
+    with Capture(network.parameters()) as capture:
+        prediction = network(inputs)
+    layers = find_layers(capture.uses, len(prediction))
+    return layers, layer_blocks(layers, prediction, Backward(chunk)), prediction
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5, 1000])
+@pytest.mark.parametrize(("groups", "bias"), [(1, True), (1, False), (2, True)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_formed_columns_are_those_of_autograd(forming, chunk, groups, bias, samples):
+    network, inputs = convolutions(samples, groups=groups, bias=bias)
+    layers, blocks, prediction = blocks_of(network, inputs, chunk)
+    for layer, block in zip(layers, blocks, strict=True):
+        assert isinstance(block, FormedBlock)
+        expected = textbook_jacobian(prediction, layer.parameters)
+        assert relative_error(block.matrix, expected) < 1e-13
+        assert block.matrix.dtype == torch.float64
+
+
+def test_formed_columns_of_float32_have_the_digits_of_the_factors(monkeypatch):
+    network, inputs = convolutions(size=12, dtype=torch.float32)
+    _, factored, _ = blocks_of(network, inputs)
+    monkeypatch.setattr(layerwise_module, "FACTOR_BYTES", 0)
+    _, formed, _ = blocks_of(network, inputs, 7)
+    for one, other in zip(factored, formed, strict=True):
+        assert isinstance(one, FactoredBlock) and isinstance(other, FormedBlock)
+        # The passes themselves may round differently in batches of another size.
+        assert relative_error(other.rows(slice(0, 3)), one.rows(slice(0, 3))) < 1e-5
+        assert relative_error(other.row_squares(), one.row_squares()) < 1e-5
+        assert other.dtypes == one.dtypes == {torch.float32}
+
+
+def test_row_squares_bound_the_rows(forming):
+    network, inputs = convolutions()
+    for block in blocks_of(network, inputs)[1]:
+        squares = block.row_squares()
+        assert squares.shape == (len(block.matrix),)
+        # Cauchy-Schwarz over the uses of a weight.
+        assert (block.matrix.square().sum(1) <= 49 * squares * (1 + 1e-12)).all()
+
+
+def test_layers_with_many_weights_keep_their_factors(forming):
+    network, inputs = build("mlp")
+    assert all(isinstance(block, FactoredBlock) for block in blocks_of(network, inputs)[1])
+
+
+def test_small_factors_are_held():
+    network, inputs = convolutions()
+    assert all(isinstance(block, FactoredBlock) for block in blocks_of(network, inputs)[1])
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_deltas_are_never_held_together(forming, monkeypatch, chunk):
+    network, inputs = convolutions()
+    sizes, original = [], FormedBlock.add
+
+    def add(self, chosen, factors):
+        sizes.append(factors.outputs)
+        return original(self, chosen, factors)
+
+    monkeypatch.setattr(FormedBlock, "add", add)
+    monkeypatch.setattr("hig._torch.batched_vjp.PASS_BYTES", 40_000)
+    monkeypatch.setattr("hig._torch.batched_vjp.CACHED_BYTES", 0)
+    _, _, prediction = blocks_of(network, inputs, chunk)
+    assert max(sizes) <= (chunk or 10)
+    assert sum(sizes) == 2 * prediction[0].numel()  # two layers
+
+
+@pytest.mark.parametrize("engine", ["auto", "layerwise"])
+def test_a_step_is_the_same(monkeypatch, engine):
+    steps = []
+    for limit in (2**40, 0):
+        monkeypatch.setattr(layerwise_module, "FACTOR_BYTES", limit)
+        network, inputs = convolutions()
+
+        def closure(network=network, inputs=inputs):
+            prediction = network(inputs)
+            return (prediction - 1).square().mean(), prediction
+
+        optimizer = hig.HIG(network.parameters(), lr=0.1, rcond=1e-4, engine=engine)
+        optimizer.step(closure)
+        assert optimizer.report.engine == "layerwise"
+        steps.append(
+            torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        )
+    assert relative_error(steps[1], steps[0]) < 1e-7
+
+
+def test_coupled_samples_are_noticed(forming):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()).double()
+    inputs = torch.randn(3, 2, 7, 7, dtype=torch.float64)
+
+    def closure():
+        prediction = network(inputs)
+        return (prediction - 1).square().mean(), prediction
+
+    with pytest.raises(hig.SampleDependenceError):
+        hig.HIG(network.parameters(), rcond=1e-4, engine="layerwise").step(closure)
+
+
+@pytest.mark.parametrize("samples", [(3, 4), (1, 2, 4)])
+def test_ranks_exchange_formed_columns_and_factors_alike(monkeypatch, samples):
+    """One rank has many samples and forms columns, another has few and holds factors."""
+    monkeypatch.setattr(layerwise_module, "FACTOR_BYTES", 2000)
+    check("conv2d", samples, ["layers"])
+
+
+def test_parts_are_cut_where_factors_are_cut(monkeypatch):
+    network, inputs = convolutions(groups=2)
+    _, factored, _ = blocks_of(network, inputs)
+    monkeypatch.setattr(layerwise_module, "FACTOR_BYTES", 0)
+    _, formed, _ = blocks_of(network, inputs)
+    for one, other in zip(factored, formed, strict=True):
+        for width in (1, 5, 20, 1000):
+            cut = [[p.matrix for p in block.parts(width, 7)] for block in (one, other)]
+            assert all(isinstance(p, DenseBlock) for p in one.parts(width, 7))
+            for a, b in zip(*cut, strict=True):
+                assert relative_error(a, b) < 1e-12

@@ -1,0 +1,176 @@
+"""A step that is tried and measured can be taken back, and its quadratic model is the true one."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from hig._step.trial_step import RandomState, Trial, curvature_along
+from tests.hig.networks import build, least_squares
+from tests.textbook import flat
+
+
+def test_going_back_is_exact():
+    torch.manual_seed(0)
+    parameter = torch.randn(100)
+    before = parameter.clone()
+    trial = Trial([parameter], [torch.randn(100).double()], 1.0, 1.0, 1.0, 1.0, lambda: 0.0)
+    trial.move(0.3)
+    trial.move(1e6)
+    trial.move(0)
+    assert torch.equal(parameter, before)
+
+
+def test_curvature_comes_from_the_hessian_of_any_loss():
+    """On a linear network the quadratic model along the step is exact for a quadratic loss."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).double()
+    inputs = torch.randn(6, 4).double()
+    metric = torch.randn(18, 18).double()
+    metric = metric @ metric.T
+
+    def closure():
+        prediction = network(inputs)
+        flat_prediction = prediction.flatten() - 1
+        return flat_prediction @ metric @ flat_prediction, prediction
+
+    optimizer = hig.HIG(network.parameters(), step_rule="trust", rcond=1e-3)
+    for _ in range(5):
+        optimizer.step(closure)
+        assert optimizer.report.gain_ratio == pytest.approx(1, abs=1e-6)
+
+
+def test_a_random_closure_is_evaluated_with_the_same_numbers():
+    """With dropout the same masks are drawn again: on a linear network the model is exact."""
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3).double()
+    inputs = torch.randn(6, 4).double()
+
+    def closure():
+        prediction = nn.functional.dropout(network(inputs), 0.5)
+        return (prediction - 1).square().mean(), prediction
+
+    optimizer = hig.HIG(network.parameters(), step_rule="trust", rcond=1e-3)
+    ratios = []
+    for _ in range(4):
+        optimizer.step(closure)
+        ratios.append(optimizer.report.gain_ratio)
+    assert ratios == pytest.approx([1] * 4, abs=1e-6)
+
+
+def test_a_step_is_measured_once():
+    calls = []
+    parameter = torch.zeros(1)
+    trial = Trial([parameter], [torch.ones(1)], 1.0, 5.0, 2.0, 2.0, lambda: calls.append(1) or 4.25)
+    assert trial.measure(0.5) == 4.25
+    assert float(parameter) == -0.5
+    # Predicted: 0.5 * 2 - 0.5 * 0.25 * 2.
+    assert trial.gain_ratio() == pytest.approx(0.75 / 0.75)
+    assert len(calls) == 1
+
+
+def test_a_model_that_predicts_no_decrease_trusts_nothing():
+    trial = Trial([torch.zeros(1)], [torch.ones(1)], 1.0, 5.0, 1.0, 2.0, lambda: 0.0)
+    trial.move(1.5)
+    assert trial.gain_ratio() == -float("inf")
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(5.0, math.nan), (5 - 1e-6, math.nan), (5 + 1e-6, math.nan), (4.9, 1e7), (5.1, -1e7)],
+)
+def test_what_is_lost_in_the_rounding_of_the_loss_says_nothing(after, expected):
+    """Predicted is a gain of 1e-8, which a loss of 5 in float32 cannot show."""
+    eps = torch.finfo(torch.float32).eps
+    trial = Trial([torch.zeros(1)], [torch.ones(1)], 1.0, 5.0, 1e-8, 0.0, lambda: after, eps)
+    trial.move(1.0)
+    assert trial.gain_ratio() == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [hig.HIG, hig.LevenbergMarquardt])
+def test_an_error_while_measuring_changes_nothing(error, kind):
+    network, inputs = build("mlp")
+    closure = least_squares(network, inputs)
+    calls = []
+
+    def breaks_when_called_again():
+        calls.append(1)
+        if len(calls) > 1:
+            raise error("simulator")
+        return closure()
+
+    before = flat(network.parameters()).clone()
+    with pytest.raises(error, match="simulator"):
+        kind(network.parameters(), step_rule="trust").step(breaks_when_called_again)
+    assert torch.equal(flat(network.parameters()), before)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: y.square().sum(),
+        lambda y: (y.exp() * y.roll(1)).sum(),
+        lambda y: 1 - (y.sum() / 3) ** 4,
+        lambda y: y.sum(),
+    ],
+)
+def test_curvature_along_a_change(loss):
+    torch.manual_seed(0)
+    prediction = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    change = torch.randn(6, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(loss(prediction), prediction, create_graph=True)
+    hessian = torch.autograd.functional.hessian(loss, prediction.detach()).reshape(6, 6)
+    found = curvature_along(gradient, prediction, change)
+    assert float(found) == pytest.approx(float(change @ hessian @ change), abs=1e-12)
+
+
+class Squares(torch.autograd.Function):
+    """Can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square().sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [
+        (lambda y: nn.functional.multi_margin_loss(y, torch.tensor([1, 0, 1])), "multi_margin"),
+        (lambda y: Squares.apply(y).square(), "once_differentiable"),
+    ],
+)
+def test_a_loss_without_second_derivative_is_refused(loss, match):
+    torch.manual_seed(0)
+    network, inputs = nn.Linear(2, 2).double(), torch.randn(3, 2, dtype=torch.float64)
+    before = flat(network.parameters()).clone()
+
+    def closure():
+        prediction = network(inputs)
+        return loss(prediction), prediction
+
+    for optimizer in (
+        hig.HIG(network.parameters(), step_rule="trust", rcond=1e-6),
+        hig.LevenbergMarquardt(network.parameters()),
+    ):
+        with pytest.raises(ValueError, match=rf"does not have \(.*{match}.*step_rule='fixed'"):
+            optimizer.step(closure)
+        assert torch.equal(flat(network.parameters()), before)
+    hig.HIG(network.parameters(), step_rule="fixed", rcond=1e-6).step(closure)
+    assert not torch.equal(flat(network.parameters()), before)
+
+
+def test_random_numbers_come_again_and_leave_no_trace():
+    state = RandomState(torch.device("cpu"))
+    first = torch.rand(3)
+    after = torch.get_rng_state()
+    assert torch.equal(state.replay(lambda: torch.rand(3)), first)
+    assert torch.equal(torch.get_rng_state(), after)

@@ -18,8 +18,7 @@ from hig._simulation.linear_step import LinearStep
 from hig._simulation.rollout import rollout
 from hig._spectral.filters import Damped, HalfInverse
 from hig._spectral.lanczos import Lanczos
-from hig._step.multi_report import MultiStepReport
-from hig._step.reports import StepReport
+from hig._step.reports import MultiStepReport, StepReport
 from hig.errors import (
     CorruptResultError,
     DecompositionError,

@@ -20,10 +20,15 @@ from torch import Tensor
 from hig.errors import described
 
 __all__ = [
+    "ENGINES",
     "FRACTION",
     "KAPPA",
+    "METHODS",
+    "MOMENTUM_KINDS",
     "NON_NEGATIVE",
     "POSITIVE",
+    "REDUCTIONS",
+    "STEP_RULES",
     "Range",
     "check_choice",
     "check_count",
@@ -35,6 +40,13 @@ __all__ = [
     "check_same_device",
     "check_tensor",
 ]
+
+# The names that optimizers take; command lines read them here too.
+ENGINES = ("auto", "layerwise", "rows")
+METHODS = ("auto", "gram", "svd", "lanczos")
+STEP_RULES = ("fixed", "trust", "line_search")
+MOMENTUM_KINDS = ("plain", "projected")
+REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from hig._torch.buffers import may_write, written_by
 
-__all__ = ["Capture", "LayerUse"]
+__all__ = ["Capture", "ForwardPass", "LayerUse"]
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -84,6 +84,23 @@ class LayerUse:
         gradients = gradients.flatten(4).unflatten(3, (self.groups, -1))
         # (D, B, repeats, groups, out, positions) -> (B, D, groups, repeats * positions, out)
         return gradients.permute(1, 0, 3, 2, 5, 4).flatten(3, 4)
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One run of network and simulator, whose joint Jacobian is wanted.
+
+    Attributes:
+        uses: the captured layer calls; none where the rows engine is to be taken.
+        prediction: (B, ...) of this process, with its graph; D outputs per sample.
+        parameters: the parameters, all requiring gradients.
+        names: their names in messages.
+    """
+
+    uses: Sequence[LayerUse]
+    prediction: Tensor
+    parameters: Sequence[Tensor]
+    names: Sequence[str]
 
 
 @dataclass(frozen=True)

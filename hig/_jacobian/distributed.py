@@ -6,16 +6,90 @@ or the rows themselves a few columns at a time where those are smaller, and each
 its share of the pairs. Then all ranks hand out their blocks.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hig._jacobian.batch_split import Split
 from hig._jacobian.blocks import SCRATCH_BYTES, JointJacobian, Part
+from hig._jacobian.capture import ForwardPass
+from hig._jacobian.engine import Engine, EngineResult, build_jacobian
+from hig._jacobian.exactness import ExactnessMemory
+from hig._jacobian.factored_block import FactoredBlock
+from hig._torch.batched_vjp import Backward
+from hig._torch.checksums import digest
+from hig._torch.ranks import Ranks
 
-__all__ = ["SharedJacobian"]
+__all__ = ["SharedJacobian", "Split", "build_shared"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of each rank; in the whole batch they follow one another in the order of the ranks.
+
+    Attributes:
+        ranks: the ranks.
+        samples: number of samples of each rank, at least one.
+        outputs: D, outputs per sample.
+    """
+
+    ranks: Ranks
+    samples: list[int]
+    outputs: int
+
+    @property
+    def rows(self) -> int:
+        """n, outputs of all samples of all ranks."""
+        return sum(self.samples) * self.outputs
+
+    def rows_of(self, rank: int) -> slice:
+        """The rows of one rank among all n."""
+        start = sum(self.samples[:rank]) * self.outputs
+        return slice(start, start + self.samples[rank] * self.outputs)
+
+    @property
+    def own(self) -> slice:
+        """The rows of this rank among all n."""
+        return self.rows_of(self.ranks.rank)
+
+    def weight(self, reduction: str) -> float:
+        """What the loss of this rank counts in the loss of the whole batch.
+
+        Args:
+            reduction: "sum", or "mean" for losses that are means over the samples of their rank:
+                the mean over all samples weighs them by their number.
+        """
+        return 1.0 if reduction == "sum" else self.samples[self.ranks.rank] / sum(self.samples)
+
+    def everyones(self, tensor: Tensor) -> list[Tensor]:
+        """Gather tensors (samples, ...) or (rows, ...) of all ranks, in their order."""
+        if self.ranks.size == 1:
+            return [tensor]
+        own, most = self.samples[self.ranks.rank], max(self.samples)
+        each = len(tensor) // own  # 1, or D
+        # Collectives want equal shapes: shorter ones are filled up.
+        filler = tensor.new_zeros(((most - own) * each, *tensor.shape[1:]))
+        parts = self.ranks.every(torch.cat([tensor, filler]) if len(filler) else tensor)
+        return [part[: count * each] for part, count in zip(parts, self.samples, strict=True)]
+
+    def everyones_of(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Gather several tensors (samples, ...) at once: those of each rank, in their order."""
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            return [list(found) for found in zip(*map(self.everyones, tensors), strict=True)]
+        sizes = [tensor[0].numel() for tensor in tensors]
+        packed = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
+        return [
+            [
+                part.view(len(found), *tensor.shape[1:])
+                for part, tensor in zip(found.split(sizes, 1), tensors, strict=True)
+            ]
+            for found in self.everyones(packed)
+        ]
+
+    def joined(self, tensor: Tensor) -> Tensor:
+        """Tensors (rows, ...) of all ranks as one, (n, ...)."""
+        return torch.cat(self.everyones(tensor))
 
 
 @dataclass(frozen=True)
@@ -135,3 +209,59 @@ def _pairs(rank: int, samples: list[int]) -> Iterator[_Pair]:
 
 def _size(chosen: slice) -> int:
     return chosen.stop - chosen.start
+
+
+def build_shared(
+    forward: ForwardPass,
+    split: Split,
+    engine: str | Engine,
+    backward: Backward,
+    memory: ExactnessMemory,
+    products: bool = False,
+) -> EngineResult:
+    """Build the joint Jacobian of the samples of all ranks.
+
+    Args:
+        forward: the forward pass of this rank.
+        split: the samples of each rank.
+        engine: see :func:`hig._jacobian.engine.build_jacobian`, as are the others.
+        backward: runs the backward passes.
+        memory: which layers were exact in earlier steps.
+        products: whether products with vectors are all that will be asked for.
+
+    Raises:
+        SampleDependenceError: engine "layerwise" cannot give all columns exactly, on some rank.
+        ValueError: the ranks hold different columns.
+    """
+    ranks = split.ranks
+
+    def built(engine: str | Engine) -> EngineResult:
+        with ranks.agreement():
+            return build_jacobian(forward, engine, backward, memory, products)
+
+    result = built(engine)
+    if len(set(ranks.whole_numbers(_layout(result)))) > 1:
+        if engine == "auto":
+            result = built("rows")
+            result.notes.append("rows engine: layers differ among the ranks, or in what is exact")
+        remedy = (
+            "run the same network on inputs of the same shape per sample on every rank, or take "
+            "engine='rows'; the prediction must depend on the same parameters everywhere"
+        )
+        ranks.agree_on({"the checksum of the Jacobian's columns": (_layout(result), remedy)})
+    return replace(result, jacobian=SharedJacobian(result.jacobian, split))
+
+
+def _layout(result: EngineResult) -> int:
+    """A digest of what must be equal for blocks of two ranks to be multiplied."""
+    blocks = []
+    factors: list[Tensor]
+    for block in result.jacobian.blocks:
+        # Layers with few columns are exchanged as matrices, whether factors are held or not.
+        if isinstance(block, FactoredBlock) and not block.columns_are_smaller:
+            factors = block.factors()
+        else:
+            factors = []
+        shapes = [(tuple(factor.shape[1:]), factor.dtype) for factor in factors]
+        blocks.append((block.columns, shapes))
+    return digest(result.order, result.routes, blocks)

@@ -9,27 +9,41 @@ in later steps, seldom, or when the operations between parameters and prediction
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from hig._jacobian.blocks import Block, JointJacobian
-from hig._jacobian.capture import LayerUse
-from hig._jacobian.exactness import InexactLayersError, Pair, Probe
+from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
+from hig._jacobian.capture import ForwardPass
+from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Pair, Probe
 from hig._jacobian.fallback_reasons import why_not_exact, why_not_layered
 from hig._jacobian.layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
 from hig._torch.autograd_graph import leaves, nodes_behind
 from hig._torch.batched_vjp import Backward
-from hig._torch.deferred_checks import Checks
+from hig._torch.host import Checks
 from hig._torch.memory import keep_freed_pieces
-from hig.arguments import check_choice
-from hig.errors import SampleDependenceError
+from hig.arguments import ENGINES, check_choice
+from hig.errors import SampleDependenceError, described
 
-__all__ = ["ENGINES", "EngineResult", "InexactLayersError", "build_jacobian"]
+__all__ = ["Engine", "EngineResult", "InexactLayersError", "build_jacobian", "check_engine"]
 
-ENGINES = ("auto", "layerwise", "rows")
+
+class Engine(Protocol):
+    """An engine of one's own: obtains the joint Jacobian, for instance from a known formula."""
+
+    def jacobian(self, forward: ForwardPass) -> Tensor:
+        """Return the joint Jacobian of a forward pass.
+
+        Args:
+            forward: its ``prediction`` (B, ...), with its graph, and ``parameters``.
+
+        Returns:
+            (n, P) real floating point: a row for each of the n entries of the prediction, in their
+            order, and a column for each entry of all parameters, one parameter after the other.
+        """
+        ...
 
 
 @dataclass
@@ -39,7 +53,8 @@ class EngineResult:
     Attributes:
         jacobian: J over all parameters that the prediction depends on.
         order: indices of these parameters, in the order of the columns.
-        routes: engine of each parameter, "layerwise", "rows", "products" or "unused".
+        routes: engine of each parameter: "layerwise", "rows", "products", "unused", or the name
+            of an engine of the user's own.
         notes: why, in words.
         layers_exact: whether no layer was found to be inexact, now or in the last try.
     """
@@ -52,66 +67,79 @@ class EngineResult:
 
     @property
     def engine(self) -> str:
-        """The engines in use: "layerwise", "rows", "products", or two joined by "+"."""
-        used = [name for name in ("layerwise", "rows", "products") if name in self.routes]
+        """The engines in use, joined by "+": "layerwise", "rows", "products"."""
+        first = {"layerwise": 0, "rows": 1, "products": 2}
+        used = sorted(set(self.routes) - {"unused"}, key=lambda name: first.get(name, 3))
         return "+".join(used) or "none"
 
 
+def check_engine(engine: object) -> None:
+    """Raise unless an engine is known by its name, or is one of the user's own.
+
+    Raises:
+        TypeError: it is an object without a method ``jacobian``.
+        ValueError: there is no engine of that name.
+    """
+    if isinstance(engine, str | None):
+        check_choice(engine, "engine", ENGINES, " or an object with a method jacobian(forward)")
+    elif not callable(getattr(engine, "jacobian", None)):
+        raise TypeError(
+            f"engine must be one of {ENGINES} or an object with a method jacobian(forward), got "
+            f"{described(engine)}; see the recipe in CONTRIBUTING.md"
+        )
+
+
 def build_jacobian(
-    uses: Sequence[LayerUse],
-    prediction: Tensor,
-    parameters: Sequence[Tensor],
-    names: Sequence[str],
-    engine: str,
+    forward: ForwardPass,
+    engine: str | Engine,
     backward: Backward,
-    held_bytes: int = HELD_BYTES,
+    memory: ExactnessMemory,
     products: bool = False,
     checks: Checks | None = None,
+    held_bytes: int = HELD_BYTES,
 ) -> EngineResult:
-    """The joint Jacobian of ``prediction`` with respect to ``parameters``.
+    """Build the joint Jacobian of a forward pass.
 
     Args:
-        uses: what was captured while the prediction was computed; ignored by "rows".
-        prediction: (B, ...), with a graph.
-        parameters: the parameters, all requiring gradients.
-        names: what to call them in messages.
-        engine: "auto", "layerwise" or "rows".
+        forward: prediction, parameters and captured layers.
+        engine: "auto", "layerwise", "rows", or an engine of the user's own.
         backward: runs the backward passes.
-        held_bytes: size up to which columns of the "rows" engine, or for ``products`` the factors
-            of the "layerwise" one, are held.
+        memory: which layers were exact in earlier steps.
         products: whether products with vectors are all that will be asked for: columns of the
             "rows" engine are then never formed.
         checks: takes the conditions that factors are exact; settling them raises an
             :class:`InexactLayersError`. None has them read here, and acted on.
+        held_bytes: size up to which columns of the "rows" engine, or for ``products`` the factors
+            of the "layerwise" one, are held.
 
     Raises:
         SampleDependenceError: engine "layerwise" cannot give all columns exactly.
-        ValueError: unknown engine.
+        ValueError: an engine of the user's own returns a matrix of another shape.
     """
-    check_choice(engine, "engine", ENGINES)
     keep_freed_pieces()
+    if not isinstance(engine, str):
+        return _by_own_engine(forward, engine)
+    prediction, parameters, names = forward.prediction, forward.parameters, forward.names
     samples, notes, graph = len(prediction), [], _Graph(prediction)
-    backward.memory.builds += 1
-    layers = [] if engine == "rows" else find_layers(uses, samples)
+    memory.builds += 1
+    layers = [] if engine == "rows" else find_layers(forward.uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
     if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
-    found = _exact_layers(layers, graph, parameters, backward, checks, engine == "layerwise")
+    if engine == "layerwise":  # refuses what is not exact in this step
+        memory.failures.clear()
+    found = _exact_layers(layers, graph, parameters, backward, memory, checks)
     exact, routes, inexact = found
     blocks: list[Block] = [block for block, _ in exact]
-    order = [index for _, own in exact for index in own]
+    order = [index for _, indices in exact for index in indices]
     rest = [index for index, route in enumerate(routes) if route == "rows"]
     if rest and engine != "rows" and not too_large:
-        why = why_not_exact(graph.nodes, prediction.dtype) if inexact else ""
-        reasons: dict[str, list[str]] = {}
-        for index in rest:
-            own = why if index in inexact else why_not_layered(parameters[index], uses, samples)
-            reasons.setdefault(own, []).append(names[index])
+        reasons = _reasons(rest, inexact, forward, graph)
         if engine == "layerwise":
             raise SampleDependenceError(_refusal(reasons))
         route = "products by autograd" if products else "rows engine"
-        notes.extend(f"{route} for {_listed(own)}: {reason}" for reason, own in reasons.items())
+        notes.extend(f"{route} for {_listed(names)}: {why}" for why, names in reasons.items())
     if rest:
         others = [parameters[index] for index in rest]
         if products:
@@ -125,13 +153,48 @@ def build_jacobian(
     return EngineResult(jacobian, order, routes, notes, not inexact)
 
 
+def _by_own_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
+    """Take the matrix of an engine of the user's own, after checking its form."""
+    prediction, name = forward.prediction, type(engine).__name__
+    matrix = engine.jacobian(forward)
+    shape = prediction.numel(), sum(parameter.numel() for parameter in forward.parameters)
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        raise TypeError(
+            f"{name}.jacobian must return a real floating-point tensor, got {described(matrix)}"
+        )
+    if matrix.shape != shape:
+        raise ValueError(
+            f"{name}.jacobian must return (outputs of the batch, entries of all parameters), here "
+            f"{shape}, got shape {tuple(matrix.shape)}"
+        )
+    block = DenseBlock(matrix.detach().to(prediction.device), prediction[0].numel())
+    jacobian = JointJacobian([block], len(prediction), prediction[0].numel(), like=prediction)
+    indices = list(range(len(forward.parameters)))
+    return EngineResult(jacobian, indices, [name] * len(indices))
+
+
+def _reasons(
+    rest: Sequence[int], inexact: set[int], forward: ForwardPass, graph: "_Graph"
+) -> dict[str, list[str]]:
+    """Names of the parameters that no layer gives, by the reason."""
+    samples = len(forward.prediction)
+    why = why_not_exact(graph.nodes, forward.prediction.dtype) if inexact else ""
+    reasons: dict[str, list[str]] = {}
+    for index in rest:
+        reason = why
+        if index not in inexact:
+            reason = why_not_layered(forward.parameters[index], forward.uses, samples)
+        reasons.setdefault(reason, []).append(forward.names[index])
+    return reasons
+
+
 def _exact_layers(
     layers: Sequence[Layer],
     graph: "_Graph",
     parameters: Sequence[Tensor],
     backward: Backward,
+    memory: ExactnessMemory,
     checks: Checks | None,
-    forgetful: bool,
 ) -> tuple[list[Pair], list[str], set[int]]:
     """The exact ones among the layers.
 
@@ -139,21 +202,21 @@ def _exact_layers(
         layers: the layers.
         graph: that of the prediction.
         parameters: all parameters.
-        backward: runs the passes, and remembers what was not exact.
+        backward: runs the passes.
+        memory: which layers were exact in earlier steps; those that were not are tried seldom.
         checks: takes the conditions that they are exact; None has them read here.
-        forgetful: try what was not exact in an earlier step too.
 
     Returns:
         Factors and parameters of each; the route of every parameter, "rows" for those that no
         exact layer has; and the parameters of the layers that are not exact.
     """
-    prediction, memory = graph.prediction, backward.memory
+    prediction = graph.prediction
     positions = {id(parameter): index for index, parameter in enumerate(parameters)}
     owns = [[positions[id(parameter)] for parameter in layer.parameters] for layer in layers]
     pairs = zip(owns, layers, strict=True)
     keys = [(*own, *layer.structure, prediction.shape[1:]) for own, layer in pairs]
     tried = list(range(len(layers)))
-    if memory.failures and not forgetful:
+    if memory.failures:
         tried = [place for place in tried if not memory.skips(keys[place], graph.kind)]
     # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
     blocks = layer_blocks([layers[place] for place in tried], prediction, backward)

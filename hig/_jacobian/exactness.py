@@ -12,20 +12,28 @@ of a solver inside), and so is any error of the factors. What c gives beyond the
 parts of it give is therefore rounding, and so is a difference of that size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
 
 import torch
 from torch import Tensor
 
-from hig._jacobian.exactness_memory import UNITS
 from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
 from hig._torch.autograd_graph import coarsest_dtype, nodes_behind
-from hig._torch.deferred_checks import Checks
+from hig._torch.host import Checks
 
-__all__ = ["InexactLayersError", "Pair", "Probe"]
+__all__ = ["UNITS", "ExactnessMemory", "InexactLayersError", "Key", "Pair", "Probe"]
+
+# Units of rounding of a row, root mean square over all rows, by which factors and gradients may
+# differ without a closer look. Networks before simulators of a few hundred steps stay below seven.
+UNITS = 8
+# Builds to the first try of what has failed, doubled from failure to failure, and their maximum.
+FIRST, LAST = 4, 1024
+# Entries kept, the latest ones: a graph may change from step to step.
+MOST = 1000
 
 # The difference, in units of what is seen of rounding, up to which it is that and nothing else.
 NOISE = 8
@@ -34,6 +42,7 @@ COARSEST_CHECKED = torch.finfo(torch.float32).eps
 # Rows smaller than the largest by more than this are weighed as if they were no smaller.
 SMALLEST = 2.0**-40
 
+Key = tuple[object, ...]
 Pair = tuple[FactoredBlock | FormedBlock, list[int]]
 
 
@@ -204,3 +213,60 @@ def _random_shares(shape: torch.Size, device: torch.device) -> Tensor:
     generator = torch.Generator("cpu").manual_seed(3)
     numbers = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     return (3 * numbers - 1).to(device)
+
+
+@dataclass
+class ExactnessMemory:
+    """Results of earlier checks, by layer: the positions of its parameters, and how it is used.
+
+    Not every step has to find out again what an earlier one did.
+
+    Attributes:
+        optimistic: whether factors may be used before it is known that they are exact; turned off
+            where they once were not.
+        builds: number of Jacobians so far.
+        failures: of layers whose factors were not exact, in graphs of a kind: how often in a row,
+            and the build of the next try.
+        rounding: of layers whose factors are exact up to more than the usual rounding: the units
+            of rounding allowed, how often they were measured, and the build of the next time.
+    """
+
+    optimistic: bool = True
+    builds: int = 0
+    failures: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    rounding: dict[Key, tuple[float, int, int]] = field(default_factory=dict)
+
+    def skips(self, layer: Key, kind: Hashable) -> bool:
+        """Whether a layer is known not to be exact, and its next try is still to come."""
+        _, next_try = self.failures.get((layer, kind), (0, 0))
+        return self.builds < next_try
+
+    def allowed(self, layer: Key) -> float:
+        """Units of rounding by which a layer may differ without a closer look."""
+        allowed, _, next_time = self.rounding.get(layer, (0.0, 0, 0))
+        return max(allowed, UNITS) if self.builds < next_time else UNITS
+
+    def failed(self, layer: Key, kind: Hashable) -> None:
+        """Remember that a layer is not exact in graphs of a kind."""
+        count = self.failures.pop((layer, kind), (0, 0))[0] + 1
+        self.failures[layer, kind] = count, self.builds + _distance(count)
+        self.rounding.pop(layer, None)
+        while len(self.failures) > MOST:
+            del self.failures[next(iter(self.failures))]
+
+    def held(self, layer: Key, units: float, kind: Callable[[], Hashable]) -> None:
+        """Remember that a layer is exact up to so many units of rounding."""
+        if self.failures:
+            self.failures.pop((layer, kind()), None)
+        if units <= self.allowed(layer):
+            return
+        allowed, count, _ = self.rounding.pop(layer, (0.0, 0, 0))
+        # Another batch may well have twice the rounding.
+        next_time = self.builds + _distance(count + 1)
+        self.rounding[layer] = max(allowed, 2 * units), count + 1, next_time
+        while len(self.rounding) > MOST:
+            del self.rounding[next(iter(self.rounding))]
+
+
+def _distance(count: int) -> int:
+    return min(LAST, FIRST << min(count - 1, 10))

@@ -14,8 +14,8 @@ from torch import Tensor
 from hig._jacobian.capture import LayerUse, weight_matrix_shape
 from hig._jacobian.factored_block import FactoredBlock, columns_are_smaller
 from hig._jacobian.formed_block import FormedBlock
+from hig._torch import memory
 from hig._torch.batched_vjp import Backward, output_cotangents
-from hig._torch.memory import check_room
 
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
@@ -163,8 +163,11 @@ def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Ten
     columns = sum(
         p.numel() for layer, meanwhile in of_layers if meanwhile for p in layer.parameters
     )
-    check_room(
-        held + 8 * prediction.numel() * columns,
+    needed = held + 8 * prediction.numel() * columns
+    if needed < memory.CHECKED_BYTES:
+        return
+    memory.check_room(
+        needed,
         prediction,
         f"factors of the layers for a batch of {len(prediction)} samples with "
         f"{prediction[0].numel()} outputs each",

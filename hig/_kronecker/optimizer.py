@@ -24,13 +24,18 @@ from hig._kronecker.layer_state import (
     take_factors,
 )
 from hig._kronecker.report import KroneckerReport
-from hig._step.closure import Closure, call, check_closure, explained, loss_and_prediction
-from hig._step.loss_gradient import loss_gradient
+from hig._step.closure import (
+    Closure,
+    apart_from_autocast,
+    call,
+    check_closure,
+    explained,
+    loss_and_prediction,
+)
+from hig._step.objective import loss_gradient
 from hig._step.param_groups import check_group_keys, check_group_lr, require_room
-from hig._step.reports import PhaseClock
 from hig._step.trial_step import put_back
-from hig._torch.autocast import apart_from_autocast
-from hig._torch.deferred_checks import Checks
+from hig._torch.host import Checks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import (

@@ -8,13 +8,16 @@ import numpy as np
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from hig._jacobian.engine import Engine
 from hig._spectral.filters import HalfInverse, SpectralFilter, noise_level
 from hig._step.closure import Closure, check_closure
 from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
-from hig._step.reports import PhaseClock, StepReport
+from hig._step.options import StepOptions
+from hig._step.reports import StepReport
 from hig._step.trial_step import RandomState, Trial
 from hig._torch.buffers import Buffers
+from hig._torch.host import PhaseClock
 from hig._torch.threads import on_fitting_threads
 
 __all__ = ["Diagnosis", "Direction", "diagnose"]
@@ -84,7 +87,7 @@ class Diagnosis:
     loss: float
     rows: int
     columns: int
-    engine: str
+    engine: str | Engine
     singular_values: Array
     noise: float
     directions: list[Direction]
@@ -111,7 +114,7 @@ def diagnose(
     closure: Closure,
     kappas: Sequence[float] = (-0.5, -1.0, 1.0),
     rcond: float | Literal["auto"] = 1e-6,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     chunk: int | None = None,
 ) -> Diagnosis:
     """Look at one batch: which ``rcond``, step size and direction would suit it?
@@ -167,11 +170,15 @@ class _Looker(JacobianOptimizer):
     diagnosis: Diagnosis
 
     def __init__(
-        self, params: ParamsT, filters: Sequence[HalfInverse], engine: str, chunk: int | None
+        self,
+        params: ParamsT,
+        filters: Sequence[HalfInverse],
+        engine: str | Engine,
+        chunk: int | None,
     ):
         # The most demanding filter decides how exactly small singular values are found.
         first = min(filters, key=lambda filter: filter.kappa)
-        super().__init__(params, 1.0, first, engine, chunk=chunk)
+        super().__init__(params, 1.0, first, StepOptions(engine=engine, chunk=chunk))
         self._filters = filters
 
     def _measures(self) -> bool:

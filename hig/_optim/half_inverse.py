@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.blocks import DenseBlock, JointJacobian
-from hig._spectral.decomposition import Decomposition, choose_route, decompose
+from hig._spectral.decomposition import Decomposition, check_method, choose_route, decompose
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Krylov, Lanczos
 from hig._torch.threads import on_fitting_threads
@@ -51,6 +51,7 @@ def half_inverse(
     filter = HalfInverse(kappa=kappa, rcond=rcond)
     _check(jacobian, loss_gradient)
     n, columns = jacobian.shape
+    check_method(method)
     route = choose_route((n, columns), jacobian.dtype, filter, method)
     if not jacobian.numel():
         return jacobian.new_zeros(jacobian.shape[1])

@@ -4,10 +4,13 @@ from typing import Literal
 
 from torch.optim.optimizer import ParamsT
 
+from hig._jacobian.engine import Engine
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Lanczos
 from hig._step.optimizer import JacobianOptimizer
+from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.step_rules import StepRule
 from hig._torch.ranks import ProcessGroup
 
 __all__ = ["HIG", "GaussNewton"]
@@ -82,9 +85,9 @@ class HIG(JacobianOptimizer):
         rcond: float | Literal["auto"] = 1e-6,
         kappa: float = -0.5,
         *,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
+        step_rule: str | StepRule = "fixed",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
@@ -93,10 +96,12 @@ class HIG(JacobianOptimizer):
         cuda_graph: bool = False,
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
-        super().__init__(
-            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
-            momentum, momentum_kind, cuda_graph,
+        options = StepOptions(
+            engine=engine, method=method, step_rule=step_rule,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
+        super().__init__(params, lr, filter, options)
 
 
 class GaussNewton(HIG):
@@ -123,9 +128,9 @@ class GaussNewton(HIG):
         lr: float = 1.0,
         rcond: float | Literal["auto"] = 1e-6,
         *,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
+        step_rule: str | StepRule = "fixed",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,

@@ -6,12 +6,16 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
+from hig._jacobian.engine import Engine
 from hig._spectral.filters import Damped, SpectralFilter
 from hig._spectral.lanczos import Lanczos
 from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
-from hig._step.reports import PhaseClock, StepReport
+from hig._step.options import StepOptions
+from hig._step.reports import StepReport
+from hig._step.step_rules import StepRule
 from hig._step.trial_step import Trial
+from hig._torch.host import PhaseClock
 from hig._torch.ranks import ProcessGroup
 
 __all__ = ["LevenbergMarquardt"]
@@ -71,9 +75,9 @@ class LevenbergMarquardt(JacobianOptimizer):
         damping: float = 1e-3,
         rcond: float = 0.0,
         *,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
+        step_rule: str | StepRule = "fixed",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
@@ -82,10 +86,12 @@ class LevenbergMarquardt(JacobianOptimizer):
         cuda_graph: bool = False,
     ):
         filter = Damped(damping=damping, rcond=rcond)
-        super().__init__(
-            params, lr, filter, engine, method, step_rule, chunk, process_group, reduction,
-            momentum, momentum_kind, cuda_graph,
+        options = StepOptions(
+            engine=engine, method=method, step_rule=step_rule,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
+        super().__init__(params, lr, filter, options)
         self.state["damping"] = {"value": damping}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -8,18 +8,19 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hig._jacobian.capture import LayerUse
+from hig._jacobian.engine import Engine
 from hig._optim.multi_loss import OnePrediction, PredictionEach
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Lanczos
 from hig._step.closure import explained
-from hig._step.loss_gradient import check_pair, expect_finite
-from hig._step.multi_report import MultiStepReport
-from hig._step.optimizer import JacobianOptimizer
-from hig._step.reports import PhaseClock
-from hig._torch.autograd_graph import nodes_behind
-from hig._torch.deferred_checks import Checks
-from hig._torch.plain_tensors import origin, plain
-from hig._torch.ranks import ProcessGroup, Ranks
+from hig._step.objective import check_pair, expect_finite
+from hig._step.optimizer import JacobianOptimizer, StepContext
+from hig._step.options import StepOptions
+from hig._step.reports import MultiStepReport
+from hig._step.step_rules import StepRule
+from hig._torch.autograd_graph import nodes_behind, origin, plain
+from hig._torch.host import Checks
+from hig._torch.ranks import ProcessGroup
 from hig.conflictfree import ConFIG_update
 from hig.conflictfree._gradient_operator import Operator
 from hig.conflictfree._validation import check_operator
@@ -99,14 +100,18 @@ class MultiHIG(JacobianOptimizer):
         kappa: float = -0.5,
         operator: Operator = ConFIG_update,
         *,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
+        step_rule: str | StepRule = "fixed",
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
     ):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
-        super().__init__(params, lr, filter, engine, method, step_rule, chunk, process_group)
+        options = StepOptions(
+            engine=engine, method=method, step_rule=step_rule, chunk=chunk,
+            process_group=process_group,
+        )  # fmt: skip
+        super().__init__(params, lr, filter, options)
         check_operator(operator)
         self.operator = operator
 
@@ -114,17 +119,11 @@ class MultiHIG(JacobianOptimizer):
         return {**super().__getstate__(), "operator": self.operator}
 
     def _linearise(  # type: ignore[override]  # what stands for one linearisation
-        self,
-        outcome: Any,
-        uses: Sequence[LayerUse],
-        parameters: Sequence[Tensor],
-        names: Sequence[str | None],
-        clock: PhaseClock,
-        ranks: Ranks,
+        self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
     ) -> OnePrediction | PredictionEach:
-        if ranks.size > 1:
+        if step.ranks is not None:
             raise ValueError(
-                f"MultiHIG steps in one process, and torch.distributed has {ranks.size}; pass "
+                f"MultiHIG steps in one process, and torch.distributed has {step.ranks.size}; pass "
                 "process_group=None to step in each process alone, or take HIG on the sum of the "
                 "losses"
             )
@@ -132,27 +131,23 @@ class MultiHIG(JacobianOptimizer):
         pairs = _checked(outcome, checks)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
-            # First: what is wrong with one of the losses is told by its number.
+            # First: what is wrong with one of the losses is reported with its number.
             gradients = [
                 _own_gradient(index, loss, prediction, checks)
                 for index, (loss, _) in enumerate(pairs)
             ]
             checks.settle()
-            whole = super()._linearise(
-                (self._loss(pairs), prediction), uses, parameters, names, clock, ranks
-            )
+            whole = super()._linearise((self._loss(pairs), prediction), uses, step)
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
             return OnePrediction(whole, losses, torch.stack(gradients), self.operator)
         checks.settle()
         parts = []
         for index, pair in enumerate(pairs):
-            own = _reached(uses, pair[1])
             try:
-                part = super()._linearise(pair, own, parameters, names, clock, ranks)
+                parts.append(super()._linearise(pair, _reached(uses, pair[1]), step))
             except (NonFiniteError, ValueError) as error:
                 raise type(error)(f"for loss {index} of {len(pairs)}: {error}") from error
-            parts.append(part)
-        return PredictionEach(parts, self.operator, clock)
+        return PredictionEach(parts, self.operator, step.clock)
 
     def _loss(self, outcome: Any) -> Tensor:
         return torch.stack([plain(loss, "a loss").reshape(()) for loss, _ in outcome]).sum()

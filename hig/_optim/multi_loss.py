@@ -9,8 +9,8 @@ from torch import Tensor
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter
 from hig._step.linearisation import Linearisation
-from hig._step.multi_report import MultiStepReport
-from hig._step.reports import PhaseClock
+from hig._step.reports import MultiStepReport
+from hig._torch.host import PhaseClock
 from hig._torch.linalg import converging, eigenvectors
 from hig.conflictfree._gradient_operator import Operator, combine
 
@@ -101,7 +101,7 @@ class PredictionEach:
         with self.clock.phase("operator"):
             changes = [part.output_change(directions) for part in self.parts]
             slopes = [
-                part.computation.flat_gradient @ change
+                part.objective.flat_gradient @ change
                 for part, change in zip(self.parts, changes, strict=True)
             ]
             self.slopes = torch.stack(slopes)

@@ -1,30 +1,30 @@
 """The spectral direction as ``.grad``, for any other optimiser."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from hig._jacobian.batch_split import check_reduction
 from hig._jacobian.capture import Capture
+from hig._jacobian.engine import Engine
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter, check_filter
 from hig._spectral.lanczos import Lanczos
-from hig._step.closure import explained
-from hig._step.linearisation import linearise
-from hig._step.loss_gradient import loss_gradient
-from hig._step.objective import digest_of_filter, whole_batch
-from hig._step.param_groups import check_real, names_of
-from hig._step.reports import PhaseClock, StepReport
-from hig._torch.autocast import apart_from_autocast
-from hig._torch.batched_vjp import Backward
-from hig._torch.deferred_checks import Checks
-from hig._torch.pass_memory import PassSizes
-from hig._torch.plain_tensors import plain
-from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
+from hig._step.closure import apart_from_autocast, explained
+from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.linearisation import Lineariser
+from hig._step.objective import objective_of, ranks_of
+from hig._step.options import StepOptions
+from hig._step.param_groups import check_real
+from hig._step.reports import StepReport
+from hig._torch.autograd_graph import plain
+from hig._torch.batched_vjp import PassSizes
+from hig._torch.host import PhaseClock
+from hig._torch.ranks import ProcessGroup
 from hig._torch.threads import on_fitting_threads
-from hig.arguments import check_count, check_parameters
+from hig.arguments import check_parameters
 from hig.errors import described
 
 __all__ = ["record"]
@@ -88,7 +88,7 @@ class record:
         loss: Tensor,
         prediction: Tensor,
         filter: SpectralFilter,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
@@ -113,26 +113,28 @@ class record:
             ValueError: see :meth:`hig.HIG.step`.
         """
         check_filter(filter)
-        if chunk is not None:
-            chunk = check_count(chunk, "chunk", "or None")
-        check_process_group(process_group)
-        check_reduction(reduction)
-        ranks, clock, checks = Ranks(process_group), PhaseClock(), Checks()
+        options = StepOptions(
+            engine=engine, method=method, chunk=chunk, process_group=process_group,
+            reduction=reduction,
+        )  # fmt: skip
+        ranks, lineariser = (
+            ranks_of(process_group),
+            Lineariser(engine, method, options.chunk, _SIZES),
+        )
         self._spectra = []
         loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
-        with ranks.agreement():
-            gradient = loss_gradient(loss, prediction, self._parameters, False, checks)
-            if ranks.size > 1:  # before what they compute together
-                checks.settle()
-        names = names_of(self._parameters, [None] * len(self._parameters))
-        computation = whole_batch(
-            self._capture.uses, loss, prediction, gradient, self._parameters, names, ranks,
-            reduction, checks, digest_of_filter(filter),
-        )  # fmt: skip
+        with nullcontext() if ranks is None else ranks.agreement():
+            objective = objective_of(
+                loss, prediction, self._capture.uses, self._parameters,
+                [None] * len(self._parameters), curvature=False,
+            )  # fmt: skip
+            if ranks is not None:  # before what they compute together
+                objective.checks.settle()
+        if ranks is not None:
+            objective = whole_batch(objective, ranks, reduction, digest_of_filter(filter))
         _, without_autocast = apart_from_autocast(lambda: None, loss.device)
         with explained(), without_autocast:
-            backward = Backward(chunk, sizes=_SIZES)
-            linearisation = linearise(computation, filter, engine, method, backward, clock)
+            linearisation = lineariser.linearise(objective, filter, PhaseClock())
             with torch.no_grad():
                 directions, _ = linearisation.step(filter)
         with torch.no_grad():

@@ -22,14 +22,13 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
-from hig._jacobian.blocks import JointJacobian
 from hig._spectral.filters import Damped, SpectralFilter, filter_gains
+from hig._spectral.golub_kahan import Products
 from hig._spectral.lanczos import Lanczos
-from hig._torch.linalg import converging, eigenvalues, eigenvectors, thin_svd
-from hig.arguments import check_choice
+from hig._torch.linalg import converging, eigenvalues, eigenvectors, repeated_on_cpu, thin_svd
+from hig.arguments import METHODS, check_choice
 
 __all__ = [
-    "METHODS",
     "Decomposition",
     "GramSpectrum",
     "LateSpectrum",
@@ -38,8 +37,6 @@ __all__ = [
     "decompose",
     "gram_floor",
 ]
-
-METHODS = ("auto", "gram", "svd", "lanczos")
 
 # A float64 Jacobian up to this size is decomposed itself where its Gram matrix is too coarse.
 SVD_BYTES = 512 * 2**20
@@ -133,7 +130,7 @@ class LateSpectrum:
 
 @dataclass
 class _Eigenvectors:
-    jacobian: JointJacobian
+    jacobian: Products
     vectors: Tensor
     ascending: Tensor  # singular values in the order of the vectors: flipping those would copy
     floor: float
@@ -197,7 +194,7 @@ class _Singular:
 class _Shifted:
     """J Jᵀ or Jᵀ J, factored anew for every damping; eigenvectors where that is too small."""
 
-    def __init__(self, jacobian: JointJacobian, matrix: Tensor, route: str):
+    def __init__(self, jacobian: Products, matrix: Tensor, route: str):
         self.jacobian, self.route = jacobian, route
         self.notes: list[str] = []
         self.floor = 0.0
@@ -269,9 +266,8 @@ def choose_route(
         method: "auto", "gram", "svd", "lanczos" or settings of the last.
 
     Raises:
-        ValueError: if ``method`` is none of these.
+        ValueError: "lanczos" for a filter that looks at all singular values.
     """
-    check_method(method)
     if method == "lanczos" or isinstance(method, Lanczos):
         if getattr(filter, "auto", False):
             raise ValueError(
@@ -290,7 +286,7 @@ def choose_route(
 
 
 def decompose(
-    jacobian: JointJacobian, matrix: Tensor, route: str, filter: SpectralFilter
+    jacobian: Products, matrix: Tensor, route: str, filter: SpectralFilter
 ) -> Decomposition:
     """Decompose a joint Jacobian, as far as a kind of filter needs it.
 
@@ -313,9 +309,12 @@ def decompose(
     return _by_eigenvectors(jacobian, matrix, route)
 
 
-def _by_eigenvectors(jacobian: JointJacobian, matrix: Tensor, route: str) -> Decomposition:
+def _by_eigenvectors(jacobian: Products, matrix: Tensor, route: str) -> Decomposition:
     notes: list[str] = []
-    values, vectors = converging(eigenvectors, matrix, notes)
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError as error:
+        values, vectors = repeated_on_cpu(eigenvectors, matrix, notes, error)
     ascending = values.clamp_min(0).sqrt()
     kind = _Rows if route == "rows" else _Columns
     return kind(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)

@@ -1,17 +1,26 @@
-"""Results of a closure, with the mistakes that other optimisers' closures make."""
+"""Calling a closure, and the mistakes that closures made for other optimisers make."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from hig._torch.plain_tensors import origin, plain
-from hig.arguments import check_function
+from hig._torch.autograd_graph import origin, plain
+from hig.errors import described
 
-__all__ = ["Closure", "call", "check_closure", "explained", "loss_and_prediction"]
+__all__ = [
+    "Closure",
+    "apart_from_autocast",
+    "call",
+    "check_closure",
+    "explained",
+    "loss_and_prediction",
+]
+
+T = TypeVar("T")
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 
@@ -24,12 +33,12 @@ _TRAINER = (
 
 def check_closure(closure: Closure | None) -> Closure:
     """Return a closure; raise a `TypeError` unless it can be called."""
+    if callable(closure):
+        return closure
     form = "of no arguments that returns (loss, prediction)"
     if closure is None:  # as GradScaler and trainers call steps
         form += f", as .grad is not enough for this step; {_TRAINER}"
-    check_function(closure, "closure", form)
-    assert closure is not None
-    return closure
+    raise TypeError(f"closure must be a function {form}, got {described(closure)}; define one")
 
 
 def call(closure: Closure) -> Any:
@@ -51,6 +60,32 @@ def call(closure: Closure) -> Any:
         "the closure returned a prediction that was computed before it was called, so that it does "
         "not change with the parameters; call network and simulator inside the closure"
     )
+
+
+def apart_from_autocast(
+    closure: Callable[[], T], device: torch.device
+) -> tuple[Callable[[], T], AbstractContextManager[object]]:
+    """A closure that runs under the present autocast settings, and a context for all else.
+
+    Args:
+        closure: the closure of a step.
+        device: that of the parameters.
+
+    Returns:
+        The closure and a context without autocast, in which it can be called too.
+    """
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return closure, nullcontext()
+    dtype = torch.get_autocast_dtype(kind)
+
+    def under_autocast() -> T:
+        # What it has cast are the parameters of before they were moved.
+        torch.clear_autocast_cache()
+        with torch.autocast(kind, dtype=dtype):
+            return closure()
+
+    return under_autocast, torch.autocast(kind, enabled=False)
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:

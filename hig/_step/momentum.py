@@ -24,11 +24,9 @@ from torch import Tensor
 
 from hig._spectral.filters import Damped, HalfInverse, SpectralFilter
 from hig._step.linearisation import Linearisation
-from hig.arguments import FRACTION, check_choice, check_number
+from hig.arguments import FRACTION, MOMENTUM_KINDS, check_choice, check_number
 
 __all__ = ["Carried", "Momentum"]
-
-KINDS = ("plain", "projected")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Momentum:
 
     def __post_init__(self) -> None:
         check_number(self.factor, "momentum", FRACTION, "0.9 keeps much, 0 nothing")
-        check_choice(self.kind, "momentum_kind", KINDS)
+        check_choice(self.kind, "momentum_kind", MOMENTUM_KINDS)
 
     def step(
         self,
@@ -85,7 +83,7 @@ def _without_seen(
     """The step of a filter less what the Jacobian sees of a direction that causes ``moved``."""
     seeing = _projector(filter)
     if seeing == filter:
-        return linearisation.step(filter, linearisation.computation.flat_gradient - moved)
+        return linearisation.step(filter, linearisation.objective.flat_gradient - moved)
     seen, seen_change = linearisation.step(seeing, moved)
     # Last: what was found for the gradient is what the report of a Lanczos step tells.
     directions, change = linearisation.step(filter)
@@ -113,7 +111,7 @@ class Carried:
 
     def __init__(self, momentum: Momentum, state: dict[Any, Any], parameters: Sequence[Tensor]):
         self._momentum, self._state, self._parameters = momentum, state, parameters
-        self._last = _remembered(state, parameters) if momentum.factor else []
+        self._last = _remembered(state, parameters)
         self._newest: list[Tensor] = []
         self.used = False
 
@@ -129,15 +127,13 @@ class Carried:
             directions, change = self._momentum.step(linearisation, filter, last, measures)
         else:
             directions, change = linearisation.step(filter)
-        if self._momentum.factor:  # in the dtype of the parameters, to which a loaded state is cast
-            pairs = zip(directions, self._parameters, strict=True)
-            self._newest = [direction.to(parameter.dtype) for direction, parameter in pairs]
+        # In the dtype of the parameters, to which a loaded state is cast.
+        pairs = zip(directions, self._parameters, strict=True)
+        self._newest = [direction.to(parameter.dtype) for direction, parameter in pairs]
         return directions, change
 
     def keep(self, step_size: float | None) -> None:
         """Remember the newest direction; nothing where no step was taken along it."""
-        if not self._newest:
-            return
         for parameter, direction in zip(self._parameters, self._newest, strict=True):
             if step_size is not None and step_size > 0:
                 self._state[parameter] = {"direction": direction}

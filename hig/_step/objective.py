@@ -1,144 +1,306 @@
-"""What was seen while a closure ran, on this rank and of the whole batch."""
+"""Loss, prediction and loss gradient of one closure call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from zlib import crc32
+from functools import partial
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.nn.parameter import is_lazy
 
-from hig._jacobian.batch_split import Split
-from hig._jacobian.capture import LayerUse
-from hig._spectral.filters import SpectralFilter
-from hig._torch.deferred_checks import Checks
-from hig._torch.ranks import Ranks
+from hig._jacobian.capture import ForwardPass, LayerUse
+from hig._jacobian.distributed import Split
+from hig._step.closure import explained
+from hig._torch.autograd_graph import leaves, nodes_behind, origin
+from hig._torch.host import Checks
+from hig._torch.ranks import ProcessGroup, Ranks
+from hig.errors import NonFiniteError, described, out_of_memory
 
-__all__ = ["Computation", "checksum", "digest", "digest_of_filter", "whole_batch"]
+__all__ = [
+    "Objective",
+    "check_pair",
+    "curvature_along",
+    "expect_finite",
+    "loss_gradient",
+    "objective_of",
+    "ranks_of",
+]
 
 
 @dataclass(frozen=True)
-class Computation:
-    """What was seen while a closure ran.
+class Objective:
+    """The loss of a batch at the outputs of a forward pass.
 
     Attributes:
-        uses: the captured layer uses.
+        forward: the forward pass of this process.
         loss: the loss of the whole batch, a scalar.
-        prediction: (B, ...) of this rank, with its graph.
         gradient: gradient of the loss with respect to the prediction, same shape.
         flat_gradient: that of the whole batch, g, (n,) float64, without a graph.
-        parameters: the parameters of the step.
-        names: what to call them in messages.
-        split: the samples of each rank.
-        weight: what the loss of this rank counts in that of the whole batch.
-        checks: conditions on loss, prediction and gradient that are still to be settled.
+        checks: conditions on loss, prediction and gradient that are still to be read.
+        split: the samples of each process rank; None where this process steps alone.
+        weight: factor of the loss of this process in that of the whole batch.
     """
 
-    uses: Sequence[LayerUse]
+    forward: ForwardPass
     loss: Tensor
-    prediction: Tensor
     gradient: Tensor
     flat_gradient: Tensor
-    parameters: Sequence[Tensor]
-    names: Sequence[str]
-    split: Split
-    weight: float
     checks: Checks
+    split: Split | None = None
+    weight: float = 1.0
 
 
-def whole_batch(
-    uses: Sequence[LayerUse],
+def objective_of(
     loss: Tensor,
     prediction: Tensor,
-    gradient: Tensor,
+    uses: Sequence[LayerUse],
     parameters: Sequence[Tensor],
-    names: Sequence[str],
-    ranks: Ranks,
-    reduction: str,
-    checks: Checks,
-    settings: int = 0,
-) -> Computation:
-    """Make the losses of all ranks one loss.
+    names: Sequence[str | None],
+    curvature: bool,
+) -> Objective:
+    """Return the objective of the samples of this process, after checking loss and prediction.
 
     Args:
-        uses: the layer uses captured on this rank.
-        loss: the loss of this rank, checked.
-        prediction: (B, ...) of this rank, checked.
-        gradient: gradient of this rank's loss in its prediction.
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        uses: the captured layer calls.
         parameters: the parameters of the step.
-        names: what to call them in messages.
-        ranks: the ranks of the step.
-        reduction: "mean" or "sum", see :meth:`Split.weight`.
-        checks: conditions of this rank that are still to be settled.
-        settings: digest of what decides on the step beside the parameters.
+        names: the name of each, where it has one.
+        curvature: keep the graph of the gradient, for products with the Hessian.
 
     Raises:
-        ValueError: the ranks differ in what must be equal.
+        TypeError: see :func:`loss_gradient`, as are the others.
     """
-    outputs = prediction[0].numel()
-    if ranks.size > 1:
-        ranks.agree_on(_facts(outputs, prediction.dtype, parameters, settings))
-    split = Split(ranks, ranks.whole_numbers(len(prediction)), outputs)
-    weight = split.weight(reduction)
-    if ranks.size > 1:
-        with torch.enable_grad():  # curvature may be asked for
-            gradient = weight * gradient
-        loss = torch.full_like(
-            loss, ranks.sum_of(weight * float(loss.detach())), requires_grad=False
+    checks = Checks()
+    gradient = loss_gradient(loss, prediction, parameters, curvature, checks)
+    forward = ForwardPass(uses, prediction, parameters, names_of(parameters, names))
+    return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
+
+
+def ranks_of(process_group: ProcessGroup) -> Ranks | None:
+    """Return the process ranks that step together; None where this process steps alone."""
+    if process_group is None or not (dist.is_available() and dist.is_initialized()):
+        return None
+    ranks = Ranks(process_group)
+    return ranks if ranks.size > 1 else None
+
+
+def names_of(parameters: Sequence[Tensor], given: Sequence[str | None]) -> list[str]:
+    """Names of parameters in messages.
+
+    Args:
+        parameters: the parameters.
+        given: the name of each, where it has one.
+
+    Raises:
+        ValueError: one has no shape yet, though its network should have been called.
+    """
+    for index, parameter in enumerate(parameters):
+        if is_lazy(parameter):
+            raise ValueError(
+                f"{given[index] or f'parameter {index}'} belongs to a lazy module that the closure "
+                "has not called, and has no shape; call the network once before, or leave this "
+                "module out"
+            )
+    pairs = enumerate(zip(parameters, given, strict=True))
+    return [name or f"parameter {index} {tuple(p.shape)}" for index, (p, name) in pairs]
+
+
+def loss_gradient(
+    loss: Tensor,
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    curvature: bool,
+    checks: Checks,
+) -> Tensor:
+    """Gradient of the loss with respect to the prediction, after checking both.
+
+    Args:
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        parameters: the parameters of the step.
+        curvature: keep the graph of the gradient, for products with the Hessian.
+        checks: takes the conditions that loss, prediction and gradient are finite.
+
+    Raises:
+        TypeError: loss or prediction is not a real floating-point tensor.
+        ValueError: shapes are wrong, the loss does not depend on the prediction, or it depends
+            on a parameter in another way than through the prediction.
+    """
+    check_pair(loss, prediction, checks)
+    with explained():
+        (gradient,) = torch.autograd.grad(
+            loss, origin(prediction), retain_graph=True, create_graph=curvature, allow_unused=True
         )
-    flat = split.joined(gradient.detach().double().flatten())
-    return Computation(
-        uses, loss, prediction, gradient, flat, parameters, names, split, weight, checks
+    if gradient is None:
+        raise ValueError(
+            "the loss does not depend on the prediction; return the tensor that the loss was "
+            "computed from, not a copy, a slice or a detached version of it; to take losses of "
+            "parts, join these first (torch.cat), return the whole, and compute the losses from "
+            "pieces of it (whole.split)"
+        )
+    _check_path(loss, prediction, parameters)
+    expect_finite("the gradient of the loss", gradient, checks)
+    return gradient
+
+
+def check_pair(
+    loss: Tensor,
+    prediction: Tensor,
+    checks: Checks,
+    names: tuple[str, str] = ("the loss", "the prediction"),
+    known: bool = False,
+) -> None:
+    """Raise unless a loss and the prediction that it was computed from can be differentiated.
+
+    Args:
+        loss: scalar.
+        prediction: (B, ...), real floating point, with a graph.
+        checks: takes the conditions that both are finite.
+        names: what to call both.
+        known: the prediction has been checked before.
+
+    Raises:
+        TypeError: one of both is not a real floating-point tensor.
+        ValueError: one of both has the wrong shape or no graph.
+    """
+    name = names[0]
+    _check_tensor(loss, name)
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{name} must be a scalar, got shape {tuple(loss.shape)}; take the mean over samples"
+        )
+    if not known:
+        _check_prediction(prediction, names[1], checks)
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{name} carries no gradient graph; compute it from the prediction without detach, "
+            "item or no_grad, and do not call backward in the closure"
+        )
+    checks.expect(torch.isfinite(loss), partial(_refuse_loss, loss, names))
+
+
+def _refuse_loss(loss: Tensor, names: tuple[str, str]) -> None:
+    raise NonFiniteError(
+        f"{names[0]} is {float(loss.detach())} although {names[1]} is finite; parameters are "
+        "unchanged; check the loss function and the target"
     )
 
 
-def digest(*facts: object) -> int:
-    """A number that differs where the printed facts differ."""
-    return crc32(repr(facts).encode())
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, got {described(tensor)}; the closure returns "
+            "(loss, prediction)"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"{name} must be real floating point, got {tensor.dtype}; for complex outputs "
+            "return torch.view_as_real(prediction) and compute the loss from it"
+        )
 
 
-def digest_of_filter(filter: SpectralFilter) -> int:
-    """A digest of what a filter does; what it prints may be an address."""
-    probes = torch.logspace(-6, 6, 5, dtype=torch.float64, device="cpu")
-    return digest(
-        getattr(filter, "auto", False),
-        filter.rcond,
-        filter.needs_small_values,
-        filter.gain(probes).tolist(),
+def _check_prediction(prediction: Tensor, name: str, checks: Checks) -> None:
+    _check_tensor(prediction, name)
+    if prediction.ndim < 1 or not prediction.numel():
+        raise ValueError(
+            f"{name} must be (batch, ...) with at least one entry, got shape "
+            f"{tuple(prediction.shape)}"
+        )
+    if not prediction.requires_grad:
+        raise ValueError(
+            f"{name} carries no gradient graph; run the closure with gradients enabled, "
+            "and do not detach between network and prediction"
+        )
+    expect_finite(name, prediction, checks)
+
+
+def expect_finite(what: str, tensor: Tensor, checks: Checks) -> None:
+    """Let a tensor be checked, which raises a :class:`NonFiniteError` that names the samples.
+
+    Args:
+        what: what the tensor is called.
+        tensor: (B, ...).
+        checks: takes the condition.
+    """
+    tensor = tensor.detach()
+    checks.expect(torch.isfinite(tensor).all(), partial(_refuse_tensor, what, tensor))
+
+
+def _refuse_tensor(what: str, tensor: Tensor) -> None:
+    samples = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+    shown = f"{samples[:8]}{'...' if len(samples) > 8 else ''}"
+    raise NonFiniteError(
+        f"{what} holds NaN or Inf for {len(samples)} of {len(tensor)} samples: {shown}; "
+        "parameters are unchanged; check the simulator at these samples, or take a smaller lr"
     )
 
 
-def _facts(
-    outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int
-) -> dict[str, tuple[int, str]]:
-    shapes = [(tuple(parameter.shape), parameter.dtype) for parameter in parameters]
-    model = "build the same network on every rank"
-    return {
-        "the number of parameters": (sum(parameter.numel() for parameter in parameters), model),
-        "the checksum of shapes and dtypes of the parameters": (digest(shapes), model),
-        "the checksum of the values of the parameters": (
-            checksum(parameters),
-            "start every rank from the same seed, or hand out those of one rank: "
-            "torch.distributed.broadcast(parameter.data, 0) for each",
-        ),
-        "the number of outputs per sample": (
-            outputs,
-            "ranks may have different numbers of samples, not of outputs for each",
-        ),
-        "the checksum of the prediction's dtype": (digest(dtype), "compute in one dtype"),
-        "the checksum of learning rates, filter and other settings": (
-            settings,
-            "make the optimizer with the same arguments on every rank, and step schedulers on all",
-        ),
-    }
+def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raise if the graph reaches a parameter from the loss without passing the prediction."""
+    if not loss.requires_grad or prediction.grad_fn is None:
+        return  # refused later, with a better text; or the prediction is itself a parameter
+    known = {id(parameter) for parameter in parameters}
+    place = origin(prediction)
+    node: Any = place.node if isinstance(place, GradientEdge) else place.grad_fn
+    stop = (node, place.output_nr)
+    for leaf in leaves(nodes_behind(loss, stop)):
+        if id(leaf) in known:
+            raise ValueError(
+                f"the loss depends on a parameter of shape {tuple(leaf.shape)} other than through "
+                "the prediction; join to the prediction what else the loss uses, such as controls "
+                "for their cost (torch.cat), and keep penalties on parameters out of this loss "
+                "(decay the weights after the step instead)"
+            )
 
 
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Tensor:
+    """Return vᵀ H v with H the Hessian of the loss in the outputs, by one product with it.
+
+    Args:
+        gradient: gradient of the loss with respect to the prediction, with its graph.
+        prediction: (B, ...).
+        change: v, (n,) float64.
+
+    Returns:
+        A float64 scalar; zero for a loss that is linear in the outputs.
+
+    Raises:
+        ValueError: the loss cannot be differentiated twice.
+    """
+    change = change.view_as(prediction)
+    if not gradient.requires_grad:
+        return change.new_zeros(())
+    with torch.enable_grad():
+        try:
+            (product,) = torch.autograd.grad(
+                gradient,
+                origin(prediction),
+                change.to(gradient.dtype),
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise _no_curvature(str(error).splitlines()[0]) from error
+    # What is marked once_differentiable raises in backward() alone: here it is left out in silence.
+    place = origin(prediction)
+    edge = place if isinstance(place, GradientEdge) else None
+    stop = (edge.node, edge.output_nr) if edge else (prediction.grad_fn, prediction.output_nr)
+    if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradient, stop)):
+        raise _no_curvature("a torch.autograd.Function in it is marked once_differentiable")
+    if product is None:
+        return change.new_zeros(())
+    return (product.double() * change).sum()
 
 
-def checksum(tensors: Sequence[Tensor]) -> int:
-    """A sum over the bits of all values, which costs one pass over them; 0 for no tensor."""
-    sums = [
-        (index + 1) * tensor.detach().contiguous().view(_BITS[tensor.element_size()]).sum()
-        for index, tensor in enumerate(tensors)
-    ]
-    return int(torch.stack(sums).sum()) if sums else 0
+def _no_curvature(why: str) -> ValueError:
+    return ValueError(
+        "the step is measured by the second derivative of the loss in the outputs, which this loss "
+        f"does not have ({why}); write the loss in operations that can be differentiated twice, or "
+        "take step_rule='fixed' where the optimizer has it"
+    )

@@ -1,54 +1,72 @@
-"""What steps along a filtered joint Jacobian, with the manners of ``torch.optim``."""
+"""Base class of the Jacobian-based optimisers (``torch.optim`` interface)."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hig._jacobian.batch_split import check_reduction
 from hig._jacobian.capture import Capture, LayerUse
-from hig._jacobian.engine import ENGINES, InexactLayersError
-from hig._spectral.decomposition import GramSpectrum, check_method
+from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter
-from hig._spectral.lanczos import Lanczos
-from hig._step.attempts import Attempts, Evaluation, Watch
-from hig._step.closure import Closure, call, check_closure, explained, loss_and_prediction
-from hig._step.linearisation import Formed, Linearisation, decomposed, form, form_checked, linearise
-from hig._step.loss_gradient import loss_gradient
+from hig._step.closure import (
+    Closure,
+    apart_from_autocast,
+    call,
+    check_closure,
+    explained,
+    loss_and_prediction,
+)
+from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Carried, Momentum
-from hig._step.multi_report import MultiStepReport
-from hig._step.objective import Computation, checksum, digest, digest_of_filter, whole_batch
+from hig._step.objective import Objective, objective_of, ranks_of
+from hig._step.options import StepOptions
 from hig._step.param_groups import (
+    IN_EVERY_DTYPE,
     check_group,
     check_group_keys,
     check_group_lr,
     check_lr,
     check_one_lr,
     check_real,
-    names_of,
 )
-from hig._step.reports import PhaseClock, StepReport
+from hig._step.recorded import RecordedLinearisation
+from hig._step.reports import MultiStepReport, StepReport
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
-from hig._step.step_rules import make_step_rule
-from hig._step.trial_step import RandomState, Trial
-from hig._torch.autocast import apart_from_autocast
-from hig._torch.batched_vjp import Backward
-from hig._torch.cuda_graph import Recording, check_recordable
-from hig._torch.deferred_checks import Checks
-from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
+from hig._step.step_rules import make_step_rule, name_of_rule
+from hig._step.trial_step import Attempts, Evaluation, RandomState, Trial, Watch
+from hig._torch.checksums import checksum, digest
+from hig._torch.cuda_graph import check_recordable
+from hig._torch.host import PhaseClock
+from hig._torch.ranks import Ranks
 from hig._torch.threads import on_fitting_threads
-from hig.arguments import (
-    check_choice,
-    check_count,
-    check_parameters,
-)
-from hig.errors import SampleDependenceError, described
+from hig.arguments import check_parameters
 
-__all__ = ["Closure", "JacobianOptimizer", "loss_and_prediction"]
+__all__ = ["JacobianOptimizer", "StepContext"]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """One step: the parameters that it moves, and who takes it.
+
+    Attributes:
+        parameters: the trained parameters of all groups.
+        lrs: the learning rate of each.
+        names: the name of each, where it has one.
+        ranks: the process ranks that take the step together; None where this process steps alone.
+        clock: takes the times.
+    """
+
+    parameters: list[Tensor]
+    lrs: list[float]
+    names: list[str | None]
+    ranks: Ranks | None
+    clock: PhaseClock
 
 
 class JacobianOptimizer(torch.optim.Optimizer):
@@ -59,15 +77,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             Jacobian; each may have its own ``lr``, unless the step is measured.
         lr: factor of the step.
         filter: spectral filter.
-        engine: "auto", "layerwise" or "rows": how the Jacobian is obtained.
-        method: "auto", "gram", "svd", "lanczos" or a `hig.Lanczos`: how it is decomposed.
-        step_rule: "fixed", "trust" or "line_search".
-        chunk: backward passes in one batch; None chooses by memory.
-        process_group: the processes that step together, as in :class:`HIG`.
-        reduction: "mean" or "sum", how their losses make one.
-        momentum: what of the last direction is kept, in [0, 1).
-        momentum_kind: "plain" or "projected", as in :class:`HIG`.
-        cuda_graph: record a step on the GPU and replay it, as in :class:`HIG`.
+        options: how the Jacobian is obtained and decomposed, and how far the step goes.
 
     Attributes:
         report: the :class:`~hig.StepReport` of the last step, None before the first.
@@ -78,46 +88,26 @@ class JacobianOptimizer(torch.optim.Optimizer):
     filter: SpectralFilter
     state: defaultdict[Any, Any]  # the memories of all parameters lie under names
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        filter: SpectralFilter,
-        engine: str = "auto",
-        method: str | Lanczos = "auto",
-        step_rule: str = "fixed",
-        chunk: int | None = None,
-        process_group: ProcessGroup = "auto",
-        reduction: str = "mean",
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
-        cuda_graph: bool = False,
-    ):
+    def __init__(self, params: ParamsT, lr: float, filter: SpectralFilter, options: StepOptions):
         params = check_parameters(params, "params")
-        check_choice(engine, "engine", ENGINES)
-        check_method(method)
-        if chunk is not None:
-            chunk = check_count(chunk, "chunk", "or None")
-        check_process_group(process_group)
-        check_reduction(reduction)
-        self._rule = make_step_rule(step_rule)
-        self._momentum = Momentum(momentum, momentum_kind)
         check_lr(lr)
-        if not isinstance(cuda_graph, bool):
-            raise TypeError(
-                f"cuda_graph must be True or False, got {described(cuda_graph)}; True records "
-                "steps on a GPU"
-            )
         super().__init__(params, {"lr": lr})
         self.filter = filter
         self.report = None
-        self._engine, self._method = engine, method
-        self._backward, self._watch = Backward(chunk), Watch()
+        self._options = options
+        self._rule = make_step_rule(options.step_rule)
+        self._momentum = Momentum(options.momentum, options.momentum_kind)
+        self._lineariser = Lineariser(options.engine, options.method, options.chunk)
+        self._watch = Watch()
         self._spectra: list[GramSpectrum] = []
-        self._process_group, self._reduction = process_group, reduction
-        self._recording: Recording[Formed] | None = Recording() if cuda_graph else None
+        self._recorded = self._new_record()
         self.state["step_rule"] = self._rule.state
-        self.state[IDENTITY] = identity_of(self, step_rule=step_rule, momentum_kind=momentum_kind)
+        self.state[IDENTITY] = identity_of(
+            self, step_rule=name_of_rule(options.step_rule), momentum_kind=options.momentum_kind
+        )
+
+    def _new_record(self) -> RecordedLinearisation | None:
+        return RecordedLinearisation(self._lineariser) if self._options.cuda_graph else None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the joint Jacobian; see ``torch.optim.Optimizer``.
@@ -132,14 +122,15 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything, for copies and pickles; torch's own keeps its public part alone."""
-        private = (
-            "filter", "report", "_rule", "_engine", "_method", "_backward", "_process_group",
-            "_reduction", "_momentum", "_watch",
-        )  # fmt: skip
+        private = ("filter", "report", "_options", "_rule", "_momentum", "_lineariser", "_watch")
         kept = {name: getattr(self, name) for name in private}
         # Graphs and Gram matrices stay where they are.
-        recording: Recording[Formed] | None = Recording() if self._recording else None
-        return {**super().__getstate__(), **kept, "_recording": recording, "_spectra": []}
+        return {**super().__getstate__(), **kept, "_recorded": None, "_spectra": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`__getstate__` gave; a record is made again."""
+        super().__setstate__(state)
+        self._recorded = self._new_record()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load copies of learning rates and all memories; see ``torch.optim.Optimizer``.
@@ -196,31 +187,27 @@ class JacobianOptimizer(torch.optim.Optimizer):
         Whatever is raised, neither parameters nor the last direction have been changed.
         """
         closure = check_closure(closure)
-        parameters, lrs, names = self._trainable()
-        if self._measures():
-            check_one_lr(lrs)
-        ranks, clock = Ranks(self._process_group), PhaseClock()
-        self._backward.notes.clear()
+        step = self._context()
+        device = step.parameters[0].device
+        self._lineariser.backward.notes.clear()
         self._spectra = []  # of the last step: the Gram matrix that they may need is large
-        device = parameters[0].device
         random_state = RandomState(device) if self._measures() else None
         closure, without_autocast = apart_from_autocast(closure, device)
         with explained(), without_autocast:
-            if self._recording is None:
-                outcome, uses = self._run(closure, parameters, clock, ranks)
-                linearisation = self._linearise(outcome, uses, parameters, names, clock, ranks)
-            else:
-                linearisation = self._replayed(
-                    self._recording, closure, parameters, names, clock, ranks
-                )
-            carried = Carried(self._momentum, self.state, parameters)
-            weight = linearisation.weight if ranks.size > 1 else 1.0
+            linearisation = self._linearise_closure(closure, step)
             evaluate = Evaluation(
-                closure, self._loss, parameters, random_state, ranks, weight, self._watch
-            )
-            attempts = Attempts(linearisation, carried, parameters, lrs, self._measures(), evaluate)
+                closure, self._loss, step.parameters, random_state, step.ranks,
+                1.0 if step.ranks is None else linearisation.objective.weight, self._watch,
+            )  # fmt: skip
+            attempts = Attempts(
+                linearisation, self._carried(step), step.parameters, step.lrs, self._measures(),
+                evaluate,
+            )  # fmt: skip
             with torch.no_grad(), attempts:
-                report, loss = self._advance(attempts, linearisation, clock), linearisation.loss
+                report, loss = (
+                    self._advance(attempts, linearisation, step.clock),
+                    linearisation.loss,
+                )
                 attempts.accept(report.step_size)
         self.report = report
         self._spectra = linearisation.spectra()
@@ -229,80 +216,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
     # -- what the siblings change --------------------------------------------------------------
 
     def _linearise(
-        self,
-        outcome: Any,
-        uses: Sequence[LayerUse],
-        parameters: Sequence[Tensor],
-        names: Sequence[str | None],
-        clock: PhaseClock,
-        ranks: Ranks,
+        self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
     ) -> Linearisation:
-        """What the closure returned, as a decomposed Jacobian."""
-        computation = self._computation(outcome, uses, parameters, names, clock, ranks)
-        return linearise(
-            computation, self.filter, self._engine, self._method, self._backward, clock
-        )
-
-    def _computation(
-        self,
-        outcome: Any,
-        uses: Sequence[LayerUse],
-        parameters: Sequence[Tensor],
-        names: Sequence[str | None],
-        clock: PhaseClock,
-        ranks: Ranks,
-    ) -> Computation:
-        """What the closure returned, with the gradient of the loss in the outputs."""
-        checks, curvature = Checks(), self._measures()
-        named = names_of(parameters, names)
-        with ranks.agreement(), clock.phase("loss gradient"):
-            loss, prediction = loss_and_prediction(outcome)
-            gradient = loss_gradient(loss, prediction, parameters, curvature, checks)
-            if ranks.size > 1:  # before what they compute together
-                checks.settle()
-        return whole_batch(
-            uses, loss, prediction, gradient, parameters, named, ranks,
-            self._reduction, checks, self._settings() if ranks.size > 1 else 0,
-        )  # fmt: skip
-
-    def _replayed(
-        self,
-        recording: Recording[Formed],
-        closure: Closure,
-        parameters: list[Tensor],
-        names: Sequence[str | None],
-        clock: PhaseClock,
-        ranks: Ranks,
-    ) -> Linearisation:
-        """The decomposed Jacobian at the present values of all that the closure reads."""
-        check_recordable(parameters, ranks.size, self._method)
-        filter, backward = self.filter, self._backward
-
-        def compute() -> Formed:
-            outcome, uses = self._run(closure, parameters, clock, ranks)
-            computation = self._computation(outcome, uses, parameters, names, clock, ranks)
-            return form(computation, filter, self._engine, self._method, backward, clock)
-
-        exact = getattr(filter, "rcond", 0.0), filter.needs_small_values
-        key = tuple(map(id, parameters)), self._measures(), exact
-        with clock.phase("replay"):
-            formed = recording(key, compute)
-        try:
-            found = decomposed(formed, filter, self._method, backward, clock, again=True)
-        except InexactLayersError as error:
-            # May have been rounding: then the next record allows for it.
-            computation = replace(formed.computation, checks=Checks())
-            formed = form_checked(computation, filter, self._engine, self._method, backward, clock)
-            if not formed.engine.layers_exact:
-                raise SampleDependenceError(
-                    "cuda_graph=True replays factors of layers, which are not exact here (samples "
-                    "influence one another, or a weight is used where it is not seen); take "
-                    "engine='rows', or leave it out"
-                ) from error
-            self._recording = Recording()
-            found = decomposed(formed, filter, self._method, backward, clock)
-        # The next replay overwrites it.
-        return replace(found, computation=replace(formed.computation, loss=found.loss.clone()))
+        """Linearise what the closure returned."""
+        objective = self._objective(outcome, uses, step)
+        return self._lineariser.linearise(objective, self.filter, step.clock)
 
     def _loss(self, outcome: Any) -> Tensor:
         """The loss in what the closure returned."""
@@ -328,45 +246,86 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     # -- details ---------------------------------------------------------------------------------
 
-    def _settings(self) -> int:
-        """A digest of what decides on a step beside the parameters."""
-        lrs = [float(group["lr"]) for group in self.param_groups]
-        rule = type(self._rule).__name__, self._rule.state, self._reduction
-        flat = [parameter for group in self.param_groups for parameter in group["params"]]
-        last = checksum([self.state[p]["direction"] for p in flat if p in self.state])
-        return digest(
-            lrs, digest_of_filter(self.filter), self._engine, self._method, rule,
-            self._momentum, last,
-        )  # fmt: skip
+    def _linearise_closure(self, closure: Closure, step: StepContext) -> Linearisation:
+        """Run the closure, or replay a record of it, and linearise what it returns."""
+        if self._recorded is None:
+            return self._linearise(*self._run(closure, step), step)
+        processes = 1 if step.ranks is None else step.ranks.size
+        check_recordable(step.parameters, processes, self._options.method)
+        exact = getattr(self.filter, "rcond", 0.0), self.filter.needs_small_values
+        return self._recorded.linearise(
+            lambda: self._objective(*self._run(closure, step), step),
+            (tuple(map(id, step.parameters)), self._measures(), exact),
+            self.filter,
+            step.clock,
+        )
 
-    def _run(
-        self, closure: Closure, parameters: Sequence[Tensor], clock: PhaseClock, ranks: Ranks
-    ) -> tuple[Any, list[LayerUse]]:
+    def _run(self, closure: Closure, step: StepContext) -> tuple[Any, list[LayerUse]]:
         """Result of a closure, and the uses of layers while it runs."""
-        capture = Capture(parameters)
-        with ranks.agreement(), clock.phase("forward"), capture:
+        capture = Capture(step.parameters)
+        together = nullcontext() if step.ranks is None else step.ranks.agreement()
+        with together, step.clock.phase("forward"), capture:
             outcome = call(closure)
         self._watch.writes |= capture.has_written
         return outcome, capture.uses
 
-    def _trainable(self) -> tuple[list[Tensor], list[float], list[str | None]]:
-        parameters: list[Tensor] = []
-        lrs: list[float] = []
-        names: list[str | None] = []
+    def _objective(self, outcome: Any, uses: Sequence[LayerUse], step: StepContext) -> Objective:
+        """What the closure returned, with the gradient of the loss in the outputs."""
+        ranks = step.ranks
+        together = nullcontext() if ranks is None else ranks.agreement()
+        with together, step.clock.phase("loss gradient"):
+            loss, prediction = loss_and_prediction(outcome)
+            objective = objective_of(
+                loss, prediction, uses, step.parameters, step.names, self._measures()
+            )
+            if ranks is not None:  # before what they compute together
+                objective.checks.settle()
+        if ranks is None:
+            return objective
+        return whole_batch(objective, ranks, self._options.reduction, self._settings())
+
+    def _carried(self, step: StepContext) -> Carried | None:
+        """The last direction, where momentum keeps a part of it."""
+        if not self._momentum.factor:
+            return None
+        return Carried(self._momentum, self.state, step.parameters)
+
+    def _settings(self) -> int:
+        """A digest of what decides on a step next to the parameters."""
+        options = self._options
+        lrs = [float(group["lr"]) for group in self.param_groups]
+        rule = type(self._rule).__name__, self._rule.state, options.reduction
+        engine = (
+            options.engine if isinstance(options.engine, str) else type(options.engine).__name__
+        )
+        flat = [parameter for group in self.param_groups for parameter in group["params"]]
+        last = checksum([self.state[p]["direction"] for p in flat if p in self.state])
+        return digest(
+            lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last
+        )
+
+    def _context(self) -> StepContext:
+        """The parameters that are trained, and their learning rates, checked."""
+        step = StepContext([], [], [], ranks_of(self._options.process_group), PhaseClock())
         seen: set[int] = set()  # a parameter given twice has one column all the same
         for group in self.param_groups:
-            check_group_lr(group)  # schedulers write here
+            lr = group["lr"]  # schedulers write here
+            if type(lr) is not float or not 0 <= lr <= IN_EVERY_DTYPE:
+                check_group_lr(group)
             given = group.get("param_names", [None] * len(group["params"]))
             for parameter, name in zip(group["params"], given, strict=True):
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
-                    check_real(parameter)
-                    names.append(name)
-                    parameters.append(parameter)
-                    lrs.append(float(group["lr"]))
-        if not parameters:
+                    if not parameter.is_floating_point():
+                        check_real(parameter)
+                    step.names.append(name)
+                    step.parameters.append(parameter)
+                    step.lrs.append(float(lr))
+        if not step.parameters:
             raise ValueError(
                 "none of the optimizer's parameters requires a gradient; call requires_grad_() on "
                 "those that are to be trained"
             )
-        return parameters, lrs, names
+        if self._measures() and len(set(step.lrs)) > 1:
+            check_one_lr(step.lrs)
+        return step

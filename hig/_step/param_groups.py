@@ -5,27 +5,27 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from hig.arguments import NON_NEGATIVE, check_number, check_same_device
 from hig.errors import NonFiniteError
 
 __all__ = [
+    "IN_EVERY_DTYPE",
+    "LARGE_STEP",
     "check_group",
     "check_group_keys",
     "check_group_lr",
     "check_lr",
     "check_one_lr",
     "check_real",
-    "names_of",
     "require_room",
 ]
 
 # Steps up to this size need directions of 1e32 to leave float32; reading costs a transfer.
-_LARGE = 1e6
+LARGE_STEP = 1e6
 
 # The largest number of the smallest dtype, so that ordinary steps look at no parameter.
-_IN_EVERY_DTYPE = torch.finfo(torch.float16).max
+IN_EVERY_DTYPE = torch.finfo(torch.float16).max
 
 # What torch and its schedulers write into groups.
 _KEYS_OF_TORCH = (
@@ -82,27 +82,6 @@ def check_real(parameter: Tensor) -> None:
         )
 
 
-def names_of(parameters: Sequence[Tensor], given: Sequence[str | None]) -> list[str]:
-    """Names of parameters in messages.
-
-    Args:
-        parameters: the parameters.
-        given: the name of each, where it has one.
-
-    Raises:
-        ValueError: one has no shape yet, though its network should have been called.
-    """
-    for index, parameter in enumerate(parameters):
-        if is_lazy(parameter):
-            raise ValueError(
-                f"{given[index] or f'parameter {index}'} belongs to a lazy module that the closure "
-                "has not called, and has no shape; call the network once before, or leave this "
-                "module out"
-            )
-    pairs = enumerate(zip(parameters, given, strict=True))
-    return [name or f"parameter {index} {tuple(p.shape)}" for index, (p, name) in pairs]
-
-
 def check_lr(lr: float) -> None:
     """Raise for a learning rate that is no number, negative or not finite."""
     # Schedulers and captured graphs keep it in a tensor.
@@ -125,7 +104,7 @@ def check_one_lr(lrs: Sequence[float]) -> None:
 def check_group_lr(group: dict[str, Any]) -> None:
     """Raise for a learning rate that is no number, or not one of those that the parameters hold."""
     check_lr(group["lr"])
-    if float(group["lr"]) <= _IN_EVERY_DTYPE:
+    if float(group["lr"]) <= IN_EVERY_DTYPE:
         return
     for dtype in {p.dtype for p in group["params"] if p.is_floating_point()}:
         if float(group["lr"]) > (most := torch.finfo(dtype).max):
@@ -141,7 +120,7 @@ def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
     Raises:
         NonFiniteError: a parameter is NaN or infinite.
     """
-    if step_size is None or not step_size > _LARGE:
+    if step_size is None or not step_size > LARGE_STEP:
         return
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise NonFiniteError(

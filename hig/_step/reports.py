@@ -1,18 +1,15 @@
-"""What a step tells about itself."""
+"""Reports of one optimisation step."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from hig._torch.ranks import Communication
 
-__all__ = ["PhaseClock", "StepReport"]
+__all__ = ["MultiStepReport", "StepReport"]
 
 # Of a Gram matrix whose decomposition takes longer than a hundred products with the Jacobian.
 LARGE_SIDE = 1024
@@ -119,22 +116,57 @@ class StepReport:
         return hints
 
 
-class PhaseClock:
-    """Adds up seconds per named phase; under ``torch.profiler`` phases show as "hig: name"."""
+@dataclass
+class MultiStepReport:
+    r"""One step for several losses in numbers.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    Attributes:
+        losses: (m,), before the step.
+        parts: the report of each joint Jacobian: of one where the losses share their prediction,
+            else one per loss; without step size and gain ratio.
+        cosines: (m,) float64, between the combined direction and the half-inverse direction of
+            each loss, as the operator sees them; zero where one of them is zero.
+        slopes: (m,) float64, :math:`g_i \cdot J_i d`: by how much a short step lowers each
+            loss, per unit of step size. Negative where it raises that loss.
+        seconds: wall-clock per phase, all losses together.
+        step_size: the factor of the combined direction that was applied.
+        gain_ratio: achieved over predicted decrease of the sum of the losses, where measured.
+    """
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside the context under ``name``."""
-        # Outside of the profiler its marks would cost more than the clock.
-        profiled = torch.autograd._profiler_enabled()
-        mark = record_function(f"hig: {name}") if profiled else nullcontext()
-        start = time.perf_counter()
-        try:
-            with mark:
-                yield
-        finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+    losses: Tensor
+    parts: list[StepReport]
+    cosines: Tensor
+    slopes: Tensor
+    seconds: dict[str, float] = field(default_factory=dict)
+    step_size: float | None = None
+    gain_ratio: float | None = None
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses before the step."""
+        return self.losses.sum()
+
+    @property
+    def smallest_cosine(self) -> float:
+        """Positive where the combined direction conflicts with no loss's own."""
+        return float(self.cosines.min())
+
+    def __str__(self) -> str:
+        losses = ", ".join(f"{loss:.4g}" for loss in self.losses.tolist())
+        ranks = ", ".join(f"{part.rank} of {min(part.rows, part.columns)}" for part in self.parts)
+        text = [
+            f"losses {losses}",
+            f"ranks {ranks}",
+            f"smallest cosine {self.smallest_cosine:.3g}",
+            f"smallest slope {float(self.slopes.min()):.3g}",
+        ]
+        raised = [str(index) for index, slope in enumerate(self.slopes.tolist()) if slope < 0]
+        if raised:
+            text.append(f"a short step raises loss {', '.join(raised)}")
+        if self.step_size is not None:
+            text.append(f"step size {self.step_size:.3g}")
+        if self.gain_ratio is not None:
+            text.append(f"gain ratio {self.gain_ratio:.2f}")
+        phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
+        notes = [note for part in self.parts for note in part.notes]
+        return "; ".join([*text, f"ms: {phases}", *notes])

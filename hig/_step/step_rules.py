@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hig._step.trial_step import Trial
-from hig.arguments import check_choice
+from hig.arguments import STEP_RULES, check_choice
+from hig.errors import described
 
-__all__ = ["STEP_RULES", "Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule"]
+__all__ = ["Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule", "name_of_rule"]
 
 
 class StepRule(Protocol):
@@ -161,14 +162,35 @@ def _doubled(lr: float, times: int) -> float:
         return math.inf
 
 
-STEP_RULES = {"fixed": Fixed, "trust": Trust, "line_search": LineSearch}
+_RULES: dict[str, type[Fixed] | type[Trust] | type[LineSearch]] = {
+    "fixed": Fixed, "trust": Trust, "line_search": LineSearch,
+}  # fmt: skip
 
 
-def make_step_rule(name: str) -> StepRule:
-    """Return a fresh rule of the given name.
+def make_step_rule(rule: str | StepRule) -> StepRule:
+    """Return a fresh rule of the given name; a rule of the user's own as it is.
 
     Raises:
-        ValueError: if there is no rule of that name.
+        TypeError: an object that is not a rule.
+        ValueError: there is no rule of that name.
     """
-    check_choice(name, "step_rule", tuple(STEP_RULES))
-    return STEP_RULES[name]()
+    if isinstance(rule, str | None):
+        check_choice(rule, "step_rule", STEP_RULES, " or a rule of your own")
+        return _RULES[str(rule)]()
+    state = getattr(rule, "state", None)
+    if (
+        not callable(getattr(rule, "take", None))
+        or not isinstance(getattr(rule, "measures", None), bool)
+        or not isinstance(state, dict)
+    ):
+        raise TypeError(
+            f"step_rule must be one of {STEP_RULES}, or an object with take(trial), a dictionary "
+            f"state, and measures, True or False; got {described(rule)}; see the recipe in "
+            "CONTRIBUTING.md"
+        )
+    return rule
+
+
+def name_of_rule(rule: str | StepRule) -> str:
+    """Return the name by which a state knows its rule: that of its class where it is an object."""
+    return rule if isinstance(rule, str) else type(rule).__name__

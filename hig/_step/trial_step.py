@@ -1,18 +1,29 @@
-"""A step that can be tried, measured and taken back."""
+"""Trial steps: apply, evaluate, undo."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from hig._torch.autograd_graph import nodes_behind
-from hig._torch.plain_tensors import origin
-from hig.errors import out_of_memory
+from hig._spectral.filters import SpectralFilter
+from hig._step.closure import Closure
+from hig._step.linearisation import Linearisation
+from hig._step.momentum import Carried
+from hig._step.param_groups import LARGE_STEP, require_room
+from hig._torch.autograd_graph import plain
+from hig._torch.buffers import Buffers
+from hig._torch.ranks import Ranks
 
-__all__ = ["RandomState", "Trial", "curvature_along", "put_back"]
+__all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "put_back"]
+
+# Loss, slope and curvature where nothing asks for them.
+_NO_MODEL = (float("nan"), float("nan"), float("nan"))
+# Evaluations of a closure that are watched before it is known whether it writes to buffers.
+_FIRST_EVALUATIONS = 4
 
 
 class RandomState:
@@ -123,50 +134,143 @@ def put_back(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         parameter.copy_(value)
 
 
-def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Tensor:
-    """Return vᵀ H v with H the Hessian of the loss in the outputs, by one product with it.
+class Watch:
+    """Whether the evaluations of a closure are watched for what they write to.
+
+    To watch costs a fifth of a forward pass. Most closures write to nothing: the first evaluations
+    and the forward pass of every step show which ones do.
+    """
+
+    def __init__(self) -> None:
+        self.writes = False
+        self._evaluations = 0
+
+    def wanted(self) -> bool:
+        """Whether to watch the next evaluation."""
+        self._evaluations += 1
+        return self.writes or self._evaluations <= _FIRST_EVALUATIONS
+
+
+class Evaluation:
+    """The loss of the same batch at the present parameters, after which only these have changed.
 
     Args:
-        gradient: gradient of the loss with respect to the prediction, with its graph.
-        prediction: (B, ...).
-        change: v, (n,) float64.
-
-    Returns:
-        A float64 scalar; zero for a loss that is linear in the outputs.
-
-    Raises:
-        ValueError: the loss cannot be differentiated twice.
+        closure: of the step.
+        loss: the loss in what it returns.
+        parameters: those that are being moved.
+        random_state: that at the start of the step.
+        ranks: the process ranks of the step; None where this process steps alone.
+        weight: factor of the loss of this process.
+        watch: whether to look for buffers.
     """
-    change = change.view_as(prediction)
-    if not gradient.requires_grad:
-        return change.new_zeros(())
-    with torch.enable_grad():
+
+    def __init__(
+        self,
+        closure: Closure,
+        loss: Callable[[Any], Tensor],
+        parameters: Sequence[Tensor],
+        random_state: RandomState | None,
+        ranks: Ranks | None,
+        weight: float,
+        watch: Watch,
+    ):
+        self._closure, self._loss, self._parameters = closure, loss, parameters
+        self._random_state, self._ranks, self._weight = random_state, ranks, weight
+        self._watch = watch
+
+    def __call__(self) -> float:
+        """The loss of the whole batch."""
+        assert self._random_state is not None  # only what measures evaluates
+        # With gradients enabled: a closure may differentiate its network inside.
+        ranks = self._ranks
+        with ranks.agreement() if ranks else nullcontext(), torch.enable_grad():
+            if self._watch.wanted():
+                loss = self._watched(self._random_state)
+            else:
+                loss = self._loss(self._random_state.replay(self._closure))
+            own = float(plain(loss, "the loss").detach())
+        return own if ranks is None else ranks.sum_of(self._weight * own)
+
+    def _watched(self, random_state: RandomState) -> Tensor:
+        buffers = Buffers(self._parameters)
         try:
-            (product,) = torch.autograd.grad(
-                gradient,
-                origin(prediction),
-                change.to(gradient.dtype),
-                retain_graph=True,
-                allow_unused=True,
-            )
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            raise _no_curvature(str(error).splitlines()[0]) from error
-    # What is marked once_differentiable raises in backward() alone: here it is left out in silence.
-    place = origin(prediction)
-    edge = place if isinstance(place, GradientEdge) else None
-    stop = (edge.node, edge.output_nr) if edge else (prediction.grad_fn, prediction.output_nr)
-    if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradient, stop)):
-        raise _no_curvature("a torch.autograd.Function in it is marked once_differentiable")
-    if product is None:
-        return change.new_zeros(())
-    return (product.double() * change).sum()
+            with buffers:
+                return self._loss(random_state.replay(self._closure))
+        finally:
+            self._watch.writes |= buffers.restore()
 
 
-def _no_curvature(why: str) -> ValueError:
-    return ValueError(
-        "the step is measured by the second derivative of the loss in the outputs, which this loss "
-        f"does not have ({why}); write the loss in operations that can be differentiated twice, or "
-        "take step_rule='fixed' where the optimizer has it"
-    )
+class Attempts:
+    """Makes the trials of one step; as a context it takes back what was not accepted.
+
+    Args:
+        linearisation: the decomposed Jacobian.
+        carried: the last direction, of which momentum keeps a part; None without momentum.
+        parameters: the parameters of the step.
+        lrs: their learning rates.
+        measures: whether the quadratic model is asked for.
+        evaluate: gives the loss at the present parameters.
+    """
+
+    def __init__(
+        self,
+        linearisation: Linearisation,
+        carried: Carried | None,
+        parameters: Sequence[Tensor],
+        lrs: Sequence[float],
+        measures: bool,
+        evaluate: Callable[[], float],
+    ):
+        self._linearisation, self._carried = linearisation, carried
+        self._parameters, self._lrs, self._measures = parameters, lrs, measures
+        self._evaluate = evaluate
+        self._trial: Trial | None = None
+
+    def __call__(self, filter: SpectralFilter) -> Trial:
+        """A trial along the direction of a filter; those before it have been taken back."""
+        directions, model = self._direction(filter)
+        if (
+            self._carried and self._carried.used and model[1] < 0
+        ):  # uphill, for what it carries: once more without
+            directions, model = self._direction(filter)
+        resolution = torch.finfo(self._linearisation.loss.dtype).eps
+        self._trial = Trial(
+            self._parameters, directions, max(self._lrs), *model, self._evaluate, resolution
+        )
+        return self._trial
+
+    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], tuple[float, float, float]]:
+        """One direction per parameter, and loss, slope and curvature along it."""
+        if self._carried:
+            directions, change = self._carried.step(self._linearisation, filter, self._measures)
+        else:
+            directions, change = self._linearisation.step(filter)
+        most = max(self._lrs)
+        if any(lr != most for lr in self._lrs):
+            scales = [lr / most for lr in self._lrs]
+            directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
+        return directions, self._linearisation.model(change) if self._measures else _NO_MODEL
+
+    def accept(self, step_size: float | None) -> None:
+        """Keep the parameters where they are.
+
+        Raises:
+            NonFiniteError: that would be NaN or infinite.
+        """
+        if step_size is not None and step_size > LARGE_STEP:
+            require_room(self._parameters, step_size)
+        self._trial = None
+        if self._carried:
+            self._carried.keep(step_size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._trial is not None:  # done halfway, whatever is raised
+            self._trial.undo()

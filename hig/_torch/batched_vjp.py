@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from hig._jacobian.exactness_memory import ExactnessMemory
+from hig._torch.autograd_graph import Node
 from hig._torch.memory import check_room
-from hig._torch.pass_memory import Inputs, PassSizes
+from hig._torch.pass_memory import Inputs, PassMemory, bytes_taken, measure_pass
 from hig.errors import out_of_memory
 
-__all__ = ["Backward", "dense", "note", "one_hot_cotangents", "output_cotangents"]
+__all__ = ["Backward", "PassSizes", "dense", "note", "one_hot_cotangents", "output_cotangents"]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -24,6 +25,9 @@ CACHED_BYTES = 2 * 2**20
 MOST_PASS_BYTES = 256 * 2**20
 # On a CPU passes whose gradients are larger than this gain nothing from one another.
 ALONE_BYTES = 256 * 2**10
+# Of one kind of pass, how many graphs are remembered, and how many of their last nodes tell kinds
+# apart.
+KNOWN, LOOKED_AT = 16, 16
 
 
 @dataclass
@@ -33,19 +37,14 @@ class Backward:
     Attributes:
         chunk: passes in one batch; None chooses by memory. Halved when memory runs out.
         batched: whether passes are vectorised; turned off by a graph that refuses.
-        trusting: whether factors of layers may be used before it is known that they are exact;
-            turned off where they once were not.
-        memory: which layers were exact in earlier steps.
         notes: what had to be done differently in this step, in words.
         sizes: what passes through the graphs of earlier steps held.
     """
 
     chunk: int | None = None
     batched: bool = True
-    trusting: bool = True
-    memory: ExactnessMemory = field(default_factory=ExactnessMemory)
     notes: list[str] = field(default_factory=list)
-    sizes: PassSizes = field(default_factory=PassSizes)
+    sizes: "PassSizes" = field(default_factory=lambda: PassSizes())
 
     def gradients(
         self,
@@ -129,6 +128,60 @@ class Backward:
             None if per_input[0] is None else torch.stack(per_input)
             for per_input in zip(*singles, strict=True)
         )
+
+
+class PassSizes:
+    """Remembers what passes hold, so that only a graph that is another one is gone through.
+
+    Autograd numbers the nodes of a thread in the order in which they are made. Between tensors of
+    the same shapes, with the same last operations, a graph that ends as many nodes behind the one
+    before it as another did is taken to be that other one.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[object, _Known] = {}
+
+    def of(self, output: Tensor, inputs: Inputs) -> PassMemory:
+        """Report what one pass from an output to inputs holds.
+
+        Args:
+            output: the tensor to differentiate, with a graph.
+            inputs: tensors or graph edges to differentiate with respect to.
+        """
+        assert output.grad_fn is not None
+        number = output.grad_fn._sequence_nr()
+        key = (output.device, *map(_shape_or_place, inputs), *_last_operations(output))
+        known = self._known.setdefault(key, _Known(number))
+        distance = number - known.number
+        known.number = number
+        if distance not in known.sizes:
+            if len(known.sizes) == KNOWN:
+                known.sizes.clear()
+            known.sizes[distance] = measure_pass(output, inputs)
+        known.sizes[0] = known.sizes[distance]  # no distance: the same graph again
+        return known.sizes[0]
+
+
+@dataclass
+class _Known:
+    """The number of the last graph of a key, and what passes held by the distance to it."""
+
+    number: int
+    sizes: dict[int, PassMemory] = field(default_factory=dict)
+
+
+def _shape_or_place(wanted: Tensor | GradientEdge) -> object:
+    return wanted.shape if isinstance(wanted, Tensor) else wanted.output_nr
+
+
+def _last_operations(output: Tensor) -> Iterator[object]:
+    """Names and sizes of the last nodes, along the first edge of each."""
+    node: Node | None = output.grad_fn
+    for _ in range(LOOKED_AT):
+        if node is None:
+            return
+        yield node.name(), *bytes_taken(node)
+        node = node.next_functions[0][0] if node.next_functions else None
 
 
 # Of the process, not of a thread: autograd runs backward passes on a GPU in a thread of its own.

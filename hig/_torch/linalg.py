@@ -7,13 +7,13 @@ from torch import Tensor
 
 from hig.errors import DecompositionError
 
-__all__ = ["converging", "eigenvalues", "eigenvectors", "thin_svd"]
+__all__ = ["converging", "eigenvalues", "eigenvectors", "repeated_on_cpu", "thin_svd"]
 
 
 def converging(
     decomposition: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor, notes: list[str]
 ) -> tuple[Tensor, ...]:
-    """Run a decomposition; where it does not converge, again on the CPU, scaled to unit size.
+    """Run a decomposition; where it does not converge, repeat it on the CPU.
 
     Args:
         decomposition: one of this file.
@@ -26,7 +26,27 @@ def converging(
     try:
         return decomposition(matrix)
     except torch.linalg.LinAlgError as error:
-        notes.append(f"decomposition repeated on the CPU: {str(error).splitlines()[0]}")
+        return repeated_on_cpu(decomposition, matrix, notes, error)
+
+
+def repeated_on_cpu(
+    decomposition: Callable[[Tensor], tuple[Tensor, ...]],
+    matrix: Tensor,
+    notes: list[str],
+    refusal: torch.linalg.LinAlgError,
+) -> tuple[Tensor, ...]:
+    """Repeat on the CPU a decomposition that did not converge, scaled to unit size.
+
+    Args:
+        decomposition: one of this file.
+        matrix: as for `converging`, as are ``notes``.
+        notes: takes a line about it.
+        refusal: what it raised.
+
+    Raises:
+        DecompositionError: it does not converge there either.
+    """
+    notes.append(f"decomposition repeated on the CPU: {str(refusal).splitlines()[0]}")
     scale = matrix.abs().max().cpu()
     try:
         found = list(decomposition(matrix.cpu() / scale))

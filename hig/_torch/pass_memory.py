@@ -1,7 +1,7 @@
 """Memory that one backward pass holds, read off the autograd graph."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from math import prod
@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from hig._torch.autograd_graph import Edge, Node
 
-__all__ = ["Inputs", "PassMemory", "PassSizes", "measure_pass"]
+__all__ = ["Inputs", "PassMemory", "bytes_taken", "measure_pass"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 
@@ -21,8 +21,6 @@ _SHARING = (
     "SqueezeBackward0", "SqueezeBackward1", "SumBackward0", "SumBackward1", "TBackward0",
     "TransposeBackward0", "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0",
 )  # fmt: skip
-# Of one key, how many graphs are remembered, and how many of their last nodes make the key.
-KNOWN, LOOKED_AT = 16, 16
 
 
 @dataclass(frozen=True)
@@ -37,60 +35,6 @@ class PassMemory:
 
     peak: int
     largest: int
-
-
-class PassSizes:
-    """Remembers what passes hold, so that only a graph that is another one is gone through.
-
-    Autograd numbers the nodes of a thread in the order in which they are made. Between tensors of
-    the same shapes, with the same last operations, a graph that ends as many nodes behind the one
-    before it as another did is taken to be that other one.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[object, _Known] = {}
-
-    def of(self, output: Tensor, inputs: Inputs) -> PassMemory:
-        """Report what one pass from an output to inputs holds.
-
-        Args:
-            output: the tensor to differentiate, with a graph.
-            inputs: tensors or graph edges to differentiate with respect to.
-        """
-        assert output.grad_fn is not None
-        number = output.grad_fn._sequence_nr()
-        key = (output.device, *map(_shape_or_place, inputs), *_last_operations(output))
-        known = self._known.setdefault(key, _Known(number))
-        distance = number - known.number
-        known.number = number
-        if distance not in known.sizes:
-            if len(known.sizes) == KNOWN:
-                known.sizes.clear()
-            known.sizes[distance] = measure_pass(output, inputs)
-        known.sizes[0] = known.sizes[distance]  # no distance: the same graph again
-        return known.sizes[0]
-
-
-@dataclass
-class _Known:
-    """The number of the last graph of a key, and what passes held by the distance to it."""
-
-    number: int
-    sizes: dict[int, PassMemory] = field(default_factory=dict)
-
-
-def _shape_or_place(wanted: Tensor | GradientEdge) -> object:
-    return wanted.shape if isinstance(wanted, Tensor) else wanted.output_nr
-
-
-def _last_operations(output: Tensor) -> Iterator[object]:
-    """Names and sizes of the last nodes, along the first edge of each."""
-    node: Node | None = output.grad_fn
-    for _ in range(LOOKED_AT):
-        if node is None:
-            return
-        yield node.name(), *_sizes(node)
-        node = node.next_functions[0][0] if node.next_functions else None
 
 
 def measure_pass(output: Tensor, inputs: Inputs) -> PassMemory:
@@ -160,7 +104,7 @@ def _followed(
     start: Edge, order: list[Node], following: dict[Node, list[Edge]], wanted: set[Edge]
 ) -> PassMemory:
     """Add up gradients along the order of nodes; only these are run."""
-    run, sizes = set(order), {node: _sizes(node) for node in order}
+    run, sizes = set(order), {node: bytes_taken(node) for node in order}
     waiting = {start}
     held = peak = largest = sizes[start[0]][start[1]] if start[0] in run else 0
     for node in order:
@@ -183,7 +127,7 @@ def _followed(
     return PassMemory(peak, largest)
 
 
-def _sizes(node: Node) -> list[int]:
+def bytes_taken(node: Node) -> list[int]:
     """Bytes of the gradients that a node takes."""
     return [
         0 if of.is_nested_tensor else prod(of.shape) * of.dtype.itemsize

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hig
-from hig._torch.plain_tensors import origin, plain
+from hig._torch.autograd_graph import origin, plain
 from tests.textbook import flat, relative_error
 
 

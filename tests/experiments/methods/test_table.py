@@ -63,10 +63,13 @@ def test_steps_for_one_loss_get_their_momentum(name):
 def test_lanczos_gets_its_steps(name):
     parameters = list(nn.Linear(2, 2).parameters())
     settings = Settings(batch_size=8, lr=1.0, method="lanczos", lanczos_steps=7)
-    assert METHODS[name].optimizer(parameters, settings)._method == hig.Lanczos(steps=7)
+    assert METHODS[name].optimizer(parameters, settings)._options.method == hig.Lanczos(steps=7)
     default = METHODS[name].optimizer(parameters, replace(settings, lanczos_steps=None))
-    assert default._method == hig.Lanczos()
-    assert METHODS[name].optimizer(parameters, replace(settings, method="gram"))._method == "gram"
+    assert default._options.method == hig.Lanczos()
+    assert (
+        METHODS[name].optimizer(parameters, replace(settings, method="gram"))._options.method
+        == "gram"
+    )
 
 
 def test_kronecker_steps_get_their_options_and_report_on_no_jacobian():

@@ -13,9 +13,9 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 import hig
-from hig._jacobian.capture import Capture
+from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
-from hig._jacobian.exactness_memory import FIRST
+from hig._jacobian.exactness import FIRST, ExactnessMemory
 from hig._torch.batched_vjp import Backward
 from tests.textbook import flat, relative_error, textbook_jacobian, textbook_power
 
@@ -305,7 +305,7 @@ def test_the_tolerance_of_a_solver_is_no_coupling(dtype):
     for _ in range(3 * FIRST):
         optimizer.step(closure)
         assert optimizer.report.engine == "layerwise"
-    assert optimizer._backward.trusting
+    assert optimizer._lineariser.memory.optimistic
     optimizer.step(lambda: closure(coupling=1e3 * tolerance))
     assert optimizer.report.engine == "rows"
 
@@ -382,7 +382,7 @@ def test_what_was_not_exact_is_tried_seldom():
     assert places[0] == 0
     assert np.diff(places).tolist() == [FIRST, 2 * FIRST, 4 * FIRST]
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
-        assert twin._backward.memory == optimizer._backward.memory
+        assert twin._lineariser.memory == optimizer._lineariser.memory
 
 
 def test_what_has_become_exact_is_taken_at_once():
@@ -406,11 +406,13 @@ def test_layers_behind_the_coupling_stay_layers_while_others_are_left_out():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
     names, parameters = zip(*network.named_parameters(), strict=True)
-    backward, x = Backward(), torch.randn(8, 5, dtype=torch.float64)
+    backward, memory = Backward(), ExactnessMemory()
+    x = torch.randn(8, 5, dtype=torch.float64)
     for _ in range(4):
         with Capture(parameters) as capture:
             prediction = network(x)
-        found = build_jacobian(capture.uses, prediction, parameters, names, "auto", backward)
+        forward = ForwardPass(capture.uses, prediction, parameters, names)
+        found = build_jacobian(forward, "auto", backward, memory)
         routes = dict(zip(names, found.routes, strict=True))
         assert routes["3.weight"] == routes["3.bias"] == "layerwise"
         assert routes["0.weight"] == routes["0.bias"] == "rows"

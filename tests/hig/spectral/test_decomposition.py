@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hig._jacobian.blocks import DenseBlock, JointJacobian
-from hig._spectral.decomposition import SVD_BYTES, choose_route, decompose, gram_floor
+from hig._spectral.decomposition import SVD_BYTES, check_method, choose_route, decompose, gram_floor
 from hig._spectral.filters import Damped, HalfInverse
 from hig._spectral.lanczos import Lanczos
 from hig.errors import DecompositionError
@@ -90,7 +90,7 @@ def test_the_largest_jacobian_that_is_decomposed_itself():
 
 def test_unknown_method():
     with pytest.raises(ValueError, match=r"'lanczos'.* or a hig.Lanczos, got 'qr'"):
-        choose_route((2, 3), F32, HalfInverse(), "qr")
+        check_method("qr")
 
 
 # -- the step ----------------------------------------------------------------------------------

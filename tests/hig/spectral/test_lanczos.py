@@ -6,8 +6,9 @@ from torch import nn
 
 import hig
 from hig._jacobian.blocks import DenseBlock, JointJacobian
-from hig._jacobian.capture import Capture
+from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
+from hig._jacobian.exactness import ExactnessMemory
 from hig._spectral.filters import Damped, HalfInverse
 from hig._spectral.lanczos import Krylov
 from hig._torch.batched_vjp import Backward
@@ -253,8 +254,9 @@ def test_factors_too_large_to_hold_are_not_taken(held_bytes, route):
     with Capture(parameters) as capture:
         prediction = network(inputs)
     names = [name for name, _ in network.named_parameters()]
+    forward = ForwardPass(capture.uses, prediction, parameters, names)
     found = build_jacobian(
-        capture.uses, prediction, parameters, names, "auto", Backward(), held_bytes, products=True
+        forward, "auto", Backward(), ExactnessMemory(), products=True, held_bytes=held_bytes
     )
     assert set(found.routes) == {route}
     assert bool(found.notes) == (route == "products")

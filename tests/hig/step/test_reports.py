@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import hig
-from hig._step.reports import PhaseClock, StepReport
+from hig._step.reports import StepReport
+from hig._torch.host import PhaseClock
 from hig._torch.ranks import Communication
 from tests.textbook import textbook_jacobian
 

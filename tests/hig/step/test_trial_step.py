@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import hig
-from hig._step.trial_step import RandomState, Trial, curvature_along
+from hig._step.objective import curvature_along
+from hig._step.trial_step import RandomState, Trial
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat
 

@@ -215,7 +215,7 @@ def test_copies_record_for_themselves(tapes):
     network, inputs = build("mlp")
     _, optimizer = steps(network, *data(network, inputs), cuda_graph=True)
     other = copy.deepcopy(optimizer)
-    assert other._recording is not None and other._recording is not optimizer._recording
+    assert other._recorded is not None and other._recorded is not optimizer._recorded
 
 
 @pytest.mark.parametrize(

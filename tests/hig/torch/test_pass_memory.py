@@ -10,9 +10,14 @@ from torch.utils._pytree import tree_leaves
 
 from hig._jacobian.capture import Capture
 from hig._jacobian.rows import StreamedBlock
-from hig._torch import pass_memory as pass_memory_module
-from hig._torch.batched_vjp import MOST_PASS_BYTES, PASS_BYTES, Backward, one_hot_cotangents
-from hig._torch.pass_memory import PassSizes, measure_pass
+from hig._torch import batched_vjp as batched_vjp_module
+from hig._torch.batched_vjp import (
+    MOST_PASS_BYTES,
+    PASS_BYTES,
+    Backward,
+    measure_pass,
+    one_hot_cotangents,
+)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -220,13 +225,13 @@ def test_functions_with_several_outputs_and_none():
 @pytest.fixture
 def walks(monkeypatch):
     """The graphs that were gone through."""
-    found, original = [], pass_memory_module.measure_pass
+    found, original = [], batched_vjp_module.measure_pass
 
     def measure(output, inputs):
         found.append(output)
         return original(output, inputs)
 
-    monkeypatch.setattr(pass_memory_module, "measure_pass", measure)
+    monkeypatch.setattr(batched_vjp_module, "measure_pass", measure)
     return found
 
 
@@ -272,7 +277,7 @@ def test_what_is_remembered_is_bounded():
     for steps in range(20, 120):
         sizes.of(loop(x, steps), [x])
     (known,) = sizes._known.values()
-    assert len(known.sizes) <= pass_memory_module.KNOWN + 1
+    assert len(known.sizes) <= batched_vjp_module.KNOWN + 1
 
 
 def test_layer_edges(walks):

@@ -4,7 +4,7 @@ import copy
 import pickle
 from itertools import pairwise
 
-from hig._jacobian.exactness_memory import FIRST, LAST, MOST, UNITS, ExactnessMemory
+from hig._jacobian.exactness import FIRST, LAST, MOST, UNITS, ExactnessMemory
 
 
 def tries(memory, builds, key=("layer",), kind="graph"):

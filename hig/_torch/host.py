@@ -1,17 +1,20 @@
-"""Conditions on numbers that lie on the device, read together."""
+"""The host during a step: checks of device tensors read in one transfer, and a clock."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
-__all__ = ["Checks"]
+__all__ = ["Checks", "PhaseClock"]
 
 
 class Checks:
     """Collects conditions and reads them in one transfer: each would make the host wait.
 
-    The first condition that does not hold is the one that is told.
+    The first failing check is raised.
     """
 
     def __init__(self) -> None:
@@ -42,3 +45,24 @@ class Checks:
         for holds, (_, otherwise) in zip(flags, conditions, strict=True):
             if not holds:
                 otherwise()
+
+
+class PhaseClock:
+    """Adds up seconds per named phase; under ``torch.profiler`` phases show as "hig: name"."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the context under ``name``."""
+        # Outside of the profiler its marks would cost more than the clock.
+        profiled = torch.autograd._profiler_enabled()
+        mark = record_function(f"hig: {name}") if profiled else nullcontext()
+        start = time.perf_counter()
+        try:
+            with mark:
+                yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed

@@ -1,0 +1,81 @@
+"""The objective of a batch whose samples lie on several process ranks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.distributed import Split
+from hig._spectral.filters import SpectralFilter
+from hig._step.objective import Objective
+from hig._torch.checksums import checksum, digest
+from hig._torch.ranks import Ranks
+
+__all__ = ["digest_of_filter", "whole_batch"]
+
+
+def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -> Objective:
+    """Join the objectives of all ranks.
+
+    Args:
+        local: that of the samples of this rank, its conditions read.
+        ranks: the ranks of the step.
+        reduction: "mean" or "sum", see :meth:`Split.weight`.
+        settings: digest of what decides on the step next to the parameters.
+
+    Raises:
+        ValueError: the ranks differ in what must be equal.
+    """
+    prediction = local.forward.prediction
+    outputs = prediction[0].numel()
+    ranks.agree_on(_facts(outputs, prediction.dtype, local.forward.parameters, settings))
+    split = Split(ranks, ranks.whole_numbers(len(prediction)), outputs)
+    weight = split.weight(reduction)
+    with torch.enable_grad():  # curvature may be asked for
+        gradient = weight * local.gradient
+    total = ranks.sum_of(weight * float(local.loss.detach()))
+    return replace(
+        local,
+        loss=torch.full_like(local.loss, total, requires_grad=False),
+        gradient=gradient,
+        flat_gradient=split.joined(gradient.detach().double().flatten()),
+        split=split,
+        weight=weight,
+    )
+
+
+def digest_of_filter(filter: SpectralFilter) -> int:
+    """A digest of what a filter does; what it prints may be an address."""
+    probes = torch.logspace(-6, 6, 5, dtype=torch.float64, device="cpu")
+    return digest(
+        getattr(filter, "auto", False),
+        filter.rcond,
+        filter.needs_small_values,
+        filter.gain(probes).tolist(),
+    )
+
+
+def _facts(
+    outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int
+) -> dict[str, tuple[int, str]]:
+    shapes = [(tuple(parameter.shape), parameter.dtype) for parameter in parameters]
+    model = "build the same network on every rank"
+    return {
+        "the number of parameters": (sum(parameter.numel() for parameter in parameters), model),
+        "the checksum of shapes and dtypes of the parameters": (digest(shapes), model),
+        "the checksum of the values of the parameters": (
+            checksum(parameters),
+            "start every rank from the same seed, or hand out those of one rank: "
+            "torch.distributed.broadcast(parameter.data, 0) for each",
+        ),
+        "the number of outputs per sample": (
+            outputs,
+            "ranks may have different numbers of samples, not of outputs for each",
+        ),
+        "the checksum of the prediction's dtype": (digest(dtype), "compute in one dtype"),
+        "the checksum of learning rates, filter and other settings": (
+            settings,
+            "make the optimizer with the same arguments on every rank, and step schedulers on all",
+        ),
+    }

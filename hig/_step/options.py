@@ -1,0 +1,49 @@
+"""Options that all steps share, checked."""
+
+from dataclasses import dataclass
+
+from hig._jacobian.engine import Engine, check_engine
+from hig._spectral.decomposition import check_method
+from hig._spectral.lanczos import Lanczos
+from hig._step.momentum import Momentum
+from hig._step.step_rules import StepRule, make_step_rule
+from hig._torch.ranks import ProcessGroup, check_process_group
+from hig.arguments import REDUCTIONS, check_choice, check_count
+from hig.errors import described
+
+__all__ = ["StepOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Options of a step; :class:`hig.HIG` documents each.
+
+    Raises:
+        TypeError: an option is of another kind.
+        ValueError: an option is outside its range.
+    """
+
+    engine: str | Engine = "auto"
+    method: str | Lanczos = "auto"
+    step_rule: str | StepRule = "fixed"
+    momentum: float = 0.0
+    momentum_kind: str = "plain"
+    chunk: int | None = None
+    process_group: ProcessGroup = "auto"
+    reduction: str = "mean"
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        check_engine(self.engine)
+        check_method(self.method)
+        make_step_rule(self.step_rule)
+        Momentum(self.momentum, self.momentum_kind)
+        if self.chunk is not None:
+            object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))
+        check_process_group(self.process_group)
+        check_choice(self.reduction, "reduction", REDUCTIONS)
+        if not isinstance(self.cuda_graph, bool):
+            raise TypeError(
+                f"cuda_graph must be True or False, got {described(self.cuda_graph)}; True records "
+                "steps on a GPU"
+            )

@@ -1,0 +1,64 @@
+"""Steps whose closure, backward passes and Gram matrix are recorded as a CUDA graph."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+
+from hig._jacobian.engine import InexactLayersError
+from hig._spectral.filters import SpectralFilter
+from hig._step.linearisation import Formed, Linearisation, Lineariser
+from hig._step.objective import Objective
+from hig._torch.cuda_graph import Recording
+from hig._torch.host import Checks, PhaseClock
+from hig.errors import SampleDependenceError
+
+__all__ = ["RecordedLinearisation"]
+
+
+class RecordedLinearisation:
+    """Linearises at the present values of all tensors that a closure reads, by a CUDA graph.
+
+    Args:
+        lineariser: obtains and decomposes the Jacobian.
+    """
+
+    def __init__(self, lineariser: Lineariser):
+        self._lineariser = lineariser
+        self._recording: Recording[Formed] = Recording()
+
+    def linearise(
+        self,
+        evaluate: Callable[[], Objective],
+        key: Hashable,
+        filter: SpectralFilter,
+        clock: PhaseClock,
+    ) -> Linearisation:
+        """Return the decomposed Jacobian.
+
+        Args:
+            evaluate: runs the closure; not called where a record is replayed.
+            key: what decides on the operations; with another one the record is made again.
+            filter: the filter that will be applied first.
+            clock: takes the times.
+
+        Raises:
+            SampleDependenceError: factors of layers are not exact, which a record cannot repair.
+        """
+        lineariser = self._lineariser
+        with clock.phase("replay"):
+            formed = self._recording(key, lambda: lineariser.form(evaluate(), filter, clock))
+        try:
+            found = lineariser.decomposed(formed, filter, clock, again=True)
+        except InexactLayersError as error:
+            # May have been rounding: then the next record allows for it.
+            objective = replace(formed.objective, checks=Checks())
+            formed = lineariser.form_checked(objective, filter, clock)
+            if not formed.engine.layers_exact:
+                raise SampleDependenceError(
+                    "cuda_graph=True replays factors of layers, which are not exact here (samples "
+                    "influence one another, or a weight is used where it is not seen); take "
+                    "engine='rows', or leave it out"
+                ) from error
+            self._recording = Recording()
+            found = lineariser.decomposed(formed, filter, clock)
+        # The next replay overwrites it.
+        return replace(found, objective=replace(formed.objective, loss=found.loss.clone()))

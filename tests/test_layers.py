@@ -1,4 +1,7 @@
-"""Imports point down: plots -> result files; experiments -> problems -> hig -> torch, numpy."""
+"""Imports point down: plots -> result files; experiments -> problems -> hig -> torch, numpy.
+
+Inside of hig the rooms stand on floors, and no import points up.
+"""
 
 import ast
 import re
@@ -19,6 +22,25 @@ ALLOWED = {
     },
     "plots": {"plots", "hig", "numpy", "matplotlib"},
 }  # fmt: skip
+
+GROUND = {"_torch", "arguments", "errors"}
+# What each room of hig may import next to itself.
+ROOMS = {
+    "errors": set(),
+    "arguments": {"errors"},
+    "_torch": {"arguments", "errors"},
+    "files": {"arguments", "errors"},
+    "_simulation": GROUND,
+    "_jacobian": GROUND,
+    "_spectral": GROUND,
+    "conflictfree": GROUND,
+    "testing": GROUND | {"_simulation"},
+    "_step": GROUND | {"_jacobian", "_spectral"},
+    "_kronecker": GROUND | {"_step", "_jacobian"},
+    "_optim": GROUND | {"_step", "_jacobian", "_spectral", "conflictfree"},
+}
+MOST_FOLDERS = 11  # so that the first level of hig is read at a glance
+MOST_FILES_OF_A_STEP = 18
 
 
 def imports_of(path):
@@ -41,6 +63,104 @@ def test_imports_point_down(floor):
         if name not in ALLOWED[floor] and name not in sys.stdlib_module_names
     }
     assert found == set()
+
+
+def modules_imported_by(path):
+    """Full names of the modules of hig that a file imports, those for annotations included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(name):
+    """The room of a module of hig, such as "_step"; None for others."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "hig" and len(parts) > 1 and parts[1] in ROOMS else None
+
+
+def test_the_rooms_are_those_of_the_table():
+    inside = [path for path in (ROOT / "hig").iterdir() if path.name != "__pycache__"]
+    folders = {path.name for path in inside if path.is_dir()}
+    files = {path.stem for path in inside if path.suffix == ".py"} - {"__init__"}
+    assert folders | files == set(ROOMS)
+    assert len(folders) <= MOST_FOLDERS
+    assert files == {"arguments", "errors"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_in_one_sentence_what_it_is(room):
+    face = ROOT / "hig" / room / "__init__.py"
+    if face.exists():
+        first = ast.get_docstring(ast.parse(face.read_text())).split("\n\n")[0]
+        assert first.endswith((".", "?")), first
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_between_rooms_point_down(room):
+    place = ROOT / "hig" / room
+    files = sorted(place.rglob("*.py")) or [place.with_suffix(".py")]
+    found = {
+        (str(path.relative_to(ROOT)), other)
+        for path in files
+        for other in map(room_of, modules_imported_by(path))
+        if other not in {None, room, *ROOMS[room]}
+    }
+    assert found == set()
+
+
+def test_no_circle_between_the_files_of_hig():
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "hig").rglob("*.py")
+    }
+    after = {}
+    for name, path in files.items():
+        named = modules_imported_by(path)
+        modules = {full if full in files else full.rpartition(".")[0] for full in named}
+        after[name] = {other for other in modules if other in files and other != name}
+    remaining = dict(after)
+    while remaining:
+        free = [name for name, others in remaining.items() if not others & remaining.keys()]
+        assert free, f"a circle among {sorted(remaining)}"
+        for name in free:
+            del remaining[name]
+
+
+def test_a_step_enters_few_files():
+    """In the long run: the first steps also look at buffers, memory and the autograd graph."""
+    import torch
+
+    import hig
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    inputs = torch.randn(5, 3)
+    optimizer = hig.HIG(network.parameters(), lr=0.1, step_rule="trust")
+
+    def closure():
+        prediction = network(inputs)
+        return 0.5 * (prediction - 1).square().sum(), prediction
+
+    for _ in range(30):
+        optimizer.step(closure)
+    entered = set()
+
+    def note(frame, event, _):
+        name = frame.f_code.co_filename
+        if event == "call" and name.startswith(str(ROOT / "hig")):
+            entered.add(str(Path(name).relative_to(ROOT)))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        while "hig/_step/step_rules.py" not in entered or optimizer.report.gain_ratio is None:
+            optimizer.step(closure)
+    finally:
+        sys.setprofile(before)
+    assert len(entered) <= MOST_FILES_OF_A_STEP, sorted(entered)
 
 
 def test_plots_take_nothing_but_the_result_files_from_hig():

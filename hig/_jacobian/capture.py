@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from hig._torch.buffers import may_write, written_by
+from hig._torch.buffers import WRITING_ARGUMENTS, may_write, written_by
 
 __all__ = ["Capture", "ForwardPass", "LayerUse"]
 
@@ -185,7 +185,8 @@ class Capture(TorchFunctionMode):
                 func, dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | (kwargs or {}), output
             )
             return output
-        if kwargs or may_write(func):
+        writes = may_write(func) in ("first", "any")
+        if writes or (kwargs and not WRITING_ARGUMENTS.isdisjoint(kwargs)):
             with torch._C.DisableTorchFunctionSubclass():
                 for tensor in written_by(func, args, kwargs):
                     if id(tensor) not in self._watched:

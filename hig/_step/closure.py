@@ -125,7 +125,9 @@ def explained() -> Iterator[None]:
 
 def _present() -> int:
     """The number that the next node of a graph made in this thread will exceed."""
-    number: int = torch.empty(0, device="cpu", requires_grad=True).view(0).grad_fn._sequence_nr()  # type: ignore[union-attr]
+    with torch._C.DisableTorchFunction():  # nobody who watches the closure is to see it
+        leaf = torch.empty(0, device="cpu", requires_grad=True)
+        number: int = leaf.view(0).grad_fn._sequence_nr()  # type: ignore[union-attr]
     return number
 
 

@@ -5,6 +5,7 @@ an object with ``__torch_function__``. Their methods are made for functions on p
 linear algebra, so that the step works with the plain tensor itself.
 """
 
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import Parameter
 
 from hig.errors import described
 
-__all__ = ["coarsest_dtype", "leaves", "nodes_behind", "origin", "plain"]
+__all__ = ["bytes_taken", "coarsest_dtype", "leaves", "nodes_behind", "origin", "plain"]
 
 Node = Any  # torch gives the nodes of its graph no public type
 Edge = tuple[Node, int]
@@ -59,6 +60,14 @@ def coarsest_dtype(nodes: set[Node], dtype: torch.dtype) -> torch.dtype:
 def leaves(nodes: set[Node]) -> list[Tensor]:
     """The tensors at which a graph ends."""
     return [node.variable for node in nodes if hasattr(node, "variable")]
+
+
+def bytes_taken(node: Node) -> list[int]:
+    """Bytes of the gradients that a node takes."""
+    return [
+        0 if of.is_nested_tensor else prod(of.shape) * of.dtype.itemsize
+        for of in node._input_metadata
+    ]
 
 
 def plain(value: Any, name: str) -> Any:

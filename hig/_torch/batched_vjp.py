@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from hig._torch.autograd_graph import Node
+from hig._torch.autograd_graph import Node, bytes_taken
 from hig._torch.memory import check_room
-from hig._torch.pass_memory import Inputs, PassMemory, bytes_taken, measure_pass
+from hig._torch.pass_memory import Inputs, PassMemory, measure_pass
 from hig.errors import out_of_memory
 
 __all__ = ["Backward", "PassSizes", "dense", "note", "one_hot_cotangents", "output_cotangents"]

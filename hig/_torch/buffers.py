@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Buffers", "may_write", "written_by"]
+__all__ = ["WRITING_ARGUMENTS", "Buffers", "may_write", "written_by"]
+
+# Named arguments that ask a function to write to an argument.
+WRITING_ARGUMENTS = frozenset({"out", "max_norm"})
 
 
 class Buffers(TorchFunctionMode):
@@ -57,7 +60,7 @@ class Buffers(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run ``func``, after copying what it may write to."""
-        if kwargs or may_write(func):
+        if may_write(func) or (kwargs and not WRITING_ARGUMENTS.isdisjoint(kwargs)):
             with torch._C.DisableTorchFunctionSubclass():
                 for tensor in written_by(func, args, kwargs):
                     self._save(tensor)

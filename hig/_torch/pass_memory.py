@@ -4,14 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
-from math import prod
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from hig._torch.autograd_graph import Edge, Node
+from hig._torch.autograd_graph import Edge, Node, bytes_taken
 
-__all__ = ["Inputs", "PassMemory", "bytes_taken", "measure_pass"]
+__all__ = ["Inputs", "PassMemory", "measure_pass"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 
@@ -125,11 +124,3 @@ def _followed(
             if (node, number) in waiting and (node, number) not in wanted:
                 held -= size
     return PassMemory(peak, largest)
-
-
-def bytes_taken(node: Node) -> list[int]:
-    """Bytes of the gradients that a node takes."""
-    return [
-        0 if of.is_nested_tensor else prod(of.shape) * of.dtype.itemsize
-        for of in node._input_metadata
-    ]

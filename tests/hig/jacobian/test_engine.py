@@ -162,7 +162,7 @@ def test_any_scale_of_the_simulator(scale, engine, method, name):
 
 def test_unknown_engine():
     network, _ = build("mlp")
-    with pytest.raises(ValueError, match="engine must be one of .*, got 'magic'"):
+    with pytest.raises(ValueError, match=r"engine must be one of .*, got 'magic'"):
         hig.HIG(network.parameters(), engine="magic")
 
 

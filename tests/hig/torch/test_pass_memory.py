@@ -15,9 +15,10 @@ from hig._torch.batched_vjp import (
     MOST_PASS_BYTES,
     PASS_BYTES,
     Backward,
-    measure_pass,
+    PassSizes,
     one_hot_cotangents,
 )
+from hig._torch.pass_memory import measure_pass
 
 
 class LiveBytes(TorchDispatchMode):

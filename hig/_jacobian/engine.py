@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
@@ -156,7 +157,8 @@ def build_jacobian(
 def _by_own_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
     """Take the matrix of an engine of the user's own, after checking its form."""
     prediction, name = forward.prediction, type(engine).__name__
-    matrix = engine.jacobian(forward)
+    with torch.enable_grad():  # it may differentiate with pieces of the prediction
+        matrix = engine.jacobian(forward)
     shape = prediction.numel(), sum(parameter.numel() for parameter in forward.parameters)
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
         raise TypeError(

@@ -61,7 +61,7 @@ def half_inverse(
             settings = method if isinstance(method, Lanczos) else Lanczos()
             decomposition: Decomposition = Krylov(joint, jacobian.dtype, settings)
         else:
-            forms = {"rows": joint.gram, "columns": joint.normal, "svd": jacobian.double}
+            forms = {"row_gram": joint.gram, "column_gram": joint.normal, "svd": jacobian.double}
             decomposition = decompose(joint, forms[route](), route, filter)
             filter = filter.resolved(decomposition.singular_values, jacobian.dtype)
         direction, _ = decomposition.step(filter, loss_gradient.double())

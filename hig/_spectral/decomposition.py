@@ -2,8 +2,8 @@ r"""Decompositions of a joint Jacobian, and the spectral step that each of them 
 
 Four routes to :math:`d = V \varphi(S) U^T g`:
 
-- ``rows``: eigenvectors of :math:`J J^T` (n, n); :math:`d = J^T U \varphi(S) S^{-1} U^T g`.
-- ``columns``: eigenvectors of :math:`J^T J` (P, P); :math:`d = V \varphi(S) S^{-1} V^T J^T g`.
+- ``row_gram``: eigenvectors of :math:`J J^T` (n, n); :math:`d = J^T U \varphi(S) S^{-1} U^T g`.
+- ``column_gram``: eigenvectors of :math:`J^T J` (P, P); :math:`d = V \varphi(S) S^{-1} V^T J^T g`.
 - ``svd``: singular vectors of J itself, the only route that resolves singular values below
   about 1e-7 of the largest, at the price of forming J in float64.
 - ``lanczos``: from products with J alone, see :mod:`hig._spectral.lanczos`.
@@ -50,7 +50,7 @@ class Decomposition(Protocol):
     Attributes:
         singular_values: (min(n, P),) float64, descending; may be computed when asked for.
         floor: relative size below which a singular value cannot be told from zero.
-        route: "rows", "columns", "svd" or "lanczos".
+        route: "row_gram", "column_gram", "svd" or "lanczos".
         notes: what had to be done differently, in words.
     """
 
@@ -152,7 +152,7 @@ class _Eigenvectors:
 
 
 class _Rows(_Eigenvectors):
-    route = "rows"
+    route = "row_gram"
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
@@ -163,7 +163,7 @@ class _Rows(_Eigenvectors):
 
 
 class _Columns(_Eigenvectors):
-    route = "columns"
+    route = "column_gram"
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
@@ -222,7 +222,7 @@ class _Shifted:
             self.notes[:] = ["damping is below the rounding of the Gram matrix: eigenvectors"]
             self.floor = self._exact.floor
             return self._exact.step(filter, loss_gradient)
-        by_rows = self.route == "rows"
+        by_rows = self.route == "row_gram"
         vector = loss_gradient if by_rows else self.jacobian.vjp(loss_gradient)
         solution = torch.cholesky_solve(vector.unsqueeze(1), factor).squeeze(1)
         if not by_rows:
@@ -257,7 +257,7 @@ def gram_floor(size: int) -> float:
 def choose_route(
     shape: tuple[int, int], dtype: torch.dtype, filter: SpectralFilter, method: str | Lanczos
 ) -> str:
-    """Choose between "rows", "columns", "svd" and "lanczos".
+    """Choose between "row_gram", "column_gram", "svd" and "lanczos".
 
     Args:
         shape: (n, P) of the Jacobian.
@@ -282,7 +282,7 @@ def choose_route(
     )
     if method == "svd" or (method == "auto" and too_coarse and 8 * n * columns <= SVD_BYTES):
         return "svd"
-    return "rows" if n <= columns else "columns"
+    return "row_gram" if n <= columns else "column_gram"
 
 
 def decompose(
@@ -293,7 +293,7 @@ def decompose(
     Args:
         jacobian: J, (n, P).
         matrix: what the route decomposes: J Jᵀ, Jᵀ J or J itself; float64 and finite.
-        route: "rows", "columns" or "svd".
+        route: "row_gram", "column_gram" or "svd".
         filter: the filter that will be applied; others of its kind and ``rcond`` may be too.
 
     Raises:
@@ -316,5 +316,5 @@ def _by_eigenvectors(jacobian: Products, matrix: Tensor, route: str) -> Decompos
     except torch.linalg.LinAlgError as error:
         values, vectors = repeated_on_cpu(eigenvectors, matrix, notes, error)
     ascending = values.clamp_min(0).sqrt()
-    kind = _Rows if route == "rows" else _Columns
+    kind = _Rows if route == "row_gram" else _Columns
     return kind(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)

@@ -131,7 +131,7 @@ class Formed:
     Attributes:
         objective: the loss and outputs that are linearised.
         engine: the Jacobian and how it was obtained.
-        route: "rows", "columns", "svd" or "lanczos".
+        route: "row_gram", "column_gram", "svd" or "lanczos".
         matrix: J Jᵀ, Jᵀ J or J, float64; None for "lanczos".
     """
 
@@ -277,9 +277,9 @@ class Lineariser:
 
 
 def _form(jacobian: JointJacobian, route: str) -> Tensor:
-    if route == "rows":
+    if route == "row_gram":
         return jacobian.gram()
-    if route == "columns":
+    if route == "column_gram":
         return jacobian.normal()
     return jacobian.dense().double()
 
@@ -287,7 +287,7 @@ def _form(jacobian: JointJacobian, route: str) -> Tensor:
 def _check_room(jacobian: JointJacobian, route: str) -> None:
     """Raise if the matrix of a route, and what it is decomposed into, cannot be had."""
     n, columns = jacobian.shape
-    shape = {"rows": (n, n), "columns": (columns, columns)}.get(route, (n, columns))
+    shape = {"row_gram": (n, n), "column_gram": (columns, columns)}.get(route, (n, columns))
     needed = 2 * 8 * shape[0] * shape[1]
     if needed < memory.CHECKED_BYTES:
         return

@@ -22,7 +22,7 @@ class StepReport:
     Attributes:
         loss: the loss before the step.
         engine: "layerwise", "rows", "products", or two joined by "+".
-        route: "rows" (J Jᵀ), "columns" (Jᵀ J), "svd" or "lanczos".
+        route: "row_gram" (J Jᵀ), "column_gram" (Jᵀ J), "svd" or "lanczos".
         rows: n, outputs of all samples together.
         columns: P, parameters the prediction depends on.
         spectrum: gives the singular values.

@@ -242,3 +242,79 @@ def test_any_rank(distinct, name, method):
     optimizer = hig.HIG(network.parameters(), lr=0.1, rcond=1e-3, method=method)
     assert relative_error(step_of(optimizer, closure), -0.1 * expected) < 1e-9
     assert optimizer.report.rank <= min(distinct * prediction[0].numel(), *jacobian.shape)
+
+
+class ByOutput:
+    """An engine of one's own: a backward pass for each entry of the prediction."""
+
+    def jacobian(self, forward):
+        parameters = list(forward.parameters)
+        rows = [
+            torch.autograd.grad(entry, parameters, retain_graph=True)
+            for entry in forward.prediction.flatten()
+        ]
+        return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+
+
+OPTIMIZERS = {
+    "hig": lambda parameters, **options: hig.HIG(parameters, rcond=1e-3, **options),
+    "gn": lambda parameters, **options: hig.GaussNewton(parameters, rcond=1e-3, **options),
+    "lm": lambda parameters, **options: hig.LevenbergMarquardt(parameters, **options),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("method", ["gram", "svd", "lanczos"])
+def test_an_engine_of_ones_own_gives_the_same_step(kind, method):
+    def after(engine):
+        network, inputs = build("mlp")
+        make = OPTIMIZERS[kind]
+        optimizer = make(network.parameters(), engine=engine, method=method)
+        for _ in range(2):
+            optimizer.step(least_squares(network, inputs))
+        return flat(network.parameters()), optimizer.report
+
+    own, report = after(ByOutput())
+    expected, _ = after("rows")
+    assert relative_error(own, expected) < 1e-9
+    assert report.engine == "ByOutput"
+
+
+def test_record_and_diagnose_take_an_engine_of_ones_own():
+    network, inputs = build("mlp")
+    loss, prediction = least_squares(network, inputs)()
+    with hig.record(network.parameters()) as record:
+        loss, prediction = least_squares(network, inputs)()
+    record.backward(loss, prediction, hig.HalfInverse(rcond=1e-3), engine=ByOutput())
+    assert record.report.engine == "ByOutput"
+    closure = least_squares(network, inputs)
+    found = hig.diagnose(network.parameters(), closure, engine=ByOutput())
+    assert found.engine == "ByOutput"
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "text"),
+    [
+        (lambda forward: torch.zeros(2, 3), ValueError, r"must return .*, here .* shape \(2, 3\)"),
+        (lambda forward: None, TypeError, "must return a real floating-point tensor, got None"),
+        (
+            lambda forward: torch.zeros(24, 44, dtype=torch.complex64),
+            TypeError,
+            "must return a real floating-point tensor",
+        ),
+    ],
+)
+def test_an_engine_that_returns_another_thing_changes_nothing(result, error, text):
+    network, inputs = build("mlp")
+    before = flat(network.parameters()).clone()
+    engine = type("Wrong", (), {"jacobian": lambda self, forward: result(forward)})()
+    with pytest.raises(error, match=text):
+        hig.HIG(network.parameters(), engine=engine).step(least_squares(network, inputs))
+    assert torch.equal(flat(network.parameters()), before)
+
+
+def test_an_object_that_is_not_an_engine():
+    with pytest.raises(
+        TypeError, match=r"engine must be one of .* method jacobian\(forward\), got"
+    ):
+        hig.HIG(build("mlp")[0].parameters(), engine=object())

@@ -137,7 +137,7 @@ def test_bias_and_weight_are_uncoupled_when_each_use_differs(branch):
     assert relative_error(grams[0], grams[1] + grams[2]) < 1e-13
 
 
-@pytest.mark.parametrize("route", ["columns", "svd"])
+@pytest.mark.parametrize("route", ["column_gram", "svd"])
 def test_float32_factors_keep_small_singular_values(route):
     """Of an ill-conditioned layer: forming its rows in float32 would cost three digits."""
     deltas = (randn(100, 2, 1, 1, 5) * torch.logspace(0, -2, 5)).float()
@@ -148,7 +148,7 @@ def test_float32_factors_keep_small_singular_values(route):
     values = torch.linalg.svdvals(exact)
     assert 1e-7 < float(values[-1] / values[0]) < 1e-5
     joint = JointJacobian([block], 100, 2, like=deltas)
-    matrix = joint.normal() if route == "columns" else joint.dense()
+    matrix = joint.normal() if route == "column_gram" else joint.dense()
     gradient = randn(200, seed=2)
     half_inverse = HalfInverse(-0.5, 1e-7)
     found, _ = decompose(joint, matrix, route, half_inverse).step(half_inverse, gradient)

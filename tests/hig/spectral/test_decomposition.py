@@ -10,7 +10,7 @@ from hig._spectral.lanczos import Lanczos
 from hig.errors import DecompositionError
 from tests.textbook import relative_error, textbook_damped, textbook_power
 
-ROUTES = ["rows", "columns", "svd"]
+ROUTES = ["row_gram", "column_gram", "svd"]
 F32, F64 = torch.float32, torch.float64
 
 
@@ -24,7 +24,7 @@ def sample(n=6, columns=9, rank=None, scale=1.0):
 
 def decomposed(jacobian, route, filter=None):
     joint = JointJacobian([DenseBlock(jacobian)], len(jacobian), 1, like=jacobian)
-    forms = {"rows": joint.gram, "columns": joint.normal, "svd": joint.dense}
+    forms = {"row_gram": joint.gram, "column_gram": joint.normal, "svd": joint.dense}
     return decompose(joint, forms[route](), route, filter or HalfInverse())
 
 
@@ -55,24 +55,24 @@ def fail(monkeypatch, route, failures):
     ("shape", "dtype", "filter", "method", "expected"),
     [
         # float32: the Jacobian's own rounding hides what a float64 Gram matrix loses
-        ((5, 9), F32, HalfInverse(rcond=1e-6), "auto", "rows"),
-        ((9, 5), F32, HalfInverse(rcond=1e-6), "auto", "columns"),
-        ((5, 5), F32, HalfInverse(rcond=0.0), "auto", "rows"),
+        ((5, 9), F32, HalfInverse(rcond=1e-6), "auto", "row_gram"),
+        ((9, 5), F32, HalfInverse(rcond=1e-6), "auto", "column_gram"),
+        ((5, 5), F32, HalfInverse(rcond=0.0), "auto", "row_gram"),
         # float64 and a small cut-off: J itself
         ((5, 9), F64, HalfInverse(rcond=1e-6), "auto", "svd"),
         ((9, 5), F64, HalfInverse(rcond=9e-4), "auto", "svd"),
-        ((5, 9), F64, HalfInverse(rcond=1e-3), "auto", "rows"),
-        ((9, 5), F64, HalfInverse(rcond=1e-3), "auto", "columns"),
+        ((5, 9), F64, HalfInverse(rcond=1e-3), "auto", "row_gram"),
+        ((9, 5), F64, HalfInverse(rcond=1e-3), "auto", "column_gram"),
         # nothing small is amplified
-        ((5, 9), F64, HalfInverse(kappa=1.0, rcond=1e-6), "auto", "rows"),
-        ((5, 9), F64, Damped(1e-3), "auto", "rows"),
-        ((9, 5), F64, Damped(1e-3), "auto", "columns"),
+        ((5, 9), F64, HalfInverse(kappa=1.0, rcond=1e-6), "auto", "row_gram"),
+        ((5, 9), F64, Damped(1e-3), "auto", "row_gram"),
+        ((9, 5), F64, Damped(1e-3), "auto", "column_gram"),
         # too large to hold in float64
-        ((2**12, 2**14 + 1), F64, HalfInverse(rcond=1e-6), "auto", "rows"),
-        ((2**14 + 1, 2**12), F64, HalfInverse(rcond=1e-6), "auto", "columns"),
+        ((2**12, 2**14 + 1), F64, HalfInverse(rcond=1e-6), "auto", "row_gram"),
+        ((2**14 + 1, 2**12), F64, HalfInverse(rcond=1e-6), "auto", "column_gram"),
         # what was asked for is done
-        ((5, 9), F64, HalfInverse(rcond=1e-6), "gram", "rows"),
-        ((9, 5), F64, HalfInverse(rcond=1e-6), "gram", "columns"),
+        ((5, 9), F64, HalfInverse(rcond=1e-6), "gram", "row_gram"),
+        ((9, 5), F64, HalfInverse(rcond=1e-6), "gram", "column_gram"),
         ((5, 9), F32, HalfInverse(rcond=1e-1), "svd", "svd"),
         ((2**12, 2**14 + 1), F32, Damped(1.0), "svd", "svd"),
         ((5, 9), F32, HalfInverse(), "lanczos", "lanczos"),
@@ -144,7 +144,7 @@ def test_floor_of_a_gram_matrix_covers_its_rounding():
     for size in [2, 10, 100, 300]:
         generator = torch.Generator().manual_seed(size)
         column = torch.randn(size, 1, generator=generator, dtype=F64)
-        values = decomposed(column, "rows").singular_values
+        values = decomposed(column, "row_gram").singular_values
         assert float(values[1] / values[0]) < gram_floor(size)
 
 
@@ -196,7 +196,7 @@ def test_other_errors_are_not_swallowed(monkeypatch, route):
 # -- damped filters without truncation: solved, not decomposed ------------------------------------
 
 
-@pytest.mark.parametrize("route", ["rows", "columns"])
+@pytest.mark.parametrize("route", ["row_gram", "column_gram"])
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (5, 5), (1, 4)])
 @pytest.mark.parametrize("damping", [1e-5, 1e-2, 1e4])
 def test_damped_steps_are_solved(route, shape, damping):
@@ -211,7 +211,7 @@ def test_damped_steps_are_solved(route, shape, damping):
 
 def test_damping_below_the_rounding_takes_eigenvectors():
     jacobian, gradient = sample(6, 9, rank=4)
-    found = decomposed(jacobian, "rows", Damped(1e-25))
+    found = decomposed(jacobian, "row_gram", Damped(1e-25))
     direction, _ = found.step(Damped(1e-25), gradient)
     expected = textbook_power(jacobian, gradient, -1.0, 1e-6)
     assert relative_error(direction, expected) < 1e-6
@@ -220,7 +220,7 @@ def test_damping_below_the_rounding_takes_eigenvectors():
 
 
 def test_a_zero_jacobian_gives_a_zero_step():
-    found = decomposed(torch.zeros(3, 5, dtype=F64), "rows", Damped(1e-3))
+    found = decomposed(torch.zeros(3, 5, dtype=F64), "row_gram", Damped(1e-3))
     direction, change = found.step(Damped(1e-3), torch.ones(3, dtype=F64))
     assert not direction.any()
     assert not change.any()
@@ -230,7 +230,7 @@ def test_truncation_needs_singular_values():
     jacobian, gradient = sample(6, 9)
     values = torch.linalg.svdvals(jacobian)
     rcond = float((values[2] + values[3]) / 2 / values[0])
-    direction, _ = decomposed(jacobian, "rows", Damped(1e-2, rcond)).step(
+    direction, _ = decomposed(jacobian, "row_gram", Damped(1e-2, rcond)).step(
         Damped(1e-2, rcond), gradient
     )
     left, s, right = torch.linalg.svd(jacobian, full_matrices=False)

@@ -18,7 +18,7 @@ def report(**changes):
     settings = {
         "loss": torch.tensor(0.125),
         "engine": "layerwise",
-        "route": "rows",
+        "route": "row_gram",
         "rows": 4,
         "columns": 9,
         "spectrum": lambda: torch.tensor([4.0, 1.0, 0.5, 0.0], dtype=torch.float64),
@@ -57,7 +57,7 @@ def test_the_spectrum_is_computed_once():
 def test_text_of_a_plain_step():
     text = str(report(seconds={"jacobian": 0.0125, "gram": 0.002}))
     assert text == (
-        "loss 0.125; rank 2 of 4 (J 4 x 9, rcond 1.2e-01); engine layerwise, route rows; "
+        "loss 0.125; rank 2 of 4 (J 4 x 9, rcond 1.2e-01); engine layerwise, route row_gram; "
         "ms: jacobian 12.5, gram 2.0"
     )
 

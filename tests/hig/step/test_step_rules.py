@@ -1,6 +1,7 @@
 """Step-size rules: what they do along one direction, and through an optimiser."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -257,3 +258,60 @@ def test_unknown_rule():
         match=r"'line_search'\) or a rule of your own, got 'x'",
     ):
         make_step_rule("x")
+
+
+class HalfCauchy:
+    """A rule of one's own: half the way to the minimum of the quadratic model."""
+
+    measures = True
+
+    def __init__(self):
+        self.state = {"steps": 0}
+
+    def take(self, trial):
+        self.state["steps"] += 1
+        trial.move(0.5 * trial.lr * trial.slope / trial.curvature)
+
+
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton])
+def test_a_rule_of_ones_own(kind):
+    network, closure = least_squares_line()
+    optimizer = kind(network.parameters(), step_rule=HalfCauchy(), rcond=1e-3)
+    losses = [float(optimizer.step(closure)) for _ in range(4)]
+    # Half the way along the Gauss-Newton direction of a linear problem quarters the loss.
+    ratios = [after / before for before, after in pairwise(losses)]
+    assert all(0 < ratio < 1 for ratio in ratios)
+    if kind is hig.GaussNewton:
+        assert ratios == pytest.approx([0.25] * 3, rel=1e-6)
+    assert optimizer.state["step_rule"] == {"steps": 4}
+
+
+def test_the_memory_of_a_rule_of_ones_own_is_loaded():
+    network, closure = least_squares_line()
+    optimizer = hig.HIG(network.parameters(), step_rule=HalfCauchy())
+    optimizer.step(closure)
+    other = hig.HIG(network.parameters(), step_rule=HalfCauchy())
+    other.load_state_dict(optimizer.state_dict())
+    other.step(closure)
+    assert other.state["step_rule"] == {"steps": 2}
+    with pytest.raises(ValueError, match=r"another optimizer.*step_rule='HalfCauchy'"):
+        hig.HIG(network.parameters()).load_state_dict(optimizer.state_dict())
+
+
+def test_an_object_that_is_not_a_rule():
+    with pytest.raises(TypeError, match=r"step_rule must be one of .*, or an object with take"):
+        hig.HIG(nn.Linear(1, 1).parameters(), step_rule=object())
+
+
+def least_squares_line():
+    """A linear network on a linear problem that can be solved."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2, dtype=torch.float64)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    target = nn.Linear(3, 2, dtype=torch.float64)(x).detach()
+
+    def closure():
+        prediction = network(x)
+        return 0.5 * (prediction - target).square().sum(), prediction
+
+    return network, closure

@@ -21,11 +21,11 @@ from hig._torch.batched_vjp import Backward
 from hig._torch.checksums import digest
 from hig._torch.ranks import Ranks
 
-__all__ = ["SharedJacobian", "Split", "build_shared"]
+__all__ = ["BatchSplit", "DistributedJacobian", "build_distributed"]
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchSplit:
     """Samples of each rank; in the whole batch they follow one another in the order of the ranks.
 
     Attributes:
@@ -62,7 +62,7 @@ class Split:
         """
         return 1.0 if reduction == "sum" else self.samples[self.ranks.rank] / sum(self.samples)
 
-    def everyones(self, tensor: Tensor) -> list[Tensor]:
+    def gather(self, tensor: Tensor) -> list[Tensor]:
         """Gather tensors (samples, ...) or (rows, ...) of all ranks, in their order."""
         if self.ranks.size == 1:
             return [tensor]
@@ -73,10 +73,10 @@ class Split:
         parts = self.ranks.every(torch.cat([tensor, filler]) if len(filler) else tensor)
         return [part[: count * each] for part, count in zip(parts, self.samples, strict=True)]
 
-    def everyones_of(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    def gather_many(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         """Gather several tensors (samples, ...) at once: those of each rank, in their order."""
         if len({tensor.dtype for tensor in tensors}) > 1:
-            return [list(found) for found in zip(*map(self.everyones, tensors), strict=True)]
+            return [list(found) for found in zip(*map(self.gather, tensors), strict=True)]
         sizes = [tensor[0].numel() for tensor in tensors]
         packed = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
         return [
@@ -84,12 +84,12 @@ class Split:
                 part.view(len(found), *tensor.shape[1:])
                 for part, tensor in zip(found.split(sizes, 1), tensors, strict=True)
             ]
-            for found in self.everyones(packed)
+            for found in self.gather(packed)
         ]
 
-    def joined(self, tensor: Tensor) -> Tensor:
+    def gather_concatenated(self, tensor: Tensor) -> Tensor:
         """Tensors (rows, ...) of all ranks as one, (n, ...)."""
-        return torch.cat(self.everyones(tensor))
+        return torch.cat(self.gather(tensor))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Pair:
     right: int
 
 
-class SharedJacobian(JointJacobian):
+class DistributedJacobian(JointJacobian):
     """The rows of all ranks. All methods are collective, but for ``rows``, those of this rank.
 
     Args:
@@ -113,7 +113,7 @@ class SharedJacobian(JointJacobian):
         samples: number of samples of this rank.
     """
 
-    def __init__(self, local: JointJacobian, split: Split):
+    def __init__(self, local: JointJacobian, split: BatchSplit):
         super().__init__(local.blocks, local.samples, local.outputs, local.like)
         self._local, self._split = local, split
         self.shape = (split.rows, local.shape[1])
@@ -127,11 +127,11 @@ class SharedJacobian(JointJacobian):
         own = self._local.like.new_zeros((rows, rows), dtype=torch.float64)
         products = [own.new_zeros(shape) for shape in shapes]
         for part in self._parts():
-            everyones = split.everyones_of(part.factors())
+            gather = split.gather_many(part.factors())
             part.add_gram(own)
             for pair, product in zip(pairs, products, strict=True):
-                left = part.of([factor[pair.chosen] for factor in everyones[pair.left]])
-                left.add_product(part.of(everyones[pair.right]), product)
+                left = part.of([factor[pair.chosen] for factor in gather[pair.left]])
+                left.add_product(part.of(gather[pair.right]), product)
         return self._assembled([own, *products])
 
     def _parts(self) -> Iterator[Part]:
@@ -180,7 +180,7 @@ class SharedJacobian(JointJacobian):
 
     def dense(self) -> Tensor:
         """J itself, (n, P), on every rank. Only for Jacobians that are known to be small."""
-        return self._split.joined(self._local.dense())
+        return self._split.gather_concatenated(self._local.dense())
 
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w: (n,) float64 -> (P,) float64; the w of the first rank counts."""
@@ -190,7 +190,7 @@ class SharedJacobian(JointJacobian):
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d: (P,) float64 -> (n,) float64; the d of the first rank counts."""
-        return self._split.joined(self._local.jvp(self._split.ranks.first(direction)))
+        return self._split.gather_concatenated(self._local.jvp(self._split.ranks.first(direction)))
 
 
 def _pairs(rank: int, samples: list[int]) -> Iterator[_Pair]:
@@ -211,9 +211,9 @@ def _size(chosen: slice) -> int:
     return chosen.stop - chosen.start
 
 
-def build_shared(
+def build_distributed(
     forward: ForwardPass,
-    split: Split,
+    split: BatchSplit,
     engine: str | Engine,
     backward: Backward,
     memory: ExactnessMemory,
@@ -249,7 +249,7 @@ def build_shared(
             "engine='rows'; the prediction must depend on the same parameters everywhere"
         )
         ranks.agree_on({"the checksum of the Jacobian's columns": (_layout(result), remedy)})
-    return replace(result, jacobian=SharedJacobian(result.jacobian, split))
+    return replace(result, jacobian=DistributedJacobian(result.jacobian, split))
 
 
 def _layout(result: EngineResult) -> int:

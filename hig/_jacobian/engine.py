@@ -17,7 +17,7 @@ from torch import Tensor
 from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Pair, Probe
-from hig._jacobian.fallback_reasons import why_not_exact, why_not_layered
+from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
 from hig._jacobian.layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
@@ -180,12 +180,12 @@ def _reasons(
 ) -> dict[str, list[str]]:
     """Names of the parameters that no layer gives, by the reason."""
     samples = len(forward.prediction)
-    why = why_not_exact(graph.nodes, forward.prediction.dtype) if inexact else ""
+    why = inexactness_reason(graph.nodes, forward.prediction.dtype) if inexact else ""
     reasons: dict[str, list[str]] = {}
     for index in rest:
         reason = why
         if index not in inexact:
-            reason = why_not_layered(forward.parameters[index], forward.uses, samples)
+            reason = fallback_reason(forward.parameters[index], forward.uses, samples)
         reasons.setdefault(reason, []).append(forward.names[index])
     return reasons
 

@@ -10,13 +10,13 @@ from hig._jacobian.capture import LayerUse
 from hig._jacobian.exactness import COARSEST_CHECKED
 from hig._torch.autograd_graph import coarsest_dtype
 
-__all__ = ["why_not_exact", "why_not_layered"]
+__all__ = ["fallback_reason", "inexactness_reason"]
 
 _COUPLED = "samples influence one another"
 _ELSEWHERE = "a weight is used elsewhere than in the linear or convolution calls seen"
 
 
-def why_not_exact(nodes: set[Any], dtype: torch.dtype) -> str:
+def inexactness_reason(nodes: set[Any], dtype: torch.dtype) -> str:
     """Reason that may have made the factors of captured layers differ from the Jacobian.
 
     Args:
@@ -41,7 +41,7 @@ def why_not_exact(nodes: set[Any], dtype: torch.dtype) -> str:
     return " and ".join(reasons) or f"{_COUPLED}, or {_ELSEWHERE}"
 
 
-def why_not_layered(parameter: Tensor, uses: Sequence[LayerUse], samples: int) -> str:
+def fallback_reason(parameter: Tensor, uses: Sequence[LayerUse], samples: int) -> str:
     """Why a parameter is part of no layer that can be taken apart into factors.
 
     Args:

@@ -149,7 +149,7 @@ def diagnose(
     filters = [HalfInverse(kappa=kappa, rcond=rcond) for kappa in kappas]
     if not filters:
         raise ValueError("kappas must name at least one exponent, got none; -0.5 is half-inverse")
-    looker = _Looker(params, filters, engine, chunk)
+    looker = _BatchDiagnosis(params, filters, engine, chunk)
     parameters = [p for group in looker.param_groups for p in group["params"]]
     buffers = Buffers(parameters)
 
@@ -164,7 +164,7 @@ def diagnose(
     return looker.diagnosis
 
 
-class _Looker(JacobianOptimizer):
+class _BatchDiagnosis(JacobianOptimizer):
     """An optimiser that tries many steps and takes none."""
 
     diagnosis: Diagnosis

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from hig._jacobian.capture import LayerUse
 from hig._jacobian.engine import Engine
-from hig._optim.multi_loss import OnePrediction, PredictionEach
+from hig._optim.multi_loss import SeparatePredictions, SharedPrediction
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Lanczos
 from hig._step.closure import explained
@@ -120,7 +120,7 @@ class MultiHIG(JacobianOptimizer):
 
     def _linearise(  # type: ignore[override]  # what stands for one linearisation
         self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
-    ) -> OnePrediction | PredictionEach:
+    ) -> SharedPrediction | SeparatePredictions:
         if step.ranks is not None:
             raise ValueError(
                 f"MultiHIG steps in one process, and torch.distributed has {step.ranks.size}; pass "
@@ -139,7 +139,7 @@ class MultiHIG(JacobianOptimizer):
             checks.settle()
             whole = super()._linearise((self._loss(pairs), prediction), uses, step)
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
-            return OnePrediction(whole, losses, torch.stack(gradients), self.operator)
+            return SharedPrediction(whole, losses, torch.stack(gradients), self.operator)
         checks.settle()
         parts = []
         for index, pair in enumerate(pairs):
@@ -147,7 +147,7 @@ class MultiHIG(JacobianOptimizer):
                 parts.append(super()._linearise(pair, _reached(uses, pair[1]), step))
             except (NonFiniteError, ValueError) as error:
                 raise type(error)(f"for loss {index} of {len(pairs)}: {error}") from error
-        return PredictionEach(parts, self.operator, step.clock)
+        return SeparatePredictions(parts, self.operator, step.clock)
 
     def _loss(self, outcome: Any) -> Tensor:
         return torch.stack([plain(loss, "a loss").reshape(()) for loss, _ in outcome]).sum()

@@ -14,11 +14,11 @@ from hig._torch.host import PhaseClock
 from hig._torch.linalg import converging, eigenvectors
 from hig.conflictfree._gradient_operator import Operator, combine
 
-__all__ = ["OnePrediction", "PredictionEach"]
+__all__ = ["SeparatePredictions", "SharedPrediction"]
 
 
 @dataclass
-class OnePrediction:
+class SharedPrediction:
     """One decomposed Jacobian and the gradients of several losses in its outputs.
 
     Args:
@@ -70,7 +70,7 @@ class OnePrediction:
 
 
 @dataclass
-class PredictionEach:
+class SeparatePredictions:
     """Several decomposed Jacobians as one: their directions are combined, their losses added.
 
     Args:

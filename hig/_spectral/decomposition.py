@@ -191,7 +191,7 @@ class _Singular:
         return partial(torch.clone, self.singular_values)
 
 
-class _Shifted:
+class _CholeskyDamped:
     """J Jᵀ or Jᵀ J, factored anew for every damping; eigenvectors where that is too small."""
 
     def __init__(self, jacobian: Products, matrix: Tensor, route: str):
@@ -305,7 +305,7 @@ def decompose(
         left, singular_values, right = converging(thin_svd, matrix, notes)
         return _Singular(left, singular_values, right, floor, notes)
     if isinstance(filter, Damped) and filter.rcond == 0:
-        return _Shifted(jacobian, matrix, route)
+        return _CholeskyDamped(jacobian, matrix, route)
     return _by_eigenvectors(jacobian, matrix, route)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hig._jacobian.distributed import Split
+from hig._jacobian.distributed import BatchSplit
 from hig._spectral.filters import SpectralFilter
 from hig._step.objective import Objective
 from hig._torch.checksums import checksum, digest
@@ -21,7 +21,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
     Args:
         local: that of the samples of this rank, its conditions read.
         ranks: the ranks of the step.
-        reduction: "mean" or "sum", see :meth:`Split.weight`.
+        reduction: "mean" or "sum", see :meth:`BatchSplit.weight`.
         settings: digest of what decides on the step next to the parameters.
 
     Raises:
@@ -30,7 +30,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
     prediction = local.forward.prediction
     outputs = prediction[0].numel()
     ranks.agree_on(_facts(outputs, prediction.dtype, local.forward.parameters, settings))
-    split = Split(ranks, ranks.whole_numbers(len(prediction)), outputs)
+    split = BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
     weight = split.weight(reduction)
     with torch.enable_grad():  # curvature may be asked for
         gradient = weight * local.gradient
@@ -39,7 +39,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
         local,
         loss=torch.full_like(local.loss, total, requires_grad=False),
         gradient=gradient,
-        flat_gradient=split.joined(gradient.detach().double().flatten()),
+        flat_gradient=split.gather_concatenated(gradient.detach().double().flatten()),
         split=split,
         weight=weight,
     )

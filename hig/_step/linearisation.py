@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hig._jacobian.blocks import JointJacobian
 from hig._jacobian.capture import ForwardPass
-from hig._jacobian.distributed import build_shared
+from hig._jacobian.distributed import build_distributed
 from hig._jacobian.engine import Engine, EngineResult, InexactLayersError, build_jacobian
 from hig._jacobian.exactness import ExactnessMemory
 from hig._spectral.decomposition import Decomposition, GramSpectrum, choose_route, decompose
@@ -24,7 +24,7 @@ from hig._torch.host import PhaseClock
 from hig._torch.ranks import Ranks
 from hig.errors import NonFiniteError
 
-__all__ = ["Formed", "Linearisation", "Lineariser"]
+__all__ = ["AssembledGram", "Linearisation", "Lineariser"]
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Linearisation:
 
 
 @dataclass
-class Formed:
+class AssembledGram:
     """A joint Jacobian and the matrix that is to be decomposed, of which nothing was read yet.
 
     Attributes:
@@ -181,27 +181,29 @@ class Lineariser:
             SampleDependenceError: see :func:`hig._jacobian.engine.build_jacobian`.
             ValueError: a prediction without parameters, or ranks that hold different columns.
         """
-        formed = self.form(objective, filter, clock)
+        formed = self.assemble(objective, filter, clock)
         try:
-            return self.decomposed(formed, filter, clock)
+            return self.decompose(formed, filter, clock)
         except InexactLayersError:
-            formed = self.form_checked(objective, filter, clock)
-        return self.decomposed(formed, filter, clock)
+            formed = self.assemble_checked(objective, filter, clock)
+        return self.decompose(formed, filter, clock)
 
-    def form_checked(
+    def assemble_checked(
         self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
-    ) -> Formed:
+    ) -> AssembledGram:
         """The same as `form` after an :class:`InexactLayersError`: each layer is checked first.
 
         Where a layer is not exact, later steps read their checks before the Gram matrix.
         """
         self.memory.optimistic = False
-        formed = self.form(objective, filter, clock)
+        formed = self.assemble(objective, filter, clock)
         # What failed was rounding, and is allowed now.
         self.memory.optimistic = formed.engine.layers_exact
         return formed
 
-    def form(self, objective: Objective, filter: SpectralFilter, clock: PhaseClock) -> Formed:
+    def assemble(
+        self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
+    ) -> AssembledGram:
         """Obtain the Jacobian and the matrix to decompose; arguments and errors as `linearise`.
 
         While factors are trusted the host reads nothing of the device.
@@ -216,7 +218,7 @@ class Lineariser:
                     forward, self._engine, self.backward, self.memory, products, later
                 )
             else:  # ranks must agree at once
-                found = build_shared(
+                found = build_distributed(
                     forward, split, self._engine, self.backward, self.memory, products
                 )
         if not found.order:
@@ -226,7 +228,7 @@ class Lineariser:
             )
         route = choose_route(found.jacobian.shape, dtype, filter, self._method)
         if route == "lanczos":
-            return Formed(objective, found, route, None)
+            return AssembledGram(objective, found, route, None)
         with clock.phase("gram"), torch.no_grad():
             _check_room(found.jacobian, route)
             matrix = _form(found.jacobian, route)
@@ -234,10 +236,10 @@ class Lineariser:
             # Not the objective, which holds the checks: nobody would let go of its graph.
             places = _Places(found, forward, None if split is None else split.ranks)
             checks.expect(finite, partial(_raise_non_finite, places))
-        return Formed(objective, found, route, matrix)
+        return AssembledGram(objective, found, route, matrix)
 
-    def decomposed(
-        self, formed: Formed, filter: SpectralFilter, clock: PhaseClock, again: bool = False
+    def decompose(
+        self, formed: AssembledGram, filter: SpectralFilter, clock: PhaseClock, again: bool = False
     ) -> Linearisation:
         """Read all conditions at once, and decompose; arguments and errors as `linearise`.
 

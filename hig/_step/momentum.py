@@ -26,7 +26,7 @@ from hig._spectral.filters import Damped, HalfInverse, SpectralFilter
 from hig._step.linearisation import Linearisation
 from hig.arguments import FRACTION, MOMENTUM_KINDS, check_choice, check_number
 
-__all__ = ["Carried", "Momentum"]
+__all__ = ["Momentum", "PreviousDirection"]
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,18 @@ class Momentum:
             with linearisation.clock.phase("momentum"):
                 moved = linearisation.output_change(carried)
         if projected:
-            found, change = _without_seen(linearisation, filter, moved)
+            found, change = _orthogonal_component(linearisation, filter, moved)
         else:
             found, change = linearisation.step(filter)
         directions = [own + part for own, part in zip(found, carried, strict=True)]
         return directions, change + moved if projected or measures else change
 
 
-def _without_seen(
+def _orthogonal_component(
     linearisation: Linearisation, filter: SpectralFilter, moved: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """The step of a filter less what the Jacobian sees of a direction that causes ``moved``."""
-    seeing = _projector(filter)
+    seeing = _projection_filter(filter)
     if seeing == filter:
         return linearisation.step(filter, linearisation.objective.flat_gradient - moved)
     seen, seen_change = linearisation.step(seeing, moved)
@@ -90,14 +90,14 @@ def _without_seen(
     return [own - part for own, part in zip(directions, seen, strict=True)], change - seen_change
 
 
-def _projector(filter: SpectralFilter) -> SpectralFilter:
+def _projection_filter(filter: SpectralFilter) -> SpectralFilter:
     """The filter that makes a projector of J, as above."""
     if isinstance(filter, Damped):
         return filter
     return HalfInverse(-1.0, "auto" if getattr(filter, "auto", False) else filter.rcond)
 
 
-class Carried:
+class PreviousDirection:
     """The last direction, through the attempts of one step; only ``keep`` changes the memory.
 
     Args:

@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 
 from hig._jacobian.capture import ForwardPass, LayerUse
-from hig._jacobian.distributed import Split
+from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
 from hig._torch.autograd_graph import leaves, nodes_behind, origin
 from hig._torch.host import Checks
@@ -49,7 +49,7 @@ class Objective:
     gradient: Tensor
     flat_gradient: Tensor
     checks: Checks
-    split: Split | None = None
+    split: BatchSplit | None = None
     weight: float = 1.0
 
 

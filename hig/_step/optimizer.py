@@ -23,7 +23,7 @@ from hig._step.closure import (
 )
 from hig._step.distributed import digest_of_filter, whole_batch
 from hig._step.linearisation import Linearisation, Lineariser
-from hig._step.momentum import Carried, Momentum
+from hig._step.momentum import Momentum, PreviousDirection
 from hig._step.objective import Objective, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import (
@@ -284,11 +284,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
             return objective
         return whole_batch(objective, ranks, self._options.reduction, self._settings())
 
-    def _carried(self, step: StepContext) -> Carried | None:
+    def _carried(self, step: StepContext) -> PreviousDirection | None:
         """The last direction, where momentum keeps a part of it."""
         if not self._momentum.factor:
             return None
-        return Carried(self._momentum, self.state, step.parameters)
+        return PreviousDirection(self._momentum, self.state, step.parameters)
 
     def _settings(self) -> int:
         """A digest of what decides on a step next to the parameters."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hig._jacobian.engine import InexactLayersError
 from hig._spectral.filters import SpectralFilter
-from hig._step.linearisation import Formed, Linearisation, Lineariser
+from hig._step.linearisation import AssembledGram, Linearisation, Lineariser
 from hig._step.objective import Objective
 from hig._torch.cuda_graph import Recording
 from hig._torch.host import Checks, PhaseClock
@@ -23,7 +23,7 @@ class RecordedLinearisation:
 
     def __init__(self, lineariser: Lineariser):
         self._lineariser = lineariser
-        self._recording: Recording[Formed] = Recording()
+        self._recording: Recording[AssembledGram] = Recording()
 
     def linearise(
         self,
@@ -45,13 +45,13 @@ class RecordedLinearisation:
         """
         lineariser = self._lineariser
         with clock.phase("replay"):
-            formed = self._recording(key, lambda: lineariser.form(evaluate(), filter, clock))
+            formed = self._recording(key, lambda: lineariser.assemble(evaluate(), filter, clock))
         try:
-            found = lineariser.decomposed(formed, filter, clock, again=True)
+            found = lineariser.decompose(formed, filter, clock, again=True)
         except InexactLayersError as error:
             # May have been rounding: then the next record allows for it.
             objective = replace(formed.objective, checks=Checks())
-            formed = lineariser.form_checked(objective, filter, clock)
+            formed = lineariser.assemble_checked(objective, filter, clock)
             if not formed.engine.layers_exact:
                 raise SampleDependenceError(
                     "cuda_graph=True replays factors of layers, which are not exact here (samples "
@@ -59,6 +59,6 @@ class RecordedLinearisation:
                     "engine='rows', or leave it out"
                 ) from error
             self._recording = Recording()
-            found = lineariser.decomposed(formed, filter, clock)
+            found = lineariser.decompose(formed, filter, clock)
         # The next replay overwrites it.
         return replace(found, objective=replace(formed.objective, loss=found.loss.clone()))

@@ -78,7 +78,7 @@ class Trust:
         fraction, steps = self.state["fraction"], self.state["steps"]
         self.state["steps"] = steps + 1
         if self.state["end"] is not None:
-            self.state["reach"] = 4.0 if trial.begins_at(self.state["end"]) else 1.0
+            self.state["reach"] = 4.0 if trial.same_initial_loss(self.state["end"]) else 1.0
         cauchy = self._cauchy_step(trial)
         step_size = trial.lr * fraction * cauchy
         if not math.isfinite(step_size):

@@ -12,7 +12,7 @@ from torch import Tensor
 from hig._spectral.filters import SpectralFilter
 from hig._step.closure import Closure
 from hig._step.linearisation import Linearisation
-from hig._step.momentum import Carried
+from hig._step.momentum import PreviousDirection
 from hig._step.param_groups import LARGE_STEP, require_room
 from hig._torch.autograd_graph import plain
 from hig._torch.buffers import Buffers
@@ -107,7 +107,7 @@ class Trial:
             self._losses[step_size] = loss if math.isfinite(loss) else math.inf
         return self._losses[step_size]
 
-    def begins_at(self, loss: float) -> bool:
+    def same_initial_loss(self, loss: float) -> bool:
         """Whether the loss before the step is this one, but for rounding."""
         return abs(self.loss - loss) <= 4 * self._unseen
 
@@ -215,7 +215,7 @@ class Attempts:
     def __init__(
         self,
         linearisation: Linearisation,
-        carried: Carried | None,
+        carried: PreviousDirection | None,
         parameters: Sequence[Tensor],
         lrs: Sequence[float],
         measures: bool,

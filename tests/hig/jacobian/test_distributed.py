@@ -11,7 +11,7 @@ from hig._jacobian import distributed as distributed_module
 from hig._jacobian import factored_block as factored_block_module
 from hig._jacobian.blocks import DenseBlock, JointJacobian
 from hig._jacobian.capture import Capture
-from hig._jacobian.distributed import SharedJacobian, Split, _pairs
+from hig._jacobian.distributed import BatchSplit, DistributedJacobian, _pairs
 from hig._jacobian.layerwise import find_layers, layer_blocks
 from hig._jacobian.rows import StreamedBlock
 from hig._torch.batched_vjp import Backward
@@ -46,7 +46,7 @@ def together(samples, outputs, local):
     size, board, barrier = len(samples), {}, Barrier(len(samples))
 
     def rank(number):
-        return local(Split(Thread(number, size, board, barrier), list(samples), outputs))
+        return local(BatchSplit(Thread(number, size, board, barrier), list(samples), outputs))
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(rank, range(size)))
@@ -101,16 +101,16 @@ def check(name, samples, kinds):
         shares.append(jacobian_of(name, chosen, kinds[rank % len(kinds)])[0])
 
     def local(split):
-        shared = SharedJacobian(shares[split.ranks.rank], split)
+        shared = DistributedJacobian(shares[split.ranks.rank], split)
         assert shared.shape == expected.shape
         found = [shared.gram(), shared.normal(), shared.dense()]
         return [*found, shared.vjp(weights + split.ranks.rank), shared.jvp(direction)]
 
     wanted = [expected @ expected.T, expected.T @ expected, expected]
     wanted += [expected.T @ weights, expected @ direction]
-    everyones = together(samples, outputs, local)
-    for found in everyones:
-        assert torch.equal(found[0], everyones[0][0])
+    gather = together(samples, outputs, local)
+    for found in gather:
+        assert torch.equal(found[0], gather[0][0])
         for one, other in zip(found, wanted, strict=True):
             assert relative_error(one, other) < 1e-13
 
@@ -185,24 +185,24 @@ class Other(Ranks):
 
 
 def test_rows_follow_one_another():
-    split = Split(Other(), [2, 3, 1], 4)
+    split = BatchSplit(Other(), [2, 3, 1], 4)
     assert split.rows == 24
     assert [split.rows_of(rank) for rank in range(3)] == [slice(0, 8), slice(8, 20), slice(20, 24)]
     assert split.own == slice(8, 20)
 
 
 def test_weights_make_the_mean_over_all_samples():
-    assert Split(Other(), [2, 3, 1], 4).weight("mean") == 0.5
-    assert Split(Other(), [2, 3, 1], 4).weight("sum") == 1.0
-    assert Split(Ranks(), [5], 4).weight("mean") == 1.0
+    assert BatchSplit(Other(), [2, 3, 1], 4).weight("mean") == 0.5
+    assert BatchSplit(Other(), [2, 3, 1], 4).weight("sum") == 1.0
+    assert BatchSplit(Ranks(), [5], 4).weight("mean") == 1.0
 
 
 @pytest.mark.parametrize("each", [1, 4])
 def test_shorter_tensors_are_filled_up_and_cut(each):
-    split = Split(Other(), [4, 3, 1], 4)
+    split = BatchSplit(Other(), [4, 3, 1], 4)
     own = torch.arange(3.0 * each * 2).view(3 * each, 2)
-    found = split.everyones(own)
+    found = split.gather(own)
     assert [len(part) for part in found] == [4 * each, 3 * each, each]
     assert torch.equal(found[1], own)
     assert not found[0][3 * each :].any()
-    assert split.joined(own).shape == (8 * each, 2)
+    assert split.gather_concatenated(own).shape == (8 * each, 2)

@@ -71,7 +71,8 @@ REACHED = {
         and names["multi"].smallest_cosine > 0
     ),
     "api/conflictfree.md": lambda names: (
-        names["operator"].report.smallest_cosine > 0 and names["alternating"].operator.all_initialized
+        names["operator"].report.smallest_cosine > 0
+        and names["alternating"].operator.all_initialized
     ),
     "api/testing.md": lambda names: names["report"].passed,
     "distributed.md": lambda names: names["optimizer"].report.engine == "layerwise",

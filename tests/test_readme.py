@@ -78,9 +78,6 @@ REACHED = {
     "distributed.md": lambda names: names["optimizer"].report.engine == "layerwise",
     "physics_informed.md": lambda names: float(names["error"]) < 1e-5,
     "several_losses.md": lambda names: names["operator"].report.smallest_cosine > 0,
-    "own_simulator.md": lambda names: (
-        names["black_box_report"].passed and not names["black_box_report"].batched
-    ),
     "not_supported.md": lambda names: (
         names["losses"][-1] < 0.01 * names["losses"][0]
         and torch.equal(names["network"](names["x"]), names["real"](names["x"]))

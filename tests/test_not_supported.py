@@ -1,4 +1,4 @@
-"""What docs/not_supported.md says is refused, is refused, in those words."""
+"""Rows of docs/not_supported.md: each case raises the error, with the text, of its row."""
 
 import pickle
 import re

@@ -15,6 +15,11 @@ README = ROOT / "README.md"
 PAGES = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def name_of(page):
+    """The page below docs/, or below the root of the repository."""
+    return page.relative_to(ROOT).as_posix().removeprefix("docs/")
+
+
 def snippets_of(page):
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
@@ -41,7 +46,7 @@ def test_the_table_of_problems_and_methods_is_that_of_the_scripts():
     head, *rows = re.findall(r"^\| ?(.*) \|$", text.split("## Results")[0], re.M)
     notes = dict(re.findall(r"^([¹²³]) (.*)$", text, re.M))
     columns = [re.findall(r"`(\w+)`", notes.get(c.strip()[-1:], c)) for c in head.split("|")[1:]]
-    told = {}
+    listed = {}
     for row in rows:
         name, *cells = row.split("|")
         methods = {
@@ -49,26 +54,30 @@ def test_the_table_of_problems_and_methods_is_that_of_the_scripts():
             for cell, column in zip(cells, columns, strict=True)
             for method in (column if "●" in cell else re.findall(r"`(\w+)`", cell))
         }
-        told |= dict.fromkeys(re.findall(r"`([\w/]+)`", name), methods)
+        listed |= dict.fromkeys(re.findall(r"`([\w/]+)`", name), methods)
     found = {}
     for path in (ROOT / "experiments").rglob("submit_*.py"):
         folder = path.parent.relative_to(ROOT / "experiments").as_posix()
         found.setdefault(folder, set()).add(path.stem.removeprefix("submit_"))
-    assert told == found
+    assert listed == found
 
 
-# What the snippets of a page must have reached, beyond running.
+# Results that the snippets of a page must reach, beyond running.
 REACHED = {
-    "distributed.md": lambda names: names["optimizer"].report.engine == "layerwise",
-    "physics_informed.md": lambda names: float(names["error"]) < 1e-5,
-    "several_losses.md": lambda names: (
+    "api/index.md": lambda names: (
+        names["results"]["loss"] == names["diagnosis"].loss
+        and names["final"].shape == (32, 2)
+        and torch.equal(names["x"].grad, torch.full((4, 3), 2.0))
+        and names["multi"].smallest_cosine > 0
+    ),
+    "api/conflictfree.md": lambda names: (
         names["operator"].report.smallest_cosine > 0
         and names["alternating"].operator.all_initialized
-        and len(names["multi"].report.parts) == 1
     ),
-    "own_simulator.md": lambda names: (
-        names["black_box_report"].passed and not names["black_box_report"].batched
-    ),
+    "api/testing.md": lambda names: names["report"].passed,
+    "distributed.md": lambda names: names["optimizer"].report.engine == "layerwise",
+    "physics_informed.md": lambda names: float(names["error"]) < 1e-5,
+    "several_losses.md": lambda names: names["operator"].report.smallest_cosine > 0,
     "not_supported.md": lambda names: (
         names["losses"][-1] < 0.01 * names["losses"][0]
         and torch.equal(names["network"](names["x"]), names["real"](names["x"]))
@@ -78,18 +87,18 @@ REACHED = {
 }
 
 
-@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name_of)
 def test_snippets_of_a_page_run(page):
     torch.manual_seed(0)
     names = {"__name__": "page"}
     sys.modules["page"] = types.ModuleType("page")  # where dataclasses look for annotations
     for snippet in snippets_of(page):
         exec(compile(snippet, str(page), "exec", dont_inherit=True), names)
-    assert REACHED.get(page.name, bool)(names)
+    assert REACHED.get(name_of(page), bool)(names)
 
 
 def test_what_pages_must_reach_is_that_of_pages():
-    assert REACHED.keys() <= {page.name for page in WITH_SNIPPETS}
+    assert REACHED.keys() <= {name_of(page) for page in WITH_SNIPPETS}
 
 
 def test_the_simulator_in_jax():
@@ -108,7 +117,7 @@ def is_command(module):
     return path.with_suffix(".py").exists() or (path / "__main__.py").exists()
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
 def test_commands_and_links_of_a_page_exist(page):
     text = page.read_text(encoding="utf-8")
     for module in re.findall(r"python -m ([\w.]+)", text):

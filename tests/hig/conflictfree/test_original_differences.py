@@ -30,7 +30,7 @@ def row(title):
 
 
 def rows():
-    table = PAGE.read_text(encoding="utf-8").split("### What differs from 0.1.8")[1]
+    table = PAGE.read_text(encoding="utf-8").split("### Differences from 0.1.8")[1]
     return [line.split(" | ")[0].removeprefix("| ") for line in re.findall(r"^\| .*", table, re.M)]
 
 

@@ -79,15 +79,15 @@ class ParameterCalls(Capture):
     def _watched_among(self, values: Iterable[Any]) -> list[Tensor]:
         """The watched parameters among arguments and in lists of them, wrapped or not."""
         inside = torch._C._functorch.peek_interpreter_stack() is not None
-        found: list[Tensor] = []
+        watched: list[Tensor] = []
         for value in values:
             if id(value) in self._ids:
-                found.append(value)
+                watched.append(value)
             elif isinstance(value, list | tuple):
-                found += [item for item in value if id(item) in self._ids]
+                watched += [item for item in value if id(item) in self._ids]
             elif inside and isinstance(value, Tensor) and id(_unwrapped(value)) in self._ids:
-                found.append(value)
-        return found
+                watched.append(value)
+        return watched
 
     def signature(self) -> object:
         """A value that is equal where computations use the parameters in the same functions."""
@@ -119,8 +119,8 @@ class ParameterCalls(Capture):
         use = self.uses[-1] if self.uses else None
         if use is not None and use.bias is not None and use.weight is None:
             computed = isinstance(weight, Tensor) and weight.grad_fn is not None
-            kind = "computed from other tensors" if computed else "not trained by this optimiser"
-            self.of_biases[id(use.bias)] = kind
+            text = "computed from other tensors" if computed else "not trained by this optimiser"
+            self.of_biases[id(use.bias)] = text
 
 
 @dataclass
@@ -161,7 +161,7 @@ class Explanation:
             thorough: whether the factors say of which parameters they describe a part.
         """
         signature = calls.signature()
-        layered = {id(p) for found in factors for p in found.layer.parameters}
+        layered = {id(p) for layer_factors in factors for p in layer_factors.layer.parameters}
         left = [p for p in gradients if id(p) not in layered]
         known = signature == self.signature
         if (
@@ -178,7 +178,7 @@ class Explanation:
         if thorough:
             self.signature = signature
             partial: dict[str, list[str]] = {}
-            for parameter in (p for found in factors for p in found.partial):
+            for parameter in (p for layer_factors in factors for p in layer_factors.partial):
                 partial.setdefault(_other_ways(parameter, calls), []).append(names[parameter])
             self.remarks = [
                 f"the factors of {listed(several)} are those of linear and convolution calls "
@@ -191,9 +191,9 @@ class Explanation:
     ) -> dict[str, str]:
         """Why these parameters of the optimiser's groups are left to Adam, by name."""
         parameters = list(parameters)
-        last, found = self.last
+        last, answers = self.last
         if len(last) == len(parameters) and all(map(operator.is_, last, parameters)):
-            return dict(found)
+            return dict(answers)
         names = parameter_names(groups)
         positions = {parameter: index for index, parameter in enumerate(names)}
         unknown = (
@@ -201,9 +201,9 @@ class Explanation:
             if self.signature is not None
             else "the factors have not been updated since this optimizer was made"
         )
-        found = {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
-        self.last = parameters, found
-        return dict(found)
+        answers = {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
+        self.last = parameters, answers
+        return dict(answers)
 
     def warn(self, left: Mapping[str, str], stacklevel: int) -> None:
         """Warn, once, that no layer was found."""
@@ -219,13 +219,13 @@ class Explanation:
 
 def parameter_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
     """Names of the parameters of groups, else position and shape."""
-    found: dict[Tensor, str] = {}
+    names: dict[Tensor, str] = {}
     for group in groups:
-        given = group.get("param_names", [None] * len(group["params"]))
-        for parameter, name in zip(group["params"], given, strict=True):
+        group_names = group.get("param_names", [None] * len(group["params"]))
+        for parameter, name in zip(group["params"], group_names, strict=True):
             shape = "uninitialized" if is_lazy(parameter) else tuple(parameter.shape)
-            found.setdefault(parameter, name or f"parameter {len(found)} {shape}")
-    return found
+            names.setdefault(parameter, name or f"parameter {len(names)} {shape}")
+    return names
 
 
 def _why_left(parameter: Tensor, calls: ParameterCalls, layered: Collection[int]) -> str:
@@ -263,8 +263,8 @@ def _why_weight(uses: Sequence[LayerUse]) -> str:
 def _why_bias(
     bias: Tensor, uses: Sequence[LayerUse], calls: ParameterCalls, layered: Collection[int]
 ) -> str:
-    if (kind := calls.of_biases.get(id(bias))) is not None:
-        return f"bias of a layer whose weight is {kind}"
+    if (weight := calls.of_biases.get(id(bias))) is not None:
+        return f"bias of a layer whose weight is {weight}"
     if any(id(use.weight) not in layered for use in uses):
         return "bias of a layer whose weight is left to Adam"
     return "bias of several layers, or of only some calls of its layer"

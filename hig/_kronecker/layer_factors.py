@@ -85,19 +85,19 @@ def factors_of_layers(
     used = list({id(use): use for layer in layers for use in layer.uses}.values())
     if not used:
         return []
-    whole = [p for layer in layers for p in layer.parameters if thorough and p.requires_grad]
+    compared = [p for layer in layers for p in layer.parameters if thorough and p.requires_grad]
     inputs: list[Any] = [use.edge for use in used]  # edges and tensors may be mixed
     gradients = torch.autograd.grad(
-        prediction, inputs + whole, probe, retain_graph=True, allow_unused=True
+        prediction, inputs + compared, probe, retain_graph=True, allow_unused=True
     )
     deltas = {
         id(use): delta if delta.shape == use.output_shape else _rows(delta, use)
         for use, delta in zip(used, gradients, strict=False)
         if delta is not None
     }
-    full = {id(p): g for p, g in zip(whole, gradients[len(used) :], strict=True)}
-    found = [_factors(layer, deltas, full, len(prediction)) for layer in layers]
-    return [factors for factors in found if factors is not None]
+    full = {id(p): g for p, g in zip(compared, gradients[len(used) :], strict=True)}
+    all_factors = [_factors(layer, deltas, full, len(prediction)) for layer in layers]
+    return [factors for factors in all_factors if factors is not None]
 
 
 def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFactors]) -> None:
@@ -179,13 +179,17 @@ def _differs(
 ) -> bool:
     """Whether a gradient is another one than that through the captured uses."""
     outputs, inputs = (rows.transpose(0, 1).flatten(1, 2) for rows in (outputs, inputs))
-    own = outputs.mT @ inputs if parameter.ndim > 1 else outputs.sum(1)
+    captured = outputs.mT @ inputs if parameter.ndim > 1 else outputs.sum(1)
     gradient = full[id(parameter)]
-    expected = torch.zeros_like(own) if gradient is None else gradient.reshape(own.shape).to(own)
+    expected = (
+        torch.zeros_like(captured)
+        if gradient is None
+        else gradient.reshape(captured.shape).to(captured)
+    )
     # Rounding adds up over many positions; what is reported is what matters.
     tolerance = max(1e-2, 8 * torch.finfo(parameter.dtype).eps)
     # Where everything cancels, both are rounding.
     rounding = 64 * torch.finfo(parameter.dtype).eps * outputs.norm()
     rounding = rounding * (inputs.norm() if parameter.ndim > 1 else inputs.shape[1] ** 0.5)
-    allowed = tolerance * torch.maximum(own.norm(), expected.norm()) + rounding
-    return bool((own - expected).norm() > allowed)
+    allowed = tolerance * torch.maximum(captured.norm(), expected.norm()) + rounding
+    return bool((captured - expected).norm() > allowed)

@@ -22,22 +22,22 @@ __all__ = [
 ]
 
 
-def take_factors(state: dict[str, Any], found: LayerFactors, decay: float) -> None:
+def take_factors(state: dict[str, Any], factors: LayerFactors, decay: float) -> None:
     """Take factors into running means, from zero; a layer that has changed its shape starts again.
 
     Args:
         state: of the layer's weight, filled.
-        found: factors of one batch.
+        factors: factors of one batch.
         decay: factor by which the past counts.
     """
-    if "inputs" not in state or state["inputs"].shape != found.inputs.shape:
+    if "inputs" not in state or state["inputs"].shape != factors.inputs.shape:
         state["updates"] = 0
-        state["inputs"] = torch.zeros_like(found.inputs)
-        state["outputs"] = torch.zeros_like(found.outputs)
+        state["inputs"] = torch.zeros_like(factors.inputs)
+        state["outputs"] = torch.zeros_like(factors.outputs)
         state.pop("scale", None)
     state["updates"] += 1
-    state["inputs"].lerp_(found.inputs, 1 - decay)
-    state["outputs"].lerp_(found.outputs, 1 - decay)
+    state["inputs"].lerp_(factors.inputs, 1 - decay)
+    state["outputs"].lerp_(factors.outputs, 1 - decay)
 
 
 def refresh_power(state: dict[str, Any], decay: float, power: float, damping: float) -> None:
@@ -51,9 +51,9 @@ def refresh_power(state: dict[str, Any], decay: float, power: float, damping: fl
     """
     correction = 1 - decay ** state["updates"]
     outputs, inputs = state["outputs"] / correction, state["inputs"] / correction
-    found = damped_power(outputs, inputs, power, damping)
-    state["output_basis"], state["input_basis"] = found.outputs, found.inputs
-    state["scale"] = found.scale
+    damped = damped_power(outputs, inputs, power, damping)
+    state["output_basis"], state["input_basis"] = damped.outputs, damped.inputs
+    state["scale"] = damped.scale
 
 
 def layer_direction(
@@ -74,11 +74,11 @@ def layer_direction(
     if bias is not None:  # frozen since the factors were made: no gradient, no step
         column = steps[bias].mean / steps[bias].correction if trained else matrix.new_zeros(())
         matrix = torch.cat([matrix, column.expand(bias.shape).reshape(groups, fan_out, 1)], -1)
-    found = power(matrix)
+    directions = power(matrix)
     if bias is None:
-        return {weight: found.view_as(weight)}
-    parts = {weight: found[..., :-1].reshape(weight.shape)}
-    return parts | ({bias: found[..., -1].reshape(bias.shape)} if trained else {})
+        return {weight: directions.view_as(weight)}
+    parts = {weight: directions[..., :-1].reshape(weight.shape)}
+    return parts | ({bias: directions[..., -1].reshape(bias.shape)} if trained else {})
 
 
 def position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:

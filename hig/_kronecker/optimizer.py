@@ -253,9 +253,9 @@ class KroneckerHIG(torch.optim.Optimizer):
                 with clock.phase("factors"):
                     refreshed = self._learn(factors, steps)
                 with clock.phase("update"):
-                    rest, moved = self._move(gradients)
+                    by_adam, moved = self._move(gradients)
         self.state["count"]["steps"] = steps + 1
-        left = self._explanation.of(rest, self.param_groups)
+        left = self._explanation.of(by_adam, self.param_groups)
         self.report = KroneckerReport(
             loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
         )
@@ -281,10 +281,10 @@ class KroneckerHIG(torch.optim.Optimizer):
             checks = Checks()
             outward = loss_gradient(loss, prediction, parameters, False, checks)
             checks.settle()
-            found = torch.autograd.grad(
+            derivatives = torch.autograd.grad(
                 prediction, parameters, outward, retain_graph=probing, allow_unused=True
             )
-        pairs = zip(parameters, found, strict=True)
+        pairs = zip(parameters, derivatives, strict=True)
         return {p: accumulable(g) for p, g in pairs if g is not None}
 
     # -- layers and reasons ----------------------------------------------------------------------
@@ -312,10 +312,10 @@ class KroneckerHIG(torch.optim.Optimizer):
         """Take factors into their running means and decompose those that are due."""
         flat = self._flat()
         due, refreshed = self._due(steps), False
-        for found in factors:
-            state = self.state[found.layer.weight]
-            state["bias"] = position(found.layer.bias, flat)
-            take_factors(state, found, self._decay)
+        for layer_factors in factors:
+            state = self.state[layer_factors.layer.weight]
+            state["bias"] = position(layer_factors.layer.bias, flat)
+            take_factors(state, layer_factors, self._decay)
             if due or "scale" not in state:
                 refresh_power(state, self._decay, self._power, self._damping)
                 refreshed = True
@@ -343,15 +343,15 @@ class KroneckerHIG(torch.optim.Optimizer):
             for parameter, gradient in gradients.items()
         }
         layers, flat = [], self._flat()
-        rest = dict(steps)
+        by_adam = dict(steps)
         for weight in gradients:
             state = self.state[weight]
             if "scale" in state:
                 bias = None if state["bias"] < 0 else flat[state["bias"]]
                 layers.append(layer_direction(state, steps, weight, bias))
                 for parameter in layers[-1]:
-                    rest.pop(parameter, None)
-        grafts, norm = graft_factors(self._graft, layers, steps, rest)
+                    by_adam.pop(parameter, None)
+        grafts, norm = graft_factors(self._graft, layers, steps, by_adam)
         start = [parameter.detach().clone() for parameter in gradients]
         with ExitStack() as undo:  # what is done halfway, whatever is raised
             undo.callback(put_back, gradients, start)
@@ -359,14 +359,14 @@ class KroneckerHIG(torch.optim.Optimizer):
                 for parameter, direction in layer.items():
                     size = graft * float(groups[parameter]["lr"])
                     parameter.sub_(direction, alpha=factor_of(size, direction))
-            for parameter, step in rest.items():
+            for parameter, step in by_adam.items():
                 step.move(parameter, float(groups[parameter]["lr"]))
             require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
             # Ordinary steps may leave the numbers of float16.
             narrow = [p for p in gradients if p.dtype == torch.float16]
             require_room(narrow, math.inf if narrow else None)
             undo.pop_all()
-        return list(rest), (len(layers), len(rest), norm, grafts)
+        return list(by_adam), (len(layers), len(by_adam), norm, grafts)
 
     def _flat(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -374,10 +374,10 @@ class KroneckerHIG(torch.optim.Optimizer):
     def _trainable(self) -> list[Tensor]:
         for group in self.param_groups:
             check_group_lr(trained_part(group))  # schedulers write here
-        found = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
-        if not found:
+        trained = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
+        if not trained:
             raise ValueError(
                 "none of the optimizer's parameters requires a gradient; call requires_grad_() on "
                 "those that are to be trained"
             )
-        return found
+        return trained

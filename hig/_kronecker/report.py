@@ -44,11 +44,11 @@ class KroneckerReport:
     @property
     def notes(self) -> list[str]:
         """Sentences: parameters that Adam moved, with the reasons, then the remarks."""
-        found = [*grouped(self.left_to_adam), *self.remarks]
+        sentences = [*grouped(self.left_to_adam), *self.remarks]
         return (
-            found
+            sentences
             if self.layers
-            else ["no layer is preconditioned, the whole step is Adam's", *found]
+            else ["no layer is preconditioned, the whole step is Adam's", *sentences]
         )
 
     def __str__(self) -> str:

@@ -40,10 +40,10 @@ def _runs(by_state: Tensor, by_control: Tensor) -> Iterator[Piece]:
     """
     times = len(by_state)
     length = 1 if by_state.is_cuda else round(times**0.5)
-    rest = times % length
-    yield tuple(steps[rest:].unflatten(0, (-1, length)) for steps in (by_state, by_control))
-    if rest:
-        yield by_state[None, :rest], by_control[None, :rest]
+    shorter = times % length
+    yield tuple(steps[shorter:].unflatten(0, (-1, length)) for steps in (by_state, by_control))
+    if shorter:
+        yield by_state[None, :shorter], by_control[None, :shorter]
 
 
 def _within_runs(by_state: Tensor, by_control: Tensor) -> Piece:

@@ -96,9 +96,9 @@ class _PulledBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_batches(cotangent)
-        found = ctx.pullback(cotangent)
-        wanted = zip(found, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(own if needed else None for own, needed in wanted)
+        gradients = ctx.pullback(cotangent)
+        wanted = zip(gradients, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(gradient if needed else None for gradient, needed in wanted)
 
 
 def _pullback_of(
@@ -122,8 +122,8 @@ def _first_order(jacobians: object, inputs: Sequence[Tensor], output: Tensor) ->
     """A zero whose derivative by the inputs is that of the simulator."""
     shapes = [(*output.shape, *value.shape[1:]) for value in inputs]
     total = torch.zeros_like(output)
-    found = _one_each(jacobians, shapes, "the Jacobian")
-    for array, value in zip(found, inputs, strict=True):
+    arrays = _one_each(jacobians, shapes, "the Jacobian")
+    for array, value in zip(arrays, inputs, strict=True):
         if array is not None and value.requires_grad:
             change = (value - value.detach()).to(output).flatten(1).unsqueeze(2)
             jacobian = _tensor(array, output).reshape(len(output), -1, change.shape[1])
@@ -144,13 +144,13 @@ def _first_floating(inputs: Sequence[Tensor]) -> Tensor:
     return floating[0]
 
 
-def _pair(found: object) -> tuple[Array, object]:
-    if not isinstance(found, tuple) or len(found) != 2:
+def _pair(returned: object) -> tuple[Array, object]:
+    if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
-            f"linearise must return (output, derivative), got {described(found)}; the derivative "
-            "is a pullback or Jacobians"
+            f"linearise must return (output, derivative), got {described(returned)}; the "
+            "derivative is a pullback or Jacobians"
         )
-    return found
+    return returned
 
 
 def _array(value: Tensor) -> Array:
@@ -179,9 +179,11 @@ def _output(values: Array, like: Tensor) -> Tensor:
     return output
 
 
-def _one_each(found: object, shapes: Sequence[tuple[int, ...]], what: str) -> list[Array | None]:
+def _one_each(
+    derivative: object, shapes: Sequence[tuple[int, ...]], what: str
+) -> list[Array | None]:
     """The arrays of a derivative, one per input, of the right shapes."""
-    arrays: list[Any] = list(found) if isinstance(found, tuple | list) else [found]
+    arrays: list[Any] = list(derivative) if isinstance(derivative, tuple | list) else [derivative]
     if len(arrays) != len(shapes):
         raise ValueError(
             f"the derivative must have one array per input, {len(shapes)}, got {len(arrays)}; "

@@ -61,21 +61,21 @@ class LinearStep:
             TypeError: if it is no tensor, or of another precision than the states.
             ValueError: if it has another shape.
         """
-        found = self.matrices(controls)
-        if not isinstance(found, Tensor) or found.dtype != like.dtype:
-            kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        matrices = self.matrices(controls)
+        if not isinstance(matrices, Tensor) or matrices.dtype != like.dtype:
+            returned = matrices.dtype if isinstance(matrices, Tensor) else type(matrices).__name__
             raise TypeError(
-                f"matrices must return a tensor of the state's dtype {like.dtype}, got {kind}; "
+                f"matrices must return a tensor of the state's dtype {like.dtype}, got {returned}; "
                 "convert one of them"
             )
         expected = (*controls.shape[:leading], like.shape[1], like.shape[1])
-        if found.shape != expected:
+        if matrices.shape != expected:
             raise ValueError(
                 f"matrices must return {expected} for controls {tuple(controls.shape)}, the step "
-                f"matrices last, got {tuple(found.shape)}; it is called for all samples and many "
-                "times at once (expand what does not depend on the control)"
+                f"matrices last, got {tuple(matrices.shape)}; it is called for all samples and "
+                "many times at once (expand what does not depend on the control)"
             )
-        return found
+        return matrices
 
     def control_jacobians(self, matrices: Tensor, states: Tensor, controls: Tensor) -> Tensor:
         """Derivatives of all steps by their controls, (T, B, S, C).
@@ -86,32 +86,32 @@ class LinearStep:
             controls: (T, B, ...).
         """
         if self.change is not None:
-            found = self.change(controls, matrices, states[:-1], states[1:])
+            jacobians = self.change(controls, matrices, states[:-1], states[1:])
             expected = (*states[:-1].shape, controls[0, 0].numel())
-            if found.shape != expected:
+            if jacobians.shape != expected:
                 raise ValueError(
                     f"change must return {expected}, states and controls last, got "
-                    f"{tuple(found.shape)}; a single control needs an axis of 1"
+                    f"{tuple(jacobians.shape)}; a single control needs an axis of 1"
                 )
-            return found
+            return jacobians
 
         # As for the Jacobians of other steps: no torch.func transform has a part in this.
         with torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack():
             try:
-                found = self._forward_mode(states, controls)
+                jacobians = self._forward_mode(states, controls)
             except RuntimeError as error:  # of a missing derivative, NotImplementedError is one
                 if out_of_memory(error):
                     raise
                 refusal = f"have no forward-mode derivative ({str(error).splitlines()[0]})"
             else:
-                refusal = _disagreement(self, states, controls, found)
+                refusal = _disagreement(self, states, controls, jacobians)
             if refusal:
                 say(
                     f"the step matrices {refusal}; they are differentiated in reverse mode, an "
                     "entry of the state at a time, which change= would spare"
                 )
-                found = self._reverse_mode(states, controls)
-        return found
+                jacobians = self._reverse_mode(states, controls)
+        return jacobians
 
     def _forward_mode(self, states: Tensor, controls: Tensor) -> Tensor:
         """(T, B, S, C), a control at a time."""
@@ -140,8 +140,8 @@ class LinearStep:
             for entries in sums
             for entry in entries
         ]
-        found = torch.stack(rows, 2)
-        return torch.complex(*found.tensor_split(2, 2)) if after.is_complex() else found
+        jacobians = torch.stack(rows, 2)
+        return torch.complex(*jacobians.tensor_split(2, 2)) if after.is_complex() else jacobians
 
 
 def apply(matrices: Tensor, states: Tensor) -> Tensor:
@@ -160,8 +160,8 @@ def linear_states(
         controls: (T, B, ...).
     """
     states, matrices = [state.unsqueeze(-1)], state.new_empty(0)
-    for chosen in runs(state, len(controls)):
-        matrices = step.matrices_of(controls[chosen], 2, state)
+    for times in runs(state, len(controls)):
+        matrices = step.matrices_of(controls[times], 2, state)
         for matrix in matrices.unbind():
             states.append(torch.bmm(matrix, states[-1]))
     states = [column.squeeze(-1) for column in states]
@@ -176,11 +176,11 @@ def linear_pieces(step: LinearStep, states: Tensor, controls: Tensor) -> Iterato
         states: all states, (T + 1, B, S).
         controls: (T, B, ...).
     """
-    for chosen in reversed(list(runs(states[0], len(controls)))):
-        matrices = step.matrices_of(controls[chosen], 2, states[0])
-        own = states[chosen.start : chosen.stop + 1]
-        check_repeatable(apply(matrices[0], own[0]), own[1])
-        yield matrices, step.control_jacobians(matrices, own, controls[chosen])
+    for times in reversed(list(runs(states[0], len(controls)))):
+        matrices = step.matrices_of(controls[times], 2, states[0])
+        run_states = states[times.start : times.stop + 1]
+        check_repeatable(apply(matrices[0], run_states[0]), run_states[1])
+        yield matrices, step.control_jacobians(matrices, run_states, controls[times])
 
 
 def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
@@ -202,15 +202,15 @@ def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
         matrices = step.matrices_of(control.unsqueeze(0), 2, state)
     change = step.control_jacobians(matrices, states, control.unsqueeze(0))
     if bool(_differs(change[0], cotangent, expected)):
-        found = _contracted(change[0], cotangent).view_as(expected)
+        actual = _contracted(change[0], cotangent).view_as(expected)
         raise ValueError(
             "change is not the derivative of matrices by the control: they differ by "
-            f"{float((found - expected).abs().max()):.2g} where the derivative is up to "
+            f"{float((actual - expected).abs().max()):.2g} where the derivative is up to "
             f"{float(expected.abs().max()):.2g}; leave change out to have it computed"
         )
 
 
-def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, found: Tensor) -> str:
+def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, jacobians: Tensor) -> str:
     """How derivatives by the controls differ from a plain backward pass, or an empty string.
 
     Torch has a wrong forward mode for some operations, such as ``cholesky_inverse``. Those of the
@@ -220,12 +220,12 @@ def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, found: Ten
         step: the step.
         states: all states, (T + 1, B, S).
         controls: (T, B, ...).
-        found: (T, B, S, C).
+        jacobians: (T, B, S, C).
     """
     time = len(controls) // 2
     after, cotangent, expected = _pulled_back(step, states[time], controls[time])
     check_repeatable(after, states[time + 1])
-    if decided(partial(bool, _differs(found[time], cotangent, expected))):
+    if decided(partial(bool, _differs(jacobians[time], cotangent, expected))):
         return "have another derivative in forward mode than in reverse mode"
     return ""
 

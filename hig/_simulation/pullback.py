@@ -63,28 +63,28 @@ class Pullback:
         if not self.contract.holds or cotangent.numel() > self._room:
             return self._call(cotangent)
         flat, units = _rows(cotangent.detach()), UNITS * _eps(cotangent)
-        shares, rest = self._taken_apart(flat)
-        new = rest.norm(dim=1) > units * flat.norm(dim=1)
+        shares, remainder = self._taken_apart(flat)
+        new = remainder.norm(dim=1) > units * flat.norm(dim=1)
         if self._directions and not bool(new.any()):
             combined = _sum_of(shares, self._gradients)
             # Directions that were nearly known before have inexact gradients.
             if bool((self._rounding(shares) <= units * _norms(combined).to(flat.device)).all()):
                 return self._compared(cotangent, combined)
             return self._call(cotangent)
-        found = self._call(cotangent)
-        self._remember(torch.where(new[:, None], rest, 0), shares, found, _eps(cotangent))
-        return found
+        gradients = self._call(cotangent)
+        self._remember(torch.where(new[:, None], remainder, 0), shares, gradients, _eps(cotangent))
+        return gradients
 
     def _taken_apart(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
         """The shares (B,) of each known direction in a cotangent, and what is left of it."""
         totals = [torch.zeros_like(flat[:, 0]) for _ in self._directions]
-        rest = flat
+        remainder = flat
         for _ in range(2):  # the second time takes what rounding left
             for total, direction in zip(totals, self._directions, strict=True):
-                share = (rest * direction).sum(1)
+                share = (remainder * direction).sum(1)
                 total += share
-                rest = rest - share[:, None] * direction
-        return totals, rest
+                remainder = remainder - share[:, None] * direction
+        return totals, remainder
 
     def _rounding(self, shares: list[Tensor]) -> Tensor:
         """The rounding of a combination, (B,)."""
@@ -97,16 +97,16 @@ class Pullback:
         contract.used += not self._counted
         self._counted = True
         if contract.is_due():
-            found = self._call(cotangent)
-            contract.holds = self._agrees(cotangent, combined, found)
+            called = self._call(cotangent)
+            contract.holds = self._agrees(cotangent, combined, called)
             if not contract.holds:
-                return found
-        return [None if own is None else own.to(cotangent.dtype) for own in combined]
+                return called
+        return [None if gradient is None else gradient.to(cotangent.dtype) for gradient in combined]
 
-    def _agrees(self, cotangent: Tensor, combined: Gradients, found: Gradients) -> bool:
+    def _agrees(self, cotangent: Tensor, combined: Gradients, called: Gradients) -> bool:
         """Whether a combination equals a call: up to rounding, or to the tolerance of a solver."""
         sizes, eps = _norms(combined), _eps(cotangent)
-        errors = _norms([_difference(a, b) for a, b in zip(combined, found, strict=True)])
+        errors = _norms([_difference(a, b) for a, b in zip(combined, called, strict=True)])
         if bool((errors <= UNITS * eps * sizes).all()):
             return True
         if bool((errors > 3 * eps**0.5 * sizes).any()):
@@ -120,27 +120,31 @@ class Pullback:
         index = torch.arange(len(cotangent), device=cotangent.device)
         for bit in range((len(cotangent) - 1).bit_length()):
             for side in (0, 1):
-                chosen = (index >> bit) % 2 == side
-                mask = chosen.view(-1, *[1] * (cotangent.ndim - 1))
+                half = (index >> bit) % 2 == side
+                mask = half.view(-1, *[1] * (cotangent.ndim - 1))
                 leaked = _norms(self._call(torch.where(mask, cotangent, 0))).to(index.device)
-                if bool((leaked > allowed.to(index.device))[~chosen].any()):
+                if bool((leaked > allowed.to(index.device))[~half].any()):
                     return False
         return True
 
-    def _remember(self, rest: Tensor, shares: list[Tensor], found: Gradients, eps: float) -> None:
+    def _remember(
+        self, remainder: Tensor, shares: list[Tensor], called: Gradients, eps: float
+    ) -> None:
         """Take what a call gave for the part of its cotangent that is new."""
-        norms = rest.norm(dim=1)
+        norms = remainder.norm(dim=1)
         inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-        known = _sum_of(shares, self._gradients) if self._gradients else [None] * len(found)
-        new = [_difference(own, old) for own, old in zip(found, known, strict=True)]
-        gradients = [None if own is None else _times(inverse, own) for own in new]
-        rounding = eps * _norms(found).to(rest.device)
+        known = _sum_of(shares, self._gradients) if self._gradients else [None] * len(called)
+        new = [_difference(gradient, old) for gradient, old in zip(called, known, strict=True)]
+        gradients = [None if gradient is None else _times(inverse, gradient) for gradient in new]
+        rounding = eps * _norms(called).to(remainder.device)
         if shares:
             rounding = rounding + self._rounding(shares)
-        self._directions.append(inverse[:, None] * rest)
+        self._directions.append(inverse[:, None] * remainder)
         self._gradients.append(gradients)
         self._errors.append(inverse * rounding)
-        self._room -= rest.numel() + sum(own.numel() for own in gradients if own is not None)
+        self._room -= remainder.numel() + sum(
+            gradient.numel() for gradient in gradients if gradient is not None
+        )
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -155,9 +159,9 @@ def _eps(tensor: Tensor) -> float:
 def _sum_of(shares: list[Tensor], gradients: list[Gradients]) -> Gradients:
     """Of each input the combination of its gradients, in float64."""
     total: Gradients = []
-    for found in zip(*gradients, strict=True):
-        pairs = zip(shares, found, strict=True)
-        parts = [_times(share, own) for share, own in pairs if own is not None]
+    for of_input in zip(*gradients, strict=True):
+        pairs = zip(shares, of_input, strict=True)
+        parts = [_times(share, gradient) for share, gradient in pairs if gradient is not None]
         total.append(torch.stack(parts).sum(0) if parts else None)
     return total
 
@@ -169,14 +173,14 @@ def _times(factors: Tensor, values: Tensor) -> Tensor:
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     """In float64; None is zero."""
     if one is None or other is None:
-        found = other if one is None else one
-        return None if found is None else found.double() if one is not None else -found.double()
+        only = other if one is None else one
+        return None if only is None else only.double() if one is not None else -only.double()
     return one.double() - other.double()
 
 
 def _norms(gradients: Gradients) -> Tensor:
     """The norm of all gradients of each sample, (B,) float64."""
-    squares = [_rows(own).square().sum(1) for own in gradients if own is not None]
+    squares = [_rows(gradient).square().sum(1) for gradient in gradients if gradient is not None]
     return (
         torch.stack(squares).sum(0).sqrt()
         if squares

@@ -87,10 +87,10 @@ class _Rollout(torch.autograd.Function):
         # there is nothing for it to see: no parameter takes part.
         with torch._C.DisableTorchFunction():
             if isinstance(step, LinearStep):
-                found, matrices = linear_states(step, state, _time_first(controls))
+                visited, matrices = linear_states(step, state, _time_first(controls))
             else:
-                found = _loop(step, state, controls)
-            states = torch.stack(found)
+                visited = _loop(step, state, controls)
+            states = torch.stack(visited)
         ctx.step, ctx.pieces, ctx.whole = step, None, None
         ctx.save_for_backward(states, state, controls, matrices)
         ctx.set_materialize_grads(False)
@@ -184,15 +184,15 @@ def _through_the_loop(
     """Differentiable cotangents of state and controls."""
     states = _plain_states(step, state, controls, "auto")
     outputs = states[-1], torch.stack(states, 1)
-    given = [
+    pairs = [
         pair for pair in zip(outputs, (of_final, of_states), strict=True) if pair[1] is not None
     ]
     wanted = [tensor for tensor in (state, controls) if tensor.requires_grad]
     gradients = iter(
         torch.autograd.grad(
-            [output for output, _ in given],
+            [output for output, _ in pairs],
             wanted,
-            [cotangent for _, cotangent in given],
+            [cotangent for _, cotangent in pairs],
             create_graph=True,
             materialize_grads=True,
         )
@@ -203,10 +203,10 @@ def _through_the_loop(
 def _check(step: Step, state: Tensor, controls: Tensor, method: str) -> None:
     check_choice(method, "method", ROLLOUT_METHODS)
     check_function(step, "step", "(state, control) -> state")
-    for name, given in (("state", state), ("controls", controls)):
-        if not isinstance(given, Tensor):
+    for name, value in (("state", state), ("controls", controls)):
+        if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name} must be a tensor, got {type(given).__name__}; convert it (torch.as_tensor)"
+                f"{name} must be a tensor, got {type(value).__name__}; convert it (torch.as_tensor)"
             )
     if state.ndim < 2 or controls.ndim < 2 or len(state) != len(controls) or not len(state):
         raise ValueError(

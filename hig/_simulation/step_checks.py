@@ -31,18 +31,16 @@ def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
     """
     near = [_near(tensor).requires_grad_() for tensor in (state, control)]
     with torch.enable_grad():
-        given = [tensor.clone() for tensor in near]  # not leaves: a step in place shall get far
-        after = step(*given)
-    _check_output(after, state, given)
+        arguments = [tensor.clone() for tensor in near]  # not leaves: a step in place shall get far
+        after = step(*arguments)
+    _check_output(after, state, arguments)
     if not after.requires_grad:
         return "the step returns a tensor without a graph (detached, or computed in no_grad)"
     if _other_leaves(after, near):
         return "the step depends on another tensor that requires a gradient"
     moved = torch.randperm(len(state), generator=_GENERATOR, device="cpu") < (len(state) + 1) // 2
-    chosen = moved.to(state.device).view(-1, *[1] * (state.ndim - 1))
-    gradients = torch.autograd.grad(
-        after, near, chosen.expand_as(after).to(after), allow_unused=True
-    )
+    mask = moved.to(state.device).view(-1, *[1] * (state.ndim - 1))
+    gradients = torch.autograd.grad(after, near, mask.expand_as(after).to(after), allow_unused=True)
     for gradient in gradients:
         if gradient is not None:
             others = gradient[~moved.to(gradient.device)]
@@ -87,18 +85,18 @@ def check_state(after: Tensor, state: Tensor) -> None:
         )
 
 
-def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
+def _check_output(after: Tensor, state: Tensor, arguments: list[Tensor]) -> None:
     check_state(after, state)
     if after.dtype != state.dtype:
         raise ValueError(
             f"the step must keep the dtype of the state, {state.dtype}, got {after.dtype}; convert "
             "what is of another one"
         )
-    if any(tensor._version for tensor in given):
+    if any(tensor._version for tensor in arguments):
         raise ValueError(IN_PLACE)
 
 
-def _other_leaves(after: Tensor, own: list[Tensor]) -> bool:
-    """Whether the graph ends at a leaf that is not one of ``own``."""
-    known = {id(tensor) for tensor in own}
+def _other_leaves(after: Tensor, inputs: list[Tensor]) -> bool:
+    """Whether the graph ends at a leaf that is not one of ``inputs``."""
+    known = {id(tensor) for tensor in inputs}
     return any(id(leaf) not in known for leaf in leaves(nodes_behind(after)))

@@ -38,22 +38,22 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
     # plain autograd would be refused inside of one.
     with torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack():
         try:
-            found = _vectorised(step, states[:-1], controls)
+            results = _vectorised(step, states[:-1], controls)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             refusal = f"cannot be vectorised over time ({str(error).splitlines()[0]})"
         else:
-            check_repeatable(found[0], states[1:])
-            refusal = _disagreement(step, states, controls, found[1], found[2])
+            check_repeatable(results[0], states[1:])
+            refusal = _disagreement(step, states, controls, results[1], results[2])
         if refusal:
             say(
                 f"the step {refusal}; its Jacobians are computed step by step, method='loop' may "
                 "be faster"
             )
-            found = _one_by_one(step, states[:-1], controls)
-            check_repeatable(found[0], states[1:])
-    _, by_state, by_control = found
+            results = _one_by_one(step, states[:-1], controls)
+            check_repeatable(results[0], states[1:])
+    _, by_state, by_control = results
     times, batch = controls.shape[:2]
     shape = (times, states[0, 0].numel(), batch, -1)
     # (T, S, B, ...) -> (T, B, S, ...)

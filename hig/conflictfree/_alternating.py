@@ -122,8 +122,8 @@ class AlternatingBackward:
             ValueError: the state is of other parameters or another number of losses.
         """
         check_state(state_dict, self, "next_loss", "reached", "operator")
-        found = len(state_dict["reached"])
-        if found != len(self._parameters):
-            raise ValueError(f"the state is of {found} parameters, got {len(self._parameters)}")
+        count = len(state_dict["reached"])
+        if count != len(self._parameters):
+            raise ValueError(f"the state is of {count} parameters, got {len(self._parameters)}")
         self.operator.load_state_dict(state_dict["operator"])
         self.next_loss, self._reached = state_dict["next_loss"], list(state_dict["reached"])

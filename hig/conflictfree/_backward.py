@@ -63,7 +63,7 @@ def backward(
             reaches any parameter, the operator has a memory for another number of losses or
             returns another number of entries, or ``non_finite`` is neither "raise" nor "pass".
     """
-    own, losses = trainable(parameters), listed(losses)
+    trained, losses = trainable(parameters), listed(losses)
     operator = ConFIGOperator() if operator is None else operator
     if not isinstance(operator, MomentumOperator):
         check_operator(operator)
@@ -76,7 +76,7 @@ def backward(
         )
     check_choice(non_finite, "non_finite", NON_FINITE)
     check_process_group(process_group)
-    matrix, reached = differentiate(losses, own, method, retain_graph, Ranks(process_group))
+    matrix, reached = differentiate(losses, trained, method, retain_graph, Ranks(process_group))
     require_reached(reached)
     values = [loss.detach() for loss in losses]
     if isinstance(operator, MomentumOperator):
@@ -85,7 +85,7 @@ def backward(
         direction = combine(operator, matrix, values, non_finite)
     if non_finite == "raise":
         require_finite(direction)
-    accumulate(direction, own, reached)
+    accumulate(direction, trained, reached)
 
 
 def require_reached(reached: Sequence[bool]) -> None:

@@ -40,8 +40,8 @@ def check_coverage(vectors: Sequence[Tensor], earlier: Coverage | None = None) -
     Raises:
         ValueError: two of them have entries for different parameters.
     """
-    found = [coverage_of(vector) for vector in vectors]
-    noted = [coverage for coverage in (earlier, *found) if coverage is not None]
+    coverages = [coverage_of(vector) for vector in vectors]
+    noted = [coverage for coverage in (earlier, *coverages) if coverage is not None]
     for other in noted[1:]:
         if other != noted[0]:
             pairs = zip(noted[0], other, strict=False)
@@ -51,4 +51,4 @@ def check_coverage(vectors: Sequence[Tensor], earlier: Coverage | None = None) -
                 " of the network is in one of them alone; where only some losses reach a "
                 "parameter, use get_gradient_vector(..., none_grad_mode='zero')"
             )
-    return noted[0] if noted and None not in found else None
+    return noted[0] if noted and None not in coverages else None

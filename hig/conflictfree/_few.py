@@ -85,11 +85,11 @@ def projected(cosines: list[list[float]], lengths: list[float]) -> list[float]:
     if min(map(min, cosines)) >= 0:
         return lengths
     total = [0.0] * len(lengths)
-    for own, length in enumerate(lengths):
+    for number, length in enumerate(lengths):
         row = [0.0] * len(lengths)
-        row[own] = length
+        row[number] = length
         for other, angles in enumerate(cosines):
-            conflict = sum(map(mul, row, angles)) if other != own else 0.0
+            conflict = sum(map(mul, row, angles)) if other != number else 0.0
             if conflict < 0:
                 row[other] -= conflict
         total = list(map(add, total, row))

@@ -71,8 +71,8 @@ class GradientOperator:
         parameters = tensors_of(network)
         direction = self.calculate_gradient(grads, losses)
         # Vectors for only some of the parameters are shorter.
-        whole = direction.numel() == sum([parameter.numel() for parameter in parameters])
-        write_gradient(parameters, direction, None if whole else check_coverage_of(grads))
+        complete = direction.numel() == sum([parameter.numel() for parameter in parameters])
+        write_gradient(parameters, direction, None if complete else check_coverage_of(grads))
 
     def state_dict(self) -> dict[str, Any]:
         """What the next call depends on besides its arguments; nothing, for most operators."""

@@ -76,11 +76,11 @@ def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
         return
     bad = [int((~torch.isfinite(row)).sum()) for row in rows]
     numbers = range(len(rows)) if losses is None else losses
-    found = [f"{number} ({n} entries)" for number, n in zip(numbers, bad, strict=True) if n]
-    if found:
+    descriptions = [f"{number} ({n} entries)" for number, n in zip(numbers, bad, strict=True) if n]
+    if descriptions:
         raise NonFiniteError(
-            f"the gradient of loss {', '.join(found)} of {rows[0].numel()} holds NaN or Inf; "
-            "nothing has been changed; check this loss on this batch, or take a smaller step"
+            f"the gradient of loss {', '.join(descriptions)} of {rows[0].numel()} holds NaN or "
+            "Inf; nothing has been changed; check this loss on this batch, or take a smaller step"
         )
 
 

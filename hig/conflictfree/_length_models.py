@@ -185,9 +185,11 @@ class TrackedLength(CosineLength):
 
     def depends_on_length(self) -> bool:
         """See :meth:`CosineLength.depends_on_length`."""
-        kind = type(self)
-        own = kind._tracked_value.__module__ == __name__ or kind.length is not TrackedLength.length
-        return kind.get_length is TrackedLength.get_length and own
+        model = type(self)
+        standard = (
+            model._tracked_value.__module__ == __name__ or model.length is not TrackedLength.length
+        )
+        return model.get_length is TrackedLength.get_length and standard
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         """The common length, from those of all gradients; at least one is positive."""

@@ -130,10 +130,10 @@ def _check(losses: list[Tensor]) -> None:
         raise ValueError("there must be at least one loss, got none")
     for number, loss in enumerate(losses):
         if not isinstance(loss, Tensor) or not loss.is_floating_point():
-            kind = getattr(loss, "dtype", type(loss).__name__)
+            type_name = getattr(loss, "dtype", type(loss).__name__)
             raise TypeError(
-                f"loss {number} must be a real floating-point tensor, got {kind}; compute it from "
-                "the parameters by torch functions, without item or numpy"
+                f"loss {number} must be a real floating-point tensor, got {type_name}; compute it "
+                "from the parameters by torch functions, without item or numpy"
             )
         if loss.numel() != 1:
             raise ValueError(
@@ -155,8 +155,10 @@ def _check_whole(parameters: list[Tensor], losses: list[Tensor], ranks: Ranks) -
     for number, parameter in enumerate(parameters):
         # By their marks: the modules that define these types take long to import.
         if hasattr(parameter, "device_mesh") or getattr(parameter, "_is_flat_param", False):
-            kind = type(parameter).__name__
-            raise TypeError(f"parameter {number} is divided among processes ({kind}), {remedy}")
+            type_name = type(parameter).__name__
+            raise TypeError(
+                f"parameter {number} is divided among processes ({type_name}), {remedy}"
+            )
     # Between a forward pass and its backward pass such parameters are whole, for that time alone.
     if ranks.size > 1 and any(
         "RegisterPostBackward" in node.name() for loss in losses for node in nodes_behind(loss)
@@ -230,9 +232,9 @@ def _shared_with_later(losses: list[Tensor]) -> list[bool]:
     later: set[Node] = set()
     shared = []
     for loss in reversed(losses):
-        own = _nodes(loss)
-        shared.append(not own.isdisjoint(later))
-        later |= own
+        nodes = _nodes(loss)
+        shared.append(not nodes.isdisjoint(later))
+        later |= nodes
     return shared[::-1]
 
 

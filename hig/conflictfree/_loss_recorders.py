@@ -78,9 +78,9 @@ class LossRecorder:
             ValueError: the state is of another number of losses.
         """
         check_state(state_dict, self, "current_losses")
-        found = len(state_dict["current_losses"])
-        if found != self.num_losses:
-            raise ValueError(f"the state is of {found} losses, the recorder of {self.num_losses}")
+        count = len(state_dict["current_losses"])
+        if count != self.num_losses:
+            raise ValueError(f"the state is of {count} losses, the recorder of {self.num_losses}")
         self.current_losses = list(state_dict["current_losses"])
 
     def _preprocess_losses(

@@ -145,8 +145,8 @@ class MomentumOperator:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, counters, and the states of operator and recorder, for an exact resume."""
-        own = {"m": stacked(self.m), "s": stacked(self.s), "t_grads": list(self.t_grads)}
-        return own | states(
+        memory = {"m": stacked(self.m), "s": stacked(self.s), "t_grads": list(self.t_grads)}
+        return memory | states(
             gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
 
@@ -157,9 +157,9 @@ class MomentumOperator:
             ValueError: the state is of another number of losses, or of other parts.
         """
         check_state(state_dict, self, "m", "s", "t_grads")
-        found = len(state_dict["t_grads"])
-        if found != self.num_vectors:
-            raise ValueError(f"the state is of {found} losses, the operator of {self.num_vectors}")
+        count = len(state_dict["t_grads"])
+        if count != self.num_vectors:
+            raise ValueError(f"the state is of {count} losses, the operator of {self.num_vectors}")
         load_states(
             state_dict, gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
@@ -192,11 +192,11 @@ class MomentumOperator:
         size = self.len_vectors
         if size is None and isinstance(self.m, list | Tensor) and len(self.m):
             size = len(self.m[0])  # of moments that a script has set
-        found = (len(rows), rows[0].numel())
-        expected = (len(indexes), found[1] if size is None else size)
-        if found != expected:
+        shape = (len(rows), rows[0].numel())
+        expected = (len(indexes), shape[1] if size is None else size)
+        if shape != expected:
             raise ValueError(
-                f"expected gradients of shape {expected} for losses {indexes}, got {found}; "
+                f"expected gradients of shape {expected} for losses {indexes}, got {shape}; "
                 "where only some losses reach a parameter, use "
                 "get_gradient_vector(..., none_grad_mode='zero')"
             )
@@ -209,13 +209,13 @@ class MomentumOperator:
                 )
             losses = self.loss_recorder.record_loss(indexes, as_list(losses))
         self._coverage = coverage
-        self.len_vectors, self.device = found[1], rows[0].device
+        self.len_vectors, self.device = shape[1], rows[0].device
         return indexes, rows, losses
 
     def _same_coverage(self, grads: Tensor | Sequence[Tensor]) -> Coverage | None:
         """Parameters that the gradients cover; raises where earlier ones cover others."""
-        given = [grads] if isinstance(grads, Tensor) else list(grads)
-        return check_coverage(given, self._coverage) or self._coverage
+        vectors = [grads] if isinstance(grads, Tensor) else list(grads)
+        return check_coverage(vectors, self._coverage) or self._coverage
 
     def non_finite(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor]

@@ -48,28 +48,28 @@ def tensors_of(network: Parameters) -> list[Tensor]:
     Raises:
         TypeError: something else than a real floating-point tensor is among them.
     """
-    given: list[Tensor]
+    tensors: list[Tensor]
     if isinstance(network, list):
-        given = network
+        tensors = network
     elif isinstance(network, Tensor):
-        given = [network]
+        tensors = [network]
     elif callable(method := getattr(network, "parameters", None)):
-        given = list(method())
+        tensors = list(method())
     elif isinstance(network, Iterable):
-        given = list(network)
+        tensors = list(network)
     else:
         raise TypeError(
             f"parameters must be a module or tensors, got {described(network)}; pass "
             "network.parameters(), or an object that has this method"
         )
-    for parameter in given:
+    for parameter in tensors:
         if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-            kind = getattr(parameter, "dtype", type(parameter).__name__)
+            type_name = getattr(parameter, "dtype", type(parameter).__name__)
             raise TypeError(
-                f"expected a module or real floating-point tensors, got {kind}; pass "
+                f"expected a module or real floating-point tensors, got {type_name}; pass "
                 "[*network.parameters(), more, ...]"
             )
-    return list({id(parameter): parameter for parameter in given}.values())
+    return list({id(parameter): parameter for parameter in tensors}.values())
 
 
 def trainable(parameters: Parameters) -> list[Tensor]:
@@ -82,19 +82,19 @@ def trainable(parameters: Parameters) -> list[Tensor]:
         TypeError: see :func:`tensors_of`.
         ValueError: there is none.
     """
-    given = tensors_of(parameters)
-    found = [parameter for parameter in given if parameter.requires_grad]
-    if not given:
+    tensors = tensors_of(parameters)
+    trained = [parameter for parameter in tensors if parameter.requires_grad]
+    if not tensors:
         raise ValueError(
             "no parameter that requires a gradient was given, and no other; pass a network, or a "
             "list: a generator such as network.parameters() can be gone through once"
         )
-    if not found:
+    if not trained:
         raise ValueError(
-            f"no parameter that requires a gradient was given: all {len(given)} are frozen; call "
+            f"no parameter that requires a gradient was given: all {len(tensors)} are frozen; call "
             "requires_grad_() on those that are to be trained"
         )
-    return found
+    return trained
 
 
 def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

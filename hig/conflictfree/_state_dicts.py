@@ -17,10 +17,10 @@ def load_states(state_dict: dict[str, Any], **parts: Any) -> None:
         ValueError: a state is missing, or has no part to go to.
     """
     expected = {name for name, part in parts.items() if hasattr(part, "state_dict")}
-    found = {name for name in parts if name in state_dict}
-    if expected != found:
+    present = {name for name in parts if name in state_dict}
+    if expected != present:
         raise ValueError(
-            f"the state has parts {sorted(found)}, this object {sorted(expected)}; construct it "
+            f"the state has parts {sorted(present)}, this object {sorted(expected)}; construct it "
             "as the one whose state it was"
         )
     for name in expected:

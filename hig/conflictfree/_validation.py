@@ -106,11 +106,11 @@ def check_state(state_dict: object, owner: object, *names: str) -> None:
     Raises:
         ValueError: entries are missing.
     """
-    found = list(state_dict) if isinstance(state_dict, Mapping) else described(state_dict)
-    missing = [name for name in names if name not in found]
+    entries = list(state_dict) if isinstance(state_dict, Mapping) else described(state_dict)
+    missing = [name for name in names if name not in entries]
     if missing or not isinstance(state_dict, Mapping):
         raise ValueError(
-            f"the state lacks {', '.join(missing or names)}, it has {found or 'nothing'}; load "
+            f"the state lacks {', '.join(missing or names)}, it has {entries or 'nothing'}; load "
             f"what {type(owner).__name__}.state_dict() gave"
         )
 

@@ -94,21 +94,23 @@ for _builtins in ("builtins", "__builtin__"):
 
 def resolve(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
     """Puts the arrays in the place of their stand-ins; `seen` guards against cycles."""
-    kind = type(value)
-    if kind in (*PLAIN, set, frozenset) or is_numpy_scalar(value):
+    value_type = type(value)
+    if value_type in (*PLAIN, set, frozenset) or is_numpy_scalar(value):
         return value
-    if kind is _Array:
+    if value_type is _Array:
         return value.array
-    if kind not in (dict, list, tuple):
-        raise TypeError(f"it holds a {kind.__qualname__}")
+    if value_type not in (dict, list, tuple):
+        raise TypeError(f"it holds a {value_type.__qualname__}")
     if id(value) in seen:
         if seen[id(value)][1] is None:
             raise ValueError("it holds a tuple that holds itself")
         return seen[id(value)][1]
     # The first keeps the id from being used again.
-    seen[id(value)] = (value, None if kind is tuple else value)
-    if kind is tuple:
+    seen[id(value)] = (value, None if value_type is tuple else value)
+    if value_type is tuple:
         seen[id(value)] = (value, tuple(resolve(item, seen) for item in value))
-    for key, item in value.items() if kind is dict else enumerate(value) if kind is list else ():
+    for key, item in (
+        value.items() if value_type is dict else enumerate(value) if value_type is list else ()
+    ):
         value[key] = resolve(item, seen)
     return seen[id(value)][1]

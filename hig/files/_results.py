@@ -103,28 +103,28 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
 
 
 def _check(value: Any, where: str) -> None:
-    kind = type(value)
-    if kind is dict:
+    value_type = type(value)
+    if value_type is dict:
         for key, item in value.items():
             name = _text(repr, key)
             _check(key, f"key {name} of {where}")
             _check(item, f"{where}[{name}]")
-    elif kind in (list, tuple, set, frozenset):
+    elif value_type in (list, tuple, set, frozenset):
         for index, item in enumerate(value):
             _check(item, f"{where}[{index}]")
-    elif kind is np.ndarray or is_numpy_scalar(value):
+    elif value_type is np.ndarray or is_numpy_scalar(value):
         if value.dtype.kind not in KINDS:
             raise TypeError(
                 f"{where} has numpy dtype {value.dtype}; results hold booleans, numbers and "
                 "strings: convert it, for example with .astype(float), or save it as a list"
             )
-    elif kind not in PLAIN:
-        bases = {(base.__module__, base.__name__) for base in kind.__mro__}
+    elif value_type not in PLAIN:
+        bases = {(base.__module__, base.__name__) for base in value_type.__mro__}
         tensor = ("torch", "Tensor") in bases  # known by name: torch is not imported for this
         remedy = ".detach().cpu().numpy()" if tensor else "float(), str(), list() or numpy.array()"
         raise TypeError(
-            f"{where} is a {kind.__module__}.{kind.__qualname__}; results hold plain Python and "
-            f"numpy values only: convert it with {remedy}"
+            f"{where} is a {value_type.__module__}.{value_type.__qualname__}; results hold plain "
+            f"Python and numpy values only: convert it with {remedy}"
         )
 
 
@@ -140,15 +140,15 @@ def _expanded(value: Any, sizes: dict[int, int]) -> int:
         value: What a file holds.
         sizes: Those of its dicts, lists, tuples and sets by id; 0 while they are being counted.
     """
-    kind = type(value)
-    if kind not in (dict, list, tuple, set, frozenset):
+    value_type = type(value)
+    if value_type not in (dict, list, tuple, set, frozenset):
         return 1 + _bytes(value)
     size = sizes.get(id(value))
     if size == 0:
-        raise ValueError(f"it holds a {kind.__name__} that holds itself")
+        raise ValueError(f"it holds a {value_type.__name__} that holds itself")
     if size is None:
         size, sizes[id(value)] = 1, 0
-        for item in [*value, *value.values()] if kind is dict else value:
+        for item in [*value, *value.values()] if value_type is dict else value:
             size += _expanded(item, sizes)  # of one frame a level, as in saving
         sizes[id(value)] = size
     return size

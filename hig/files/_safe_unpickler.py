@@ -110,9 +110,11 @@ class _Machine:
         items, self.stack = self.stack, self.below.pop()
         return items
 
-    def target(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
-            raise TypeError(f"a {type(self.stack[-1]).__name__} in the place of a {kind.__name__}")
+    def target(self, expected: type) -> Any:
+        if type(self.stack[-1]) is not expected:
+            raise TypeError(
+                f"a {type(self.stack[-1]).__name__} in the place of a {expected.__name__}"
+            )
         return self.stack[-1]
 
     def set_items(self, items: Sequence[Any]) -> None:
@@ -130,24 +132,24 @@ class _Machine:
         Raises:
             ValueError: It is a tuple of too many values, or there were too many of the like.
         """
-        found, weight = [key], 0
-        for item in found:  # grows meanwhile
+        values, weight = [key], 0
+        for item in values:  # grows meanwhile
             weight += self.weights[id(item)][1] if id(item) in self.weights else 1
             weight += _length(item) // COUNTED_ONCE
             if type(item) is tuple:
-                found += item
-                if len(found) > MOST_IN_A_KEY:
+                values += item
+                if len(values) > MOST_IN_A_KEY:
                     raise ValueError(f"a key of more than {MOST_IN_A_KEY} values")
         self.work -= weight
         if self.work < 0:
             raise ValueError("it asks for far more comparisons than it has bytes")
         return weight
 
-    def hashed(self, kind: Callable[..., Any], items: Sequence[Any] = ()) -> Any:
+    def hashed(self, set_type: Callable[..., Any], items: Sequence[Any] = ()) -> Any:
         """A set or frozenset of what can be hashed in little time."""
         weight = sum(map(self.weigh, items))
-        made = kind(items)
-        if kind is frozenset:
+        made = set_type(items)
+        if set_type is frozenset:
             self.weights[id(made)] = made, weight + 1
         return made
 

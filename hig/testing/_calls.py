@@ -28,16 +28,16 @@ class _Call:
     @classmethod
     def of(cls, simulator: Simulator, inputs: list[Tensor], seed: int) -> "_Call":
         leaves = [inputs[position].clone().requires_grad_() for position in simulator.floating]
-        given = [value.clone() for value in inputs]
+        arguments = [value.clone() for value in inputs]
         with torch.enable_grad(), same_random_numbers():
             for position, leaf in zip(simulator.floating, leaves, strict=True):
-                given[position] = leaf.clone()  # no leaf: these may be written into
-            output = simulator.simulate(*given)
+                arguments[position] = leaf.clone()  # no leaf: these may be written into
+            output = simulator.simulate(*arguments)
         generator = torch.Generator("cpu").manual_seed(seed)
         cotangent = torch.randn(
             output.shape, generator=generator, dtype=torch.float64, device="cpu"
         ).to(output)
-        return cls(leaves, given, output, cotangent, inputs, output.detach().clone())
+        return cls(leaves, arguments, output, cotangent, inputs, output.detach().clone())
 
     def gradients(self, simulator: Simulator) -> tuple[Tensor, ...]:
         """Gradients of the leaves, as the backward pass returns them."""
@@ -78,20 +78,20 @@ def _in_order(
     calls = [_Call.of(simulator, x, seed) for seed, x in enumerate(inputs)]
     if not _close(calls[0].output, calls[0].kept_output):
         return "a second call overwrites the output of the first", _COPY
-    found: dict[int, tuple[Tensor, ...]] = {}
+    gradients: dict[int, tuple[Tensor, ...]] = {}
     for place in order:
         try:
-            found[place] = calls[place].gradients(simulator)
+            gradients[place] = calls[place].gradients(simulator)
         except SimulationError as raised:
             return f"the backward pass of one of two calls fails: {raised}", _STATE
         which = ("first", "second")[place]
-        error = _difference(found[place], alone[place])
+        error = _difference(gradients[place], alone[place])
         if error > 0:
             return f"the derivative of the {which} of two calls is {error:.0%} off", _STATE
     for place, call in enumerate(calls):
         if not _close(call.output, call.kept_output):
             return "a backward pass overwrites an output", _COPY
-        if _difference(found[place], alone[place]) > 0:
+        if _difference(gradients[place], alone[place]) > 0:
             return "a second backward pass overwrites the gradient of the first", _COPY_GRADIENT
         kept = zip(call.given, call.kept_inputs, strict=True)
         changed = [i for i, (now, before) in enumerate(kept) if not torch.equal(now, before)]
@@ -119,10 +119,10 @@ def _close(now: Tensor, before: Tensor) -> bool:
     return _difference([now.detach()], [before]) == 0
 
 
-def _difference(found: "tuple[Tensor, ...] | list[Tensor]", expected: list[Tensor]) -> float:
+def _difference(actual: "tuple[Tensor, ...] | list[Tensor]", expected: list[Tensor]) -> float:
     """Relative difference of two lists of tensors; zero where rounding may make it."""
     worst = 0.0
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         distance = float((one.double() - other.double()).norm())
         relative = distance / max(float(other.double().norm()), 1e-300)
         if not relative <= torch.finfo(one.dtype).eps ** 0.5:

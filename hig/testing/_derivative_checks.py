@@ -36,20 +36,20 @@ def check_differentiable(simulator: Simulator) -> Check:
         if _is_constant(simulator):
             return Check(name, "fail", *_CONSTANT)
         return Check(name, "fail", "the output has no graph", _STAY)
-    found = dict(zip(simulator.floating, gradients, strict=True))
-    bad = [i for i, g in found.items() if g is not None and not g.isfinite().all()]
+    by_input = dict(zip(simulator.floating, gradients, strict=True))
+    bad = [i for i, g in by_input.items() if g is not None and not g.isfinite().all()]
     if bad:
         remedy = "look for sqrt, norm or division at 0, and add a small number there"
         return Check(name, "fail", f"NaN or Inf in the gradient by input {bad}", remedy)
-    used = [i for i, g in found.items() if g is not None and bool((g != 0).any())]
+    used = [i for i, g in by_input.items() if g is not None and bool((g != 0).any())]
     if not used and _is_constant(simulator):
         return Check(name, "fail", *_CONSTANT)
     if not used:
         remedy = "rounding, comparison and argmax have no derivative: smooth them"
         return Check(name, "fail", "the gradient is zero by every input", remedy)
-    unused = [i for i in found if i not in used]
-    rest = f"; none by {unused}" if unused else ""
-    return Check(name, "ok", f"gradients by inputs {used}{rest}")
+    unused = [i for i in by_input if i not in used]
+    without = f"; none by {unused}" if unused else ""
+    return Check(name, "ok", f"gradients by inputs {used}{without}")
 
 
 _STAY = "stay in torch (no .numpy(), .detach(), .item()), or wrap it with hig.black_box"
@@ -114,12 +114,12 @@ def backward_couples(simulator: Simulator, chunk: int | None = None) -> bool:
     rounding = 10 * eps * largest * max(1.0, outputs / _ALL_ROWS) ** 0.5
     for bit in range((simulator.samples - 1).bit_length()):  # some bit sets any two apart
         for side in (0, 1):
-            chosen = (index >> bit) % 2 == side
-            cotangent = weights * chosen.to(weights).unsqueeze(1)
-            found = cotangent.view_as(output).to(output)
-            gradients = simulator.pulled_back(output, leaves, found)
+            half = (index >> bit) % 2 == side
+            cotangent = weights * half.to(weights).unsqueeze(1)
+            weighed = cotangent.view_as(output).to(output)
+            gradients = simulator.pulled_back(output, leaves, weighed)
             for gradient, unit in zip(gradients, units, strict=True):
-                if bool(((gradient.double() * unit)[~chosen].abs() > rounding).any()):
+                if bool(((gradient.double() * unit)[~half].abs() > rounding).any()):
                     return True
     return False
 
@@ -134,10 +134,10 @@ def _row_sizes(
     with user_code():
         passes = list(backward.gradients(output, leaves, squares.shape[1], cotangents, size))
     simulator.calls.passes += len(passes) if backward.batched else squares.shape[1]
-    for chosen, gradients in passes:
+    for entries, gradients in passes:
         for gradient in gradients:
             if gradient is not None:
-                squares[:, chosen] += (
+                squares[:, entries] += (
                     gradient.double().reshape(*gradient.shape[:2], -1).square().sum(2).T
                 )
     return squares.sqrt()
@@ -155,12 +155,12 @@ def _estimated_sizes(simulator: Simulator, output: Tensor, units: list[Tensor]) 
     squares = torch.zeros_like(before)
     generator = torch.Generator("cpu").manual_seed(1)
     for _ in range(_DIRECTIONS):
-        given = nearby(simulator.inputs)
+        inputs = nearby(simulator.inputs)
         for position, unit in zip(simulator.floating, units, strict=True):
             random = torch.randn(unit.shape, generator=generator, dtype=unit.dtype, device="cpu")
-            moved = given[position].double() + eps**0.5 * unit * random.to(unit.device)
-            given[position] = moved.to(given[position].dtype)
-        change = (simulator(*given).double().flatten(1) - before).abs()
+            moved = inputs[position].double() + eps**0.5 * unit * random.to(unit.device)
+            inputs[position] = moved.to(inputs[position].dtype)
+        change = (simulator(*inputs).double().flatten(1) - before).abs()
         squares += (torch.maximum(change, least) / eps**0.5).square()
     return (squares / _DIRECTIONS).sqrt()
 
@@ -176,8 +176,8 @@ def count_passes(simulator: Simulator) -> int:
     A black box is not asked for the last one, where it was seen to be linear, sample by sample.
     """
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
-    found = [getattr(node, "pullback", None) for node in nodes_behind(output)]
-    boxes = [pullback for pullback in found if isinstance(pullback, Pullback)]
+    pullbacks = [getattr(node, "pullback", None) for node in nodes_behind(output)]
+    boxes = [pullback for pullback in pullbacks if isinstance(pullback, Pullback)]
     generator = torch.Generator("cpu").manual_seed(0)
     first, second = torch.randn((2, *output.shape), generator=generator, device="cpu").to(output)
     if boxes:

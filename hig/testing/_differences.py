@@ -59,18 +59,18 @@ def _difference_weights(times: Sequence[float], order: int) -> Tensor:
         window = times[first : first + order + 1]
         row = [1 / math.prod(a - b for b in window if b != a) for a in window]
         norm = math.hypot(*row)
-        rest = len(times) - order - 1 - first
-        rows.append([0.0] * first + [weight / norm for weight in row] + [0.0] * rest)
+        after = len(times) - order - 1 - first
+        rows.append([0.0] * first + [weight / norm for weight in row] + [0.0] * after)
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def noise(values: Tensor, times: Sequence[float]) -> Tensor:
     """Standard deviation of noise in values (n, ...) at n times, by their highest differences."""
-    found = [
+    differences = [
         torch.tensordot(_difference_weights(tuple(times), order).to(values), values, 1)
         for order in (_ORDER - 1, _ORDER)
     ]
-    return torch.cat(found).square().mean(0).sqrt()
+    return torch.cat(differences).square().mean(0).sqrt()
 
 
 @functools.cache
@@ -133,17 +133,17 @@ def _refined(
     function: Callable[[float], Tensor], at: float, distance: float, floor: float
 ) -> float:
     """Size of a jump near t by closer looks, where points had a distance; zero for none."""
-    found: list[float] = []
-    while len(found) < _REFINEMENTS:
+    sizes: list[float] = []
+    while len(sizes) < _REFINEMENTS:
         reach = 2 * distance
         heights, times = _heights(function, at, reach, _REFINED)
         place = int(heights.argmax())
-        found.append(float(heights[place]))
-        if not found[-1] > floor:
+        sizes.append(float(heights[place]))
+        if not sizes[-1] > floor:
             return 0.0
         # Points at a sixteenth of the distance: a kink has faded to that part of it.
-        if len(found) > 2 and found[-1] > 0.4 * found[-3]:
-            return found[-1]
+        if len(sizes) > 2 and sizes[-1] > 0.4 * sizes[-3]:
+            return sizes[-1]
         at, distance = times[place], 2 * reach / (_REFINED - 1)
     return 0.0
 

@@ -35,13 +35,14 @@ def _check_dtypes(simulator: Simulator) -> Check:
     kept = []
     for dtype in (torch.float32, torch.float64):
         try:
-            found = simulator(*cast(simulator.inputs, dtype)).dtype
+            output = simulator(*cast(simulator.inputs, dtype))
         except SimulationError as raised:
             text = f"{dtype} inputs are refused ({raised})"
             return Check("dtype kept", "note", text, _DTYPE_REMEDY)
-        if found != dtype:
+        if output.dtype != dtype:
             verdict: Verdict = "fail" if dtype == simulator.dtype else "note"
-            return Check("dtype kept", verdict, f"{dtype} inputs give {found}", _DTYPE_REMEDY)
+            text = f"{dtype} inputs give {output.dtype}"
+            return Check("dtype kept", verdict, text, _DTYPE_REMEDY)
         kept.append(str(dtype).removeprefix("torch."))
     return Check("dtype kept", "ok", " and ".join(kept))
 
@@ -58,15 +59,15 @@ def _check_device(simulator: Simulator) -> Check:
 
 
 def _check_inputs_kept(simulator: Simulator) -> Check:
-    given = [value.clone() for value in simulator.inputs]
+    copies = [value.clone() for value in simulator.inputs]
     with torch.no_grad(), torch.random.fork_rng():
-        simulator.simulate(*given)
-    pairs = zip(given, simulator.inputs, strict=True)
+        simulator.simulate(*copies)
+    pairs = zip(copies, simulator.inputs, strict=True)
     changed = [i for i, (after, before) in enumerate(pairs) if not torch.equal(after, before)]
     if changed:
         remedy = "return new tensors: state = state + ..., not state += ..."
         return Check("inputs unchanged", "fail", f"inputs {changed} change in place", remedy)
-    return Check("inputs unchanged", "ok", f"{len(given)} of {len(given)}")
+    return Check("inputs unchanged", "ok", f"{len(copies)} of {len(copies)}")
 
 
 def _check_deterministic(simulator: Simulator) -> Check:
@@ -129,13 +130,13 @@ def forward_couples(simulator: Simulator) -> bool:
         torch.where(_columns(half, a), a, b) if a.is_floating_point() else a
         for a, b in zip(simulator.inputs, nearby(simulator.inputs), strict=True)
     ]
-    before, after = (simulator(*given)[half] for given in (simulator.inputs, moved))
-    before, after = (found.reshape(len(found), -1) for found in (before, after))
+    before, after = (simulator(*inputs)[half] for inputs in (simulator.inputs, moved))
+    before, after = (output.reshape(len(output), -1) for output in (before, after))
     # Small outputs, and those of small samples, at their own scale.
     sizes = before.abs()
     scale = torch.minimum(sizes.amax(0, keepdim=True), sizes.amax(1, keepdim=True))
     return bool(((after - before).abs() > torch.finfo(before.dtype).eps ** 0.75 * scale).any())
 
 
-def _columns(chosen: Tensor, like: Tensor) -> Tensor:
-    return chosen.to(like.device).view(-1, *[1] * (like.ndim - 1))
+def _columns(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.to(like.device).view(-1, *[1] * (like.ndim - 1))

@@ -73,14 +73,14 @@ def _of_input(line: Line) -> _Finding:
     worst: tuple[Line, Estimate] | None = None
     error = noise = 0.0
     for one, seed in _directions(line):
-        found = searched(one, seed)
-        if found[-1].agrees:
-            error, noise = max(error, found[-1].error), max(noise, found[-1].noise)
+        estimates = searched(one, seed)
+        if estimates[-1].agrees:
+            error, noise = max(error, estimates[-1].error), max(noise, estimates[-1].noise)
             continue
-        best = min(found, key=lambda estimate: estimate.uncertainty)
+        best = min(estimates, key=lambda estimate: estimate.uncertainty)
         if worst is None or _distinct(best) > _distinct(worst[1]):
             worst = one, best
-        if len(found) == 2:  # differences that are beyond doubt
+        if len(estimates) == 2:  # differences that are beyond doubt
             break
     if worst is None:
         return _Finding(line.position, error, noise)
@@ -117,14 +117,14 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
     yield along(signs * sizes * least / torch.maximum(influence, least)), 2
 
 
-def _explained(line: Line, found: Estimate) -> _Finding:
+def _explained(line: Line, estimate: Estimate) -> _Finding:
     """The cause of a difference between a backward pass and differences along a line."""
-    by_jumps = _by_jumps(line, found)
+    by_jumps = _by_jumps(line, estimate)
     if by_jumps is not None:
         # Not part by part: what samples share by a common step size is noise of other samples.
         error, noise = by_jumps
-        return _Finding(line.position, min(found.error, error), noise, "jumps")
-    part, place = localised(line, found)
+        return _Finding(line.position, min(estimate.error, error), noise, "jumps")
+    part, place = localised(line, estimate)
     error, relative = part.error, part.uncertainty
     if error <= _APPROXIMATE:
         return _Finding(line.position, error, 0.0, "approximate", place, relative)
@@ -133,11 +133,11 @@ def _explained(line: Line, found: Estimate) -> _Finding:
     return _Finding(line.position, error, 0.0, "wrong", place, relative, _ratio(part))
 
 
-def _ratio(found: Estimate) -> float:
-    return found.claimed / found.expected if found.expected else float("inf")
+def _ratio(estimate: Estimate) -> float:
+    return estimate.claimed / estimate.expected if estimate.expected else float("inf")
 
 
-def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
+def _by_jumps(line: Line, estimate: Estimate) -> tuple[float, float] | None:
     """Whether jumps or noise of the outputs along a line explain a difference; None if not.
 
     A derivative that is wrong grows into a difference in proportion to the way; what a solver's
@@ -147,8 +147,8 @@ def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
     Returns:
         The relative error of the integrated derivative; the jumps' size relative to the outputs.
     """
-    cotangent = found.cotangent
-    size = float((cotangent * line.middle).norm()) + found.size
+    cotangent = estimate.cotangent
+    size = float((cotangent * line.middle).norm()) + estimate.size
 
     def values(t: float) -> Tensor:
         return line.values(t) @ cotangent
@@ -158,7 +158,7 @@ def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
         if search.least_smooth <= rounding:
             continue
         try:
-            error, way = _integrated(line, found, reach)
+            error, way = _integrated(line, estimate, reach)
         except SimulationError:
             continue
         height = search.height(max(rounding, way * _least_jump(error)))
@@ -167,12 +167,12 @@ def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
     return None
 
 
-def _integrated(line: Line, found: Estimate, reach: float) -> tuple[float, float]:
+def _integrated(line: Line, estimate: Estimate, reach: float) -> tuple[float, float]:
     """Relative error of the derivative's integral over a line, and the way of the outputs."""
     nodes, weights = gauss_legendre(_NODES)
-    slopes = [line.derivative(reach * t, found.cotangent) for t in nodes]
-    way = max(sum(map(abs, slopes)) / _NODES, found.size) * 2 * reach
-    change = float((line.values(reach) - line.values(-reach)) @ found.cotangent)
+    slopes = [line.derivative(reach * t, estimate.cotangent) for t in nodes]
+    way = max(sum(map(abs, slopes)) / _NODES, estimate.size) * 2 * reach
+    change = float((line.values(reach) - line.values(-reach)) @ estimate.cotangent)
     claimed = reach * sum(w * s for w, s in zip(weights, slopes, strict=True))
     return abs(change - claimed) / way, way
 
@@ -187,21 +187,21 @@ def _least_jump(error: float) -> float:
 def _verdict(findings: list[_Finding], precision: str) -> Check:
     order = ["", "approximate", "unresolved", "jumps", "wrong"]
     worst = max(findings, key=lambda finding: (order.index(finding.cause), finding.error))
-    found = f"within {worst.error:.0e} of finite differences in {precision}"
+    text = f"within {worst.error:.0e} of finite differences in {precision}"
     if not worst.cause:
-        return Check(_NAME, "ok", found)
+        return Check(_NAME, "ok", text)
     if worst.cause == "wrong":
         exact = f", exact to {worst.resolved:.0e}" if worst.resolved > 0 else ""
-        found = f"by input {worst.position} only {found}{exact}{worst.place}"
-        return Check(_NAME, "fail", found, _remedy_of_wrong(worst))
-    found = f"by input {worst.position} {found}"
+        text = f"by input {worst.position} only {text}{exact}{worst.place}"
+        return Check(_NAME, "fail", text, _remedy_of_wrong(worst))
+    text = f"by input {worst.position} {text}"
     if worst.cause == "jumps":
-        found += f": the output itself jumps or is noisy by {worst.noise:.0e} of its size"
-        return Check(_NAME, "note", found, _JUMPS)
+        text += f": the output itself jumps or is noisy by {worst.noise:.0e} of its size"
+        return Check(_NAME, "note", text, _JUMPS)
     if worst.cause == "unresolved":
-        found += f", which are no closer than {worst.resolved:.0e}"
-        return Check(_NAME, "note", found, _UNRESOLVED)
-    return Check(_NAME, "note", f"{found}; smaller steps do not reduce it", _APPROXIMATE_REMEDY)
+        text += f", which are no closer than {worst.resolved:.0e}"
+        return Check(_NAME, "note", text, _UNRESOLVED)
+    return Check(_NAME, "note", f"{text}; smaller steps do not reduce it", _APPROXIMATE_REMEDY)
 
 
 def _remedy_of_wrong(finding: _Finding) -> str:

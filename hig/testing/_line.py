@@ -156,26 +156,27 @@ def searched(line: Line, seed: int) -> list[Estimate]:
 
     Truncation falls and rounding rises with smaller steps: on to where the uncertainty falls.
     """
-    found = [estimate(line, 1e-2, seed)]
-    if found[0].agrees:
-        return found
-    found.append(estimate(line, 1e-3, seed))
-    if all(one.uncertainty < min(1e-4, 0.1 * one.error) for one in found):
-        return found  # resolved at both, and different
-    if found[1].uncertainty < 2 * found[0].uncertainty or found[1].uncertainty == float("inf"):
-        _walk(line, seed, found, [10.0**-k for k in range(4, 11)])
-    best = min(one.uncertainty for one in found)
-    if not found[-1].agrees and best > 1e-4:
-        _walk(line, seed, found, [0.1, 1.0, 10.0, 100.0, 1e3, 1e4])
-    return found
+    estimates = [estimate(line, 1e-2, seed)]
+    if estimates[0].agrees:
+        return estimates
+    estimates.append(estimate(line, 1e-3, seed))
+    if all(one.uncertainty < min(1e-4, 0.1 * one.error) for one in estimates):
+        return estimates  # resolved at both, and different
+    first, second = (one.uncertainty for one in estimates)
+    if second < 2 * first or second == float("inf"):
+        _walk(line, seed, estimates, [10.0**-k for k in range(4, 11)])
+    best = min(one.uncertainty for one in estimates)
+    if not estimates[-1].agrees and best > 1e-4:
+        _walk(line, seed, estimates, [0.1, 1.0, 10.0, 100.0, 1e3, 1e4])
+    return estimates
 
 
-def _walk(line: Line, seed: int, found: list[Estimate], steps: Sequence[float]) -> None:
+def _walk(line: Line, seed: int, estimates: list[Estimate], steps: Sequence[float]) -> None:
     """Add estimates until one agrees, or the uncertainty rises well above the best one."""
     for step in steps:
-        if found[-1].agrees:
+        if estimates[-1].agrees:
             return
-        found.append(estimate(line, step, seed))
-        best = min(one.uncertainty for one in found)
-        if best < float("inf") and found[-1].uncertainty > 30 * best:
+        estimates.append(estimate(line, step, seed))
+        best = min(one.uncertainty for one in estimates)
+        if best < float("inf") and estimates[-1].uncertainty > 30 * best:
             return

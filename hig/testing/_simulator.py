@@ -106,11 +106,11 @@ class Simulator:
         Raises:
             SimulationError: the simulator has raised an error.
         """
-        given = [value.detach().clone() for value in inputs]
+        copies = [value.detach().clone() for value in inputs]
         for position in self.floating:
-            given[position].requires_grad_()
+            copies[position].requires_grad_()
         with torch.enable_grad():
-            return [given[position] for position in self.floating], self.run(*given)
+            return [copies[position] for position in self.floating], self.run(*copies)
 
     def pulled_back(
         self, output: Tensor, leaves: Sequence[Tensor], cotangent: Tensor

@@ -1,4 +1,4 @@
-"""One loss per step, each scaled by a second moment of its own."""
+"""Momentum operator with first and second moments of each loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["SeparateMomentumOperator"]
 
 
 class SeparateMomentumOperator(MomentumOperator):
-    r"""First and second moments per loss; what is combined is the step of Adam of each loss.
+    r"""Combination of the steps that Adam would take for each loss alone.
 
     Its authors found :class:`PseudoMomentumOperator` better. Use it with plain
     ``torch.optim.SGD``.
@@ -59,7 +59,7 @@ class SeparateMomentumOperator(MomentumOperator):
     def _preprocess_gradients_losses(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
     ) -> tuple[list[int], list[Tensor], list[Any] | None]:
-        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
+        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also creates the moments."""
         indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
         if self.m is None or self.s is None:
             self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]

@@ -5,7 +5,8 @@ import torch
 
 import hig
 from hig.conflictfree import _gradient_matrix
-from hig.conflictfree._gradient_matrix import GradientMatrix, check_finite
+from hig.conflictfree._gradient_matrix import GradientMatrix
+from hig.conflictfree._gradients import check_finite
 from tests.hig.conflictfree.matrices import SCALES, SHAPES, STRUCTURES, random_matrix, units
 from tests.textbook import relative_error
 

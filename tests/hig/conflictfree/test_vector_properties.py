@@ -80,7 +80,7 @@ def test_lengths_and_angles_at_any_scale(size, seed, exponent):
         (lambda: estimate_conflict(torch.ones(2)), ValueError, "gradients must have 2 axes"),
         (lambda: apply_para_vector([torch.ones(2)], [1.0, 2.0]), TypeError, "para_vec must be"),
         (lambda: EqualWeight().get_weights([1.0]), TypeError, "gradients must be a tensor"),
-        (lambda: RandomSliceSelector(3), TypeError, "generator must be one of numpy, got 3"),
+        (lambda: RandomSliceSelector(3), TypeError, "generator must be a numpy Generator, got 3"),
         (lambda: OrderedSliceSelector().load_state_dict({}), ValueError, "lacks start_index"),
     ],
 )

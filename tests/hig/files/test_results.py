@@ -265,7 +265,7 @@ def test_numbers_that_are_no_characters_are_corrupt(tmp_path):
     path = tmp_path / "a.pickle"
     data = pickle.dumps({"a": np.array(["abc"])}, protocol=4)
     path.write_bytes(data.replace(b"b\x00\x00\x00", b"b\xff\xff\xff"))
-    with pytest.raises(CorruptResultError, match="no character"):
+    with pytest.raises(CorruptResultError, match="not a character"):
         load_results(path)
 
 

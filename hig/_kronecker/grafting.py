@@ -1,4 +1,4 @@
-"""The length of one method's step on the direction of another (grafting, arXiv 2002.11803)."""
+"""Norm grafting: the step length of Adam on another direction (arXiv 2002.11803)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ def graft_factors(
     steps: Mapping[Tensor, AdamStep],
     others: Mapping[Tensor, AdamStep],
 ) -> tuple[list[float], float]:
-    """Factors that give directions the norms of Adam's steps.
+    """Compute the factors that give directions the norms of Adam's steps.
 
     Args:
-        graft: whose norm is Adam's: "global" of all layers together, "layer" of each; None leaves
-            directions as they are.
+        graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
+            does; None leaves directions unchanged.
         layers: the direction of each layer, by parameter.
-        steps: Adam's step of every parameter of these.
-        others: those of parameters that Adam moves.
+        steps: Adam's step of every parameter of these layers.
+        others: Adam's step of the other parameters, which it updates.
 
     Returns:
         Factors, one for each layer, and the norm of all steps together, both per unit of learning
@@ -48,7 +48,7 @@ def graft_factors(
 
 
 def _sums(squares: Sequence[Sequence[Tensor]]) -> list[float]:
-    """The sums of lists of scalars, fetched from the device all at once."""
+    """Sum lists of scalars, with one transfer from the device for all of them."""
     flat = [square.double() for several in squares for square in several]
     values = iter(torch.stack(flat).tolist())
     return [sum(next(values) for _ in several) for several in squares]

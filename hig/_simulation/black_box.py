@@ -1,4 +1,4 @@
-"""Simulators outside torch, made differentiable by the derivative that they bring."""
+"""Simulators outside torch, made differentiable by the derivative that they supply."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,16 +21,17 @@ Linearise = Callable[..., tuple[Array, ArrayPullback | Array | Sequence[Array | 
 def black_box(
     linearise: Linearise, simulate: Callable[..., Array] | None = None
 ) -> Callable[..., Tensor]:
-    """A torch function of a simulator that is written in NumPy, SciPy, JAX or anything else.
+    """Wrap a simulator in NumPy, SciPy, JAX or anything else as a differentiable torch function.
 
-    It is differentiable in every floating-point input. ``linearise`` simulates and gives the
+    It is differentiable in every floating-point input. ``linearise`` simulates and returns the
     derivative in one of two forms:
 
-    - a pullback, cotangent to gradients, such as an adjoint solver or what ``jax.vjp`` returns.
-      It runs once per backward pass, for all samples; passes are not batched. It must be linear,
-      and samples apart: a cotangent that combines earlier ones, sample by sample, has the same
-      combination of their gradients, and the pullback is not called. In the first two simulations
-      where that is so, and in every 64th, it is called all the same, and compared.
+    - a pullback, a function from a cotangent to gradients, such as an adjoint solver or the
+      result of ``jax.vjp``. It runs once per backward pass, for all samples; passes are not
+      batched. It must be linear, and samples must be independent: for a cotangent that combines
+      earlier ones, sample by sample, the same combination of their gradients is returned without
+      a call. In the first two simulations with such a cotangent, and in every 64th, the pullback
+      is called nevertheless, to compare.
     - Jacobians of each sample. All passes are then one matrix product, and
       ``method="lanczos"`` is allowed.
 
@@ -47,20 +48,19 @@ def black_box(
         linearise: takes one array (batch, ...) per input, of the input's dtype, and returns
             ``(output, derivative)``: the output (batch, ...), and a callable from a cotangent of
             the output's shape to one array per input, or such arrays themselves, each
-            (batch, *output.shape[1:], *input.shape[1:]). With one input, it may come without a
-            sequence around it; None stands for zero.
-        simulate: the same output without derivative, called where none is asked for; by default
-            that of ``linearise``.
+            (batch, *output.shape[1:], *input.shape[1:]). With one input, a single array is
+            accepted; None stands for zero.
+        simulate: computes the same output without derivative, called if none is needed; by
+            default the output of ``linearise``.
 
     Returns:
         A function of tensors (batch, ...); its output has dtype and device of the first
         floating-point input.
 
     Raises:
-        TypeError: if ``linearise`` or ``simulate`` is not callable; by the returned function if an
-            input is no tensor, none is floating-point, or ``linearise`` returns no pair.
-        ValueError: by the returned function or in its backward pass, if an array does not have the
-            shape it should have.
+        TypeError: ``linearise`` or ``simulate`` is not callable; in the returned function, an
+            input is not a tensor, none is floating-point, or ``linearise`` does not return a pair.
+        ValueError: in the returned function or its backward pass, an array has the wrong shape.
     """
     for name, value in (("linearise", linearise), ("simulate", simulate)):
         if not callable(value) and not (name == "simulate" and value is None):
@@ -85,7 +85,7 @@ def black_box(
 
 
 class _PulledBack(torch.autograd.Function):
-    """Gives the output; its gradients are those of the simulator's own pullback."""
+    """Identity of the output, with the gradients of the simulator's pullback."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, pullback: Pullback, *inputs: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class _PulledBack(torch.autograd.Function):
 def _pullback_of(
     derivative: Callable[..., Any], inputs: Sequence[Tensor], contract: Contract
 ) -> Pullback:
-    """The user's pullback as a function of tensors, for these inputs."""
+    """Convert the user's pullback to a function of tensors, for these inputs."""
     likes = [value.detach() for value in inputs]
     shapes = [value.shape for value in likes]
 
@@ -119,7 +119,10 @@ def _pullback_of(
 
 
 def _first_order(jacobians: object, inputs: Sequence[Tensor], output: Tensor) -> Tensor:
-    """A zero whose derivative by the inputs is that of the simulator."""
+    """Return a zero whose derivative by the inputs is that of the simulator.
+
+    J (x - x₀) is zero at x = x₀, the detached input, and has the derivative J there.
+    """
     shapes = [(*output.shape, *value.shape[1:]) for value in inputs]
     total = torch.zeros_like(output)
     arrays = _one_each(jacobians, shapes, "the Jacobian")
@@ -165,7 +168,7 @@ def _refuse_batches(cotangent: Tensor) -> None:
 
 
 def _tensor(array: Array, like: Tensor) -> Tensor:
-    # A copy: the arrays of JAX are read-only, and those of a solver may be its own workspace.
+    # A copy: the arrays of JAX are read-only, and those of a solver may be its workspace.
     return torch.from_numpy(np.array(array)).to(like)
 
 
@@ -182,7 +185,7 @@ def _output(values: Array, like: Tensor) -> Tensor:
 def _one_each(
     derivative: object, shapes: Sequence[tuple[int, ...]], what: str
 ) -> list[Array | None]:
-    """The arrays of a derivative, one per input, of the right shapes."""
+    """Return the arrays of a derivative, one per input, after checking their shapes."""
     arrays: list[Any] = list(derivative) if isinstance(derivative, tuple | list) else [derivative]
     if len(arrays) != len(shapes):
         raise ValueError(

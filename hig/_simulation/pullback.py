@@ -1,8 +1,8 @@
-"""The pullback of one linearisation of a simulator, called no more often than it must be.
+"""Pullback of one linearisation of a simulator, called as rarely as possible.
 
-Its contract is that it is linear and that samples are apart. A cotangent that is, for each sample,
-a combination of earlier ones then has the same combination of their gradients. The contract is
-held against a call in the first linearisations and seldom later.
+Its contract is that it is linear and that samples are independent. A cotangent that is, for each
+sample, a combination of earlier ones then has the same combination of their gradients. The
+contract is compared with a call in the first linearisations, and rarely later.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Gradients = list[Tensor | None]
 
 # Linearisations in which a combination is compared with a call: the first ones, then every so many.
 FIRST, EVERY = 2, 64
-# Numbers, of cotangents and gradients together, that may be remembered of one linearisation.
+# Largest number of entries of cotangents and gradients that are kept of one linearisation.
 REMEMBERED = 2**22
 # Units of rounding by which a combination may differ from a call.
 UNITS = 30
@@ -25,12 +25,12 @@ UNITS = 30
 
 @dataclass
 class Contract:
-    """Whether a pullback was seen to be linear, and its samples to be apart.
+    """Record of whether a pullback is linear and its samples are independent.
 
     Attributes:
-        holds: False once that was not so.
-        used: linearisations in which a combination could be made.
-        apart: whether no sample was seen to influence another, in a pullback that is linear only
+        holds: False after a call that contradicts it.
+        used: number of linearisations in which a combination was possible.
+        apart: whether samples were found to be independent, in a pullback that is linear only
             up to the tolerance of a solver.
     """
 
@@ -39,15 +39,15 @@ class Contract:
     apart: bool = False
 
     def is_due(self) -> bool:
-        """Whether the present linearisation, counted by now, is one that compares."""
+        """Return whether the current linearisation, already counted, compares with a call."""
         return self.used <= FIRST or self.used % EVERY == 0
 
 
 class Pullback:
-    """A pullback, from a cotangent (B, ...) to one gradient (B, ...) per input, None for zero.
+    """Pullback from a cotangent (B, ...) to one gradient (B, ...) per input, None for zero.
 
     Args:
-        call: the user's.
+        call: the user's pullback.
         contract: shared by all linearisations of a simulator.
     """
 
@@ -59,7 +59,7 @@ class Pullback:
         self._room, self._counted = REMEMBERED, False
 
     def __call__(self, cotangent: Tensor) -> Gradients:
-        """The gradients, by a call or as a combination."""
+        """Compute the gradients, by a call or as a combination of earlier ones."""
         if not self.contract.holds or cotangent.numel() > self._room:
             return self._call(cotangent)
         flat, units = _rows(cotangent.detach()), UNITS * _eps(cotangent)
@@ -67,7 +67,7 @@ class Pullback:
         new = remainder.norm(dim=1) > units * flat.norm(dim=1)
         if self._directions and not bool(new.any()):
             combined = _sum_of(shares, self._gradients)
-            # Directions that were nearly known before have inexact gradients.
+            # Directions that were nearly combinations of earlier ones have inexact gradients.
             if bool((self._rounding(shares) <= units * _norms(combined).to(flat.device)).all()):
                 return self._compared(cotangent, combined)
             return self._call(cotangent)
@@ -76,10 +76,10 @@ class Pullback:
         return gradients
 
     def _taken_apart(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The shares (B,) of each known direction in a cotangent, and what is left of it."""
+        """Split a cotangent into shares (B,) of each known direction and a remainder."""
         totals = [torch.zeros_like(flat[:, 0]) for _ in self._directions]
         remainder = flat
-        for _ in range(2):  # the second time takes what rounding left
+        for _ in range(2):  # Gram-Schmidt; the second time removes what rounding left
             for total, direction in zip(totals, self._directions, strict=True):
                 share = (remainder * direction).sum(1)
                 total += share
@@ -87,12 +87,12 @@ class Pullback:
         return totals, remainder
 
     def _rounding(self, shares: list[Tensor]) -> Tensor:
-        """The rounding of a combination, (B,)."""
+        """Bound of the rounding errors of a combination, (B,)."""
         parts = [share * error for share, error in zip(shares, self._errors, strict=True)]
         return torch.stack(parts).norm(dim=0)
 
     def _compared(self, cotangent: Tensor, combined: Gradients) -> Gradients:
-        """The combination, held against a call where that is due."""
+        """Return a combination, after comparing it with a call if that is due."""
         contract = self.contract
         contract.used += not self._counted
         self._counted = True
@@ -104,7 +104,7 @@ class Pullback:
         return [None if gradient is None else gradient.to(cotangent.dtype) for gradient in combined]
 
     def _agrees(self, cotangent: Tensor, combined: Gradients, called: Gradients) -> bool:
-        """Whether a combination equals a call: up to rounding, or to the tolerance of a solver."""
+        """Return whether a combination equals a call, up to rounding or a solver's tolerance."""
         sizes, eps = _norms(combined), _eps(cotangent)
         errors = _norms([_difference(a, b) for a, b in zip(combined, called, strict=True)])
         if bool((errors <= UNITS * eps * sizes).all()):
@@ -116,7 +116,8 @@ class Pullback:
         return self.contract.apart
 
     def _are_apart(self, cotangent: Tensor, allowed: Tensor) -> bool:
-        """Whether samples without a cotangent have no gradient, for each pair of samples."""
+        """Return whether samples without a cotangent have no gradient, for each pair of samples."""
+        # Any two samples differ in some bit of their numbers: halves by each bit, both ways.
         index = torch.arange(len(cotangent), device=cotangent.device)
         for bit in range((len(cotangent) - 1).bit_length()):
             for side in (0, 1):
@@ -130,7 +131,11 @@ class Pullback:
     def _remember(
         self, remainder: Tensor, shares: list[Tensor], called: Gradients, eps: float
     ) -> None:
-        """Take what a call gave for the part of its cotangent that is new."""
+        """Add the new part of a cotangent as a direction, with its part of the gradients.
+
+        The gradients of the known part are a combination of the known ones, and are subtracted;
+        both are then scaled so that the direction has length 1, for each sample.
+        """
         norms = remainder.norm(dim=1)
         inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
         known = _sum_of(shares, self._gradients) if self._gradients else [None] * len(called)
@@ -148,7 +153,7 @@ class Pullback:
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """(B, ...) as (B, m) float64."""
+    """Flatten (B, ...) to (B, m) float64."""
     return tensor.double().reshape(len(tensor), -1)
 
 
@@ -157,7 +162,7 @@ def _eps(tensor: Tensor) -> float:
 
 
 def _sum_of(shares: list[Tensor], gradients: list[Gradients]) -> Gradients:
-    """Of each input the combination of its gradients, in float64."""
+    """Combine the gradients of each input, in float64."""
     total: Gradients = []
     for of_input in zip(*gradients, strict=True):
         pairs = zip(shares, of_input, strict=True)
@@ -171,7 +176,7 @@ def _times(factors: Tensor, values: Tensor) -> Tensor:
 
 
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """In float64; None is zero."""
+    """Difference in float64; None stands for zero."""
     if one is None or other is None:
         only = other if one is None else one
         return None if only is None else only.double() if one is not None else -only.double()
@@ -179,7 +184,7 @@ def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def _norms(gradients: Gradients) -> Tensor:
-    """The norm of all gradients of each sample, (B,) float64."""
+    """Norm of all gradients of each sample, (B,) float64."""
     squares = [_rows(gradient).square().sum(1) for gradient in gradients if gradient is not None]
     return (
         torch.stack(squares).sum(0).sqrt()

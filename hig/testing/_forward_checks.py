@@ -1,4 +1,4 @@
-"""Checks of the simulation itself: what it returns, and what that depends on."""
+"""Checks of the simulation itself: its output, and the dependence on inputs and samples."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["FORWARD", "check_output", "forward_couples"]
 
 
 def check_output(simulator: Simulator) -> Check:
-    """A finite real tensor with the samples first."""
+    """Check that the output is a finite real tensor with the samples first."""
     name, samples = "output", simulator.samples
     output = simulator(*simulator.inputs)
     if not isinstance(output, Tensor):
@@ -32,6 +32,7 @@ def check_output(simulator: Simulator) -> Check:
 
 
 def _check_dtypes(simulator: Simulator) -> Check:
+    """Check that the output has the dtype of the inputs, in single and in double precision."""
     kept = []
     for dtype in (torch.float32, torch.float64):
         try:
@@ -93,7 +94,7 @@ def _check_deterministic(simulator: Simulator) -> Check:
 
 
 def _two_calls(simulator: Simulator) -> tuple[Tensor, Tensor]:
-    """Outputs for the same inputs, each with random numbers of its own."""
+    """Compute outputs for the same inputs, each with new random numbers."""
     with torch.no_grad(), torch.random.fork_rng():
         first, second = (
             # A copy: the second call may write into the output of the first.
@@ -104,17 +105,17 @@ def _two_calls(simulator: Simulator) -> tuple[Tensor, Tensor]:
 
 
 def _rounding(simulator: Simulator, output: Tensor) -> Tensor:
-    """Possible rounding of an output, given how strongly it depends on the inputs."""
+    """Bound of the rounding of an output, given how strongly it depends on the inputs."""
     eps = torch.finfo(output.dtype).eps
     distance = eps**0.4
     moved = simulator(*nearby(simulator.inputs, distance=distance))
-    # Chance of the size c itself comes in here as c eps^0.6 alone, which excuses nothing.
+    # Random differences of size c enter this estimate as c eps^0.6 only, which hides none of them.
     amplified = (moved - output).abs() / distance
     size = torch.maximum(output.abs(), output.square().mean(0, keepdim=True).sqrt())
     return eps**0.75 * size + 100 * eps * amplified
 
 
-# All that can be said without a derivative, given that the output is what it should be.
+# All checks without a derivative, after that of the output itself.
 FORWARD = {
     "dtype kept": _check_dtypes,
     "device kept": _check_device,
@@ -124,7 +125,7 @@ FORWARD = {
 
 
 def forward_couples(simulator: Simulator) -> bool:
-    """Whether moving half of the samples moves the others by more than rounding."""
+    """Return whether moving half of the samples moves the others by more than rounding."""
     half = torch.arange(simulator.samples, device="cpu") % 2 == 0
     moved = [
         torch.where(_columns(half, a), a, b) if a.is_floating_point() else a
@@ -132,7 +133,7 @@ def forward_couples(simulator: Simulator) -> bool:
     ]
     before, after = (simulator(*inputs)[half] for inputs in (simulator.inputs, moved))
     before, after = (output.reshape(len(output), -1) for output in (before, after))
-    # Small outputs, and those of small samples, at their own scale.
+    # Relative to the scale of each output and of each sample, whichever is smaller.
     sizes = before.abs()
     scale = torch.minimum(sizes.amax(0, keepdim=True), sizes.amax(1, keepdim=True))
     return bool(((after - before).abs() > torch.finfo(before.dtype).eps ** 0.75 * scale).any())

@@ -1,4 +1,4 @@
-"""Which outputs and inputs a wrong derivative belongs to: bisection of both."""
+"""Localisation of a wrong derivative: bisection of the outputs and inputs."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from hig.testing._simulator import SimulationError
 
 __all__ = ["localised"]
 
-# Parts of less influence than this are not looked at alone.
+# Parts with less relative influence than this are not examined separately.
 _INFLUENCE = 1e-2
 
 
 def localised(line: Line, estimate: Estimate) -> tuple[Estimate, str]:
-    """The part of the outputs and inputs in which the relative difference is largest.
+    """Find the part of the outputs and inputs in which the relative difference is largest.
 
-    A wrong entry among thousands of right ones is a small part of any sum of them: halves are
-    followed down to single entries.
+    A wrong entry among thousands of correct ones is a small part of any sum of them: the worse
+    half is divided again, down to single entries.
 
     Returns:
         The estimate for that part; the samples of the outputs, in words, empty for all of them.
@@ -43,12 +43,13 @@ def _halves(entries: Tensor) -> list[Tensor]:
 
 
 def _of_outputs(line: Line, estimate: Estimate) -> Estimate:
+    """Bisect the outputs."""
     values = torch.stack([line.values(k * estimate.step) for k in OFFSETS])
     part = best = estimate
     while int((part.cotangent != 0).sum()) > 1:
         try:
             parts = [_part(line, estimate, values, half) for half in _halves(part.cotangent != 0)]
-        except SimulationError:  # not all solvers take cotangents of some samples
+        except SimulationError:  # not all solvers accept cotangents that are zero for samples
             return best
         part = max(parts, key=_mismatch)
         if not _clear(part):
@@ -66,7 +67,7 @@ def _clear(estimate: Estimate) -> bool:
 
 
 def _part(line: Line, estimate: Estimate, values: Tensor, mask: Tensor) -> Estimate:
-    """The estimate for some of the outputs."""
+    """Make the estimate for some of the outputs."""
     cotangent = torch.where(mask, estimate.cotangent, 0)
     expected, uncertainty = (float(x) for x in slope(values @ cotangent, estimate.step))
     size = max(float((cotangent * estimate.slopes).norm()), abs(expected))
@@ -81,6 +82,7 @@ def _part(line: Line, estimate: Estimate, values: Tensor, mask: Tensor) -> Estim
 
 
 def _of_inputs(line: Line, estimate: Estimate) -> Estimate:
+    """Bisect the entries of the input."""
     gradient = line.gradient(0, estimate.cotangent).flatten()
     part = best = estimate
     while int((line.direction != 0).sum()) > 1:
@@ -98,7 +100,7 @@ def _of_inputs(line: Line, estimate: Estimate) -> Estimate:
 
 
 def _along(line: Line, estimate: Estimate, claimed: float) -> Estimate:
-    """The estimate along a line that moves fewer inputs, for the same outputs."""
+    """Make the estimate along a line that moves fewer entries, for the same outputs."""
     values = torch.stack([line.values(k * estimate.step) for k in OFFSETS])
     slopes, _ = slope(values, estimate.step)
     expected, uncertainty = (float(x) for x in slope(values @ estimate.cotangent, estimate.step))

@@ -139,3 +139,17 @@ def test_dtypes_and_memory_layouts():
 def test_what_is_refused(call, error, match):
     with pytest.raises(error, match=match):
         call(reached_in_part())
+
+
+def test_gradients_of_all_kinds_are_written():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2)).to(
+        memory_format=torch.channels_last
+    )
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    network[1].double()
+    held = [parameter.grad for parameter in network.parameters()]
+    vector = torch.arange(float(sum(gradient.numel() for gradient in held)))
+    apply_gradient_vector(network, vector)
+    assert all(p.grad is one for p, one in zip(network.parameters(), held, strict=True))
+    assert torch.equal(torch.cat([one.reshape(-1).float() for one in held]), vector)

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 import hig
-from hig.files import _atomic_write
-from hig.files import load_results, save_results
+from hig.files import _atomic_write, load_results, save_results
 
 
 def names(folder):

@@ -103,7 +103,7 @@ class Estimate:
 
     @property
     def agrees(self) -> bool:
-        """Whether they are equal within the resolution of the differences."""
+        """Return whether they are equal within the resolution of the differences."""
         return self.error <= self.tolerance
 
 

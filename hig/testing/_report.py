@@ -58,7 +58,7 @@ class SimulatorReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no check has failed; notes do not count."""
+        """Return whether all checks have passed, with notes or without."""
         return not self.failures
 
     @property

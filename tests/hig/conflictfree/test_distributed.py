@@ -72,7 +72,7 @@ def step(way, losses, parameters, alternating, memory, group):
 
 
 def path(way, network, losses, group, steps=6):
-    """Where some steps lead."""
+    """Return the parameters after some steps."""
     parameters = list(network.parameters())
     optimizer = torch.optim.SGD(parameters, 0.05)
     alternating = AlternatingBackward(parameters, 2, process_group=group)

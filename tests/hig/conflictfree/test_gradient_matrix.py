@@ -63,7 +63,7 @@ def test_pseudo_inverse(shape, exact):
 @pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 1e-9])
 @pytest.mark.parametrize("signs", [(1, 1, 1), (1, -1, 1)])
 def test_nearly_dependent_rows_reach_their_weights(gap, signs):
-    """Where a Gram matrix alone would lose them."""
+    """A Gram matrix alone would lose them."""
     noise = random_matrix((3, 50))
     rows = torch.tensor(signs, dtype=ONE).unsqueeze(1) * random_matrix((1, 50), 1) + gap * noise
     weights = torch.tensor([1.0, 2.0, 3.0], dtype=ONE)

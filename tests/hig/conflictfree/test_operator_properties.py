@@ -1,4 +1,4 @@
-"""What every operator keeps, on sampled gradients of sampled scales.
+"""Invariants of every operator, on sampled gradients of sampled scales.
 
 Cosines come out of an (m, m) Gram matrix of unit gradients: relative to the length of the direction
 they are exact to some m ε c², c the condition of these; samples of more than c = 100 are left out.

@@ -1,4 +1,4 @@
-"""Where ``conflictfree`` is not right: what it does there, and what this package does."""
+"""Defects of ``conflictfree``: its results, and those of this package."""
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def signatures(thing):
 
 
 def differences():
-    """What signatures differ in, one by one."""
+    """Differences between two signatures, one by one."""
     for module in MODULES:
         for name, theirs in defined(module).items():
             ours = dict(signatures(get(OURS, module, name)))

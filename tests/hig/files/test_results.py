@@ -89,7 +89,7 @@ def test_numbers_of_thousands_of_digits(sign, tmp_path):
     assert f"a: {hex(number)}\n" in (tmp_path / "a.txt").read_text()
 
 
-def test_text_beside_the_pickle(tmp_path):
+def test_text_next_to_the_pickle(tmp_path):
     save_results(tmp_path / "run.pickle", example_results())
     text = (tmp_path / "run.txt").read_text()
     assert "problem: nonlinear_oscillators\n" in text

@@ -340,7 +340,7 @@ def test_a_network_that_the_closure_does_not_initialize():
 
 
 def test_no_graph_outlives_a_step_without_layers():
-    """What the reasons refer to must not hold it; without the collector of cycles."""
+    """The reasons must not refer to it, nor a cycle: the garbage collector is disabled."""
     network, inputs, graphs = nn.GRU(3, 2), torch.randn(5, 3), []
     optimizer = hig.KroneckerHIG(network.parameters(), decay=0.0)
 

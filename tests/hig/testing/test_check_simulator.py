@@ -37,14 +37,14 @@ def test_integers_stay_integers():
 counter = itertools.count()
 
 
-def test_chance_leaves_out_what_two_calls_would_tell():
+def test_chance_leaves_out_checks_that_compare_calls():
     report = check_simulator(lambda x: x + next(counter), START)
     assert [failure.name for failure in report.failures] == ["deterministic"]
     assert list(verdicts(report))[-1] == "differentiable"
 
 
 def test_time_as_the_first_axis_is_suspected():
-    """As many times as samples: the shape alone does not tell."""
+    """With as many times as samples, the shape alone is ambiguous."""
 
     def states(x, controls):
         found = []
@@ -78,7 +78,7 @@ def test_samples_that_influence_one_another_are_noted(name):
 
 
 def test_the_engine_is_that_of_a_step():
-    """What the report says against what a step on the same simulator does."""
+    """Compare the report with a step on the same simulator."""
     for simulate in (pendulum, lambda s, c: pendulum(s, c) - pendulum(s, c).mean(0)):
         report = check_simulator(simulate, START, CONTROLS)
         network = nn.Linear(2, 6)

@@ -48,7 +48,7 @@ def refusing(x):
 
 WEIGHT = nn.Parameter(torch.ones(4, 2))
 
-# What is wrong, the check that fails, and a word of what it says.
+# By the kind of fault: a simulator, the check that fails, and a pattern of its text.
 WRONG = {
     "detached": (lambda x: x.detach() * 2, "differentiable", "no graph"),
     "written into": (written_into, "differentiable", "change in place.* -> let each step make new"),

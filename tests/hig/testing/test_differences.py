@@ -75,7 +75,7 @@ class TestJumpSearch:
         found = self.height(lambda t: math.sin(t) + size * (t > at), 1e-11)
         assert size / 2 < found < 2 * size
 
-    def test_a_jump_beside_a_kink(self):
+    def test_a_jump_next_to_a_kink(self):
         def function(t):
             return math.sin(t) + 1e-3 * abs(t - self.KINK) + 1e-5 * (t > self.AT)
 

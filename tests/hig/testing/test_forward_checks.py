@@ -12,7 +12,7 @@ from tests.hig.testing.simulators import START, assert_fails
 
 INPUTS = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 counter = itertools.count()
-# What is wrong, the check that fails, and a word of what it says.
+# By the kind of fault: a simulator, the check that fails, and a pattern of its text.
 WRONG = {
     "no tensor": (lambda x: (x, x), "output", "list of 2|tuple of 2"),
     "complex": (lambda x: torch.complex(x, x), "output", "view_as_real"),

@@ -129,7 +129,7 @@ def test_an_error_that_no_step_reduces_is_a_note_where_it_is_small():
     assert "tolerance" in found.remedy
 
 
-def test_large_constants_beside_small_changes():
+def test_large_constants_next_to_small_changes():
     report = check_simulator(lambda x: 1e9 + smooth(x), INPUTS)
     assert report.passed, report
 
@@ -260,7 +260,7 @@ def test_sensitivities_that_the_step_control_does_not_see():
     assert "of the sensitivities too" in found.remedy
 
 
-# What is wrong, the check that fails, and a word of what it says.
+# By the kind of fault: a simulator, the check that fails, and a pattern of its text.
 WRONG = {
     "wrong": (Broken.apply, "gradients right", r"input 0 only within 1e-03"),
     "cut": (lambda x: x * x.detach().sin(), "gradients right", r"\.detach\(\).*a transposed Jac"),

@@ -6,7 +6,7 @@ OK, NOTE = Check("output", "ok", "shape (4, 2)"), Check("batched passes", "note"
 FAIL = Check("gradients right", "fail", "by input 0 only within 1e-03", "look for .item()")
 
 
-def test_failures_and_notes_are_told_apart():
+def test_failures_and_notes_are_separate():
     report = SimulatorReport([OK, NOTE, FAIL])
     assert (report.failures, report.notes, report.passed) == ([FAIL], [NOTE], False)
     assert SimulatorReport([OK, NOTE]).passed

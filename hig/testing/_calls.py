@@ -10,7 +10,7 @@ from hig.testing._simulator import SimulationError, Simulator, nearby, same_rand
 
 __all__ = ["check_calls"]
 
-_NAME = "calls apart"
+_NAME = "call independence"
 _DISTANCE = 0.1
 
 

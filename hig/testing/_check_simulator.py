@@ -77,8 +77,8 @@ def _checked(simulator: Simulator, chunk: int | None) -> SimulatorReport:
     checks.append(differentiable)
     if chance or differentiable.verdict == "fail":
         return SimulatorReport(checks)
-    checks.append(_guarded("calls apart", check_calls, simulator))
-    checks.append(_guarded("gradients right", check_vjp, simulator))
+    checks.append(_guarded("call independence", check_calls, simulator))
+    checks.append(_guarded("gradient check", check_vjp, simulator))
     output = simulator(*simulator.inputs)
     coupled, refused = _coupled(simulator, chunk)
     checks.append(_about_samples(coupled, (*simulator.inputs, output), refused))
@@ -122,7 +122,7 @@ def _coupled(simulator: Simulator, chunk: int | None) -> tuple[bool, str]:
 
 
 def _about_samples(coupled: bool, tensors: Sequence[Tensor], refused: str) -> Check:
-    name = "samples apart"
+    name = "sample independence"
     if refused:
         verdict = "samples may influence one another: engine rows" if coupled else _APART
         remedy = "not all could be checked; rows of single samples (engine rows) may be refused too"
@@ -137,6 +137,15 @@ def _about_samples(coupled: bool, tensors: Sequence[Tensor], refused: str) -> Ch
 
 
 _APART = "no sample influences another"
+
+# Former names of checks, which `allow` still accepts.
+_FORMER_NAMES = {
+    "dtype kept": "dtype preserved",
+    "device kept": "device preserved",
+    "calls apart": "call independence",
+    "gradients right": "gradient check",
+    "samples apart": "sample independence",
+}
 
 
 def assert_simulator(
@@ -167,11 +176,14 @@ def assert_simulator(
         TypeError: as in `check_simulator`.
     """
     report = check_simulator(simulate, *inputs, chunk=chunk)
-    unknown = set(allow or ()) - {check.name for check in report.checks}
+    allowed = {_FORMER_NAMES.get(name, name) for name in allow or ()}
+    unknown = allowed - {check.name for check in report.checks}
     if unknown and report.passed:
         known = ", ".join(check.name for check in report.checks)
-        raise ValueError(f"allow names no check {sorted(unknown)[0]!r}; they are {known}")
-    refused = [] if allow is None else [c for c in report.notes if c.name not in allow]
+        raise ValueError(
+            f"allow must have names of checks, got {sorted(unknown)[0]!r}; they are {known}"
+        )
+    refused = [] if allow is None else [c for c in report.notes if c.name not in allowed]
     if report.failures or refused:
-        raise AssertionError(f"the simulator is not as wanted:\n{report}")
+        raise AssertionError(f"the simulator has not passed all checks:\n{report}")
     return report

@@ -39,13 +39,13 @@ def _check_dtypes(simulator: Simulator) -> Check:
             output = simulator(*cast(simulator.inputs, dtype))
         except SimulationError as raised:
             text = f"{dtype} inputs are refused ({raised})"
-            return Check("dtype kept", "note", text, _DTYPE_REMEDY)
+            return Check("dtype preserved", "note", text, _DTYPE_REMEDY)
         if output.dtype != dtype:
             verdict: Verdict = "fail" if dtype == simulator.dtype else "note"
             text = f"{dtype} inputs give {output.dtype}"
-            return Check("dtype kept", verdict, text, _DTYPE_REMEDY)
+            return Check("dtype preserved", verdict, text, _DTYPE_REMEDY)
         kept.append(str(dtype).removeprefix("torch."))
-    return Check("dtype kept", "ok", " and ".join(kept))
+    return Check("dtype preserved", "ok", " and ".join(kept))
 
 
 _DTYPE_REMEDY = "give constants the dtype of the input: torch.tensor(..., dtype=state.dtype)"
@@ -55,8 +55,8 @@ def _check_device(simulator: Simulator) -> Check:
     output, device = simulator(*simulator.inputs), simulator.device
     if output.device != device:
         remedy = "make new tensors on the device of the input: torch.zeros(..., device=...)"
-        return Check("device kept", "fail", f"{output.device} from {device}", remedy)
-    return Check("device kept", "ok", str(device))
+        return Check("device preserved", "fail", f"{output.device} from {device}", remedy)
+    return Check("device preserved", "ok", str(device))
 
 
 def _check_inputs_kept(simulator: Simulator) -> Check:
@@ -117,8 +117,8 @@ def _rounding(simulator: Simulator, output: Tensor) -> Tensor:
 
 # All checks without a derivative, after that of the output itself.
 FORWARD = {
-    "dtype kept": _check_dtypes,
-    "device kept": _check_device,
+    "dtype preserved": _check_dtypes,
+    "device preserved": _check_device,
     "inputs unchanged": _check_inputs_kept,
     "deterministic": _check_deterministic,
 }

@@ -14,7 +14,7 @@ from hig.testing._simulator import SimulationError, Simulator, cast, nearby, typ
 
 __all__ = ["check_vjp"]
 
-_NAME = "gradients right"
+_NAME = "gradient check"
 # Errors up to this are explained by tolerances of solvers; steps then have the same error.
 _APPROXIMATE = 1e-4
 # A solver's error changes smoothly as long as the sequence of its steps is the same, and jumps

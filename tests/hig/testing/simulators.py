@@ -13,7 +13,7 @@ MIXED = torch.randn(6, 4, generator=GENERATOR, dtype=torch.float64)
 INPUTS = torch.randn(4, 6, generator=GENERATOR, dtype=torch.float64)
 
 
-def check_of(report, name="gradients right"):
+def check_of(report, name="gradient check"):
     """The check of a name."""
     (check,) = [check for check in report.checks if check.name == name]
     return check

@@ -115,7 +115,7 @@ DISTURBED = {
 @pytest.mark.parametrize("name", DISTURBED)
 def test_calls_that_disturb_one_another_fail(name):
     make, found, remedy = DISTURBED[name]
-    check = outcome(make(), INPUTS, "calls apart")
+    check = outcome(make(), INPUTS, "call independence")
     assert check.verdict == "fail"
     assert re.search(found, check.found), check
     assert remedy in check.remedy
@@ -126,4 +126,4 @@ def test_a_derivative_of_its_own_call_passes():
         kept = x.copy()
         return np.sin(x), lambda cotangent: np.cos(kept) * cotangent
 
-    assert outcome(hig.black_box(linearise), INPUTS, "calls apart").verdict == "ok"
+    assert outcome(hig.black_box(linearise), INPUTS, "call independence").verdict == "ok"

@@ -73,7 +73,7 @@ COUPLED = {
 def test_samples_that_influence_one_another_are_noted(name):
     report = check_simulator(COUPLED[name], torch.randn(6, 3, generator=torch.manual_seed(1)))
     assert report.passed
-    assert [note.name for note in report.notes] == ["samples apart"]
+    assert [note.name for note in report.notes] == ["sample independence"]
     assert (report.engine, report.passes) == ("rows", 18)
 
 
@@ -105,10 +105,11 @@ class TestAssertions:
             return x - x.mean(0)
 
         assert_simulator(coupled, START)
-        assert_simulator(coupled, START, allow=("samples apart",))
+        for name in ("sample independence", "samples apart"):  # and its former name
+            assert_simulator(coupled, START, allow=(name,))
         with pytest.raises(AssertionError, match="samples influence one another"):
             assert_simulator(coupled, START, allow=())
-        with pytest.raises(ValueError, match="allow names no check 'sample'"):
+        with pytest.raises(ValueError, match="allow must have names of checks, got 'sample'; they"):
             assert_simulator(coupled, START, allow=("sample",))
 
 
@@ -117,7 +118,7 @@ def test_on_a_gpu():
     report = check_simulator(pendulum, START.cuda(), CONTROLS.cuda())
     assert report.passed, report
     moved = check_simulator(lambda s, c: pendulum(s, c).cpu(), START.cuda(), CONTROLS.cuda())
-    assert "device kept" in [failure.name for failure in moved.failures]
+    assert "device preserved" in [failure.name for failure in moved.failures]
 
 
 def test_cheap_checks_say_how_much_they_run():

@@ -19,7 +19,7 @@ WRONG = {
     "scalar": (lambda x: x.sum(), "output", "first axis"),
     "batch lost": (lambda x: x.flatten(), "output", r"\(8,\) from 4 samples"),
     "not finite": (lambda x: x.sub(x[0, 0]).reciprocal(), "output", r"samples \[0\]"),
-    "double": (lambda x: x.double(), "dtype kept", "float32 inputs give torch.float64"),
+    "double": (lambda x: x.double(), "dtype preserved", "float32 inputs give torch.float64"),
     "in place": (lambda x: x.mul_(2) + 0, "inputs unchanged", "in place"),
     "chance": (lambda x: x + next(counter), "deterministic", "same random state"),
 }
@@ -38,8 +38,8 @@ def test_a_simulator_of_single_precision_alone():
 
     report = check_simulator(simulate, START + 1)
     assert report.passed
-    assert [note.name for note in report.notes] == ["dtype kept"]
-    assert "in float32" in next(c.found for c in report.checks if c.name == "gradients right")
+    assert [note.name for note in report.notes] == ["dtype preserved"]
+    assert "in float32" in next(c.found for c in report.checks if c.name == "gradient check")
 
 
 def test_random_numbers_of_torch_are_a_note():

@@ -40,7 +40,7 @@ def test_wrong_parts_of_a_derivative_fail(model, end, place, error):
     report = check_simulator(simulate, INPUTS * UNITS_IN)
     assert not report.passed
     # All of it missing is found before.
-    assert {failure.name for failure in report.failures} <= {"gradients right", "differentiable"}
+    assert {failure.name for failure in report.failures} <= {"gradient check", "differentiable"}
 
 
 @pytest.mark.parametrize("model", [smooth, kinked])
@@ -226,7 +226,7 @@ class TestAdaptiveSteps:
     def test_a_wrong_one(self, system, rtol, error, end):
         factor = torch.tensor(1 + error, dtype=torch.float64)
         report = check_simulator(lambda u: system(Scaled.apply(u, factor), rtol, end), FORCES)
-        assert [failure.name for failure in report.failures] == ["gradients right"]
+        assert [failure.name for failure in report.failures] == ["gradient check"]
 
 
 def test_a_tolerance_is_the_first_suspect_of_small_errors():
@@ -262,9 +262,9 @@ def test_sensitivities_that_the_step_control_does_not_see():
 
 # By the kind of fault: a simulator, the check that fails, and a pattern of its text.
 WRONG = {
-    "wrong": (Broken.apply, "gradients right", r"input 0 only within 1e-03"),
-    "cut": (lambda x: x * x.detach().sin(), "gradients right", r"\.detach\(\).*a transposed Jac"),
-    "wrong and tiny": (lambda x: 1e-8 * Broken.apply(x), "gradients right", "input 0"),
+    "wrong": (Broken.apply, "gradient check", r"input 0 only within 1e-03"),
+    "cut": (lambda x: x * x.detach().sin(), "gradient check", r"\.detach\(\).*a transposed Jac"),
+    "wrong and tiny": (lambda x: 1e-8 * Broken.apply(x), "gradient check", "input 0"),
 }
 
 
@@ -275,7 +275,7 @@ def test_what_is_wrong_is_found(name):
 
 def test_a_derivative_is_refused_where_only_one_of_two_inputs_is_wrong():
     report = check_simulator(lambda x, y: x.sin() + Broken.apply(y), START + 1, START + 2)
-    assert [failure.name for failure in report.failures] == ["gradients right"]
+    assert [failure.name for failure in report.failures] == ["gradient check"]
     assert "by input 1" in report.failures[0].found
 
 

@@ -3,7 +3,7 @@
 from hig.testing import Check, SimulatorReport
 
 OK, NOTE = Check("output", "ok", "shape (4, 2)"), Check("batched passes", "note", "one by one", "?")
-FAIL = Check("gradients right", "fail", "by input 0 only within 1e-03", "look for .item()")
+FAIL = Check("gradient check", "fail", "by input 0 only within 1e-03", "look for .item()")
 
 
 def test_failures_and_notes_are_separate():
@@ -31,6 +31,6 @@ def test_the_last_line_says_what_a_step_may_do():
     assert "ready, with notes (batched passes): engine rows" in str(noted)
     assert "8 backward passes a step one by one" in str(noted)
     failed = SimulatorReport([OK, NOTE, FAIL], "rows", False, ("gram",), 8)
-    assert "not ready (gradients right): engine rows" in str(failed)
+    assert "not ready (gradient check): engine rows" in str(failed)
     none = SimulatorReport([FAIL], simulations=3)
-    assert str(none).splitlines()[-1].startswith("not ready for a half-inverse step: gradients")
+    assert str(none).splitlines()[-1].startswith("not ready for a half-inverse step: gradient")

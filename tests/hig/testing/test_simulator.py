@@ -83,7 +83,7 @@ class TestErrorsOfTheSimulator:
         ("condition", "name", "verdict"),
         [
             (lambda x: True, "output", "fail"),
-            (lambda x: x.dtype == torch.float32, "dtype kept", "note"),
+            (lambda x: x.dtype == torch.float32, "dtype preserved", "note"),
             (lambda x: x.requires_grad, "differentiable", "fail"),
             (lambda x: not torch.equal(x.detach(), INPUTS.to(x)), "differentiable", "fail"),
         ],
@@ -102,7 +102,7 @@ class TestErrorsOfTheSimulator:
         assert "NotConverged" in outcome(raising(lambda c: True), INPUTS, "differentiable").found
 
     def test_a_refusal_of_single_samples_is_a_note(self):
-        check = outcome(raising(one_sample_is_zero), INPUTS, "samples apart")
+        check = outcome(raising(one_sample_is_zero), INPUTS, "sample independence")
         assert check.verdict == "note"
         assert "no sample influences another; it refuses cotangents of half" in check.found
 

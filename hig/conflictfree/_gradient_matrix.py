@@ -60,11 +60,6 @@ class Combination:
     vector: Tensor | None = None
 
     @property
-    def coefficients(self) -> Tensor:
-        """b, (m,) float64 on the CPU."""
-        return torch.tensor(self.factors, dtype=torch.float64, device="cpu")
-
-    @property
     def projections(self) -> Tensor:
         r""":math:`u_i \cdot d`, (m,) float64 on the CPU."""
         return torch.tensor(self.reached, dtype=torch.float64, device="cpu")

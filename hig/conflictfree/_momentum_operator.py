@@ -210,7 +210,15 @@ class MomentumOperator:
             losses = self.loss_recorder.record_loss(indexes, as_list(losses))
         self._coverage = coverage
         self.len_vectors, self.device = shape[1], rows[0].device
+        self._create_moments(rows[0])
         return indexes, rows, losses
+
+    def _create_moments(self, like: Tensor) -> None:
+        """Create the moments of gradients (P,) if there are none; derived classes define it."""
+
+    def _zero_moments(self, like: Tensor) -> list[Tensor]:
+        """Return a zero moment (P,) for each loss."""
+        return [zero_moment(like) for _ in range(self.num_vectors)]
 
     def _same_coverage(self, grads: Tensor | Sequence[Tensor]) -> Coverage | None:
         """Return the parameters that the gradients cover; raise if earlier ones cover others."""
@@ -240,7 +248,7 @@ class MomentumOperator:
     def remember(self, indexes: Sequence[int], rows: Sequence[Tensor]) -> None:
         """Update the first moments with the gradients of some losses."""
         if self.m is None:
-            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+            self.m = self._zero_moments(rows[0])
         for index, row in zip(indexes, rows, strict=True):
             self.t_grads[index] += 1
             self.m[index] = averaged(self.m[index], row, self.beta_1)

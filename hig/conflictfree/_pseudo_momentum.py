@@ -75,15 +75,11 @@ class PseudoMomentumOperator(MomentumOperator):
             second = torch.div(self.s, 1 - self.beta_2**self.t, out=pseudo)
             return (combined / second.sqrt_().add_(EPSILON)).to(rows[0].dtype)
 
-    def _preprocess_gradients_losses(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
-    ) -> tuple[list[int], list[Tensor], list[Any] | None]:
-        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also creates the moments."""
-        indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
+    def _create_moments(self, like: Tensor) -> None:
+        """See :meth:`MomentumOperator._create_moments`."""
         if self.m is None or self.s is None or self.fake_m is None:
-            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
-            self.s, self.fake_m = zero_moment(rows[0]), zero_moment(rows[0])
-        return indexes, rows, losses
+            self.m = self._zero_moments(like)
+            self.s, self.fake_m = zero_moment(like), zero_moment(like)
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`MomentumOperator.state_dict`."""

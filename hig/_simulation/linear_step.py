@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from hig._simulation.adjoint import Piece
-from hig._simulation.step_jacobians import check_repeatable, cotangent_of, say
+from hig._simulation.step_jacobians import check_repeatable, cotangent_of, report_slow_route
 from hig._torch.cuda_graph import decided
 from hig.arguments import check_function
 from hig.errors import out_of_memory
@@ -106,7 +106,7 @@ class LinearStep:
             else:
                 refusal = _disagreement(self, states, controls, jacobians)
             if refusal:
-                say(
+                report_slow_route(
                     f"the step matrices {refusal}; they are differentiated in reverse mode, one "
                     "entry of the state at a time, which change= would avoid"
                 )

@@ -30,13 +30,13 @@ class Contract:
     Attributes:
         holds: False after a call that contradicts it.
         used: number of linearisations in which a combination was possible.
-        apart: whether samples were found to be independent, in a pullback that is linear only
+        independent: whether samples were found to be independent, in a pullback that is linear only
             up to the tolerance of a solver.
     """
 
     holds: bool = True
     used: int = 0
-    apart: bool = False
+    independent: bool = False
 
     def is_due(self) -> bool:
         """Return whether the current linearisation, already counted, compares with a call."""
@@ -63,19 +63,19 @@ class Pullback:
         if not self.contract.holds or cotangent.numel() > self._room:
             return self._call(cotangent)
         flat, units = _rows(cotangent.detach()), UNITS * _eps(cotangent)
-        shares, remainder = self._taken_apart(flat)
+        shares, remainder = self._decompose(flat)
         new = remainder.norm(dim=1) > units * flat.norm(dim=1)
         if self._directions and not bool(new.any()):
             combined = _sum_of(shares, self._gradients)
             # Directions that were nearly combinations of earlier ones have inexact gradients.
             if bool((self._rounding(shares) <= units * _norms(combined).to(flat.device)).all()):
-                return self._compared(cotangent, combined)
+                return self._verified(cotangent, combined)
             return self._call(cotangent)
         gradients = self._call(cotangent)
         self._remember(torch.where(new[:, None], remainder, 0), shares, gradients, _eps(cotangent))
         return gradients
 
-    def _taken_apart(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _decompose(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
         """Split a cotangent into shares (B,) of each known direction and a remainder."""
         totals = [torch.zeros_like(flat[:, 0]) for _ in self._directions]
         remainder = flat
@@ -91,7 +91,7 @@ class Pullback:
         parts = [share * error for share, error in zip(shares, self._errors, strict=True)]
         return torch.stack(parts).norm(dim=0)
 
-    def _compared(self, cotangent: Tensor, combined: Gradients) -> Gradients:
+    def _verified(self, cotangent: Tensor, combined: Gradients) -> Gradients:
         """Return a combination, after comparing it with a call if that is due."""
         contract = self.contract
         contract.used += not self._counted
@@ -111,11 +111,11 @@ class Pullback:
             return True
         if bool((errors > 3 * eps**0.5 * sizes).any()):
             return False
-        if not self.contract.apart:
-            self.contract.apart = self._are_apart(cotangent, UNITS * eps * sizes)
-        return self.contract.apart
+        if not self.contract.independent:
+            self.contract.independent = self._are_independent(cotangent, UNITS * eps * sizes)
+        return self.contract.independent
 
-    def _are_apart(self, cotangent: Tensor, allowed: Tensor) -> bool:
+    def _are_independent(self, cotangent: Tensor, allowed: Tensor) -> bool:
         """Return whether samples without a cotangent have no gradient, for each pair of samples."""
         # Any two samples differ in some bit of their numbers: halves by each bit, both ways.
         index = torch.arange(len(cotangent), device=cotangent.device)

@@ -15,7 +15,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from hig._torch.batched_vjp import note
 from hig._torch.cuda_graph import decided
 
-__all__ = ["Step", "check_repeatable", "cotangent_of", "say", "step_jacobians"]
+__all__ = ["Step", "check_repeatable", "cotangent_of", "report_slow_route", "step_jacobians"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,7 +47,7 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
             check_repeatable(results[0], states[1:])
             refusal = _disagreement(step, states, controls, results[1], results[2])
         if refusal:
-            say(
+            report_slow_route(
                 f"the step {refusal}; its Jacobians are computed step by step, method='loop' may "
                 "be faster"
             )
@@ -143,7 +143,7 @@ def cotangent_of(output: Tensor) -> Tensor:
     return torch.view_as_complex(weights) if complex_ else weights
 
 
-def say(text: str) -> None:
+def report_slow_route(text: str) -> None:
     """Report that a slower route is taken: a warning, and a note in the report of the step.
 
     Args:

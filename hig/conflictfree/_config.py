@@ -72,7 +72,7 @@ class ConFIGOperator(GradientOperator):
                 return self.scaled(matrix, combination, 0.0)
             # The default model is a sum of m products; its method takes m tensor operations.
             if type(model) is ProjectionLength and not vars(model):
-                length = sum(map(mul, matrix.lengths, combination.reached)) / combination.norm
+                length = sum(map(mul, matrix.lengths, combination.products)) / combination.norm
                 return self.scaled(matrix, combination, length / combination.norm)
             if _needs_no_vector(model):
                 length = float(model.length(matrix.norms, combination.cosines))

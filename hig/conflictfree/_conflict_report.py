@@ -36,7 +36,7 @@ class ConflictReport:
         sign = (factor > 0) - (factor < 0)
         scale = sign / combination.norm if combination.norm else 0.0
         norm = abs(factor) * combination.norm
-        cosines = tuple(scale * reached for reached in combination.reached)
+        cosines = tuple(scale * product for product in combination.products)
         return cls(cosines, norm, tuple(lengths))
 
     @classmethod

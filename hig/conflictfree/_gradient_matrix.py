@@ -48,21 +48,21 @@ class Combination:
 
     Args:
         factors: b, m numbers.
-        reached: :math:`u_i \cdot d`, m numbers; zero for a zero gradient.
+        products: :math:`u_i \cdot d`, m numbers; zero for a zero gradient.
         norm: length of d; exactly zero where d is zero up to rounding.
         vector: d itself, (P,) float64 on the device of the gradients, if its coefficients
             nearly cancel and would not give it to full precision; else None.
     """
 
     factors: list[float]
-    reached: list[float]
+    products: list[float]
     norm: float
     vector: Tensor | None = None
 
     @property
     def projections(self) -> Tensor:
         r""":math:`u_i \cdot d`, (m,) float64 on the CPU."""
-        return torch.tensor(self.reached, dtype=torch.float64, device="cpu")
+        return torch.tensor(self.products, dtype=torch.float64, device="cpu")
 
     @property
     def cosines(self) -> Tensor:
@@ -142,12 +142,12 @@ class GradientMatrix:
     def combination(self, coefficients: Tensor | list[float]) -> Combination:
         """Combine the unit gradients with the given coefficients, m numbers."""
         factors = coefficients.tolist() if isinstance(coefficients, Tensor) else coefficients
-        reached = self._projected(factors)
-        square = sum(map(mul, factors, reached))
+        products = self._projected(factors)
+        square = sum(map(mul, factors, products))
         # If nearly everything cancels, the Gram matrix no longer determines the rest: its own
         # rounding is as large. The vector itself is then computed.
         if square > GRAM_FLOOR * sum(map(abs, factors)) ** 2:
-            return Combination(factors, reached, math.sqrt(square))
+            return Combination(factors, products, math.sqrt(square))
         vector = self._combine(factors, torch.float64)
         norm = float(vector.norm())
         if norm <= self.rcond * max(map(abs, factors)):
@@ -195,8 +195,8 @@ class GradientMatrix:
         spread = np.zeros((2, len(numbers)))
         spread[:, active] = left @ (components / values), left @ spectral
         vector = None if right is None else right(torch.from_numpy(components))
-        factors, reached = spread.tolist()
-        return Combination(factors, reached, math.hypot(*components.tolist()), vector)
+        factors, products = spread.tolist()
+        return Combination(factors, products, math.hypot(*components.tolist()), vector)
 
     def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
         """Return a multiple of a combination as a vector (P,), dtype of the gradients."""

@@ -31,7 +31,7 @@ def check_differentiable(simulator: Simulator) -> Check:
     try:
         gradients = _gradients(simulator)
     except SimulationError as raised:
-        return Check(name, "fail", *_explained(simulator, raised.error))
+        return Check(name, "fail", *_explain(simulator, raised.error))
     if gradients is None:
         if _is_constant(simulator):
             return Check(name, "fail", *_CONSTANT)
@@ -77,7 +77,7 @@ def _is_constant(simulator: Simulator) -> bool:
     return torch.equal(before, after)
 
 
-def _explained(simulator: Simulator, error: Exception) -> tuple[str, str]:
+def _explain(simulator: Simulator, error: Exception) -> tuple[str, str]:
     """Explain an error in a computation with a graph, and its remedy."""
     text = first_line(error)
     if "numpy() on Tensor that requires grad" in text:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hig.testing._differences import JumpSearch, gauss_legendre
-from hig.testing._line import Estimate, Line, searched
-from hig.testing._localise import localised
+from hig.testing._line import Estimate, Line, search_steps
+from hig.testing._localise import localise
 from hig.testing._report import Check
 from hig.testing._simulator import SimulationError, Simulator, cast, nearby, typical_sizes
 
@@ -65,16 +65,16 @@ def check_vjp(simulator: Simulator) -> Check:
             middle.double().flatten(),
             eps,
         )
-        findings.append(_of_input(line))
+        findings.append(_examine_input(line))
     return _verdict(findings, str(dtype).removeprefix("torch."))
 
 
-def _of_input(line: Line) -> _Finding:
+def _examine_input(line: Line) -> _Finding:
     """Compare along three directions, and find the cause for the one that differs most."""
     worst: tuple[Line, Estimate] | None = None
     error = noise = 0.0
     for one, seed in _directions(line):
-        estimates = searched(one, seed)
+        estimates = search_steps(one, seed)
         if estimates[-1].agrees:
             error, noise = max(error, estimates[-1].error), max(noise, estimates[-1].noise)
             continue
@@ -85,7 +85,7 @@ def _of_input(line: Line) -> _Finding:
             break
     if worst is None:
         return _Finding(line.position, error, noise)
-    return _explained(*worst)
+    return _explain(*worst)
 
 
 def _distinct(estimate: Estimate) -> float:
@@ -118,14 +118,14 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
     yield along(signs * sizes * least / torch.maximum(influence, least)), 2
 
 
-def _explained(line: Line, estimate: Estimate) -> _Finding:
+def _explain(line: Line, estimate: Estimate) -> _Finding:
     """Find the cause of a difference between a backward pass and differences along a line."""
-    by_jumps = _by_jumps(line, estimate)
+    by_jumps = _explain_by_jumps(line, estimate)
     if by_jumps is not None:
         # Not part by part: by a common step size, samples appear as noise in one another.
         error, noise = by_jumps
         return _Finding(line.position, min(estimate.error, error), noise, "jumps")
-    part, place = localised(line, estimate)
+    part, place = localise(line, estimate)
     error, relative = part.error, part.uncertainty
     if error <= _APPROXIMATE:
         return _Finding(line.position, error, 0.0, "approximate", place, relative)
@@ -138,7 +138,7 @@ def _ratio(estimate: Estimate) -> float:
     return estimate.claimed / estimate.expected if estimate.expected else float("inf")
 
 
-def _by_jumps(line: Line, estimate: Estimate) -> tuple[float, float] | None:
+def _explain_by_jumps(line: Line, estimate: Estimate) -> tuple[float, float] | None:
     """Test whether jumps or noise of the outputs along a line explain a difference.
 
     The effect of a wrong derivative grows in proportion to the distance; the error by a solver's

@@ -9,7 +9,7 @@ from torch import Tensor
 from hig.testing._differences import OFFSETS, noise, slope
 from hig.testing._simulator import SimulationError, Simulator
 
-__all__ = ["Estimate", "Line", "estimate", "searched"]
+__all__ = ["Estimate", "Line", "estimate", "search_steps"]
 
 # Largest relative difference of an exact derivative and differences of sixth order.
 _AGREEMENT = 1e-6
@@ -151,7 +151,7 @@ def _balanced(slopes: Tensor, spread: Tensor, shape: tuple[int, int], seed: int)
     return signs * weights
 
 
-def searched(line: Line, seed: int) -> list[Estimate]:
+def search_steps(line: Line, seed: int) -> list[Estimate]:
     """Make estimates with several steps; the last one agrees if any does.
 
     Smaller steps have less truncation error and more rounding error: the search continues in the

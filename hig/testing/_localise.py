@@ -9,13 +9,13 @@ from hig.testing._differences import OFFSETS, slope
 from hig.testing._line import Estimate, Line
 from hig.testing._simulator import SimulationError
 
-__all__ = ["localised"]
+__all__ = ["localise"]
 
 # Parts with less relative influence than this are not examined separately.
 _INFLUENCE = 1e-2
 
 
-def localised(line: Line, estimate: Estimate) -> tuple[Estimate, str]:
+def localise(line: Line, estimate: Estimate) -> tuple[Estimate, str]:
     """Find the part of the outputs and inputs in which the relative difference is largest.
 
     A wrong entry among thousands of correct ones is a small part of any sum of them: the worse
@@ -24,11 +24,11 @@ def localised(line: Line, estimate: Estimate) -> tuple[Estimate, str]:
     Returns:
         The estimate for that part; the samples of the outputs, in words, empty for all of them.
     """
-    estimate = _of_outputs(line, estimate)
+    estimate = _narrow_outputs(line, estimate)
     samples = estimate.cotangent.view(line.shape).abs().sum(1).nonzero().flatten().tolist()
     few = 0 < len(samples) < line.simulator.samples
     place = f", in samples {samples[:6]}" if few else ""
-    return _of_inputs(line, estimate), place
+    return _narrow_inputs(line, estimate), place
 
 
 def _halves(entries: Tensor) -> list[Tensor]:
@@ -42,7 +42,7 @@ def _halves(entries: Tensor) -> list[Tensor]:
     return halves
 
 
-def _of_outputs(line: Line, estimate: Estimate) -> Estimate:
+def _narrow_outputs(line: Line, estimate: Estimate) -> Estimate:
     """Bisect the outputs."""
     values = torch.stack([line.values(k * estimate.step) for k in OFFSETS])
     part = best = estimate
@@ -81,7 +81,7 @@ def _part(line: Line, estimate: Estimate, values: Tensor, mask: Tensor) -> Estim
     )
 
 
-def _of_inputs(line: Line, estimate: Estimate) -> Estimate:
+def _narrow_inputs(line: Line, estimate: Estimate) -> Estimate:
     """Bisect the entries of the input."""
     gradient = line.gradient(0, estimate.cotangent).flatten()
     part = best = estimate

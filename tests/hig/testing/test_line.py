@@ -2,7 +2,7 @@
 
 import torch
 
-from hig.testing._line import Line, estimate, searched
+from hig.testing._line import Line, estimate, search_steps
 from hig.testing._simulator import Simulator
 from tests.hig.testing.simulators import INPUTS, Scaled, smooth
 
@@ -48,7 +48,7 @@ def test_points_that_the_simulator_refuses_are_not_numbers():
     assert line.values(1.0).isnan().all() and line.values(1e-3).isfinite().all()
     refused = estimate(line, 1.0, 0)
     assert not refused.agrees and refused.uncertainty == float("inf")
-    assert searched(line, 0)[-1].agrees
+    assert search_steps(line, 0)[-1].agrees
 
 
 def test_right_and_wrong_derivatives():
@@ -71,10 +71,10 @@ def test_weights_make_outputs_of_any_unit_count_alike():
 
 
 def test_the_search_ends_where_it_is_decided():
-    assert len(searched(line_of(product), 0)) <= 2
+    assert len(search_steps(line_of(product), 0)) <= 2
     wrong = torch.tensor(0.5, dtype=torch.float64)
-    assert len(searched(line_of(lambda x, y: product(Scaled.apply(x, wrong), y)), 0)) == 2
+    assert len(search_steps(line_of(lambda x, y: product(Scaled.apply(x, wrong), y)), 0)) == 2
     # Large constants hide small changes in rounding: larger steps show them.
-    estimates = searched(line_of(lambda x, y: 1e9 + 1e-5 * product(x, y)), 0)
+    estimates = search_steps(line_of(lambda x, y: 1e9 + 1e-5 * product(x, y)), 0)
     assert min(one.uncertainty for one in estimates) < estimates[1].uncertainty
     assert max(one.step for one in estimates) > 1e-2

@@ -113,8 +113,7 @@ class GradientMatrix:
             gram = self._gram()
             squares = [row[i] for i, row in enumerate(gram)]
         self.lengths = lengths = [math.sqrt(square) for square in squares]
-        # Lengths of the rows that `_chunks` yields, which `_rescale` may have divided by their
-        # largest entry; 1 for a zero row, so that its cosines are zero instead of NaN.
+        # Lengths of the rows that `_chunks` yields; 1 for a zero row: its cosines are not NaN.
         self._divisors = [length or 1.0 for length in lengths]
         if self._scale is not None:
             scales = self._scale.tolist()
@@ -144,8 +143,7 @@ class GradientMatrix:
         factors = coefficients.tolist() if isinstance(coefficients, Tensor) else coefficients
         products = self._projected(factors)
         square = sum(map(mul, factors, products))
-        # If nearly everything cancels, the Gram matrix no longer determines the rest: its own
-        # rounding is as large. The vector itself is then computed.
+        # If nearly everything cancels, the rest is smaller than the rounding of the Gram matrix.
         if square > GRAM_FLOOR * sum(map(abs, factors)) ** 2:
             return Combination(factors, products, math.sqrt(square))
         vector = self._combine(factors, torch.float64)
@@ -189,8 +187,7 @@ class GradientMatrix:
         if math.hypot(*spectral.tolist()) <= self.rcond * math.hypot(*wanted.tolist()):
             return self._nothing()
         # With U = L S Rᵀ: d = U⁺ w = R S⁻¹ Lᵀ w. As a combination of the rows, d = Uᵀ b with
-        # b = L S⁻² Lᵀ w; its products with them are U d = L Lᵀ w. Both are scattered back to the
-        # positions of all m losses, with zeros for those whose gradient is zero.
+        # b = L S⁻² Lᵀ w; its products with them are U d = L Lᵀ w. Zero gradients get zeros.
         components = spectral / values
         spread = np.zeros((2, len(numbers)))
         spread[:, active] = left @ (components / values), left @ spectral
@@ -207,10 +204,7 @@ class GradientMatrix:
     # -- details ---------------------------------------------------------------------------------
 
     def _chunks(self) -> Iterator[Tensor]:
-        """Yield the gradients in float64, a few columns at a time, in memory that is reused.
-
-        New memory costs more than the arithmetic on it: its pages are created when first written.
-        """
+        """Yield the gradients in float64, a few columns at a time, in memory that is reused."""
         if self._size <= self._width:
             if self._only_chunk is None:
                 self._only_chunk = self._converted(self.rows, None)
@@ -387,9 +381,8 @@ class GradientMatrix:
             squares, left = converging(eigenvectors, gram, [])
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
                 return left.numpy(), np.sqrt(squares.numpy()), None
-        # The Gram matrix U Uᵀ has lost half of the digits of small singular values: decompose U.
-        # Uᵀ = Q T with T (k, k), so that the SVD of Tᵀ has U's left vectors and values, and its
-        # right vectors are those of U in the basis Q of P entries.
+        # The Gram matrix U Uᵀ has lost half of the digits of small singular values. Uᵀ = Q T with
+        # T (k, k): Tᵀ has U's left vectors and values, and U's right vectors in the basis Q.
         basis, triangle = torch.linalg.qr(self._units(active).T)
         left, values, right = converging(thin_svd, triangle.T.cpu(), [])
         keep = values > self.rcond * values[0]

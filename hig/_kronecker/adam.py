@@ -1,4 +1,4 @@
-"""Adam's moments and step, for what is compared with them or moved by them."""
+"""Adam moments and updates."""
 
 from typing import Any
 
@@ -14,26 +14,27 @@ __all__ = [
     "accumulation_dtype",
     "adam_step",
     "check_adam_group",
-    "factor_of",
+    "checked_step_size",
     "trained_part",
 ]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The real dtype in which means and factors of parameters of a dtype are kept.
+    """Return the real dtype of means and factors for parameters of a dtype.
 
-    Half-precision types have too few digits for means: 0.999 times a number is the same number.
+    Half-precision types have too few digits for running means: 0.999 times a number rounds to the
+    number itself.
     """
     real = dtype.to_real() if dtype.is_complex else dtype
     return torch.promote_types(real, torch.float32)
 
 
 def accumulable(gradient: Tensor) -> Tensor:
-    """A gradient as the moments take it: all entries in memory, real, in float32 or float64.
+    """Convert a gradient for the moments: dense, real, in float32 or float64.
 
     Args:
-        gradient: of any shape; sparse ones are densified, complex ones become
-            (..., 2) with real and imaginary parts, as ``torch.optim.Adam`` treats them.
+        gradient: gradient of any shape; complex ones become (..., 2) with real and imaginary
+            parts, as in ``torch.optim.Adam``.
     """
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
@@ -45,12 +46,12 @@ def accumulable(gradient: Tensor) -> Tensor:
 
 
 class AdamStep:
-    """Step that Adam would take for one parameter.
+    """Step of Adam for one parameter.
 
     Attributes:
-        mean: mean of the gradients, without its correction; owned by the state. Its last axis
+        mean: mean of the gradients, without bias correction; owned by the state. Its last axis
             holds real and imaginary parts if the parameter is complex.
-        correction: what ``mean`` is to be divided by.
+        correction: divisor of ``mean`` that corrects its bias.
         denominator: root of the corrected mean square, plus eps.
     """
 
@@ -62,20 +63,20 @@ class AdamStep:
 
     def move(self, parameter: Tensor, lr: float) -> None:
         """Take the step in place."""
-        size = factor_of(lr / self.correction, parameter)
+        size = checked_step_size(lr / self.correction, parameter)
         target = torch.view_as_real(parameter) if parameter.is_complex() else parameter
         target.addcdiv_(self.mean, self.denominator, value=-size)
 
     def square(self) -> Tensor:
-        """Squared norm of the step per unit of learning rate, a scalar."""
+        """Compute the squared norm of the step per unit of learning rate, a scalar."""
         return (self.mean / self.denominator).square().sum() / self.correction**2
 
 
-def factor_of(size: float, parameter: Tensor) -> float:
-    """Return a step size that torch can multiply with in the dtype of a parameter.
+def checked_step_size(size: float, parameter: Tensor) -> float:
+    """Return a step size after checking that the dtype of a parameter can represent it.
 
     Raises:
-        NonFiniteError: it is larger than all numbers of that dtype.
+        NonFiniteError: it is larger than the largest number of that dtype.
     """
     if size > torch.finfo(parameter.dtype).max:
         raise NonFiniteError(
@@ -87,16 +88,16 @@ def factor_of(size: float, parameter: Tensor) -> float:
 def adam_step(
     state: dict[str, Any], gradient: Tensor, betas: tuple[float, float], eps: float
 ) -> AdamStep:
-    """Take a gradient into the moments.
+    """Update the moments with a gradient and return the step.
 
     Kingma, Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, arXiv 1412.6980.
 
     Args:
-        state: the state of the parameter, with ``step``, ``exp_avg`` and ``exp_avg_sq``; filled
-            where it has none yet.
-        gradient: the gradient of the parameter, as :func:`accumulable` gives it.
-        betas: factors by which the past counts in mean and mean square.
-        eps: what is added to the denominator.
+        state: the state of the parameter, with ``step``, ``exp_avg`` and ``exp_avg_sq``; created
+            if it is empty.
+        gradient: the gradient of the parameter, as returned by :func:`accumulable`.
+        betas: decay of mean and mean square.
+        eps: number added to the denominator.
     """
     if "step" not in state:
         state["step"] = 0
@@ -109,14 +110,14 @@ def adam_step(
 
 
 def check_adam_group(group: dict[str, Any]) -> None:
-    """Check a new parameter group, but for its learning rate.
+    """Check a new parameter group, except for its learning rate.
 
     Args:
-        group: with parameters of any dtype, ``betas`` and ``eps``.
+        group: parameters of any dtype, ``betas`` and ``eps``.
 
     Raises:
-        TypeError: for sparse parameters, and for what is not a number.
-        ValueError: for betas or eps out of range, or parameters on several devices.
+        TypeError: a parameter is sparse, or a setting is not a number.
+        ValueError: betas or eps are out of range, or parameters are on several devices.
     """
     check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
     for parameter in group["params"]:
@@ -134,5 +135,5 @@ def check_adam_group(group: dict[str, Any]) -> None:
 
 
 def trained_part(group: dict[str, Any]) -> dict[str, Any]:
-    """The group without frozen parameters, which may be of any dtype."""
+    """Copy a group without its frozen parameters, which may be of any dtype."""
     return {**group, "params": [p for p in group["params"] if p.requires_grad]}

@@ -1,4 +1,4 @@
-"""Why a step with Kronecker factors leaves parameters to Adam, in words."""
+"""Reasons why a step with Kronecker factors leaves parameters to Adam, in words."""
 
 import operator
 import warnings
@@ -24,22 +24,22 @@ _FUSED = (
 )  # fmt: skip
 _DOUBLE_BACKWARD = "derivatives (autograd.grad with create_graph=True)"
 _FORWARD_MODE = "derivatives (forward mode)"
-# The function of torch itself: compilers trace each function of Python that they meet in a mode.
+# The function of torch itself: inside a mode, compilers trace into each Python function.
 _wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
 
 _IN_TRANSFORM = "inside a transform of torch.func (vmap, grad, jvp or another)"
 
 
 class ParameterCalls(Capture):
-    """Record layer uses, and which other functions of torch take the watched parameters.
+    """Capture of layer uses, and of other torch functions that take the watched parameters.
 
     Args:
         parameters: the tensors to watch, by identity.
 
     Attributes:
-        functions: by the id of a parameter the other functions that take it, in words.
-        of_biases: by the id of a bias what the weight of its layer is, if it is not watched.
-        derivatives: how derivatives were taken that the prediction may depend on, in words.
+        functions: names of the other functions that take a parameter, by its id.
+        of_biases: description of the weight of a layer that is not watched, by the id of its bias.
+        derivatives: kinds of derivatives that the prediction may depend on, in words.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -77,20 +77,20 @@ class ParameterCalls(Capture):
         return output
 
     def _watched_among(self, values: Iterable[Any]) -> list[Tensor]:
-        """The watched parameters among arguments and in lists of them, wrapped or not."""
+        """Find the watched parameters among arguments and in lists of them, wrapped or not."""
         inside = torch._C._functorch.peek_interpreter_stack() is not None
-        found: list[Tensor] = []
+        watched: list[Tensor] = []
         for value in values:
             if id(value) in self._ids:
-                found.append(value)
+                watched.append(value)
             elif isinstance(value, list | tuple):
-                found += [item for item in value if id(item) in self._ids]
+                watched += [item for item in value if id(item) in self._ids]
             elif inside and isinstance(value, Tensor) and id(_unwrapped(value)) in self._ids:
-                found.append(value)
-        return found
+                watched.append(value)
+        return watched
 
     def signature(self) -> object:
-        """A value that is equal where computations use the parameters in the same functions."""
+        """Return a value that is equal for computations with the same uses of the parameters."""
         uses = frozenset((id(use.weight), id(use.bias)) for use in self.uses)
         others = frozenset((key, *names) for key, names in self.functions.items())
         return uses, others, tuple(self.derivatives)
@@ -115,12 +115,12 @@ class ParameterCalls(Capture):
                 names.append(text)
 
     def _note_weight(self, weight: Any) -> None:
-        """Say of the bias of the last use what its weight is, if the optimiser has it not."""
+        """Describe the weight of the last use by its bias, if it is not one of the optimiser's."""
         use = self.uses[-1] if self.uses else None
         if use is not None and use.bias is not None and use.weight is None:
             computed = isinstance(weight, Tensor) and weight.grad_fn is not None
-            kind = "computed from other tensors" if computed else "not trained by this optimiser"
-            self.of_biases[id(use.bias)] = kind
+            text = "computed from other tensors" if computed else "not trained by this optimiser"
+            self.of_biases[id(use.bias)] = text
 
 
 @dataclass
@@ -128,12 +128,12 @@ class Explanation:
     """Reasons of one optimiser, kept from one update of the factors to the next.
 
     Attributes:
-        signature: of the computation that they were found for; None before the first.
+        signature: signature of the computation that they were found for; None before the first.
         left: the parameters without factors there.
         reasons: why they have none, by their position among all parameters.
-        remarks: on layers that have.
+        remarks: remarks on layers with factors.
         warned: whether the user has been warned that no layer was found.
-        last: parameters that were asked for since, and what was answered.
+        last: parameters of the last call of :meth:`of`, and its result.
     """
 
     signature: object = None
@@ -154,14 +154,14 @@ class Explanation:
         """Find the reasons for one computation, unless they are those of the last one.
 
         Args:
-            calls: what was seen of it.
-            factors: of its layers.
-            gradients: those of all parameters that it depends on.
+            calls: the calls captured in it.
+            factors: the factors of its layers.
+            gradients: gradients of all parameters that it depends on.
             groups: all parameters of the optimiser.
-            thorough: whether the factors say of which parameters they describe a part.
+            thorough: whether ``partial`` of the factors is set.
         """
         signature = calls.signature()
-        layered = {id(p) for found in factors for p in found.layer.parameters}
+        layered = {id(p) for layer_factors in factors for p in layer_factors.layer.parameters}
         left = [p for p in gradients if id(p) not in layered]
         known = signature == self.signature
         if (
@@ -178,7 +178,7 @@ class Explanation:
         if thorough:
             self.signature = signature
             partial: dict[str, list[str]] = {}
-            for parameter in (p for found in factors for p in found.partial):
+            for parameter in (p for layer_factors in factors for p in layer_factors.partial):
                 partial.setdefault(_other_ways(parameter, calls), []).append(names[parameter])
             self.remarks = [
                 f"the factors of {listed(several)} are those of linear and convolution calls "
@@ -189,11 +189,11 @@ class Explanation:
     def of(
         self, parameters: Iterable[Tensor], groups: Sequence[Mapping[str, Any]]
     ) -> dict[str, str]:
-        """Why these parameters of the optimiser's groups are left to Adam, by name."""
+        """Return the reasons why these parameters are left to Adam, by name."""
         parameters = list(parameters)
-        last, found = self.last
+        last, answers = self.last
         if len(last) == len(parameters) and all(map(operator.is_, last, parameters)):
-            return dict(found)
+            return dict(answers)
         names = parameter_names(groups)
         positions = {parameter: index for index, parameter in enumerate(names)}
         unknown = (
@@ -201,9 +201,9 @@ class Explanation:
             if self.signature is not None
             else "the factors have not been updated since this optimizer was made"
         )
-        found = {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
-        self.last = parameters, found
-        return dict(found)
+        answers = {names[p]: self.reasons.get(positions[p], unknown) for p in parameters}
+        self.last = parameters, answers
+        return dict(answers)
 
     def warn(self, left: Mapping[str, str], stacklevel: int) -> None:
         """Warn, once, that no layer was found."""
@@ -218,18 +218,18 @@ class Explanation:
 
 
 def parameter_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
-    """Names of the parameters of groups, else position and shape."""
-    found: dict[Tensor, str] = {}
+    """Names of the parameters of groups; position and shape for those without one."""
+    names: dict[Tensor, str] = {}
     for group in groups:
-        given = group.get("param_names", [None] * len(group["params"]))
-        for parameter, name in zip(group["params"], given, strict=True):
+        group_names = group.get("param_names", [None] * len(group["params"]))
+        for parameter, name in zip(group["params"], group_names, strict=True):
             shape = "uninitialized" if is_lazy(parameter) else tuple(parameter.shape)
-            found.setdefault(parameter, name or f"parameter {len(found)} {shape}")
-    return found
+            names.setdefault(parameter, name or f"parameter {len(names)} {shape}")
+    return names
 
 
 def _why_left(parameter: Tensor, calls: ParameterCalls, layered: Collection[int]) -> str:
-    """Why a parameter that the prediction depends on is part of no layer with factors."""
+    """Return why a parameter that the prediction depends on has no factors."""
     if parameter.is_complex():
         return "complex, and factors are real"
     as_weight = [use for use in calls.uses if use.weight is parameter]
@@ -263,27 +263,27 @@ def _why_weight(uses: Sequence[LayerUse]) -> str:
 def _why_bias(
     bias: Tensor, uses: Sequence[LayerUse], calls: ParameterCalls, layered: Collection[int]
 ) -> str:
-    if (kind := calls.of_biases.get(id(bias))) is not None:
-        return f"bias of a layer whose weight is {kind}"
+    if (weight := calls.of_biases.get(id(bias))) is not None:
+        return f"bias of a layer whose weight is {weight}"
     if any(id(use.weight) not in layered for use in uses):
         return "bias of a layer whose weight is left to Adam"
     return "bias of several layers, or of only some calls of its layer"
 
 
 def _other_ways(parameter: Tensor, calls: ParameterCalls) -> str:
-    """Through what, beside calls of layers, the prediction depends on a parameter."""
+    """Describe how the prediction depends on a parameter apart from calls of layers."""
     ways = [*calls.functions.get(id(parameter), ()), *calls.derivatives]
     return f"through {listed(ways)}" if ways else "in a way that was not seen"
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors that a function returns, alone or in a list or tuple."""
+    """Return the tensors among the results of a function, alone or in a list or tuple."""
     values = output if isinstance(output, list | tuple) else (output,)
     return [value for value in values if isinstance(value, Tensor)]
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor that transforms of torch.func have wrapped."""
+    """Return the tensor inside the wrappers of torch.func transforms."""
     while _wrapped(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
@@ -294,7 +294,7 @@ def _carries_graph(output: Any) -> bool:
 
 
 def _name(func: Any) -> str:
-    """The name by which users call a function; properties come as the getter of a descriptor."""
+    """Return the name by which users call a function; properties come as getters of descriptors."""
     name = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)

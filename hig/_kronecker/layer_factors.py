@@ -18,14 +18,14 @@ __all__ = ["LayerFactors", "check_finite", "factors_of_layers", "random_probe", 
 
 @dataclass(frozen=True)
 class LayerFactors:
-    """The factors of one layer on one batch.
+    """Factors of one layer on one batch.
 
     Attributes:
         layer: weight, bias and uses.
         outputs: S, (groups, out, out).
-        inputs: A, (groups, in, in), one more with a bias.
-        partial: of weight and bias those that the prediction depends on in another way too;
-            empty where this was not looked at.
+        inputs: A, (groups, in, in); with a bias (groups, in + 1, in + 1).
+        partial: weight or bias if the prediction also depends on it in another way; empty if
+            this was not checked.
     """
 
     layer: Layer
@@ -37,14 +37,14 @@ class LayerFactors:
 def random_probe(
     prediction: Tensor, seed: int, metric_root: Callable[[Tensor], Tensor] | None
 ) -> Tensor:
-    r"""Random signs :math:`\epsilon`, and :math:`M^{1/2} \epsilon` with a metric M.
+    r"""Draw random signs :math:`\epsilon`; with a metric M return :math:`M^{1/2} \epsilon`.
 
-    Their second moment is M, so that of :math:`J^T M^{1/2} \epsilon` is :math:`J^T M J` on
-    average.
+    Their second moment is M, so that the expected second moment of
+    :math:`J^T M^{1/2} \epsilon` is :math:`J^T M J`.
 
     Args:
         prediction: (B, ...); shape, dtype and device count.
-        seed: decides the signs, on any device; torch's own generators are left alone.
+        seed: seed of the signs, the same on any device; torch's generators are not used.
         metric_root: applies the symmetric root of M; None for the identity.
 
     Raises:
@@ -68,15 +68,15 @@ def random_probe(
 def factors_of_layers(
     uses: Sequence[LayerUse], prediction: Tensor, probe: Tensor, thorough: bool = False
 ) -> list[LayerFactors]:
-    """The factors of all layers with a weight that the prediction depends on.
+    """Compute the factors of all layers with a weight that the prediction depends on.
 
-    They are moments over all positions that a weight is used at. Which of these belong to one
-    sample does not enter, so that any axis may hold the samples, or none.
+    They are moments over all positions that a weight is used at. The assignment of positions to
+    samples does not matter, so that any axis may hold the samples, or none.
 
     Args:
         uses: the captured layer uses.
         prediction: (B, ...), with its graph, which is kept.
-        probe: what is propagated back, same shape.
+        probe: cotangent of the prediction, same shape.
         thorough: compare also with the gradient of the weights, in the same pass, and set
             ``partial``.
     """
@@ -85,27 +85,27 @@ def factors_of_layers(
     used = list({id(use): use for layer in layers for use in layer.uses}.values())
     if not used:
         return []
-    whole = [p for layer in layers for p in layer.parameters if thorough and p.requires_grad]
+    compared = [p for layer in layers for p in layer.parameters if thorough and p.requires_grad]
     inputs: list[Any] = [use.edge for use in used]  # edges and tensors may be mixed
     gradients = torch.autograd.grad(
-        prediction, inputs + whole, probe, retain_graph=True, allow_unused=True
+        prediction, inputs + compared, probe, retain_graph=True, allow_unused=True
     )
     deltas = {
         id(use): delta if delta.shape == use.output_shape else _rows(delta, use)
         for use, delta in zip(used, gradients, strict=False)
         if delta is not None
     }
-    full = {id(p): g for p, g in zip(whole, gradients[len(used) :], strict=True)}
-    found = [_factors(layer, deltas, full, len(prediction)) for layer in layers]
-    return [factors for factors in found if factors is not None]
+    full = {id(p): g for p, g in zip(compared, gradients[len(used) :], strict=True)}
+    all_factors = [_factors(layer, deltas, full, len(prediction)) for layer in layers]
+    return [factors for factors in all_factors if factors is not None]
 
 
 def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFactors]) -> None:
     """Raise unless there are gradients, and these and the factors are finite.
 
     Args:
-        gradients: by parameter.
-        factors: of all layers.
+        gradients: gradients by parameter.
+        factors: factors of all layers.
 
     Raises:
         ValueError: there is no gradient.
@@ -129,13 +129,13 @@ def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFact
 
 
 def with_leading_axis(use: LayerUse) -> LayerUse:
-    """The same use with a leading axis and all entries of its input in memory."""
+    """Return a use with a leading batch axis and a dense input."""
     if use.input.is_nested:
         rows = _joined(use.input)
         use = replace(use, input=rows, output_shape=torch.Size([len(rows), use.output_shape[-1]]))
     elif use.input.layout != torch.strided:
         use = replace(use, input=use.input.to_dense())
-    elif type(use.input) is not Tensor:  # a subclass, which would become that of the state
+    elif type(use.input) is not Tensor:  # the state would become of the same subclass
         use = replace(use, input=use.input.as_subclass(Tensor))
     if use.has_batch(1):
         return use
@@ -143,12 +143,12 @@ def with_leading_axis(use: LayerUse) -> LayerUse:
 
 
 def _joined(nested: Tensor) -> Tensor:
-    """The rows of all parts of a nested tensor."""
+    """Concatenate the rows of all parts of a nested tensor."""
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in nested.unbind()])
 
 
 def _rows(delta: Tensor, use: LayerUse) -> Tensor:
-    """The gradient of an output as the use is arranged."""
+    """Reshape the gradient of an output as `with_leading_axis` has reshaped its use."""
     return (_joined(delta) if delta.is_nested else delta).reshape(use.output_shape)
 
 
@@ -161,7 +161,8 @@ def _factors(
     if not all(use.has_batch(samples) for use in uses):
         samples = 1
     dtype = accumulation_dtype(layer.weight.dtype)
-    # The positions of all uses side by side: (B, groups, U, ·).
+    # (B, groups, U, ·) with the positions of all uses concatenated along U. `output_gradients`
+    # takes many cotangents, (D, B, ...): here D is 1.
     outputs = torch.cat(
         [use.output_gradients(deltas[id(use)][None], samples)[:, 0].to(dtype) for use in uses], 2
     )
@@ -177,15 +178,21 @@ def _factors(
 def _differs(
     parameter: Tensor, full: Mapping[int, Tensor | None], outputs: Tensor, inputs: Tensor
 ) -> bool:
-    """Whether a gradient is another one than that through the captured uses."""
+    """Return whether a gradient differs from the one through the captured uses."""
+    # (groups, B U, ·); the gradient of the weight is the sum of δ aᵀ over all positions, that of
+    # the bias the sum of δ.
     outputs, inputs = (rows.transpose(0, 1).flatten(1, 2) for rows in (outputs, inputs))
-    own = outputs.mT @ inputs if parameter.ndim > 1 else outputs.sum(1)
+    captured = outputs.mT @ inputs if parameter.ndim > 1 else outputs.sum(1)
     gradient = full[id(parameter)]
-    expected = torch.zeros_like(own) if gradient is None else gradient.reshape(own.shape).to(own)
-    # Rounding adds up over many positions; what is reported is what matters.
+    expected = (
+        torch.zeros_like(captured)
+        if gradient is None
+        else gradient.reshape(captured.shape).to(captured)
+    )
+    # Rounding errors add up over many positions; smaller differences do not matter for factors.
     tolerance = max(1e-2, 8 * torch.finfo(parameter.dtype).eps)
-    # Where everything cancels, both are rounding.
+    # If everything cancels, both are rounding errors of this size.
     rounding = 64 * torch.finfo(parameter.dtype).eps * outputs.norm()
     rounding = rounding * (inputs.norm() if parameter.ndim > 1 else inputs.shape[1] ** 0.5)
-    allowed = tolerance * torch.maximum(own.norm(), expected.norm()) + rounding
-    return bool((own - expected).norm() > allowed)
+    allowed = tolerance * torch.maximum(captured.norm(), expected.norm()) + rounding
+    return bool((captured - expected).norm() > allowed)

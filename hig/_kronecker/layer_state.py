@@ -1,4 +1,4 @@
-"""The state of a layer: running factors, their power, the direction they give; states loaded."""
+"""State of a layer: running factors, their power and the direction; loading of saved states."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,67 +22,70 @@ __all__ = [
 ]
 
 
-def take_factors(state: dict[str, Any], found: LayerFactors, decay: float) -> None:
-    """Take factors into running means, from zero; a layer that has changed its shape starts again.
+def take_factors(state: dict[str, Any], factors: LayerFactors, decay: float) -> None:
+    """Update running means with factors; they start again if the layer has changed its shape.
 
     Args:
-        state: of the layer's weight, filled.
-        found: factors of one batch.
-        decay: factor by which the past counts.
+        state: state of the layer's weight, which is changed.
+        factors: factors of one batch.
+        decay: decay of the running means.
     """
-    if "inputs" not in state or state["inputs"].shape != found.inputs.shape:
+    if "inputs" not in state or state["inputs"].shape != factors.inputs.shape:
         state["updates"] = 0
-        state["inputs"] = torch.zeros_like(found.inputs)
-        state["outputs"] = torch.zeros_like(found.outputs)
+        state["inputs"] = torch.zeros_like(factors.inputs)
+        state["outputs"] = torch.zeros_like(factors.outputs)
         state.pop("scale", None)
     state["updates"] += 1
-    state["inputs"].lerp_(found.inputs, 1 - decay)
-    state["outputs"].lerp_(found.outputs, 1 - decay)
+    state["inputs"].lerp_(factors.inputs, 1 - decay)
+    state["outputs"].lerp_(factors.outputs, 1 - decay)
 
 
 def refresh_power(state: dict[str, Any], decay: float, power: float, damping: float) -> None:
     """Decompose the running factors of a layer.
 
     Args:
-        state: of the layer's weight, filled.
-        decay: factor by which the past counts in them.
+        state: state of the layer's weight, which is changed.
+        decay: decay of the running means.
         power: p of :func:`hig._kronecker.factors.damped_power`.
-        damping: the damping there.
+        damping: damping of :func:`hig._kronecker.factors.damped_power`.
     """
+    # As in Adam: the means start at zero, and hold the weight 1 - decay^n after n updates.
     correction = 1 - decay ** state["updates"]
     outputs, inputs = state["outputs"] / correction, state["inputs"] / correction
-    found = damped_power(outputs, inputs, power, damping)
-    state["output_basis"], state["input_basis"] = found.outputs, found.inputs
-    state["scale"] = found.scale
+    damped = damped_power(outputs, inputs, power, damping)
+    state["output_basis"], state["input_basis"] = damped.outputs, damped.inputs
+    state["scale"] = damped.scale
 
 
 def layer_direction(
     state: Mapping[str, Any], steps: Mapping[Tensor, AdamStep], weight: Tensor, bias: Tensor | None
 ) -> dict[Tensor, Tensor]:
-    """The preconditioned mean gradient of a layer, by parameter.
+    """Precondition the mean gradient of a layer; return it by parameter.
 
     Args:
-        state: of the weight, with a power.
-        steps: the moments of all parameters.
+        state: state of the weight, with a power.
+        steps: moments of all parameters.
         weight: the weight.
-        bias: its bias, None without.
+        bias: the bias of the layer, or None.
     """
     power = DampedPower(state["output_basis"], state["input_basis"], state["scale"])
     groups, fan_out, _ = power.scale.shape
+    # Output channels are ordered by group: (groups * out, in, *kernel) -> (groups, out, in * ...),
+    # the order of the patches. The bias is the last column, as in `input_factor`.
     matrix = (steps[weight].mean / steps[weight].correction).reshape(groups, fan_out, -1)
     trained = bias is not None and bias in steps
     if bias is not None:  # frozen since the factors were made: no gradient, no step
         column = steps[bias].mean / steps[bias].correction if trained else matrix.new_zeros(())
         matrix = torch.cat([matrix, column.expand(bias.shape).reshape(groups, fan_out, 1)], -1)
-    found = power(matrix)
+    directions = power(matrix)
     if bias is None:
-        return {weight: found.view_as(weight)}
-    parts = {weight: found[..., :-1].reshape(weight.shape)}
-    return parts | ({bias: found[..., -1].reshape(bias.shape)} if trained else {})
+        return {weight: directions.view_as(weight)}
+    parts = {weight: directions[..., :-1].reshape(weight.shape)}
+    return parts | ({bias: directions[..., -1].reshape(bias.shape)} if trained else {})
 
 
 def position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:
-    """Where the bias stands among all parameters, which survives saving; -1 for none."""
+    """Return the index of a bias among all parameters, which can be saved; -1 without a bias."""
     return next((i for i, parameter in enumerate(flat) if parameter is bias), -1)
 
 
@@ -90,7 +93,7 @@ def check_state(state_dict: object, flat: Sequence[Tensor]) -> None:
     """Raise unless a state is one of this optimiser, for parameters of the same shapes.
 
     Args:
-        state_dict: what is to be loaded.
+        state_dict: the state to be loaded.
         flat: all parameters of the optimiser.
 
     Raises:
@@ -104,7 +107,7 @@ def check_state(state_dict: object, flat: Sequence[Tensor]) -> None:
     count = state.get("count") if isinstance(state, dict) else None
     if not isinstance(count, dict) or "steps" not in count or "param_groups" not in state_dict:
         raise ValueError(
-            f"the state holds no count of steps: it is that of another optimizer; {remedy}"
+            f"the state has no count of steps: it is that of another optimizer; {remedy}"
         )
     for index, parameter in _saved(state_dict, flat):
         mean = state_dict["state"][index].get("exp_avg")
@@ -120,12 +123,12 @@ def check_state(state_dict: object, flat: Sequence[Tensor]) -> None:
 
 
 def copied_state(state_dict: Mapping[str, Any], flat: Sequence[Tensor]) -> dict[Any, Any]:
-    """Copies of what a state holds, by parameter, in the dtype that this optimiser keeps it in.
+    """Copy a state, by parameter, in the dtype that this optimiser uses for it.
 
-    torch itself would share the tensors, and round what half-precision parameters have to theirs.
+    torch itself would share the tensors, and round the state of half-precision parameters.
 
     Args:
-        state_dict: checked.
+        state_dict: the state, already checked.
         flat: all parameters of the optimiser.
     """
     copied: dict[Any, Any] = {"count": dict(state_dict["state"]["count"])}
@@ -139,7 +142,7 @@ def copied_state(state_dict: Mapping[str, Any], flat: Sequence[Tensor]) -> dict[
 
 
 def _saved(state_dict: Mapping[str, Any], flat: Sequence[Tensor]) -> Iterator[tuple[Any, Tensor]]:
-    """The keys of saved states, with their parameters; torch checks the numbers of these."""
+    """Yield keys of saved states with their parameters; torch checks that their numbers match."""
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
     for key, parameter in zip(keys, flat, strict=False):
         if key in state_dict["state"]:

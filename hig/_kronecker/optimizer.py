@@ -1,4 +1,4 @@
-"""Half-inverse gradients with a Kronecker factorisation: the price of Adam, at any batch size."""
+"""Half-inverse gradients with a Kronecker factorisation: about the cost of Adam per step."""
 
 import math
 from collections import defaultdict
@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
-from hig._kronecker.adam import accumulable, adam_step, check_adam_group, factor_of, trained_part
+from hig._kronecker.adam import (
+    accumulable,
+    adam_step,
+    check_adam_group,
+    checked_step_size,
+    trained_part,
+)
 from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
 from hig._kronecker.grafting import GRAFTS, graft_factors
 from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
@@ -63,40 +69,40 @@ class KroneckerHIG(torch.optim.Optimizer):
     the bias being a further column, A the second moment of its inputs and S that of the gradients
     of its outputs for a random projection of the prediction. The step is
     :math:`S^{-p} G A^{-p}` with p = 3/4 for the half-inverse, 1 for Gauss-Newton (K-FAC, arXiv
-    1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). Samples, outputs and layers
-    share in one backward pass, and one more in every ``probe_every`` steps: where an exact step
-    decomposes a matrix with a row per sample and output, this one takes any batch.
+    1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). A step takes one backward
+    pass for all samples, outputs and layers, and a second one in every ``probe_every`` steps. No
+    matrix grows with the batch, unlike in an exact step, so that any batch size is possible.
 
     The direction is applied to the running mean of the gradients and has the norm of the step
     that Adam would take (grafting, arXiv 2002.11803), so learning rates are those of Adam.
     A and S are moments over all positions at which a weight is used, whichever axis holds the
     samples: layers may be called with nodes of graphs, with time first, without a batch, or several
-    times with points of different numbers. Parameters elsewhere than in such layers, and layers
-    that no call shows, are moved by Adam; ``report.left_to_adam`` has the reason for each, and
-    without any layer there is a warning. Means and factors of float16 and bfloat16 parameters are
-    kept in float32, complex parameters are real and imaginary parts to Adam, and sparse gradients
-    are densified.
+    times with different numbers of points. Other parameters, and layers whose calls cannot be
+    captured, are updated by Adam; ``report.left_to_adam`` has the reason for each, and there is a
+    warning if no layer was found. Means and factors of float16 and bfloat16 parameters are in
+    float32, complex parameters are treated as real and imaginary parts, and sparse gradients
+    become dense.
 
     Args:
         params: parameters, named parameters or parameter groups.
         lr: factor of the step, in the units of Adam's.
         kappa: exponent in [-1, 1]: -0.5 is the half-inverse, -1 Gauss-Newton, 1 the gradient.
         damping: added to the eigenvalues of :math:`S \otimes A`, in units of their mean.
-        betas: factors by which the past counts in the means of gradients and of their squares.
+        betas: decay of the means of gradients and of their squares.
         eps: as in ``torch.optim.Adam``.
-        graft: whose norm is Adam's: "global" of all layers together, "layer" of each; None leaves
-            the direction as it is.
-        decay: factor by which the past counts in S and A.
-        probe_every: steps from one update of S and A to the next, after a number of first ones
-            that update them each.
+        graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
+            does; None leaves the direction unchanged.
+        decay: decay of the running means S and A.
+        probe_every: steps from one update of S and A to the next; each of the first steps
+            updates them.
         refresh_every: steps from one decomposition of S and A to the next; early on they are
             decomposed after 1, 2, 4, ... steps.
         metric_root: applies the symmetric root of the metric M in which the loss measures the
             outputs, if it is :math:`\tfrac12 r^T M r`, to a tensor of their shape: S is then that
             of :math:`M^{1/2} J`. None for a plain sum of squares.
-        seed: of the random projections; torch's generators are left alone.
-        process_group: None where each process of torch.distributed steps for itself; the step is
-            not shared among processes, and "auto" refuses several.
+        seed: seed of the random projections; torch's generators are not used.
+        process_group: None if each process rank of torch.distributed takes its own step; the step
+            is not distributed, and "auto" refuses several process ranks.
 
     Attributes:
         report: the :class:`hig.KroneckerReport` of the last step, None before the first.
@@ -158,12 +164,11 @@ class KroneckerHIG(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; see ``torch.optim.Optimizer``.
 
-        Complex parameters are trained by Adam, others than floating-point ones left alone.
+        Complex parameters are trained by Adam; those that are not floating-point are ignored.
 
         Raises:
-            TypeError: for sparse parameters, and for what is not a number.
-            ValueError: for a learning rate, betas or eps out of range, or a setting that groups
-                do not have.
+            TypeError: a parameter is sparse, or a setting is not a number.
+            ValueError: a learning rate, betas or eps are out of range, or a setting is unknown.
         """
         check_group_keys(param_group, self.defaults)
         super().add_param_group(param_group)
@@ -172,7 +177,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         check_group_lr(trained_part(group))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything, for copies and pickles; torch's own keeps its public part alone."""
+        """Return the complete state for copies and pickles; that of torch has public parts only."""
         private = (
             "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
             "_metric_root", "_seed", "_process_group", "_explanation",
@@ -221,11 +226,11 @@ class KroneckerHIG(torch.optim.Optimizer):
 
         Raises:
             NonFiniteError: loss, prediction or their derivatives hold NaN or Inf; neither
-                parameters nor state have been changed. Or the parameters would, after a step that
-                is too large for their dtype; none has been changed.
+                parameters nor state have been changed. Or the step is too large for the dtype of
+                the parameters; none has been changed.
             DecompositionError: the factors of a layer cannot be decomposed; no parameter has been
                 changed.
-            ValueError: the closure does not return what it should.
+            ValueError: the closure does not return a scalar loss and a prediction.
         """
         closure = check_closure(closure)
         if (size := Ranks(self._process_group).size) > 1:
@@ -246,7 +251,7 @@ class KroneckerHIG(torch.optim.Optimizer):
             if probing:
                 with clock.phase("probe"), torch.no_grad():
                     probe = random_probe(prediction, self._seed + steps, self._metric_root)
-                    # Again where powers are due: at first gradients may be zero by chance.
+                    # Also if powers are due: the first gradients may be zero by chance.
                     known = calls.signature() == self._explanation.signature
                     thorough = not known or self._due(steps)
                     factors = factors_of_layers(calls.uses, prediction, probe, thorough)
@@ -258,9 +263,9 @@ class KroneckerHIG(torch.optim.Optimizer):
                 with clock.phase("factors"):
                     refreshed = self._learn(factors, steps)
                 with clock.phase("update"):
-                    rest, moved = self._move(gradients)
+                    by_adam, moved = self._move(gradients)
         self.state["count"]["steps"] = steps + 1
-        left = self._explanation.of(rest, self.param_groups)
+        left = self._explanation.of(by_adam, self.param_groups)
         self.report = KroneckerReport(
             loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
         )
@@ -274,7 +279,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         probing: bool,
         clock: PhaseClock,
     ) -> dict[Tensor, Tensor]:
-        """The gradients of all parameters that the prediction depends on, as moments take them."""
+        """Compute the gradients of all parameters that the prediction depends on, for moments."""
         # The closure initializes lazy parameters that it uses, and may freeze others.
         parameters = [p for p in parameters if p.requires_grad and not is_lazy(p)]
         if not parameters:
@@ -286,10 +291,10 @@ class KroneckerHIG(torch.optim.Optimizer):
             checks = Checks()
             outward = loss_gradient(loss, prediction, parameters, False, checks)
             checks.settle()
-            found = torch.autograd.grad(
+            derivatives = torch.autograd.grad(
                 prediction, parameters, outward, retain_graph=probing, allow_unused=True
             )
-        pairs = zip(parameters, found, strict=True)
+        pairs = zip(parameters, derivatives, strict=True)
         return {p: accumulable(g) for p, g in pairs if g is not None}
 
     # -- layers and reasons ----------------------------------------------------------------------
@@ -301,7 +306,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         gradients: dict[Tensor, Tensor],
         thorough: bool,
     ) -> None:
-        """Find out why parameters have no factors, and warn, before anything is changed."""
+        """Find the reasons why parameters have no factors, and warn, before anything changes."""
         self._explanation.update(calls, factors, gradients, self.param_groups, thorough)
         if not factors and not any("scale" in self.state.get(p, ()) for p in gradients):
             left = self._explanation.of(gradients, self.param_groups)
@@ -310,17 +315,17 @@ class KroneckerHIG(torch.optim.Optimizer):
     # -- factors ---------------------------------------------------------------------------------
 
     def _due(self, steps: int) -> bool:
-        """Whether factors are decomposed in a step."""
+        """Return whether factors are decomposed in a step: after 1, 2, 4, ... and periodically."""
         return steps & (steps - 1) == 0 or steps % self._refresh_every == 0
 
     def _learn(self, factors: Sequence[LayerFactors], steps: int) -> bool:
-        """Take factors into their running means and decompose those that are due."""
+        """Update the running means of factors, and decompose those that are due."""
         flat = self._flat()
         due, refreshed = self._due(steps), False
-        for found in factors:
-            state = self.state[found.layer.weight]
-            state["bias"] = position(found.layer.bias, flat)
-            take_factors(state, found, self._decay)
+        for layer_factors in factors:
+            state = self.state[layer_factors.layer.weight]
+            state["bias"] = position(layer_factors.layer.bias, flat)
+            take_factors(state, layer_factors, self._decay)
             if due or "scale" not in state:
                 refresh_power(state, self._decay, self._power, self._damping)
                 refreshed = True
@@ -331,10 +336,10 @@ class KroneckerHIG(torch.optim.Optimizer):
     def _move(
         self, gradients: dict[Tensor, Tensor]
     ) -> tuple[list[Tensor], tuple[int, int, float, list[float]]]:
-        """Move all parameters that have a gradient.
+        """Update all parameters that have a gradient.
 
         Returns:
-            The parameters that Adam moved; numbers of layers and of these parameters, norm of the
+            The parameters updated by Adam; numbers of layers and of these parameters, norm of the
             step per unit of learning rate, and the factor of each layer's direction.
         """
         groups = {p: group for group in self.param_groups for p in group["params"]}
@@ -348,30 +353,30 @@ class KroneckerHIG(torch.optim.Optimizer):
             for parameter, gradient in gradients.items()
         }
         layers, flat = [], self._flat()
-        rest = dict(steps)
+        by_adam = dict(steps)
         for weight in gradients:
             state = self.state[weight]
             if "scale" in state:
                 bias = None if state["bias"] < 0 else flat[state["bias"]]
                 layers.append(layer_direction(state, steps, weight, bias))
                 for parameter in layers[-1]:
-                    rest.pop(parameter, None)
-        grafts, norm = graft_factors(self._graft, layers, steps, rest)
+                    by_adam.pop(parameter, None)
+        grafts, norm = graft_factors(self._graft, layers, steps, by_adam)
         start = [parameter.detach().clone() for parameter in gradients]
-        with ExitStack() as undo:  # what is done halfway, whatever is raised
+        with ExitStack() as undo:  # restores all parameters if anything is raised
             undo.callback(put_back, gradients, start)
             for layer, graft in zip(layers, grafts, strict=True):
                 for parameter, direction in layer.items():
                     size = graft * float(groups[parameter]["lr"])
-                    parameter.sub_(direction, alpha=factor_of(size, direction))
-            for parameter, step in rest.items():
+                    parameter.sub_(direction, alpha=checked_step_size(size, direction))
+            for parameter, step in by_adam.items():
                 step.move(parameter, float(groups[parameter]["lr"]))
             require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
-            # Ordinary steps may leave the numbers of float16.
+            # Even ordinary steps may overflow float16.
             narrow = [p for p in gradients if p.dtype == torch.float16]
             require_room(narrow, math.inf if narrow else None)
             undo.pop_all()
-        return list(rest), (len(layers), len(rest), norm, grafts)
+        return list(by_adam), (len(layers), len(by_adam), norm, grafts)
 
     def _flat(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -379,10 +384,10 @@ class KroneckerHIG(torch.optim.Optimizer):
     def _trainable(self) -> list[Tensor]:
         for group in self.param_groups:
             check_group_lr(trained_part(group))  # schedulers write here
-        found = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
-        if not found:
+        trained = list(dict.fromkeys(p for p in self._flat() if p.requires_grad))
+        if not trained:
             raise ValueError(
                 "none of the optimizer's parameters requires a gradient; call requires_grad_() on "
                 "those that are to be trained"
             )
-        return found
+        return trained

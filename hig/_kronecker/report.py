@@ -1,4 +1,4 @@
-"""Report of one step with Kronecker factors."""
+"""Report of a Kronecker step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,27 +7,28 @@ from torch import Tensor
 
 __all__ = ["KroneckerReport", "grouped", "listed"]
 
-# How many names are written out.
+# Number of names that are written out.
 SHOWN = 6
 
 
 @dataclass
 class KroneckerReport:
-    """One step in numbers.
+    """Numbers and reasons of one step of :class:`hig.KroneckerHIG`.
 
     Attributes:
         loss: the loss before the step.
         layers: number of layers that were preconditioned.
-        others: number of parameters that Adam's step moved, next to those of the layers.
+        others: number of remaining parameters, updated by Adam.
         step_norm: norm of the whole step per unit of learning rate.
         graft: factor from the preconditioned direction to the step, one per layer; all are equal
-            where layers share their norm, and 1 without grafting.
+            with global grafting, and 1 without grafting.
         probed: whether the factors were updated.
-        refreshed: whether their powers were.
-        seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
+        refreshed: whether their powers were updated.
+        seconds: wall-clock time per phase. On CUDA this is the time of submission: kernels may
+            still be running.
         left_to_adam: why each of the ``others`` is not part of a preconditioned layer, by the
             name of the parameter.
-        remarks: layers whose factors describe a part of what their parameters do, and why.
+        remarks: layers on whose parameters the prediction also depends in other ways.
     """
 
     loss: Tensor
@@ -43,12 +44,12 @@ class KroneckerReport:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences: parameters that Adam moved, with the reasons, then the remarks."""
-        found = [*grouped(self.left_to_adam), *self.remarks]
+        """Sentences on the parameters that Adam updated, with the reasons, then the remarks."""
+        sentences = [*grouped(self.left_to_adam), *self.remarks]
         return (
-            found
+            sentences
             if self.layers
-            else ["no layer is preconditioned, the whole step is Adam's", *found]
+            else ["no layer is preconditioned, the whole step is Adam's", *sentences]
         )
 
     def __str__(self) -> str:
@@ -68,13 +69,13 @@ class KroneckerReport:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some names in one line; of many the first few and the number of the others."""
+    """Join names in one line; of many, the first few and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def grouped(left_to_adam: Mapping[str, str]) -> list[str]:
-    """One sentence for each reason, with the names of all parameters that it holds for."""
+    """Return one sentence for each reason, with the names of its parameters."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in left_to_adam.items():
         by_reason.setdefault(reason, []).append(name)

@@ -1,4 +1,4 @@
-"""Simulators outside torch, made differentiable by the derivative that they bring."""
+"""Simulators outside torch, made differentiable by the derivative that they supply."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,16 +21,17 @@ Linearise = Callable[..., tuple[Array, ArrayPullback | Array | Sequence[Array | 
 def black_box(
     linearise: Linearise, simulate: Callable[..., Array] | None = None
 ) -> Callable[..., Tensor]:
-    """A torch function of a simulator that is written in NumPy, SciPy, JAX or anything else.
+    """Wrap a simulator in NumPy, SciPy, JAX or anything else as a differentiable torch function.
 
-    It is differentiable in every floating-point input. ``linearise`` simulates and gives the
+    It is differentiable in every floating-point input. ``linearise`` simulates and returns the
     derivative in one of two forms:
 
-    - a pullback, cotangent to gradients, such as an adjoint solver or what ``jax.vjp`` returns.
-      It runs once per backward pass, for all samples; passes are not batched. It must be linear,
-      and samples apart: a cotangent that combines earlier ones, sample by sample, has the same
-      combination of their gradients, and the pullback is not called. In the first two simulations
-      where that is so, and in every 64th, it is called all the same, and compared.
+    - a pullback, a function from a cotangent to gradients, such as an adjoint solver or the
+      result of ``jax.vjp``. It runs once per backward pass, for all samples; passes are not
+      batched. It must be linear, and samples must be independent: for a cotangent that combines
+      earlier ones, sample by sample, the same combination of their gradients is returned without
+      a call. In the first two simulations with such a cotangent, and in every 64th, the pullback
+      is called nevertheless, to compare.
     - Jacobians of each sample. All passes are then one matrix product, and
       ``method="lanczos"`` is allowed.
 
@@ -47,20 +48,19 @@ def black_box(
         linearise: takes one array (batch, ...) per input, of the input's dtype, and returns
             ``(output, derivative)``: the output (batch, ...), and a callable from a cotangent of
             the output's shape to one array per input, or such arrays themselves, each
-            (batch, *output.shape[1:], *input.shape[1:]). With one input, it may come without a
-            sequence around it; None stands for zero.
-        simulate: the same output without derivative, called where none is asked for; by default
-            that of ``linearise``.
+            (batch, *output.shape[1:], *input.shape[1:]). With one input, a single array is
+            accepted; None stands for zero.
+        simulate: computes the same output without derivative, called if none is needed; by
+            default the output of ``linearise``.
 
     Returns:
         A function of tensors (batch, ...); its output has dtype and device of the first
         floating-point input.
 
     Raises:
-        TypeError: if ``linearise`` or ``simulate`` is not callable; by the returned function if an
-            input is no tensor, none is floating-point, or ``linearise`` returns no pair.
-        ValueError: by the returned function or in its backward pass, if an array does not have the
-            shape it should have.
+        TypeError: ``linearise`` or ``simulate`` is not callable; in the returned function, an
+            input is not a tensor, none is floating-point, or ``linearise`` does not return a pair.
+        ValueError: in the returned function or its backward pass, an array has the wrong shape.
     """
     for name, value in (("linearise", linearise), ("simulate", simulate)):
         if not callable(value) and not (name == "simulate" and value is None):
@@ -85,7 +85,7 @@ def black_box(
 
 
 class _PulledBack(torch.autograd.Function):
-    """Gives the output; its gradients are those of the simulator's own pullback."""
+    """Identity of the output, with the gradients of the simulator's pullback."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, pullback: Pullback, *inputs: Tensor) -> Tensor:
@@ -96,15 +96,15 @@ class _PulledBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_batches(cotangent)
-        found = ctx.pullback(cotangent)
-        wanted = zip(found, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(own if needed else None for own, needed in wanted)
+        gradients = ctx.pullback(cotangent)
+        wanted = zip(gradients, ctx.needs_input_grad[2:], strict=True)
+        return None, None, *(gradient if needed else None for gradient, needed in wanted)
 
 
 def _pullback_of(
     derivative: Callable[..., Any], inputs: Sequence[Tensor], contract: Contract
 ) -> Pullback:
-    """The user's pullback as a function of tensors, for these inputs."""
+    """Convert the user's pullback to a function of tensors, for these inputs."""
     likes = [value.detach() for value in inputs]
     shapes = [value.shape for value in likes]
 
@@ -119,11 +119,14 @@ def _pullback_of(
 
 
 def _first_order(jacobians: object, inputs: Sequence[Tensor], output: Tensor) -> Tensor:
-    """A zero whose derivative by the inputs is that of the simulator."""
+    """Return a zero whose derivative by the inputs is that of the simulator.
+
+    J (x - x₀) is zero at x = x₀, the detached input, and has the derivative J there.
+    """
     shapes = [(*output.shape, *value.shape[1:]) for value in inputs]
     total = torch.zeros_like(output)
-    found = _one_each(jacobians, shapes, "the Jacobian")
-    for array, value in zip(found, inputs, strict=True):
+    arrays = _one_each(jacobians, shapes, "the Jacobian")
+    for array, value in zip(arrays, inputs, strict=True):
         if array is not None and value.requires_grad:
             change = (value - value.detach()).to(output).flatten(1).unsqueeze(2)
             jacobian = _tensor(array, output).reshape(len(output), -1, change.shape[1])
@@ -144,13 +147,13 @@ def _first_floating(inputs: Sequence[Tensor]) -> Tensor:
     return floating[0]
 
 
-def _pair(found: object) -> tuple[Array, object]:
-    if not isinstance(found, tuple) or len(found) != 2:
+def _pair(returned: object) -> tuple[Array, object]:
+    if not isinstance(returned, tuple) or len(returned) != 2:
         raise TypeError(
-            f"linearise must return (output, derivative), got {described(found)}; the derivative "
-            "is a pullback or Jacobians"
+            f"linearise must return (output, derivative), got {described(returned)}; the "
+            "derivative is a pullback or Jacobians"
         )
-    return found
+    return returned
 
 
 def _array(value: Tensor) -> Array:
@@ -165,7 +168,7 @@ def _refuse_batches(cotangent: Tensor) -> None:
 
 
 def _tensor(array: Array, like: Tensor) -> Tensor:
-    # A copy: the arrays of JAX are read-only, and those of a solver may be its own workspace.
+    # A copy: the arrays of JAX are read-only, and those of a solver may be its workspace.
     return torch.from_numpy(np.array(array)).to(like)
 
 
@@ -179,9 +182,11 @@ def _output(values: Array, like: Tensor) -> Tensor:
     return output
 
 
-def _one_each(found: object, shapes: Sequence[tuple[int, ...]], what: str) -> list[Array | None]:
-    """The arrays of a derivative, one per input, of the right shapes."""
-    arrays: list[Any] = list(found) if isinstance(found, tuple | list) else [found]
+def _one_each(
+    derivative: object, shapes: Sequence[tuple[int, ...]], what: str
+) -> list[Array | None]:
+    """Return the arrays of a derivative, one per input, after checking their shapes."""
+    arrays: list[Any] = list(derivative) if isinstance(derivative, tuple | list) else [derivative]
     if len(arrays) != len(shapes):
         raise ValueError(
             f"the derivative must have one array per input, {len(shapes)}, got {len(arrays)}; "

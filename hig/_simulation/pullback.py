@@ -1,8 +1,8 @@
-"""The pullback of one linearisation of a simulator, called no more often than it must be.
+"""Pullback of one linearisation of a simulator, called as rarely as possible.
 
-Its contract is that it is linear and that samples are apart. A cotangent that is, for each sample,
-a combination of earlier ones then has the same combination of their gradients. The contract is
-held against a call in the first linearisations and seldom later.
+Its contract is that it is linear and that samples are independent. A cotangent that is, for each
+sample, a combination of earlier ones then has the same combination of their gradients. The
+contract is compared with a call in the first linearisations, and rarely later.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Gradients = list[Tensor | None]
 
 # Linearisations in which a combination is compared with a call: the first ones, then every so many.
 FIRST, EVERY = 2, 64
-# Numbers, of cotangents and gradients together, that may be remembered of one linearisation.
+# Largest number of entries of cotangents and gradients that are kept of one linearisation.
 REMEMBERED = 2**22
 # Units of rounding by which a combination may differ from a call.
 UNITS = 30
@@ -25,29 +25,29 @@ UNITS = 30
 
 @dataclass
 class Contract:
-    """Whether a pullback was seen to be linear, and its samples to be apart.
+    """Record of whether a pullback is linear and its samples are independent.
 
     Attributes:
-        holds: False once that was not so.
-        used: linearisations in which a combination could be made.
-        apart: whether no sample was seen to influence another, in a pullback that is linear only
+        holds: False after a call that contradicts it.
+        used: number of linearisations in which a combination was possible.
+        independent: whether samples were found to be independent, in a pullback that is linear only
             up to the tolerance of a solver.
     """
 
     holds: bool = True
     used: int = 0
-    apart: bool = False
+    independent: bool = False
 
     def is_due(self) -> bool:
-        """Whether the present linearisation, counted by now, is one that compares."""
+        """Return whether the current linearisation, already counted, compares with a call."""
         return self.used <= FIRST or self.used % EVERY == 0
 
 
 class Pullback:
-    """A pullback, from a cotangent (B, ...) to one gradient (B, ...) per input, None for zero.
+    """Pullback from a cotangent (B, ...) to one gradient (B, ...) per input, None for zero.
 
     Args:
-        call: the user's.
+        call: the user's pullback.
         contract: shared by all linearisations of a simulator.
     """
 
@@ -59,92 +59,101 @@ class Pullback:
         self._room, self._counted = REMEMBERED, False
 
     def __call__(self, cotangent: Tensor) -> Gradients:
-        """The gradients, by a call or as a combination."""
+        """Compute the gradients, by a call or as a combination of earlier ones."""
         if not self.contract.holds or cotangent.numel() > self._room:
             return self._call(cotangent)
         flat, units = _rows(cotangent.detach()), UNITS * _eps(cotangent)
-        shares, rest = self._taken_apart(flat)
-        new = rest.norm(dim=1) > units * flat.norm(dim=1)
+        shares, remainder = self._decompose(flat)
+        new = remainder.norm(dim=1) > units * flat.norm(dim=1)
         if self._directions and not bool(new.any()):
             combined = _sum_of(shares, self._gradients)
-            # Directions that were nearly known before have inexact gradients.
+            # Directions that were nearly combinations of earlier ones have inexact gradients.
             if bool((self._rounding(shares) <= units * _norms(combined).to(flat.device)).all()):
-                return self._compared(cotangent, combined)
+                return self._verified(cotangent, combined)
             return self._call(cotangent)
-        found = self._call(cotangent)
-        self._remember(torch.where(new[:, None], rest, 0), shares, found, _eps(cotangent))
-        return found
+        gradients = self._call(cotangent)
+        self._remember(torch.where(new[:, None], remainder, 0), shares, gradients, _eps(cotangent))
+        return gradients
 
-    def _taken_apart(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The shares (B,) of each known direction in a cotangent, and what is left of it."""
+    def _decompose(self, flat: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Split a cotangent into shares (B,) of each known direction and a remainder."""
         totals = [torch.zeros_like(flat[:, 0]) for _ in self._directions]
-        rest = flat
-        for _ in range(2):  # the second time takes what rounding left
+        remainder = flat
+        for _ in range(2):  # Gram-Schmidt; the second time removes what rounding left
             for total, direction in zip(totals, self._directions, strict=True):
-                share = (rest * direction).sum(1)
+                share = (remainder * direction).sum(1)
                 total += share
-                rest = rest - share[:, None] * direction
-        return totals, rest
+                remainder = remainder - share[:, None] * direction
+        return totals, remainder
 
     def _rounding(self, shares: list[Tensor]) -> Tensor:
-        """The rounding of a combination, (B,)."""
+        """Bound of the rounding errors of a combination, (B,)."""
         parts = [share * error for share, error in zip(shares, self._errors, strict=True)]
         return torch.stack(parts).norm(dim=0)
 
-    def _compared(self, cotangent: Tensor, combined: Gradients) -> Gradients:
-        """The combination, held against a call where that is due."""
+    def _verified(self, cotangent: Tensor, combined: Gradients) -> Gradients:
+        """Return a combination, after comparing it with a call if that is due."""
         contract = self.contract
         contract.used += not self._counted
         self._counted = True
         if contract.is_due():
-            found = self._call(cotangent)
-            contract.holds = self._agrees(cotangent, combined, found)
+            called = self._call(cotangent)
+            contract.holds = self._agrees(cotangent, combined, called)
             if not contract.holds:
-                return found
-        return [None if own is None else own.to(cotangent.dtype) for own in combined]
+                return called
+        return [None if gradient is None else gradient.to(cotangent.dtype) for gradient in combined]
 
-    def _agrees(self, cotangent: Tensor, combined: Gradients, found: Gradients) -> bool:
-        """Whether a combination equals a call: up to rounding, or to the tolerance of a solver."""
+    def _agrees(self, cotangent: Tensor, combined: Gradients, called: Gradients) -> bool:
+        """Return whether a combination equals a call, up to rounding or a solver's tolerance."""
         sizes, eps = _norms(combined), _eps(cotangent)
-        errors = _norms([_difference(a, b) for a, b in zip(combined, found, strict=True)])
+        errors = _norms([_difference(a, b) for a, b in zip(combined, called, strict=True)])
         if bool((errors <= UNITS * eps * sizes).all()):
             return True
         if bool((errors > 3 * eps**0.5 * sizes).any()):
             return False
-        if not self.contract.apart:
-            self.contract.apart = self._are_apart(cotangent, UNITS * eps * sizes)
-        return self.contract.apart
+        if not self.contract.independent:
+            self.contract.independent = self._are_independent(cotangent, UNITS * eps * sizes)
+        return self.contract.independent
 
-    def _are_apart(self, cotangent: Tensor, allowed: Tensor) -> bool:
-        """Whether samples without a cotangent have no gradient, for each pair of samples."""
+    def _are_independent(self, cotangent: Tensor, allowed: Tensor) -> bool:
+        """Return whether samples without a cotangent have no gradient, for each pair of samples."""
+        # Any two samples differ in some bit of their numbers: halves by each bit, both ways.
         index = torch.arange(len(cotangent), device=cotangent.device)
         for bit in range((len(cotangent) - 1).bit_length()):
             for side in (0, 1):
-                chosen = (index >> bit) % 2 == side
-                mask = chosen.view(-1, *[1] * (cotangent.ndim - 1))
+                half = (index >> bit) % 2 == side
+                mask = half.view(-1, *[1] * (cotangent.ndim - 1))
                 leaked = _norms(self._call(torch.where(mask, cotangent, 0))).to(index.device)
-                if bool((leaked > allowed.to(index.device))[~chosen].any()):
+                if bool((leaked > allowed.to(index.device))[~half].any()):
                     return False
         return True
 
-    def _remember(self, rest: Tensor, shares: list[Tensor], found: Gradients, eps: float) -> None:
-        """Take what a call gave for the part of its cotangent that is new."""
-        norms = rest.norm(dim=1)
+    def _remember(
+        self, remainder: Tensor, shares: list[Tensor], called: Gradients, eps: float
+    ) -> None:
+        """Add the new part of a cotangent as a direction, with its part of the gradients.
+
+        The gradients of the known part are a combination of the known ones, and are subtracted;
+        both are then scaled so that the direction has length 1, for each sample.
+        """
+        norms = remainder.norm(dim=1)
         inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-        known = _sum_of(shares, self._gradients) if self._gradients else [None] * len(found)
-        new = [_difference(own, old) for own, old in zip(found, known, strict=True)]
-        gradients = [None if own is None else _times(inverse, own) for own in new]
-        rounding = eps * _norms(found).to(rest.device)
+        known = _sum_of(shares, self._gradients) if self._gradients else [None] * len(called)
+        new = [_difference(gradient, old) for gradient, old in zip(called, known, strict=True)]
+        gradients = [None if gradient is None else _times(inverse, gradient) for gradient in new]
+        rounding = eps * _norms(called).to(remainder.device)
         if shares:
             rounding = rounding + self._rounding(shares)
-        self._directions.append(inverse[:, None] * rest)
+        self._directions.append(inverse[:, None] * remainder)
         self._gradients.append(gradients)
         self._errors.append(inverse * rounding)
-        self._room -= rest.numel() + sum(own.numel() for own in gradients if own is not None)
+        self._room -= remainder.numel() + sum(
+            gradient.numel() for gradient in gradients if gradient is not None
+        )
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """(B, ...) as (B, m) float64."""
+    """Flatten (B, ...) to (B, m) float64."""
     return tensor.double().reshape(len(tensor), -1)
 
 
@@ -153,11 +162,11 @@ def _eps(tensor: Tensor) -> float:
 
 
 def _sum_of(shares: list[Tensor], gradients: list[Gradients]) -> Gradients:
-    """Of each input the combination of its gradients, in float64."""
+    """Combine the gradients of each input, in float64."""
     total: Gradients = []
-    for found in zip(*gradients, strict=True):
-        pairs = zip(shares, found, strict=True)
-        parts = [_times(share, own) for share, own in pairs if own is not None]
+    for of_input in zip(*gradients, strict=True):
+        pairs = zip(shares, of_input, strict=True)
+        parts = [_times(share, gradient) for share, gradient in pairs if gradient is not None]
         total.append(torch.stack(parts).sum(0) if parts else None)
     return total
 
@@ -167,16 +176,16 @@ def _times(factors: Tensor, values: Tensor) -> Tensor:
 
 
 def _difference(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """In float64; None is zero."""
+    """Difference in float64; None stands for zero."""
     if one is None or other is None:
-        found = other if one is None else one
-        return None if found is None else found.double() if one is not None else -found.double()
+        only = other if one is None else one
+        return None if only is None else only.double() if one is not None else -only.double()
     return one.double() - other.double()
 
 
 def _norms(gradients: Gradients) -> Tensor:
-    """The norm of all gradients of each sample, (B,) float64."""
-    squares = [_rows(own).square().sum(1) for own in gradients if own is not None]
+    """Norm of all gradients of each sample, (B,) float64."""
+    squares = [_rows(gradient).square().sum(1) for gradient in gradients if gradient is not None]
     return (
         torch.stack(squares).sum(0).sqrt()
         if squares

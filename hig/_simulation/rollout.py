@@ -1,4 +1,4 @@
-r"""A differentiable time loop whose Jacobian costs about as much as the loop.
+r"""Differentiable time loop whose Jacobian costs about as much as the loop.
 
 Forward, the loop runs without a graph and keeps its states. Backward, the Jacobians of all steps
 are computed in one vectorised call over batch and time,
@@ -23,12 +23,12 @@ from hig.arguments import check_choice, check_function, check_same_device
 __all__ = ["rollout"]
 
 ROLLOUT_METHODS = ("auto", "jacobians", "loop")
-# Step Jacobians up to this size are formed; larger states are differentiated through the loop.
+# Step Jacobians up to this size are computed; larger states are differentiated through the loop.
 JACOBIAN_BYTES = 512 * 2**20
 # Up to this many entries of the state, many cotangents at once are multiplied with the Jacobian of
-# the whole rollout, formed once; above, and for single cotangents, the adjoint goes back in time.
-# A Jacobian that has to be differentiated from the step pays up to here too: its price grows with
-# the square of the size, and that of the loop hardly.
+# the whole rollout, computed once; above, and for single cotangents, the adjoint goes back in time.
+# Differentiating a step for its Jacobian pays off up to this size, too: its cost grows with the
+# square of the size, and that of the loop hardly.
 TOTAL_SIZE = 16
 
 
@@ -39,26 +39,25 @@ def rollout(
 
     Args:
         step: (state, control of one time) -> state, both with the batch axis; a deterministic
-            function of its arguments. A :class:`LinearStep` hands over its matrices.
+            function of its arguments. Of a :class:`LinearStep` the matrices are used directly.
         state: initial state, (batch, ...).
         controls: (batch, time, ...).
         trajectory: return all states as well.
         method: "jacobians" (vectorised step Jacobians), "loop" (plain autograd through the
-            loop), or "auto": the first, unless the step depends on something else that is
-            trained, lets the samples of the batch influence one another, the state has more than
-            16 entries or is complex and the step no LinearStep, or a ``torch.func`` transform is
-            at work.
+            loop), or "auto": the first, unless the step depends on another tensor that is
+            trained or couples the samples of the batch, the state has more than 16 entries or is
+            complex and the step is not a LinearStep, or a ``torch.func`` transform is active.
 
     Returns:
         The final state, (batch, ...); with ``trajectory`` also all states,
         (batch, time + 1, ...).
 
     Raises:
-        ValueError: if shapes or ``method`` are wrong, the step changes its state in place, or
+        ValueError: shapes or ``method`` are wrong, the step changes its state in place, or
             "jacobians" cannot be used.
-        RuntimeError: in the backward pass, if the step is seen not to be deterministic.
-        TypeError: if state, controls or what the step returns is no tensor, or the step is no
-            function.
+        RuntimeError: in the backward pass, the step turns out not to be deterministic.
+        TypeError: state, controls or the result of the step is not a tensor, or the step is not
+            a function.
     """
     _check(step, state, controls, method)
     if method == "auto" and state[0].numel() > TOTAL_SIZE and not isinstance(step, LinearStep):
@@ -75,22 +74,22 @@ def rollout(
 
 
 class _Rollout(torch.autograd.Function):
-    """Loop forward, chain of step Jacobians backward; accepts batched cotangents.
+    """Autograd function: loop forward, chain of step Jacobians backward, also for many cotangents.
 
-    Inside, time is the first axis: every step then works on contiguous memory.
+    Time is the first axis here, so that every step works on contiguous memory.
     """
 
     @staticmethod
     def forward(ctx: Any, step: Step, state: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
         matrices = None
-        # The mode that watches for layers would look at every operation of the loop, in which
-        # there is nothing for it to see: no parameter takes part.
+        # The capture of layers would intercept every operation of the loop in vain: no parameter
+        # takes part.
         with torch._C.DisableTorchFunction():
             if isinstance(step, LinearStep):
-                found, matrices = linear_states(step, state, _time_first(controls))
+                visited, matrices = linear_states(step, state, _time_first(controls))
             else:
-                found = _loop(step, state, controls)
-            states = torch.stack(found)
+                visited = _loop(step, state, controls)
+            states = torch.stack(visited)
         ctx.step, ctx.pieces, ctx.whole = step, None, None
         ctx.save_for_backward(states, state, controls, matrices)
         ctx.set_materialize_grads(False)
@@ -128,7 +127,7 @@ class _Rollout(torch.autograd.Function):
 
 
 def _pieces(ctx: Any) -> Iterable[Piece]:
-    """Step Jacobians, backwards in time; kept for further passes through the graph if small."""
+    """Step Jacobians, backwards in time; kept for later passes through the graph if small."""
     if ctx.pieces is not None:
         return ctx.pieces
     states, _, controls, matrices = ctx.saved_tensors
@@ -143,25 +142,25 @@ def _pieces(ctx: Any) -> Iterable[Piece]:
 
 
 def _time_first(controls: Tensor) -> Tensor:
-    """(B, T, ...) -> (T, B, ...), contiguous: not every function takes a transposed tensor."""
+    """Copy (B, T, ...) to contiguous (T, B, ...): not every function accepts strided tensors."""
     return controls.transpose(0, 1).contiguous()
 
 
 def _is_batched(tensor: Tensor) -> bool:
-    """Whether many backward passes are taken at once, by ``is_grads_batched`` or by vmap."""
+    """Return whether a tensor holds many cotangents, by ``is_grads_batched`` or vmap."""
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(tensor) or functorch.is_batchedtensor(tensor)
 
 
 def _plain_states(step: Step, state: Tensor, controls: Tensor, method: str) -> list[Tensor]:
-    """The states at all times (B, ...), by operations that autograd and torch.func can follow."""
+    """States at all times (B, ...), by operations that autograd and torch.func can follow."""
     if isinstance(step, LinearStep) and method != "loop":
         return linear_states(step, state, _time_first(controls))[0]
     return _loop(step, state, controls)
 
 
 def _loop(step: Step, state: Tensor, controls: Tensor) -> list[Tensor]:
-    """The states at all times, one after the other."""
+    """States at all times, step by step."""
     first, *others = controls.unbind(1)
     before = _version(state)
     states = [state, step(state, first)]
@@ -174,7 +173,7 @@ def _loop(step: Step, state: Tensor, controls: Tensor) -> list[Tensor]:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place, where torch counts that."""
+    """Return how often a tensor was changed in place; 0 if torch does not count that."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -184,15 +183,15 @@ def _through_the_loop(
     """Differentiable cotangents of state and controls."""
     states = _plain_states(step, state, controls, "auto")
     outputs = states[-1], torch.stack(states, 1)
-    given = [
+    pairs = [
         pair for pair in zip(outputs, (of_final, of_states), strict=True) if pair[1] is not None
     ]
     wanted = [tensor for tensor in (state, controls) if tensor.requires_grad]
     gradients = iter(
         torch.autograd.grad(
-            [output for output, _ in given],
+            [output for output, _ in pairs],
             wanted,
-            [cotangent for _, cotangent in given],
+            [cotangent for _, cotangent in pairs],
             create_graph=True,
             materialize_grads=True,
         )
@@ -203,10 +202,10 @@ def _through_the_loop(
 def _check(step: Step, state: Tensor, controls: Tensor, method: str) -> None:
     check_choice(method, "method", ROLLOUT_METHODS)
     check_function(step, "step", "(state, control) -> state")
-    for name, given in (("state", state), ("controls", controls)):
-        if not isinstance(given, Tensor):
+    for name, value in (("state", state), ("controls", controls)):
+        if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name} must be a tensor, got {type(given).__name__}; convert it (torch.as_tensor)"
+                f"{name} must be a tensor, got {type(value).__name__}; convert it (torch.as_tensor)"
             )
     if state.ndim < 2 or controls.ndim < 2 or len(state) != len(controls) or not len(state):
         raise ValueError(
@@ -222,7 +221,7 @@ def _check(step: Step, state: Tensor, controls: Tensor, method: str) -> None:
 
 
 def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
-    """Why plain autograd must be used, or an empty string."""
+    """Return why plain autograd must be used, or an empty string."""
     if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (state, controls)):
         return "a torch.func transform differentiates the loop itself"
     if controls.is_complex():

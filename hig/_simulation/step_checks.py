@@ -1,4 +1,4 @@
-"""Whether the Jacobians of a step can be taken sample by sample."""
+"""Checks of a step: whether its Jacobians can be computed sample by sample."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ IN_PLACE = (
 
 
 def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
-    """Why the step Jacobians of single samples would not be the whole derivative, or "".
+    """Return why the step Jacobians of single samples are not the whole derivative, or "".
 
-    The step is run once, near the given point, with a graph. Moving a random half of the samples
-    must leave the others where they are, and the graph must end at state and control alone.
+    The step is run once, near the given point, with a graph. A random half of the samples must
+    not have gradients by the others, and the graph must end at state and control alone.
 
     Args:
         step: the step.
@@ -26,53 +26,51 @@ def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
         control: (B, ...), without a graph.
 
     Raises:
-        TypeError: if the step does not return a tensor.
-        ValueError: if it returns another shape or dtype, or changes its arguments in place.
+        TypeError: the step does not return a tensor.
+        ValueError: it returns another shape or dtype, or changes its arguments in place.
     """
     near = [_near(tensor).requires_grad_() for tensor in (state, control)]
     with torch.enable_grad():
-        given = [tensor.clone() for tensor in near]  # not leaves: a step in place shall get far
-        after = step(*given)
-    _check_output(after, state, given)
+        arguments = [tensor.clone() for tensor in near]  # not leaves, which may not change in place
+        after = step(*arguments)
+    _check_output(after, state, arguments)
     if not after.requires_grad:
         return "the step returns a tensor without a graph (detached, or computed in no_grad)"
     if _other_leaves(after, near):
         return "the step depends on another tensor that requires a gradient"
     moved = torch.randperm(len(state), generator=_GENERATOR, device="cpu") < (len(state) + 1) // 2
-    chosen = moved.to(state.device).view(-1, *[1] * (state.ndim - 1))
-    gradients = torch.autograd.grad(
-        after, near, chosen.expand_as(after).to(after), allow_unused=True
-    )
+    mask = moved.to(state.device).view(-1, *[1] * (state.ndim - 1))
+    gradients = torch.autograd.grad(after, near, mask.expand_as(after).to(after), allow_unused=True)
     for gradient in gradients:
         if gradient is not None:
             others = gradient[~moved.to(gradient.device)]
-            # Exactly zero: nothing is rounded on the way from a zero. NaN is 0 times infinity.
+            # Exactly zero: products with a zero have no rounding. NaN is 0 times infinity.
             if bool(((others != 0) & torch.isfinite(others)).any()):
                 return "the samples of the batch influence one another in the step"
     return ""
 
 
-# The halves differ from call to call, so that no pair of samples stays on one side for long. A
-# generator of its own: the check must not move the user's random state.
+# The halves differ from call to call, so that no pair of samples is in the same half for long. A
+# separate generator: the check must not change the user's random state.
 _GENERATOR = torch.Generator("cpu").manual_seed(0)
 
 
 def _near(tensor: Tensor) -> Tensor:
-    """A point nearby: at a special one, such as rest, an influence may vanish."""
+    """Move a point a little: at a special one, such as rest, an influence may vanish."""
     noise = torch.randn(tensor.shape, generator=_GENERATOR, dtype=torch.float64, device="cpu")
     noise = noise.to(device=tensor.device, dtype=tensor.dtype)
     return tensor + 1e-3 * noise * (1 + tensor.abs())
 
 
 def check_state(after: Tensor, state: Tensor) -> None:
-    """Raise unless a step has returned a state of the shape that it was given.
+    """Raise unless a step has returned a state of the shape of its argument.
 
     Args:
-        after: what it returned.
-        state: (B, ...), what it was given.
+        after: the value that it returned.
+        state: the state before, (B, ...).
 
     Raises:
-        TypeError: it is no tensor.
+        TypeError: the value is not a tensor.
         ValueError: it has another shape.
     """
     if not isinstance(after, Tensor):
@@ -87,18 +85,18 @@ def check_state(after: Tensor, state: Tensor) -> None:
         )
 
 
-def _check_output(after: Tensor, state: Tensor, given: list[Tensor]) -> None:
+def _check_output(after: Tensor, state: Tensor, arguments: list[Tensor]) -> None:
     check_state(after, state)
     if after.dtype != state.dtype:
         raise ValueError(
             f"the step must keep the dtype of the state, {state.dtype}, got {after.dtype}; convert "
             "what is of another one"
         )
-    if any(tensor._version for tensor in given):
+    if any(tensor._version for tensor in arguments):
         raise ValueError(IN_PLACE)
 
 
-def _other_leaves(after: Tensor, own: list[Tensor]) -> bool:
-    """Whether the graph ends at a leaf that is not one of ``own``."""
-    known = {id(tensor) for tensor in own}
+def _other_leaves(after: Tensor, inputs: list[Tensor]) -> bool:
+    """Return whether the graph ends at a leaf that is not one of ``inputs``."""
+    known = {id(tensor) for tensor in inputs}
     return any(id(leaf) not in known for leaf in leaves(nodes_behind(after)))

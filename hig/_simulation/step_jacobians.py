@@ -15,7 +15,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from hig._torch.batched_vjp import note
 from hig._torch.cuda_graph import decided
 
-__all__ = ["Step", "check_repeatable", "cotangent_of", "say", "step_jacobians"]
+__all__ = ["Step", "check_repeatable", "cotangent_of", "report_slow_route", "step_jacobians"]
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,31 +32,32 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
         controls: (T, B, ...).
 
     Raises:
-        RuntimeError: if the step gives other states than those in ``states``.
+        RuntimeError: the step does not reproduce ``states``.
     """
-    # Nothing here is of a torch.func transform that pulls many cotangents through the rollout, and
-    # plain autograd would be refused inside of one.
+    # A torch.func transform may be pulling many cotangents through the rollout. It must not see
+    # these derivatives, and plain autograd is refused inside of one.
     with torch._C.DisableTorchFunction(), temporarily_clear_interpreter_stack():
         try:
-            found = _vectorised(step, states[:-1], controls)
+            results = _vectorised(step, states[:-1], controls)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             refusal = f"cannot be vectorised over time ({str(error).splitlines()[0]})"
         else:
-            check_repeatable(found[0], states[1:])
-            refusal = _disagreement(step, states, controls, found[1], found[2])
+            check_repeatable(results[0], states[1:])
+            refusal = _disagreement(step, states, controls, results[1], results[2])
         if refusal:
-            say(
+            report_slow_route(
                 f"the step {refusal}; its Jacobians are computed step by step, method='loop' may "
                 "be faster"
             )
-            found = _one_by_one(step, states[:-1], controls)
-            check_repeatable(found[0], states[1:])
-    _, by_state, by_control = found
+            results = _one_by_one(step, states[:-1], controls)
+            check_repeatable(results[0], states[1:])
+    _, by_state, by_control = results
     times, batch = controls.shape[:2]
     shape = (times, states[0, 0].numel(), batch, -1)
-    # (T, S, B, ...) -> (T, B, S, ...)
+    # (T, S, B, ...) -> (T, B, S, ...): S counts the entries after the step, each of which had a
+    # backward pass for all samples; the last axis those of the state or control before it.
     by_state, by_control = (
         jacobian.reshape(shape).transpose(1, 2).contiguous() for jacobian in (by_state, by_control)
     )
@@ -64,8 +65,15 @@ def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor
 
 
 def _vectorised(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, ...]:
-    """All steps at once: (T, B, ...) states after, and (T, S, B, ...) gradients of each entry."""
+    """Differentiate all steps at once.
+
+    Returns:
+        States after the steps, (T, B, ...), and gradients of each of their entries by the states
+        and the controls before, (T, S, B, ...) each.
+    """
     size = before[0, 0].numel()
+    # (S, B, ...): a unit vector for each entry of a state, the same for all samples. As samples
+    # are independent, one pullback of it gives that row of the Jacobians of all of them.
     select = torch.eye(size, dtype=before.dtype, device=before.device)
     select = select.view(size, 1, *before.shape[2:]).expand(-1, *before.shape[1:])
 
@@ -77,7 +85,7 @@ def _vectorised(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, .
 
 
 def _times_at_once(before: Tensor) -> int:
-    """How many steps are differentiated in one call, for states (T, B, ...)."""
+    """Return the number of steps that are differentiated in one call, for states (T, B, ...)."""
     # Some twenty intermediates of a step are alive at once for each of the S cotangents.
     per_time = 20 * before[0, 0].numel() * before[0].numel() * before.element_size()
     return max(1, STEP_BYTES // per_time)
@@ -86,10 +94,10 @@ def _times_at_once(before: Tensor) -> int:
 def _disagreement(
     step: Step, states: Tensor, controls: Tensor, by_state: Tensor, by_control: Tensor
 ) -> str:
-    """How the Jacobians of one time differ from one plain backward pass, or an empty string.
+    """Describe how the Jacobians of one time differ from a backward pass; empty if they agree.
 
-    An operation, such as `torch.cdist`, or a `torch.autograd.Function` may be wrong where it is
-    vectorised alone.
+    An operation such as `torch.cdist`, or a `torch.autograd.Function`, may be wrong only when it
+    is vectorised.
 
     Args:
         step: the step.
@@ -98,7 +106,7 @@ def _disagreement(
         by_state: gradients of each entry of the states after, (T, S, B, ...).
         by_control: likewise, by the controls.
     """
-    # What torch vectorises wrongly may be right at the first of its times, as linalg.lu_solve is.
+    # The last time of a call: some wrong operations, as linalg.lu_solve, are right at the first.
     time = min(_times_at_once(states), len(controls)) - 1
     near = [tensor[time].detach().requires_grad_() for tensor in (states, controls)]
     with torch.enable_grad():
@@ -112,6 +120,7 @@ def _disagreement(
     weights = cotangent.flatten(1).T  # (S, B)
     differs = []
     for jacobian, gradient in zip((by_state[time], by_control[time]), expected, strict=True):
+        # (S, B, ...) summed over S: the cotangent times the Jacobian, to equal the gradient.
         terms = weights.view(*weights.shape, *[1] * (jacobian.ndim - 2)) * jacobian
         tolerance = 10 * torch.finfo(gradient.dtype).eps ** 0.5 * terms.abs().sum(0).max()
         differs.append(((terms.sum(0) - gradient).abs() > tolerance).any())
@@ -121,12 +130,12 @@ def _disagreement(
 
 
 def cotangent_of(output: Tensor) -> Tensor:
-    """Weights of the entries that no wrong derivative is orthogonal to, but by a strange accident.
+    """Make a cotangent with different weights for all entries, so that errors hardly cancel.
 
     Args:
         output: (...), real or complex.
     """
-    # Computed on the device: what is sent there cannot be recorded.
+    # Computed on the device: a transfer cannot be captured in a CUDA graph.
     complex_ = output.is_complex()
     real = torch.view_as_real(output.detach()) if complex_ else output.detach()
     weights = torch.arange(1, real.numel() + 1, dtype=real.dtype, device=real.device)
@@ -134,18 +143,18 @@ def cotangent_of(output: Tensor) -> Tensor:
     return torch.view_as_complex(weights) if complex_ else weights
 
 
-def say(text: str) -> None:
-    """Report that a slower route had to be taken: a warning, and a note of the step.
+def report_slow_route(text: str) -> None:
+    """Report that a slower route is taken: a warning, and a note in the report of the step.
 
     Args:
-        text: why.
+        text: the reason.
     """
     note(text)
     warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _one_by_one(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, ...]:
-    """As :func:`_vectorised`, one step and one entry of the state at a time."""
+    """Compute the same as :func:`_vectorised`, one step and one entry of the state at a time."""
     results = []
     for state, control in zip(before.unbind(), controls.unbind(), strict=True):
         state, control = state.detach().requires_grad_(), control.detach().requires_grad_()
@@ -167,7 +176,7 @@ def _one_by_one(step: Step, before: Tensor, controls: Tensor) -> tuple[Tensor, .
 
 
 def check_repeatable(again: Tensor, states: Tensor) -> None:
-    """Raise RuntimeError if a step gave other states when it was run again."""
+    """Raise RuntimeError if a step returned other states when it was run again."""
     tolerance = torch.finfo(states.dtype).eps ** 0.5
     differs = (again - states).abs().max() > tolerance * states.abs().max()
     if decided(partial(bool, differs)):

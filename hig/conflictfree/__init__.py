@@ -17,7 +17,7 @@ from hig.conflictfree._backward import backward
 from hig.conflictfree._config import ConFIG_update, ConFIG_update_double, ConFIGOperator
 from hig.conflictfree._conflict_report import ConflictReport
 from hig.conflictfree._gradient_operator import GradientOperator
-from hig.conflictfree._imtlg_operator import IMTLGOperator
+from hig.conflictfree._imtlg import IMTLGOperator
 from hig.conflictfree._length_models import (
     LengthModel,
     ProjectionLength,
@@ -38,7 +38,7 @@ from hig.conflictfree._parameter_vectors import (
     get_gradient_vector,
     get_para_vector,
 )
-from hig.conflictfree._pcgrad_operator import PCGradOperator
+from hig.conflictfree._pcgrad import PCGradOperator
 from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
 from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
 from hig.conflictfree._separate_momentum import SeparateMomentumOperator

@@ -1,4 +1,4 @@
-"""One loss per step."""
+"""Alternating backward passes: one loss per step."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ __all__ = ["AlternatingBackward"]
 
 
 class AlternatingBackward:
-    """Differentiates one loss per step, in turn, and remembers the others by their moments.
+    """Backward pass of one loss per step, in turn; moments represent the other losses.
 
-    A step costs one backward pass whatever the number of losses::
+    A step costs one backward pass, independent of the number of losses::
 
         alternating = AlternatingBackward(network.parameters(), num_losses=3)
         optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
@@ -32,17 +32,17 @@ class AlternatingBackward:
 
     Args:
         parameters: see :func:`backward`.
-        num_losses: how many losses take turns.
+        num_losses: number of losses.
         operator: an operator with a memory for that many losses;
-            ``PseudoMomentumOperator(num_losses)`` if None, which wants plain SGD.
+            ``PseudoMomentumOperator(num_losses)`` if None, to be used with plain SGD.
         process_group: see :func:`backward`.
 
     Attributes:
         next_loss: number of the loss that ``backward`` expects next.
-        operator: as given; its ``report`` is that of the last direction.
+        operator: the operator; its ``report`` is that of the last direction.
 
     Raises:
-        TypeError: the number of losses is not a whole number, or the operator has no memory.
+        TypeError: the number of losses is not an integer, or the operator has no memory.
         ValueError: the operator is for another number of losses, or nothing requires a gradient.
     """
 
@@ -80,14 +80,14 @@ class AlternatingBackward:
         Args:
             loss: the loss of number ``next_loss``, a scalar.
             retain_graph: keep its graph for another pass.
-            non_finite: see :func:`backward`; with "pass" it remains the turn of this loss.
+            non_finite: see :func:`backward`; with "pass" the same loss is expected again.
 
         Raises:
             NonFiniteError: its gradient holds NaN or Inf; nothing has changed.
-            RankError: another process failed; nothing has changed.
+            RankError: another process rank failed; nothing has changed.
             TypeError: it is not a real floating-point tensor.
-            ValueError: it is not a scalar with a graph; when all have had their first turn, none
-                has reached any parameter; or ``non_finite`` is neither "raise" nor "pass".
+            ValueError: it is not a scalar with a graph; after the first round no loss has been
+                found to depend on any parameter; or ``non_finite`` is neither "raise" nor "pass".
         """
         check_choice(non_finite, "non_finite", NON_FINITE)
         ranks = Ranks(self._process_group)
@@ -108,7 +108,7 @@ class AlternatingBackward:
             self.next_loss = (self.next_loss + 1) % self._num_losses
 
     def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is and the memory of the operator, for an exact resume."""
+        """Return the next loss and the memory of the operator, for an exact resume."""
         return {
             "next_loss": self.next_loss,
             "reached": list(self._reached),
@@ -116,14 +116,14 @@ class AlternatingBackward:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another one was.
+        """Resume from the state of another object of this class.
 
         Raises:
             ValueError: the state is of other parameters or another number of losses.
         """
         check_state(state_dict, self, "next_loss", "reached", "operator")
-        found = len(state_dict["reached"])
-        if found != len(self._parameters):
-            raise ValueError(f"the state is of {found} parameters, got {len(self._parameters)}")
+        count = len(state_dict["reached"])
+        if count != len(self._parameters):
+            raise ValueError(f"the state is of {count} parameters, got {len(self._parameters)}")
         self.operator.load_state_dict(state_dict["operator"])
         self.next_loss, self._reached = state_dict["next_loss"], list(state_dict["reached"])

@@ -1,4 +1,4 @@
-"""Lengths and angles of plain vectors."""
+"""Lengths of vectors and angles between them."""
 
 import warnings
 
@@ -11,17 +11,17 @@ __all__ = ["estimate_conflict", "get_cos_similarity", "transfer_coef_double", "u
 
 
 def unit_vector(vector: Tensor, warn_zero: bool = False) -> Tensor:
-    """The vector at length 1, without a graph.
+    """Return the vector scaled to length 1, without a graph.
 
     Args:
         vector: (P,), of any scale; of another shape, its length is that of all entries.
-        warn_zero: warn where the vector is zero.
+        warn_zero: warn if the vector is zero.
 
     Returns:
         Shape and dtype of ``vector``; zero for a zero vector.
 
     Raises:
-        TypeError: it is no real floating-point tensor.
+        TypeError: it is not a real floating-point tensor.
     """
     check_tensor(vector, "vector")
     vector = vector.detach()
@@ -39,10 +39,10 @@ def get_cos_similarity(vector1: Tensor, vector2: Tensor) -> Tensor:
         vector2: (P,).
 
     Returns:
-        A scalar, dtype of ``vector1``; zero where one of both is zero.
+        A scalar, dtype of ``vector1``; zero if either vector is zero.
 
     Raises:
-        TypeError: one of both is no real floating-point tensor.
+        TypeError: one of them is not a real floating-point tensor.
         ValueError: they are not two vectors of one length on one device.
     """
     check_tensor(vector1, "vector1", 1)
@@ -58,7 +58,7 @@ def get_cos_similarity(vector1: Tensor, vector2: Tensor) -> Tensor:
 
 
 def estimate_conflict(gradients: Tensor) -> Tensor:
-    """Cosines between gradients and their sum; negative where the plain sum works against a loss.
+    """Cosines between gradients and their sum; negative if the plain sum increases a loss.
 
     Args:
         gradients: (m, P).
@@ -67,8 +67,8 @@ def estimate_conflict(gradients: Tensor) -> Tensor:
         (m,), dtype of ``gradients``; zero for a zero gradient.
 
     Raises:
-        TypeError: they are no real floating-point tensor.
-        ValueError: they have another number of axes.
+        TypeError: they are not a real floating-point tensor.
+        ValueError: they do not have two axes.
     """
     check_tensor(gradients, "gradients", 2)
     rows = gradients.detach().double()
@@ -83,7 +83,7 @@ def transfer_coef_double(
     or_unit_vec_1: Tensor,
     or_unit_vec_2: Tensor,
 ) -> tuple[Tensor, int]:
-    r"""Coefficients of two orthogonal components that give two cosines in a given ratio.
+    r"""Coefficients of two orthogonal components for a given ratio of two cosines.
 
     :math:`d = c_1 o_1 + c_2 o_2` has :math:`(d \cdot u_1) / (d \cdot u_2) = w_1 / w_2`, where
     :math:`o_1` is orthogonal to :math:`u_1`, and :math:`o_2` to :math:`u_2`.
@@ -104,11 +104,11 @@ def transfer_coef_double(
 
 
 def _units(rows: Tensor) -> Tensor:
-    """Rows at length 1 in float64; a zero row stays zero. No value is brought to the CPU."""
+    """Rows scaled to length 1 in float64; a zero row stays zero. Does not synchronise a GPU."""
     rows = rows.double()
     if not rows.numel():
         return rows
-    # The largest entry comes to 1 first: squares of very large or small ones do not exist.
+    # Scale the largest entry to 1 first: squares of very large or small entries over- or underflow.
     largest = rows.abs().amax(1, keepdim=True)
     rows = rows / torch.where(largest > 0, largest, 1.0)
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""From several losses to ``.grad``."""
+"""Backward pass of several losses: their combined direction is added to ``.grad``."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def backward(
 ) -> None:
     """Add a conflict-free direction of several losses to ``.grad``, as ``loss.backward()`` would.
 
-    Any optimiser, scheduler, gradient clipping or trainer takes it from there::
+    Any optimiser, scheduler, gradient clipping or trainer can follow::
 
         operator = ConFIGOperator()
         for batch in data:
@@ -41,34 +41,34 @@ def backward(
 
     Args:
         losses: m scalars, or a tensor (m,), each with a graph.
-        parameters: a module, or an iterable of tensors, in and outside of modules. A parameter
-            that only some losses reach counts as zero in the gradients of the others; one that
-            none reaches, or that requires no gradient, is left alone.
+        parameters: a module, or an iterable of tensors, in and outside of modules. The gradient
+            of a loss that does not depend on a parameter is zero there; a parameter that no loss
+            depends on, or that requires no gradient, is unchanged.
         operator: an operator, with a memory or without, or any callable from an (m, P) matrix to
-            (P,), such as a TorchJD aggregator; ``ConFIGOperator()`` if None. Keep one for all
-            steps: it has the memory and the report.
+            (P,), such as a TorchJD aggregator; ``ConFIGOperator()`` if None. Use the same object
+            in all steps: it holds the memory and the report.
         method: see :func:`loss_gradients`.
         retain_graph: keep the graphs of the losses for another pass.
-        non_finite: what to do about gradients that hold NaN or Inf: "raise", or "pass" NaN on to
-            ``.grad``, where ``torch.amp.GradScaler`` finds it and leaves the step out; any other
-            step along it is refused.
-        process_group: see :func:`loss_gradients`; ``.grad`` becomes the same in all processes.
+        non_finite: how to handle gradients that hold NaN or Inf: "raise", or "pass" NaN on to
+            ``.grad``, where ``torch.amp.GradScaler`` finds it and skips the step; any other step
+            along it is refused.
+        process_group: see :func:`loss_gradients`; ``.grad`` becomes the same on all process ranks.
 
     Raises:
-        NonFiniteError: a gradient holds NaN or Inf; ``.grad`` is untouched.
-        RankError: another process failed; ``.grad`` is untouched.
-        TypeError: losses or parameters are not real floating-point tensors, the losses are no
-            list, or the operator is not an operator.
+        NonFiniteError: a gradient holds NaN or Inf; ``.grad`` is unchanged.
+        RankError: another process rank failed; ``.grad`` is unchanged.
+        TypeError: losses or parameters are not real floating-point tensors, the losses are not a
+            list, or ``operator`` is not an operator.
         ValueError: a loss is not a scalar or has no graph, nothing requires a gradient, no loss
-            reaches any parameter, the operator has a memory for another number of losses or
+            depends on any parameter, the operator has a memory for another number of losses or
             returns another number of entries, or ``non_finite`` is neither "raise" nor "pass".
     """
-    own, losses = trainable(parameters), listed(losses)
+    trained, losses = trainable(parameters), listed(losses)
     operator = ConFIGOperator() if operator is None else operator
     if not isinstance(operator, MomentumOperator):
         check_operator(operator)
     elif operator.num_vectors != len(losses):
-        # With fewer it would wait for ever for the gradients of the others.
+        # With fewer losses, directions would stay zero: the operator waits for all gradients.
         raise ValueError(
             f"the operator is for {operator.num_vectors} losses, got {len(losses)}; give all "
             f"losses in every step, or construct {type(operator).__name__}({len(losses)}); for "
@@ -76,7 +76,7 @@ def backward(
         )
     check_choice(non_finite, "non_finite", NON_FINITE)
     check_process_group(process_group)
-    matrix, reached = differentiate(losses, own, method, retain_graph, Ranks(process_group))
+    matrix, reached = differentiate(losses, trained, method, retain_graph, Ranks(process_group))
     require_reached(reached)
     values = [loss.detach() for loss in losses]
     if isinstance(operator, MomentumOperator):
@@ -85,17 +85,17 @@ def backward(
         direction = combine(operator, matrix, values, non_finite)
     if non_finite == "raise":
         require_finite(direction)
-    accumulate(direction, own, reached)
+    accumulate(direction, trained, reached)
 
 
 def require_reached(reached: Sequence[bool]) -> None:
     """Raise if no loss depends on any parameter.
 
     Args:
-        reached: which parameters some loss depends on.
+        reached: for each parameter, whether some loss depends on it.
 
     Raises:
-        ValueError: none of them.
+        ValueError: no loss depends on any of them.
     """
     if not any(reached):
         raise ValueError(
@@ -109,8 +109,8 @@ def accumulate(direction: Tensor, parameters: list[Tensor], reached: Sequence[bo
 
     Args:
         direction: (P,).
-        parameters: with P entries together.
-        reached: which of them the direction is for.
+        parameters: tensors with P entries in total.
+        reached: for each parameter, whether its ``.grad`` is to be changed.
 
     Raises:
         ValueError: the operator has returned a vector of another length.

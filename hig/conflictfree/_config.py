@@ -1,4 +1,4 @@
-"""ConFIG: the direction that conflicts with no loss."""
+"""ConFIG: a direction that conflicts with no loss."""
 
 import math
 from collections.abc import Sequence
@@ -23,18 +23,18 @@ class ConFIGOperator(GradientOperator):
     r"""ConFIG: the direction that has the same positive cosine with every gradient.
 
     :math:`g = (\sum_i g_i \cdot u)\, u` with :math:`u` along :math:`U^+ 1`, the rows of U being
-    the unit gradients (Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, equations 2 and 3). No
-    cosine is promised where the gradients are linearly dependent or outnumber the parameters;
-    ``report.smallest_cosine`` tells. Zero gradients are left out, all zero gives zero, and so do
-    gradients for which the pseudo-inverse finds no direction, such as two anti-parallel ones.
+    the unit gradients (Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, equations 2 and 3). The
+    cosines are not guaranteed if the gradients are linearly dependent or outnumber the parameters;
+    check ``report.smallest_cosine``. Zero gradients are left out. The direction is zero if all
+    gradients are zero, or if the pseudo-inverse finds none, as for two anti-parallel gradients.
 
     Args:
         weight_model: ratios of the cosines; ``EqualWeight()`` if None.
         length_model: length of the direction; ``ProjectionLength()`` if None.
-        allow_simplified_model: the direction of two losses does not depend on it, only the length
-            of the vector that a length model of one's own is given.
-        use_least_square: False decomposes the matrix itself in every call, instead of only where
-            its Gram matrix is too coarse; the result is the same.
+        allow_simplified_model: changes, for two losses, the length of the vector that a
+            user-defined length model receives; the direction does not depend on it.
+        use_least_square: False decomposes the matrix itself in every call, instead of only if
+            its Gram matrix is too inaccurate; the result is the same.
 
     Raises:
         TypeError: a model is a class, or not a model.
@@ -70,8 +70,9 @@ class ConFIGOperator(GradientOperator):
             model = self.length_model
             if not combination.norm:
                 return self.scaled(matrix, combination, 0.0)
+            # The default model is a sum of m products; its method takes m tensor operations.
             if type(model) is ProjectionLength and not vars(model):
-                length = sum(map(mul, matrix.lengths, combination.reached)) / combination.norm
+                length = sum(map(mul, matrix.lengths, combination.products)) / combination.norm
                 return self.scaled(matrix, combination, length / combination.norm)
             if _needs_no_vector(model):
                 length = float(model.length(matrix.norms, combination.cosines))
@@ -98,10 +99,10 @@ class ConFIGOperator(GradientOperator):
         return torch.as_tensor(weights, device=rows.device)
 
     def _target_scale(self, matrix: GradientMatrix, weights: Tensor | list[float]) -> float:
-        """The length of the vector that length models get, relative to that of U⁺w.
+        """Length of the vector that length models receive, relative to that of U⁺w.
 
-        Of two losses ``conflictfree`` adds components that are orthogonal to a gradient, the first
-        with a factor of one, unless ``allow_simplified_model`` is False.
+        For two losses ``conflictfree`` adds components that are orthogonal to a gradient, the
+        first with a factor of one, unless ``allow_simplified_model`` is False.
         """
         first = abs(float(weights[0]))
         if len(matrix.lengths) != 2 or not self.allow_simplified_model or not first:
@@ -110,11 +111,11 @@ class ConFIGOperator(GradientOperator):
         return sine / first if sine > matrix.rcond else 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        """States of weight and length model, where these have any."""
+        """Return the states of weight and length model, if these have one."""
         return states(weight_model=self.weight_model, length_model=self.length_model)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another operator was.
+        """Resume from the state of another operator.
 
         Raises:
             ValueError: its weight or length model had a state, and this one's has none.
@@ -129,7 +130,7 @@ def ConFIG_update(
     use_least_square: bool = True,
     losses: Sequence[Any] | None = None,
 ) -> Tensor:
-    """The direction of :class:`ConFIGOperator`, as a function.
+    """Return the direction of :class:`ConFIGOperator`.
 
     Args:
         grads: (m, P), or a sequence of m vectors (P,).
@@ -155,7 +156,7 @@ def ConFIG_update_double(
     length_model: LengthModel | None = None,
     losses: Sequence[Any] | None = None,
 ) -> Tensor:
-    """The direction of :class:`ConFIGOperator` for two losses.
+    """Return the direction of :class:`ConFIGOperator` for two losses.
 
     Args:
         grad_1: (P,).
@@ -174,7 +175,7 @@ def ConFIG_update_double(
 
 
 def _needs_no_vector(model: LengthModel) -> TypeGuard[CosineLength]:
-    """Whether ``length`` says all: nothing that works on vectors was written over it."""
+    """Return whether ``length`` defines the model: no method on vectors overrides it."""
     return (
         isinstance(model, CosineLength)
         and model.depends_on_length()

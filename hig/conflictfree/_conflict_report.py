@@ -1,4 +1,4 @@
-"""What an operator tells about the direction that it returned."""
+"""Report of a conflict-free direction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ __all__ = ["ConflictReport"]
 
 @dataclass(frozen=True)
 class ConflictReport:
-    """A direction in numbers.
+    """Cosines and lengths of a direction and of the gradients that it combines.
 
     Attributes:
-        cosines: between the direction and the gradient of each loss; 0 where either is zero. All
-            numbers are NaN where a gradient holds NaN or Inf.
+        cosines: between the direction and the gradient of each loss; 0 if either is zero. All
+            numbers are NaN if a gradient holds NaN or Inf.
         norm: length of the direction.
         gradient_norms: length of the gradient of each loss.
     """
@@ -36,12 +36,12 @@ class ConflictReport:
         sign = (factor > 0) - (factor < 0)
         scale = sign / combination.norm if combination.norm else 0.0
         norm = abs(factor) * combination.norm
-        cosines = tuple(scale * reached for reached in combination.reached)
+        cosines = tuple(scale * product for product in combination.products)
         return cls(cosines, norm, tuple(lengths))
 
     @classmethod
     def of_nothing(cls, losses: int) -> Self:
-        """Report where a gradient is not finite: NaN for everything.
+        """Report of gradients that are not finite: NaN for everything.
 
         Args:
             losses: how many there are.

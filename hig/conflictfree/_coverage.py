@@ -1,7 +1,7 @@
-"""Parameters that the entries of a gradient vector belong to, where some were skipped.
+"""Coverage of a gradient vector: the parameters that its entries belong to, if some were skipped.
 
-Two heads of one size give vectors of one length that belong to different parameters: nothing but
-a note on the vector can separate them.
+Two heads of the same size give vectors of the same length that belong to different parameters;
+only a note on the vector can distinguish them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ __all__ = ["Coverage", "check_coverage", "coverage_of", "note_coverage"]
 #: For each parameter of a network, whether the vector has its entries.
 Coverage = tuple[bool, ...]
 
-# An attribute of the tensor: what is computed from it does not inherit the note.
+# An attribute of the tensor: results computed from it do not inherit the note.
 _ATTRIBUTE = "_hig_covers"
 
 
@@ -25,23 +25,23 @@ def note_coverage(vector: Tensor, coverage: Coverage | None) -> Tensor:
 
 
 def coverage_of(vector: Tensor) -> Coverage | None:
-    """The note on a vector; None for one that was made otherwise, or has all entries."""
+    """Return the note on a vector; None if there is none, or the vector has all entries."""
     coverage: Coverage | None = getattr(vector, _ATTRIBUTE, None)
     return coverage
 
 
 def check_coverage(vectors: Sequence[Tensor], earlier: Coverage | None = None) -> Coverage | None:
-    """Return what all vectors cover; None where one of them has no note.
+    """Return the parameters that all vectors cover; None if one of them has no note.
 
     Args:
-        vectors: of one length.
-        earlier: what vectors of the same length covered before, if that is known.
+        vectors: vectors of the same length.
+        earlier: coverage of earlier vectors of the same length, if known.
 
     Raises:
         ValueError: two of them have entries for different parameters.
     """
-    found = [coverage_of(vector) for vector in vectors]
-    noted = [coverage for coverage in (earlier, *found) if coverage is not None]
+    coverages = [coverage_of(vector) for vector in vectors]
+    noted = [coverage for coverage in (earlier, *coverages) if coverage is not None]
     for other in noted[1:]:
         if other != noted[0]:
             pairs = zip(noted[0], other, strict=False)
@@ -51,4 +51,4 @@ def check_coverage(vectors: Sequence[Tensor], earlier: Coverage | None = None) -
                 " of the network is in one of them alone; where only some losses reach a "
                 "parameter, use get_gradient_vector(..., none_grad_mode='zero')"
             )
-    return noted[0] if noted and None not in found else None
+    return noted[0] if noted and None not in coverages else None

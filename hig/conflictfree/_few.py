@@ -1,4 +1,4 @@
-"""Arithmetic on the numbers of two or three gradients, where a call of numpy takes longer."""
+"""Scalar arithmetic for two or three gradients, faster than numpy for so few numbers."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["FEW", "GRAM_FLOOR", "in_range", "products", "projected", "solved", "weighted"]
 
-# Up to so many losses arithmetic is done number by number.
+# Up to this many losses, arithmetic is done number by number.
 FEW = 3
 # A float64 Gram matrix with smaller relative eigenvalues gives the direction to less than 1e-8.
 GRAM_FLOOR = 1e-8
@@ -28,15 +28,15 @@ def products(gradients: list[list[float]], factors: list[float]) -> list[float]:
 
 
 def solved(cosines: list[list[float]], weights: list[float]) -> Solution | None:
-    """Find the combination of two or three unit gradients that has given products with them.
+    """Find the combination of two or three unit gradients that has the given products with them.
 
     Args:
         cosines: between any two gradients, m rows of m numbers; no gradient is zero.
         weights: the products, m numbers.
 
     Returns:
-        m coefficients, and the length of the combination; None where the gradients are so
-        dependent that their cosines would not give it accurately, or there are not two or three.
+        m coefficients, and the length of the combination; None if the gradients are too nearly
+        dependent to compute it accurately from their cosines, or if m is not two or three.
     """
     if len(weights) == 2:
         return _two(cosines[0][1], weights)
@@ -49,13 +49,14 @@ def _two(cosine: float, weights: list[float]) -> Solution | None:
     first, second = weights
     determinant = (1 - cosine) * (1 + cosine)
     factors = [(first - cosine * second) / determinant, (second - cosine * first) / determinant]
-    # Twice the sum of squares of the components along the bisectors.
+    # The squared length is wᵀ C⁻¹ w. The matrix of cosines C has the eigenvectors (1, ±1) and the
+    # eigenvalues 1 ± cosine: a sum of terms that are not negative, in which nothing cancels.
     square = (first + second) ** 2 / (1 + cosine) + (first - second) ** 2 / (1 - cosine)
     return factors, math.sqrt(0.5 * square)
 
 
 def _three(cosines: list[list[float]], weights: list[float]) -> Solution | None:
-    """By the Cholesky factors of the cosines, whose diagonal is 1."""
+    """Solve by the Cholesky factors of the cosines, whose diagonal is 1."""
     a, b, c = cosines[1][0], cosines[2][0], cosines[2][1]
     square = (1 - a) * (1 + a)
     if square <= SMALLEST_DETERMINANT:
@@ -66,7 +67,8 @@ def _three(cosines: list[list[float]], weights: list[float]) -> Solution | None:
     if square * last <= SMALLEST_DETERMINANT:
         return None
     third = math.sqrt(last)
-    # Components of the combination along the orthogonal directions of the factors.
+    # Forward substitution: components of the combination along the orthogonal directions of the
+    # factors, whose squares sum to that of its length. Backward substitution: its coefficients.
     x = weights[0]
     y = (weights[1] - a * x) / second
     z = (weights[2] - b * x - across * y) / third
@@ -76,20 +78,20 @@ def _three(cosines: list[list[float]], weights: list[float]) -> Solution | None:
 
 
 def projected(cosines: list[list[float]], lengths: list[float]) -> list[float]:
-    """PCGrad's sum of projected gradients, as coefficients of the unit gradients.
+    """Coefficients of PCGrad's sum of projected gradients, in terms of the unit gradients.
 
     Args:
         cosines: between any two gradients, m rows of m numbers.
-        lengths: of the gradients, m numbers.
+        lengths: lengths of the gradients, m numbers.
     """
     if min(map(min, cosines)) >= 0:
         return lengths
     total = [0.0] * len(lengths)
-    for own, length in enumerate(lengths):
+    for number, length in enumerate(lengths):
         row = [0.0] * len(lengths)
-        row[own] = length
+        row[number] = length
         for other, angles in enumerate(cosines):
-            conflict = sum(map(mul, row, angles)) if other != own else 0.0
+            conflict = sum(map(mul, row, angles)) if other != number else 0.0
             if conflict < 0:
                 row[other] -= conflict
         total = list(map(add, total, row))
@@ -97,7 +99,7 @@ def projected(cosines: list[list[float]], lengths: list[float]) -> list[float]:
 
 
 def weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None) -> Tensor:
-    """Combination of few rows, in given memory where there is some."""
+    """Combination of few rows, written to ``memory`` unless it is None."""
     total = torch.mul(rows[0], weights[0], out=memory)
     for row, weight in zip(rows[1:], weights[1:], strict=True):
         total.add_(row, alpha=weight)
@@ -105,7 +107,7 @@ def weighted(rows: Sequence[Tensor], weights: list[float], memory: Tensor | None
 
 
 def in_range(squares: list[float], exact: bool) -> bool:
-    """Whether squared lengths are finite, and lost no digits to underflow."""
+    """Return whether squared lengths are finite, and lost no digits to underflow."""
     return all(
         (square > SMALLEST_SQUARE or (exact and square == 0)) and square < float("inf")
         for square in squares

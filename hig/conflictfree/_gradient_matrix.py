@@ -1,8 +1,8 @@
-r"""The gradients of several losses, reduced to the few numbers that combining them takes.
+r"""Gradients of several losses, reduced to their lengths and the cosines between them.
 
-Every operator here returns a linear combination of the gradients, and which one depends on their
-lengths and on the cosines between them alone: m + m² numbers, whatever the number of parameters.
-These are computed in float64, once, and brought to the CPU; what follows is arithmetic on an
+Every operator here returns a linear combination of the gradients that depends only on their
+lengths and on the cosines between them: m + m² numbers, for any number of parameters.
+These are computed in float64, once, and copied to the CPU; the rest is arithmetic on an
 (m, m) matrix and one product at the end.
 """
 
@@ -23,17 +23,18 @@ from hig.conflictfree._few import FEW, GRAM_FLOOR
 from hig.conflictfree._gradients import as_vectors, check_finite
 from hig.conflictfree._scratch import give_back, take
 
-__all__ = ["Combination", "GradientMatrix", "check_finite"]
+__all__ = ["Combination", "GradientMatrix"]
 
 FloatArray = npt.NDArray[np.float64]
-# Left vectors, values, and what makes a vector of components along the right vectors.
+# Left vectors, values, and the map from components along the right vectors to a vector.
 Singular = tuple[FloatArray, FloatArray, Callable[[Tensor], Tensor] | None]
 
 # Entries of few losses that are held in float64 at one time: 2 MB, which stay in the cache. Of
-# many losses more: there the number of calls counts, and their products take longer.
+# many losses MANY_TIMES more: there the number of calls counts, and their products take longer.
+# Up to KEPT_TIMES as many (twice for few losses), all columns are kept as a single chunk.
 CHUNK_ENTRIES = 2**18
 MANY_TIMES, KEPT_TIMES = 4, 16
-# Vectors up to so long an allocator has at hand.
+# Vectors up to this length come from the allocator's cache.
 SMALL_SIZE = 2**14
 EPS = {
     dtype: torch.finfo(dtype).eps
@@ -43,50 +44,45 @@ EPS = {
 
 @dataclass(frozen=True)
 class Combination:
-    r"""A vector :math:`d = \sum_i b_i u_i` of the span of unit gradients.
+    r"""Vector :math:`d = \sum_i b_i u_i` in the span of the unit gradients.
 
     Args:
         factors: b, m numbers.
-        reached: :math:`u_i \cdot d`, m numbers; zero for a zero gradient.
+        products: :math:`u_i \cdot d`, m numbers; zero for a zero gradient.
         norm: length of d; exactly zero where d is zero up to rounding.
-        vector: d itself, (P,) float64 on the device of the gradients, where its coefficients
+        vector: d itself, (P,) float64 on the device of the gradients, if its coefficients
             nearly cancel and would not give it to full precision; else None.
     """
 
     factors: list[float]
-    reached: list[float]
+    products: list[float]
     norm: float
     vector: Tensor | None = None
 
     @property
-    def coefficients(self) -> Tensor:
-        """b, (m,) float64 on the CPU."""
-        return torch.tensor(self.factors, dtype=torch.float64, device="cpu")
-
-    @property
     def projections(self) -> Tensor:
         r""":math:`u_i \cdot d`, (m,) float64 on the CPU."""
-        return torch.tensor(self.reached, dtype=torch.float64, device="cpu")
+        return torch.tensor(self.products, dtype=torch.float64, device="cpu")
 
     @property
     def cosines(self) -> Tensor:
-        """Cosines between d and the gradients, (m,) float64; zero where one of both is zero."""
+        """Cosines between d and the gradients, (m,) float64; zero if either is zero."""
         return self.projections / self.norm if self.norm else torch.zeros_like(self.projections)
 
 
 class GradientMatrix:
-    """The gradients of m losses with respect to P parameters.
+    """Gradients of m losses with respect to P parameters.
 
     Args:
         gradients: (m, P), or a sequence of m vectors (P,); real floating point.
 
     Attributes:
-        lengths: of the gradients, m numbers.
+        lengths: lengths of the gradients, m numbers.
         rcond: singular values of the unit rows up to this, relative to the largest, are rounding
-            errors of the gradients. Rounding moves a row by less than eps of its length, however
-            long it is, so P does not enter.
-        dtype: of the gradients.
-        device: of the gradients.
+            errors of the gradients. Rounding moves a row by less than eps of its length, for any
+            P, so P does not enter.
+        dtype: dtype of the gradients.
+        device: device of the gradients.
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf; the text names its loss.
@@ -111,13 +107,13 @@ class GradientMatrix:
         self._scale: Tensor | None = None
         gram = self._gram()
         squares = [row[i] for i, row in enumerate(gram)]
-        # No square of a shorter type leaves the range.
+        # Squares of a shorter type than float64 cannot over- or underflow in float64.
         if not few.in_range(squares, exact=self.dtype != torch.float64):
             self._rescale()
             gram = self._gram()
             squares = [row[i] for i, row in enumerate(gram)]
         self.lengths = lengths = [math.sqrt(square) for square in squares]
-        # Lengths of the rows that `_chunks` yields; 1 for a zero row.
+        # Lengths of the rows that `_chunks` yields; 1 for a zero row: its cosines are not NaN.
         self._divisors = [length or 1.0 for length in lengths]
         if self._scale is not None:
             scales = self._scale.tolist()
@@ -137,19 +133,19 @@ class GradientMatrix:
 
     @property
     def rows(self) -> Tensor:
-        """The gradients, (m, P), as given."""
+        """The gradients, (m, P), in their own dtype."""
         if not isinstance(self._vectors, Tensor):
             self._vectors = torch.stack(self._vectors)
         return self._vectors
 
     def combination(self, coefficients: Tensor | list[float]) -> Combination:
-        """The combination of unit gradients with given coefficients, m numbers."""
+        """Combine the unit gradients with the given coefficients, m numbers."""
         factors = coefficients.tolist() if isinstance(coefficients, Tensor) else coefficients
-        reached = self._projected(factors)
-        square = sum(map(mul, factors, reached))
-        # A Gram matrix cannot tell how much is left where nearly everything has cancelled.
+        products = self._projected(factors)
+        square = sum(map(mul, factors, products))
+        # If nearly everything cancels, the rest is smaller than the rounding of the Gram matrix.
         if square > GRAM_FLOOR * sum(map(abs, factors)) ** 2:
-            return Combination(factors, reached, math.sqrt(square))
+            return Combination(factors, products, math.sqrt(square))
         vector = self._combine(factors, torch.float64)
         norm = float(vector.norm())
         if norm <= self.rcond * max(map(abs, factors)):
@@ -157,15 +153,15 @@ class GradientMatrix:
         return Combination(factors, self._project(vector), norm, vector)
 
     def pseudo_inverse(self, weights: Tensor | list[float], exact: bool = False) -> Combination:
-        r"""The shortest d whose cosines with the gradients are closest to the weights.
+        r"""Find the shortest d whose products with the unit gradients are closest to the weights.
 
         :math:`d = U^+ w` with the unit gradients as rows of U (Liu, Chu, Thuerey, ICLR 2025,
-        arXiv 2408.11104, equation 2), so that :math:`u_i \cdot d = w_i` where the gradients are
+        arXiv 2408.11104, equation 2), so that :math:`u_i \cdot d = w_i` if the gradients are
         linearly independent. Zero gradients are left out.
 
         Args:
             weights: w, (m,) or m numbers.
-            exact: decompose U itself also where its Gram matrix would be accurate.
+            exact: decompose U itself even if its Gram matrix would be accurate.
 
         Raises:
             ValueError: there is not one weight per gradient.
@@ -190,15 +186,17 @@ class GradientMatrix:
         # Anti-parallel gradients, for one: no direction has a positive cosine with both.
         if math.hypot(*spectral.tolist()) <= self.rcond * math.hypot(*wanted.tolist()):
             return self._nothing()
+        # With U = L S Rᵀ: d = U⁺ w = R S⁻¹ Lᵀ w. As a combination of the rows, d = Uᵀ b with
+        # b = L S⁻² Lᵀ w; its products with them are U d = L Lᵀ w. Zero gradients get zeros.
         components = spectral / values
         spread = np.zeros((2, len(numbers)))
         spread[:, active] = left @ (components / values), left @ spectral
         vector = None if right is None else right(torch.from_numpy(components))
-        factors, reached = spread.tolist()
-        return Combination(factors, reached, math.hypot(*components.tolist()), vector)
+        factors, products = spread.tolist()
+        return Combination(factors, products, math.hypot(*components.tolist()), vector)
 
     def lift(self, combination: Combination, factor: float = 1.0) -> Tensor:
-        """A multiple of a combination as a vector (P,), dtype of the gradients."""
+        """Return a multiple of a combination as a vector (P,), dtype of the gradients."""
         if combination.vector is not None:
             return (factor * combination.vector).to(self.dtype)
         return self._combine([factor * number for number in combination.factors], self.dtype)
@@ -206,10 +204,7 @@ class GradientMatrix:
     # -- details ---------------------------------------------------------------------------------
 
     def _chunks(self) -> Iterator[Tensor]:
-        """The gradients in float64, a few columns at a time, in memory that is used again.
-
-        Memory that is new costs more than the arithmetic on it: pages are made when first written.
-        """
+        """Yield the gradients in float64, a few columns at a time, in memory that is reused."""
         if self._size <= self._width:
             if self._only_chunk is None:
                 self._only_chunk = self._converted(self.rows, None)
@@ -223,7 +218,7 @@ class GradientMatrix:
             yield memory
 
     def _row_chunks(self) -> Iterator[Sequence[Tensor]]:
-        """The same, row by row; where all are held, each is converted when it is asked for."""
+        """Yield the same row by row; if all columns are one chunk, rows are converted on demand."""
         if self._only_rows is not None:
             yield self._only_rows
         elif self._size > self._width or self._scale is not None:
@@ -232,13 +227,13 @@ class GradientMatrix:
             yield self._vectors.unbind() if isinstance(self._vectors, Tensor) else self._vectors
 
     def _pieces(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
-        """The same in the dtype of the gradients: (m, w), or m vectors (w,)."""
+        """Split the columns, in the dtype of the gradients: (m, w), or m vectors (w,)."""
         if isinstance(self._vectors, Tensor):
             return iter(self._vectors.split(self._width, dim=1))
         return zip(*(vector.split(self._width) for vector in self._vectors), strict=True)
 
     def _converted(self, pieces: Tensor | Sequence[Tensor], memory: Tensor | None) -> Tensor:
-        """Columns of the gradients in float64, (m, w), in given memory where there is some."""
+        """Columns of the gradients in float64, (m, w), written to ``memory`` unless it is None."""
         if memory is None:
             shape = (len(pieces), len(pieces[0]))
             memory = torch.empty(shape, dtype=torch.float64, device=self.device)
@@ -250,11 +245,12 @@ class GradientMatrix:
         return memory if self._scale is None else memory.div_(self._scale.unsqueeze(1))
 
     def _gram(self) -> list[list[float]]:
+        """Inner products of the rows that `_chunks` yields, m rows of m numbers."""
         if not self.few:
             total = reduce(torch.add, (chunk @ chunk.T for chunk in self._chunks()))
             gram: list[list[float]] = total.tolist()
             return gram
-        # A matrix product prepares its operands; of so few rows that takes longer than it saves.
+        # A matrix product packs its operands; for so few rows that takes longer than it saves.
         count = len(self._vectors)
         gram = [[0.0] * count for _ in range(count)]
         places = self._places()
@@ -262,7 +258,7 @@ class GradientMatrix:
             rows: list[Tensor] = []
             for i, piece in enumerate(pieces):
                 rows.append(piece.double() if places is None else places[i].copy_(piece))
-                # The one that was just written is in the cache.
+                # Row i first: it was just written and is in the cache.
                 for j in range(i, -1, -1):
                     gram[i][j] += rows[i].dot(rows[j]).item()
         if self._size <= self._width and self._scale is None:
@@ -273,7 +269,7 @@ class GradientMatrix:
         return gram
 
     def _places(self) -> Sequence[Tensor] | None:
-        """Where float64 copies of few gradients go, if all are held and the copies not small."""
+        """Memory for float64 copies of few gradients; None unless all are held and large."""
         entries = self._size * len(self._vectors)
         held = self._size <= self._width and self._scale is None
         if not held or self._size <= SMALL_SIZE or self.dtype == torch.float64:
@@ -287,7 +283,8 @@ class GradientMatrix:
             give_back(memory)
 
     def _divided(self, gram: list[list[float]]) -> list[list[float]]:
-        """Inner products by lengths."""
+        """Divide inner products by the lengths of both gradients: cosines."""
+        # One division by a product of lengths, or two if that product underflows to zero.
         divisors = self._divisors
         if len(divisors) <= FEW:
             return [
@@ -302,14 +299,14 @@ class GradientMatrix:
         return cosines
 
     def _projected(self, factors: list[float]) -> list[float]:
-        """Products of the unit gradients with a combination of them."""
+        """Products of the unit gradients with a combination of them, m numbers."""
         if len(factors) <= FEW:
             return few.products(self.angles, factors)
         products: list[float] = (np.array(self.angles) @ np.array(factors)).tolist()
         return products
 
     def _rescale(self) -> None:
-        """Bring the largest entry of each row to 1, so that its square exists."""
+        """Scale the largest entry of each row to 1, so that squares do not over- or underflow."""
         check_finite(self.rows)
         if not self._size:
             return
@@ -318,7 +315,7 @@ class GradientMatrix:
         self._only_chunk = self._only_rows = None
 
     def _combine(self, factors: list[float], dtype: torch.dtype) -> Tensor:
-        """Combination of unit gradients, computed in float64."""
+        """Combination of unit gradients as a vector (P,), computed in float64."""
         weights = [
             factor / divisor for factor, divisor in zip(factors, self._divisors, strict=True)
         ]
@@ -340,9 +337,9 @@ class GradientMatrix:
         return combined
 
     def _is_sum(self, weights: list[float]) -> bool:
-        """Whether a combination is the plain sum of few gradients of which none conflict.
+        """Return whether a combination is the plain sum of few gradients without conflict.
 
-        No partial sum is longer than the whole then, and rounding in their own type is harmless.
+        No partial sum is then longer than the total, and rounding in their own dtype is harmless.
         """
         return (
             self.few
@@ -360,15 +357,20 @@ class GradientMatrix:
         return [product / length for product, length in zip(products, self._divisors, strict=True)]
 
     def _nothing(self) -> Combination:
+        """Return the zero combination."""
         zero = [0.0] * len(self.lengths)
         return Combination(zero, zero, 0.0)
 
     def _singular(self, active: list[int], exact: bool) -> Singular:
-        """Singular values of the unit gradients of k losses, those that are rounding left out.
+        """Singular values of the unit gradients of k losses, without those that are rounding.
+
+        Args:
+            active: numbers of these k losses, whose gradients are not zero.
+            exact: see :meth:`pseudo_inverse`.
 
         Returns:
             Left vectors (k, r), values (r,), and a function from r components along the right
-            vectors to a vector (P,), or None: then the rows are independent enough to give it.
+            vectors to a vector (P,); or None if the rows are independent enough to combine them.
         """
         if not active:
             return np.zeros((0, 0)), np.zeros(0), None
@@ -379,6 +381,8 @@ class GradientMatrix:
             squares, left = converging(eigenvectors, gram, [])
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
                 return left.numpy(), np.sqrt(squares.numpy()), None
+        # The Gram matrix U Uᵀ has lost half of the digits of small singular values. Uᵀ = Q T with
+        # T (k, k): Tᵀ has U's left vectors and values, and U's right vectors in the basis Q.
         basis, triangle = torch.linalg.qr(self._units(active).T)
         left, values, right = converging(thin_svd, triangle.T.cpu(), [])
         keep = values > self.rcond * values[0]

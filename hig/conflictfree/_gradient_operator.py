@@ -1,4 +1,4 @@
-"""What turns the gradients of several losses into one direction."""
+"""Gradient operators: from the gradients of several losses to one direction."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ Gradients = Tensor | Sequence[Tensor]
 
 
 class GradientOperator:
-    """Base of the operators: derive and write ``calculate_gradient``.
+    """Base class of the operators: derived classes define ``calculate_gradient``.
 
     An operator is a callable from an (m, P) matrix of gradients to a direction (P,), so that it
-    stands wherever a TorchJD aggregator does.
+    can replace a TorchJD aggregator.
 
     Attributes:
         report: the :class:`ConflictReport` of the last call, None before.
@@ -37,10 +37,10 @@ class GradientOperator:
 
         Args:
             grads: (m, P), or a sequence of m vectors (P,).
-            losses: the m losses, for weight and length models that ask for them.
+            losses: the m losses, for weight and length models that use them.
 
         Returns:
-            (P,), dtype and device of the gradients; NaN where one of them holds NaN or Inf.
+            (P,), dtype and device of the gradients; NaN if one of them holds NaN or Inf.
 
         Raises:
             NotImplementedError: in this base class.
@@ -61,34 +61,36 @@ class GradientOperator:
 
         Args:
             network: a module, an object with a method ``parameters``, or an iterable of tensors.
-            grads: (m, P), or a sequence of m vectors (P,), with entries for all parameters or for
-                those alone that have a gradient.
+            grads: (m, P), or a sequence of m vectors (P,), with entries for all parameters or
+                only for those that have a gradient.
             losses: see :meth:`calculate_gradient`.
 
         Raises:
-            ValueError: P is the number of entries of neither.
+            ValueError: P matches neither number of entries.
         """
         parameters = tensors_of(network)
         direction = self.calculate_gradient(grads, losses)
-        # Vectors for only some of the parameters are shorter.
-        whole = direction.numel() == sum([parameter.numel() for parameter in parameters])
-        write_gradient(parameters, direction, None if whole else check_coverage_of(grads))
+        # Vectors that skip some parameters are shorter, and note which ones: a matrix does not.
+        coverage = None
+        if direction.numel() != sum([parameter.numel() for parameter in parameters]):
+            coverage = None if isinstance(grads, Tensor) else check_coverage(grads)
+        write_gradient(parameters, direction, coverage)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next call depends on besides its arguments; nothing, for most operators."""
+        """Return the state that the next call depends on; empty for most operators."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another operator of the same kind was."""
+        """Resume from the state of another operator of the same class."""
 
     def combined(
         self, grads: Gradients, rule: Callable[[GradientMatrix], tuple[Combination, float]]
     ) -> Tensor:
-        """A direction by a rule; NaN where a gradient holds NaN or Inf; also leaves the report.
+        """Apply a rule and set ``report``; NaN if a gradient holds NaN or Inf.
 
         Args:
             grads: (m, P), or a sequence of m vectors (P,).
-            rule: from the gradients to a combination and what to multiply it with.
+            rule: function from the gradients to a combination and the factor to multiply it with.
 
         Raises:
             TypeError: the gradients are not real floating-point tensors.
@@ -99,7 +101,7 @@ class GradientOperator:
             return matrix if isinstance(matrix, Tensor) else self.scaled(matrix, *rule(matrix))
 
     def reduced(self, grads: Gradients) -> GradientMatrix | Tensor:
-        """The gradients as what operators work on; or their direction, if one is not finite."""
+        """Return the gradients as a `GradientMatrix`; or a direction of NaN, if not all finite."""
         if isinstance(grads, Iterator):
             grads = list(grads)
         try:
@@ -109,12 +111,12 @@ class GradientOperator:
             return non_finite_direction(as_vectors(grads)[0], error)
 
     def scaled(self, matrix: GradientMatrix, combination: Combination, factor: float) -> Tensor:
-        """A multiple of a combination as a vector (P,); also leaves the report.
+        """Return a multiple of a combination as a vector (P,), and set ``report``.
 
         Args:
             matrix: the gradients.
-            combination: of these gradients.
-            factor: what to multiply it with.
+            combination: a combination of these gradients.
+            factor: the factor to multiply it with.
         """
         self.report = ConflictReport.of(combination, factor, matrix.lengths)
         return matrix.lift(combination, factor)
@@ -134,7 +136,7 @@ def combine(
     Args:
         operator: the operator.
         matrix: (m, P).
-        losses: the m losses; aggregators get none.
+        losses: the m losses; aggregators are called without them.
         non_finite: "raise", or "pass" for a direction of NaN.
 
     Returns:
@@ -142,8 +144,8 @@ def combine(
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf.
-        TypeError: what comes back is no tensor.
-        ValueError: it has another shape.
+        TypeError: the operator does not return a tensor.
+        ValueError: the tensor has another shape.
     """
     if hasattr(operator, "calculate_gradient"):
         direction = operator.calculate_gradient(matrix, losses)
@@ -165,18 +167,13 @@ def write_gradient(
     """Overwrite ``.grad`` with a direction for all parameters, or for those that have a ``.grad``.
 
     Args:
-        parameters: in the order in which the direction was made.
+        parameters: all parameters, in the order of the entries of the direction.
         direction: (P,).
-        coverage: the parameters that the gradients had entries for, where that is known.
+        coverage: the parameters that the gradients had entries for, if known.
 
     Raises:
-        ValueError: P is the number of entries of neither.
+        ValueError: P matches neither number of entries.
     """
     if direction.numel() != sum([parameter.numel() for parameter in parameters]):
         parameters = covered_by(note_coverage(direction, coverage), parameters)
     overwrite(parameters, direction)
-
-
-def check_coverage_of(gradients: Gradients) -> Coverage | None:
-    """Return the parameters that several gradients have entries for, where all of them say so."""
-    return None if isinstance(gradients, Tensor) else check_coverage(gradients)

@@ -1,4 +1,4 @@
-"""Gradients of several losses, checked: one matrix, or one vector for each loss."""
+"""Checked gradients of several losses: one matrix, or one vector for each loss."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,13 @@ from hig.arguments import check_dense, check_same_device, check_tensor
 from hig.conflictfree._coverage import check_coverage
 from hig.errors import NonFiniteError, described
 
-__all__ = ["as_matrix", "as_vectors", "check_finite"]
+__all__ = ["as_vectors", "check_finite"]
 
 Vectors = Tensor | list[Tensor]
 
 
 def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
-    """Gradients without a graph, as given: a list is not stacked where that can be saved.
+    """Return checked gradients without a graph; a list on the CPU is not stacked, to save memory.
 
     Args:
         gradients: (m, P), or a sequence of m vectors (P,).
@@ -46,41 +46,27 @@ def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
     return [gradient.detach() if gradient.requires_grad else gradient for gradient in gradients]
 
 
-def as_matrix(gradients: Tensor | Sequence[Tensor]) -> Tensor:
-    """Gradients as one matrix (m, P), without a graph.
-
-    Args:
-        gradients: see :func:`as_vectors`.
-
-    Raises:
-        TypeError: see :func:`as_vectors`.
-        ValueError: see :func:`as_vectors`.
-    """
-    vectors = as_vectors(gradients)
-    return vectors if isinstance(vectors, Tensor) else torch.stack(vectors)
-
-
 def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
     """Raise if a gradient is not finite.
 
     Args:
         rows: (m, P), or m vectors (P,).
-        losses: numbers of the losses whose gradients these are; in order if None.
+        losses: number of the loss of each gradient; 0 to m - 1 if None.
 
     Raises:
-        NonFiniteError: with the numbers of the losses.
+        NonFiniteError: a gradient holds NaN or Inf; the text names its loss.
     """
-    # One number per vector decides the usual case; a finite vector may have a sum that overflows.
+    # One sum per vector decides the usual case. It may overflow for a finite vector: look again.
     parts = [rows] if isinstance(rows, Tensor) else rows
     if all(math.isfinite(part.sum().item()) for part in parts):
         return
     bad = [int((~torch.isfinite(row)).sum()) for row in rows]
     numbers = range(len(rows)) if losses is None else losses
-    found = [f"{number} ({n} entries)" for number, n in zip(numbers, bad, strict=True) if n]
-    if found:
+    descriptions = [f"{number} ({n} entries)" for number, n in zip(numbers, bad, strict=True) if n]
+    if descriptions:
         raise NonFiniteError(
-            f"the gradient of loss {', '.join(found)} of {rows[0].numel()} holds NaN or Inf; "
-            "nothing has been changed; check this loss on this batch, or take a smaller step"
+            f"the gradient of loss {', '.join(descriptions)} of {rows[0].numel()} holds NaN or "
+            "Inf; nothing has been changed; check this loss on this batch, or take a smaller step"
         )
 
 

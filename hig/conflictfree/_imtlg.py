@@ -1,12 +1,33 @@
-"""Impartial multi-task learning, its gradient form."""
+"""IMTL-G: equal projections on all gradients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
 
 from hig.conflictfree._gradient_matrix import Combination, GradientMatrix
+from hig.conflictfree._gradient_operator import GradientOperator, Gradients
 
-__all__ = ["imtl_g"]
+__all__ = ["IMTLGOperator"]
 
 
-def imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
-    r"""Combination with equal projections on all gradients and weights that sum to 1 (IMTL-G).
+class IMTLGOperator(GradientOperator):
+    """IMTL-G: weights that sum to 1 and give equal projections on all gradients.
+
+    Liu et al., ICLR 2021, "Towards impartial multi-task learning". Zero if no such weights exist.
+    """
+
+    def calculate_gradient(self, grads: Gradients, losses: Sequence[Any] | None = None) -> Tensor:
+        """See :meth:`GradientOperator.calculate_gradient`; ``losses`` are not used.
+
+        Raises:
+            ValueError: the gradients do not form a matrix (m, P).
+        """
+        return self.combined(grads, _imtl_g)
+
+
+def _imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
+    r"""Combination with equal projections on all gradients and weights that sum to 1.
 
     :math:`g = \sum_i \alpha_i g_i` with :math:`\sum_i \alpha_i = 1` and equal
     :math:`u_i \cdot g` (Liu et al., ICLR 2021, "Towards impartial multi-task learning",
@@ -17,12 +38,13 @@ def imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
         gradients: of m losses. Zero gradients are left out.
 
     Returns:
-        A combination and the factor that makes the weights sum to 1; 0 where no factor does.
+        A combination and the factor that makes the weights sum to 1; 0 if no factor does.
     """
     combination = gradients.pseudo_inverse([1.0] * len(gradients.lengths))
+    # A factor b_i of the unit gradient u_i is a weight b_i / |g_i| of the gradient g_i itself.
     pairs = zip(combination.factors, gradients.lengths, strict=True)
-    alphas = [coefficient / norm for coefficient, norm in pairs if norm > 0]
-    total = sum(alphas)
-    if abs(total) <= gradients.rcond * sum(map(abs, alphas)):
+    weights = [factor / length for factor, length in pairs if length > 0]
+    total = sum(weights)
+    if abs(total) <= gradients.rcond * sum(map(abs, weights)):  # they cancel, up to rounding
         return combination, 0.0
     return combination, 1 / total

@@ -1,7 +1,7 @@
-r"""Length models: how long a direction becomes, once it is found.
+r"""Length models: the length of a direction, given its angles with the gradients.
 
-All that are defined here are sums over the losses of some length times the cosine between the
-direction and the gradient of that loss. A gradient that is zero is left out.
+Each model here is a sum over the losses of some length times the cosine between the direction and
+the gradient of that loss. Zero gradients are left out.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class LengthModel:
-    """Base of the length models: derive and write ``get_length``, or ``rescale_length``."""
+    """Base class of the length models: derived classes define ``get_length``."""
 
     def get_length(
         self,
@@ -36,14 +36,14 @@ class LengthModel:
         gradients: Tensor | None = None,
         losses: Sequence[Any] | None = None,
     ) -> Tensor | float:
-        """Length that the direction is to have.
+        """Compute the length of the direction.
 
         Args:
             target_vector: the direction, (P,), of any length; from ConFIG, :math:`U^+ w`, whose
                 products with the unit gradients are the weights.
             unit_target_vector: the direction, (P,), of length 1.
             gradients: (m, P).
-            losses: the m losses, where the operator was given them.
+            losses: the m losses, if the operator was called with them.
 
         Raises:
             NotImplementedError: in this base class.
@@ -59,7 +59,7 @@ class LengthModel:
         gradients: Tensor | None = None,
         losses: Sequence[Any] | None = None,
     ) -> Tensor:
-        """The direction with the length that ``get_length`` gives it.
+        """Return the direction with the length from ``get_length``.
 
         Args:
             target_vector: the direction, (P,), of any length.
@@ -80,18 +80,18 @@ class LengthModel:
 
 
 class CosineLength(LengthModel):
-    """A length that depends on the lengths of the gradients and their cosines alone.
+    """Base class of lengths that depend only on the lengths of the gradients and their cosines.
 
-    Derive and write ``length``: an operator calls that, on m numbers, and no vector of P entries
-    is touched.
+    Derived classes define ``length``. An operator calls it on m numbers, without forming a
+    vector of P entries.
     """
 
     def length(self, norms: Tensor, cosines: Tensor) -> Tensor:
-        """Length of the direction.
+        """Compute the length of the direction.
 
         Args:
             norms: lengths of the gradients, (m,) float64.
-            cosines: between the direction and the gradients, (m,) float64.
+            cosines: cosines between the direction and the gradients, (m,) float64.
 
         Raises:
             NotImplementedError: in this base class.
@@ -105,11 +105,11 @@ class CosineLength(LengthModel):
         gradients: Tensor | None = None,
         losses: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Length that the direction is to have.
+        """Compute the length of the direction.
 
         Args:
             target_vector: the direction, (P,), of any length; or
-            unit_target_vector: the same of length 1.
+            unit_target_vector: the direction of length 1.
             gradients: (m, P).
             losses: not used.
 
@@ -117,14 +117,14 @@ class CosineLength(LengthModel):
             A scalar, dtype and device of the gradients.
 
         Raises:
-            ValueError: without gradients, or without a direction.
+            ValueError: the gradients or the direction are missing.
         """
         norms, cosines = self._measured(target_vector, unit_target_vector, gradients)
         length = self.length(norms, cosines)
         return length if gradients is None else length.to(gradients.dtype)
 
     def depends_on_length(self) -> bool:
-        """Whether ``get_length`` computes nothing but ``length`` does."""
+        """Return whether ``get_length`` is the one of this class, computed by ``length``."""
         return type(self).get_length is CosineLength.get_length
 
     def _measured(
@@ -146,7 +146,7 @@ class CosineLength(LengthModel):
 
 
 class ProjectionLength(CosineLength):
-    r"""Sum of the projections: :math:`\sum_i g_i \cdot u`, u the unit direction.
+    r"""Length model :math:`\sum_i g_i \cdot u`, the sum of the projections; u is the direction.
 
     Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, equation 3.
     """
@@ -157,9 +157,9 @@ class ProjectionLength(CosineLength):
 
 
 class TrackedLength(CosineLength):
-    """Sum of the projections of gradients that were given one common length before.
+    """Base class of length models that scale all gradients to one length and sum the projections.
 
-    Derive and write ``_tracked_value``.
+    Derived classes define ``_tracked_value``, the common length.
     """
 
     def length(self, norms: Tensor, cosines: Tensor) -> Tensor:
@@ -179,65 +179,67 @@ class TrackedLength(CosineLength):
         if self.depends_on_length() or gradients is None:
             return super().get_length(target_vector, unit_target_vector, gradients, losses)
         norms, cosines = self._measured(target_vector, unit_target_vector, gradients)
-        # One that a user has written combines them with tensors of the type of the gradients.
+        # A user-defined `_tracked_value` may combine them with tensors of the gradients' dtype.
         tracked = self._tracked_value(norms.to(gradients.dtype))
         return (cosines.sum() * tracked).to(gradients.dtype)
 
     def depends_on_length(self) -> bool:
         """See :meth:`CosineLength.depends_on_length`."""
-        kind = type(self)
-        own = kind._tracked_value.__module__ == __name__ or kind.length is not TrackedLength.length
-        return kind.get_length is TrackedLength.get_length and own
+        model = type(self)
+        standard = (
+            model._tracked_value.__module__ == __name__ or model.length is not TrackedLength.length
+        )
+        return model.get_length is TrackedLength.get_length and standard
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
-        """The common length, from those of all gradients; at least one is positive."""
+        """Compute the common length from those of all gradients, of which one is positive."""
         raise NotImplementedError(f"{type(self).__name__} must define _tracked_value(grad_norms)")
 
 
 class TrackMinimum(TrackedLength):
-    """The common length is that of the shortest gradient."""
+    """Length model with the length of the shortest gradient as common length."""
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         return _positive(grad_norms).min()
 
 
 class TrackMaximum(TrackedLength):
-    """The common length is that of the longest gradient."""
+    """Length model with the length of the longest gradient as common length."""
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         return grad_norms.max()
 
 
 class TrackHarmonicAverage(TrackedLength):
-    """The common length is the harmonic mean: long gradients hardly count."""
+    """Length model with the harmonic mean as common length: long gradients hardly count."""
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         return 1 / _positive(grad_norms).reciprocal().mean()
 
 
 class TrackArithmeticAverage(TrackedLength):
-    """The common length is the mean."""
+    """Length model with the arithmetic mean as common length."""
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
         return _positive(grad_norms).mean()
 
 
 class TrackGeometricAverage(TrackedLength):
-    """The common length is the geometric mean."""
+    """Length model with the geometric mean as common length."""
 
     def _tracked_value(self, grad_norms: Tensor) -> Tensor:
-        # Through logarithms: the product of many lengths leaves the range of floating point.
+        # By logarithms: the product of many lengths over- or underflows.
         return _positive(grad_norms).log().mean().exp()
 
 
 class TrackSpecific(TrackedLength):
-    """The common length is that of one gradient; zero where that one is zero.
+    """Length model with the length of one gradient as common length; zero if that one is zero.
 
     Args:
         track_id: number of its loss; negative numbers count from the last.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not an integer.
     """
 
     def __init__(self, track_id: int):

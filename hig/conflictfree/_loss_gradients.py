@@ -1,4 +1,4 @@
-"""The gradients of several losses as one matrix."""
+"""Gradients of several losses as one matrix."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -25,31 +25,32 @@ def loss_gradients(
     retain_graph: bool = False,
     process_group: ProcessGroup = "auto",
 ) -> Tensor:
-    """Gradients of several losses, one per row.
+    """Compute the gradients of several losses, one per row.
 
     Args:
         losses: m scalars, or a tensor (m,), each with a graph.
-        parameters: a module, or an iterable of tensors; P entries together in those that require
+        parameters: a module, or an iterable of tensors; P entries in total in those that require
             a gradient, the others have no column.
-        method: "separate": one backward pass per loss, through what that loss depends on;
-            "batched": one vectorised pass through what any loss depends on, or separate ones
-            where the graph refuses it, in which NaN and Inf of one loss may spread to the rows of
-            others; "auto": batched on a GPU for losses that share most of
-            their graph, where the launch of each kernel is what costs, else separate.
+        method: "separate": one backward pass per loss, through its own graph; "batched": one
+            vectorised pass through the graph of all losses, in which NaN and Inf of one loss may
+            spread to the rows of others, or separate passes if the graph cannot be vectorised;
+            "auto": batched on a GPU for losses that share most of their graph, as kernel launches
+            dominate there, else separate.
         retain_graph: keep the graphs for another pass.
-        process_group: processes whose gradients are averaged, as ``DistributedDataParallel`` does
-            it: a group of torch.distributed, "auto" for the default group where there is one, or
-            None for this process alone. All of them call this with as many losses.
+        process_group: process ranks whose gradients are averaged, as in
+            ``DistributedDataParallel``: a group of torch.distributed, "auto" for the default
+            group if there is one, or None for this process alone. All process ranks call this
+            with the same number of losses.
 
     Returns:
-        (m, P), the same in all processes; zero where a loss does not depend on a parameter.
+        (m, P), the same on all process ranks; zero if a loss does not depend on a parameter.
 
     Raises:
-        RankError: another process failed.
+        RankError: another process rank failed.
         TypeError: losses or parameters are not real floating-point tensors, or parameters are
-            divided among processes.
+            sharded across process ranks.
         ValueError: a loss is not a scalar or has no graph, nothing requires a gradient, or the
-            processes have other numbers of losses or entries.
+            process ranks differ in the number of losses or entries.
     """
     check_process_group(process_group)
     ranks = Ranks(process_group)
@@ -57,10 +58,10 @@ def loss_gradients(
 
 
 def listed(losses: Iterable[Tensor]) -> list[Tensor]:
-    """Several losses as a list, their elements as they are.
+    """Return several losses as a list, without checking its elements.
 
     Raises:
-        TypeError: it is a single loss, or a mapping, or nothing that has elements.
+        TypeError: it is a single loss, a mapping, or not iterable.
     """
     remedy = "pass a list of losses, [loss] for a single one"
     if isinstance(losses, Mapping):
@@ -77,10 +78,10 @@ def differentiate(
     retain_graph: bool,
     ranks: Ranks,
 ) -> tuple[Tensor, list[bool]]:
-    """Gradients (m, P), averaged over all ranks, and which parameters a loss of any rank reaches.
+    """Compute gradients (m, P), averaged over all process ranks, and which parameters they reach.
 
-    ``torch.autograd.grad`` does not pass through the hooks by which ``DistributedDataParallel``
-    averages: it is done here.
+    ``torch.autograd.grad`` does not trigger the hooks of ``DistributedDataParallel`` that average
+    gradients: this function averages them itself.
 
     Args:
         losses: m scalars.
@@ -89,10 +90,14 @@ def differentiate(
         retain_graph: see :func:`loss_gradients`.
         ranks: see ``process_group`` of :func:`loss_gradients`.
 
+    Returns:
+        The gradients, and for each parameter whether a loss of any process rank depends on it.
+
     Raises:
-        RankError: another process failed.
-        TypeError: a loss is not a real floating-point tensor, or a parameter is divided.
-        ValueError: a loss is not a scalar or has no graph; or ranks have other numbers of them.
+        RankError: another process rank failed.
+        TypeError: a loss is not a real floating-point tensor, or a parameter is sharded.
+        ValueError: a loss is not a scalar or has no graph; or process ranks differ in the number
+            of losses.
     """
     with ranks.agreement():
         _check(losses)
@@ -114,13 +119,13 @@ def _differentiate(
     losses: list[Tensor], parameters: list[Tensor], method: str, retain_graph: bool
 ) -> tuple[Tensor, list[bool]]:
     check_choice(method, "method", METHODS)
-    # On a CPU a vectorised pass is no faster, unless the graph is so small that neither takes time.
+    # On a CPU a vectorised pass is not faster, except for graphs so small that neither matters.
     on_gpu = losses[0].is_cuda
     if method == "batched" or (method == "auto" and on_gpu and _fewer_launches(losses)):
         try:
             return _batched(losses, parameters)
         except RuntimeError:
-            # Refused, or out of memory. A graph that is broken raises again, one by one.
+            # Not vectorisable, or out of memory. A broken graph raises again in separate passes.
             pass
     return _separate(losses, parameters, retain_graph)
 
@@ -130,10 +135,10 @@ def _check(losses: list[Tensor]) -> None:
         raise ValueError("there must be at least one loss, got none")
     for number, loss in enumerate(losses):
         if not isinstance(loss, Tensor) or not loss.is_floating_point():
-            kind = getattr(loss, "dtype", type(loss).__name__)
+            type_name = getattr(loss, "dtype", type(loss).__name__)
             raise TypeError(
-                f"loss {number} must be a real floating-point tensor, got {kind}; compute it from "
-                "the parameters by torch functions, without item or numpy"
+                f"loss {number} must be a real floating-point tensor, got {type_name}; compute it "
+                "from the parameters by torch functions, without item or numpy"
             )
         if loss.numel() != 1:
             raise ValueError(
@@ -147,21 +152,23 @@ def _check(losses: list[Tensor]) -> None:
 
 
 def _check_whole(parameters: list[Tensor], losses: list[Tensor], ranks: Ranks) -> None:
-    """Raise if a process has only a part of a parameter (FSDP, tensor parallelism)."""
+    """Raise if a process rank has only a part of a parameter (FSDP, tensor parallelism)."""
     remedy = (
-        "and angles between gradients need all of its entries; keep whole parameters in every "
-        "process, as DistributedDataParallel does"
+        "and angles between gradients need all of its entries; keep whole parameters on every "
+        "process rank, as DistributedDataParallel does"
     )
     for number, parameter in enumerate(parameters):
-        # By their marks: the modules that define these types take long to import.
+        # By their attributes: the modules that define these types are slow to import.
         if hasattr(parameter, "device_mesh") or getattr(parameter, "_is_flat_param", False):
-            kind = type(parameter).__name__
-            raise TypeError(f"parameter {number} is divided among processes ({kind}), {remedy}")
-    # Between a forward pass and its backward pass such parameters are whole, for that time alone.
+            type_name = type(parameter).__name__
+            raise TypeError(
+                f"parameter {number} is sharded across process ranks ({type_name}), {remedy}"
+            )
+    # FSDP gathers whole parameters from the forward pass to its backward pass.
     if ranks.size > 1 and any(
         "RegisterPostBackward" in node.name() for loss in losses for node in nodes_behind(loss)
     ):
-        raise TypeError(f"a parameter is divided among processes (FSDP), {remedy}")
+        raise TypeError(f"a parameter is sharded across process ranks (FSDP), {remedy}")
 
 
 def _separate(
@@ -169,7 +176,7 @@ def _separate(
 ) -> tuple[Tensor, list[bool]]:
     rows, reached = [], [False] * len(parameters)
     for loss, shared in zip(losses, _shared_with_later(losses), strict=True):
-        # A graph that is freed on the way hands its memory on: retaining it costs a fifth.
+        # A graph that is freed during the pass lets its memory be reused: retaining costs 20 %.
         keep = retain_graph or shared
         gradients = torch.autograd.grad(loss, parameters, retain_graph=keep, allow_unused=True)
         reached = [a or b is not None for a, b in zip(reached, gradients, strict=True)]
@@ -210,11 +217,11 @@ def _joined(gradients: Sequence[Tensor | None], parameters: list[Tensor]) -> Ten
 
 
 def _fewer_launches(losses: list[Tensor]) -> bool:
-    """Whether a vectorised pass runs at most half as many graph nodes as separate passes.
+    """Return whether a vectorised pass runs at most half as many graph nodes as separate passes.
 
     It runs every node once, for m cotangents; separate passes run a node once per loss that
-    depends on it. Losses with nothing but parameters in common gain nothing, and cost m times
-    the arithmetic.
+    depends on it. For losses with only parameters in common it saves no launch, and costs m
+    times the arithmetic.
     """
     together: set[Node] = set()
     apart = 0
@@ -226,16 +233,16 @@ def _fewer_launches(losses: list[Tensor]) -> bool:
 
 
 def _shared_with_later(losses: list[Tensor]) -> list[bool]:
-    """For each loss, whether a later one needs some of its graph."""
+    """Return for each loss whether a later one needs a part of its graph."""
     later: set[Node] = set()
     shared = []
     for loss in reversed(losses):
-        own = _nodes(loss)
-        shared.append(not own.isdisjoint(later))
-        later |= own
+        nodes = _nodes(loss)
+        shared.append(not nodes.isdisjoint(later))
+        later |= nodes
     return shared[::-1]
 
 
 def _nodes(loss: Tensor) -> set[Node]:
-    """Nodes of the graph of a loss that compute something; parameters are none."""
+    """Nodes of the graph of a loss that compute something, without those of parameters."""
     return {node for node in nodes_behind(loss) if not hasattr(node, "variable")}

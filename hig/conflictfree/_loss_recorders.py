@@ -1,4 +1,4 @@
-"""Values of losses of which a step sees only some."""
+"""Loss recorders: values of all losses, of which a step evaluates only some."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,21 +12,21 @@ __all__ = ["LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "as_lis
 
 
 def as_list(values: Any) -> list[Any]:
-    """One value, a sequence, an array or a tensor of them, as a list."""
+    """Return a value, or a sequence, array or tensor of values, as a list."""
     if getattr(values, "ndim", 1) == 0 or not isinstance(values, Iterable):
         return [values]
     return list(values)
 
 
 class LossRecorder:
-    """Base of the loss recorders: derive and write ``record_loss``.
+    """Base class of the loss recorders: derived classes define ``record_loss``.
 
     Args:
         num_losses: how many losses there are.
 
     Attributes:
         num_losses: as given.
-        current_losses: what is known of each loss; 0.0 before it was first recorded.
+        current_losses: recorded value of each loss; 0.0 before it was first recorded.
     """
 
     def __init__(self, num_losses: int):
@@ -34,14 +34,14 @@ class LossRecorder:
         self.current_losses: list[Any] = [0.0] * num_losses
 
     def record_loss(self, losses_indexes: int | Sequence[int], losses: Any) -> list[Any]:
-        """Record some losses.
+        """Record the values of some losses.
 
         Args:
-            losses_indexes: their numbers, or one.
+            losses_indexes: numbers of these losses, or one number.
             losses: their values, or one; tensors are kept without their graph.
 
         Returns:
-            What is known of all losses.
+            Recorded values of all losses.
 
         Raises:
             NotImplementedError: in this base class.
@@ -55,42 +55,42 @@ class LossRecorder:
         """Record a value of every loss.
 
         Args:
-            losses: as many as there are.
+            losses: one value per loss.
 
         Returns:
-            What is known of all losses.
+            Recorded values of all losses.
 
         Raises:
-            ValueError: there are more, or fewer.
+            ValueError: there is not one value per loss.
         """
         if len(losses) != self.num_losses:
             raise ValueError(f"there are {self.num_losses} losses, got {len(losses)} values")
         return self.record_loss(list(range(self.num_losses)), losses)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known of the losses, for an exact resume."""
+        """Return the recorded values, for an exact resume."""
         return {"current_losses": list(self.current_losses)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another recorder was.
+        """Resume from the state of another recorder.
 
         Raises:
             ValueError: the state is of another number of losses.
         """
         check_state(state_dict, self, "current_losses")
-        found = len(state_dict["current_losses"])
-        if found != self.num_losses:
-            raise ValueError(f"the state is of {found} losses, the recorder of {self.num_losses}")
+        count = len(state_dict["current_losses"])
+        if count != self.num_losses:
+            raise ValueError(f"the state is of {count} losses, the recorder of {self.num_losses}")
         self.current_losses = list(state_dict["current_losses"])
 
     def _preprocess_losses(
         self, losses_indexes: int | Sequence[int], losses: Any
     ) -> tuple[list[int], list[Any]]:
-        """Numbers and values as lists: what a ``record_loss`` of one's own calls first."""
+        """Return numbers and values as lists; user-defined recorders call it first."""
         return as_list(losses_indexes), as_list(losses)
 
     def _pairs(self, indexes: int | Sequence[int], losses: Any) -> list[tuple[int, object]]:
-        """Numbers and values, one to one."""
+        """Return pairs of a loss number and its value, both checked."""
         indexes, losses = self._preprocess_losses(indexes, losses)
         if len(indexes) != len(losses):
             raise ValueError(
@@ -102,7 +102,7 @@ class LossRecorder:
 
 
 class LatestLossRecorder(LossRecorder):
-    """Keeps the latest value of each loss.
+    """Loss recorder that keeps the latest value of each loss.
 
     Args:
         num_losses: how many losses there are.
@@ -120,19 +120,19 @@ class LatestLossRecorder(LossRecorder):
 
 
 class MomentumLossRecorder(LossRecorder):
-    """Keeps a moving average of each loss, free of the bias of its start.
+    """Loss recorder that keeps a bias-corrected moving average of each loss.
 
     Args:
         num_losses: how many losses there are.
-        betas: the weight of the past in [0, 1), one for all losses or one for each.
+        betas: weight of earlier values in [0, 1), one for all losses or one for each.
 
     Attributes:
         betas: one per loss.
-        m: the averages before the bias is taken out.
-        t: how many values each loss has had.
+        m: the averages before bias correction.
+        t: number of values recorded for each loss.
 
     Raises:
-        TypeError: a beta is no number, or ``num_losses`` no whole one.
+        TypeError: a beta is not a number, or ``num_losses`` is not an integer.
         ValueError: a number is out of its range, or there is not one beta per loss.
     """
 

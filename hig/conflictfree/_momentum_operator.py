@@ -1,4 +1,4 @@
-"""Operators with a memory: a step differentiates some of the losses, usually one."""
+"""Momentum operators: stateful, so that a step may differentiate only some of the losses."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,29 +26,29 @@ EPSILON = 1e-8
 
 
 class MomentumOperator:
-    """Base of the operators with a memory: derive and write ``calculate_gradient``.
+    """Base class of operators with a memory: derived classes define ``calculate_gradient``.
 
     Args:
         num_vectors: number of losses.
-        beta_1: weight of the past in first moments, in [0, 1).
-        beta_2: weight of the past in second moments, in [0, 1).
+        beta_1: decay of first moments, in [0, 1).
+        beta_2: decay of second moments, in [0, 1).
         gradient_operator: combines the moments of all losses: an operator, or any callable on an
             (m, P) matrix such as a TorchJD aggregator; ``ConFIGOperator()`` if None.
-        loss_recorder: completes the losses, where ``gradient_operator`` asks for them.
+        loss_recorder: provides the values of all losses, if ``gradient_operator`` uses them.
 
-    The memory is in attributes that may be read, saved and set, as ``state_dict`` does it.
+    The memory is in attributes that may be read, saved and set, as ``state_dict`` does.
 
     Attributes:
         m: first moments, a list of m vectors (P,); None before the first call.
         s: second moments; None before the first call.
-        t_grads: how many gradients of each loss have been seen.
-        all_initialized: whether every loss has been seen; before, directions are zero.
+        t_grads: number of gradients of each loss so far.
+        all_initialized: whether every loss has had a gradient; directions are zero before.
         len_vectors: P; None before the first call.
-        device: of the gradients; None before the first call.
+        device: device of the gradients; None before the first call.
 
     Raises:
-        TypeError: ``num_vectors`` is no whole number, a beta no number, or a part is a class or
-            none.
+        TypeError: ``num_vectors`` is not an integer, a beta is not a number, or a part is a class
+            or not an operator or recorder.
         ValueError: a number is out of its range.
     """
 
@@ -88,16 +88,16 @@ class MomentumOperator:
     def calculate_gradient(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
     ) -> Tensor:
-        """The direction, after the gradients of some losses.
+        """Compute the direction from the gradients of some losses and the memory of the others.
 
         Args:
-            indexes: numbers of these losses, or one.
+            indexes: numbers of these losses, or one number.
             grads: their gradients: (P,), (k, P), or a sequence of k vectors (P,).
             losses: their values, for the loss recorder.
 
         Returns:
-            (P,), dtype and device of the gradients; zero until every loss has been seen, NaN where
-            a gradient holds NaN or Inf.
+            (P,), dtype and device of the gradients; zero until every loss has had a gradient, NaN
+            if a gradient holds NaN or Inf.
 
         Raises:
             NotImplementedError: in this base class.
@@ -110,7 +110,7 @@ class MomentumOperator:
     def calculate_step(
         self, indexes: Sequence[int], grads: Tensor, losses: Sequence[Any]
     ) -> Tensor:
-        """As :meth:`calculate_gradient`; losses that no recorder waits for are dropped.
+        """Call :meth:`calculate_gradient`, without the losses if there is no loss recorder.
 
         Args:
             indexes: k numbers of losses.
@@ -132,34 +132,34 @@ class MomentumOperator:
         Args:
             network: a module, an object with a method ``parameters``, or an iterable of tensors.
             indexes: see :meth:`calculate_gradient`.
-            grads: see :meth:`calculate_gradient`; with entries for all parameters or for those
-                alone that have a gradient.
+            grads: see :meth:`calculate_gradient`; with entries for all parameters or only for
+                those that have a gradient.
             losses: see :meth:`calculate_gradient`.
 
         Raises:
-            ValueError: P is the number of entries of neither.
+            ValueError: P matches neither number of entries.
         """
         parameters = tensors_of(network)
         direction = self.calculate_gradient(indexes, grads, losses)
         write_gradient(parameters, direction, self._coverage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, counters, and the states of operator and recorder, for an exact resume."""
-        own = {"m": stacked(self.m), "s": stacked(self.s), "t_grads": list(self.t_grads)}
-        return own | states(
+        """Return moments, counters and the states of operator and recorder, for an exact resume."""
+        memory = {"m": stacked(self.m), "s": stacked(self.s), "t_grads": list(self.t_grads)}
+        return memory | states(
             gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another operator was.
+        """Resume from the state of another operator.
 
         Raises:
             ValueError: the state is of another number of losses, or of other parts.
         """
         check_state(state_dict, self, "m", "s", "t_grads")
-        found = len(state_dict["t_grads"])
-        if found != self.num_vectors:
-            raise ValueError(f"the state is of {found} losses, the operator of {self.num_vectors}")
+        count = len(state_dict["t_grads"])
+        if count != self.num_vectors:
+            raise ValueError(f"the state is of {count} losses, the operator of {self.num_vectors}")
         load_states(
             state_dict, gradient_operator=self.gradient_operator, loss_recorder=self.loss_recorder
         )
@@ -172,31 +172,31 @@ class MomentumOperator:
         self.device = None if moments is None else moments.device
         self._coverage = None
 
-    # -- what operators with a memory share -------------------------------------------------------
+    # -- shared by the derived classes -------------------------------------------------------------
 
     def _preprocess_gradients_losses(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
     ) -> tuple[list[int], list[Tensor], list[Any] | None]:
-        """Numbers of the losses, their gradients (P,), and the values of all losses.
+        """Check the arguments, and return loss numbers, gradients (P,) and values of all losses.
 
-        What operators of one's own call first. Raises before anything has changed.
+        User-defined operators call it first: it raises before anything has changed.
 
         Raises:
-            TypeError: a number of a loss is not a whole one, or a gradient not a real
-                floating-point tensor.
-            ValueError: numbers and gradients do not fit one another or those of earlier calls; or
-                there are losses and no recorder.
+            TypeError: a loss number is not an integer, or a gradient is not a real floating-point
+                tensor.
+            ValueError: numbers and gradients do not match one another or those of earlier calls;
+                or there are losses but no recorder.
         """
         indexes = [check_index(index, self.num_vectors) for index in as_list(indexes)]
         rows = _rows(grads)
         size = self.len_vectors
         if size is None and isinstance(self.m, list | Tensor) and len(self.m):
-            size = len(self.m[0])  # of moments that a script has set
-        found = (len(rows), rows[0].numel())
-        expected = (len(indexes), found[1] if size is None else size)
-        if found != expected:
+            size = len(self.m[0])  # the moments were set by the user
+        shape = (len(rows), rows[0].numel())
+        expected = (len(indexes), shape[1] if size is None else size)
+        if shape != expected:
             raise ValueError(
-                f"expected gradients of shape {expected} for losses {indexes}, got {found}; "
+                f"expected gradients of shape {expected} for losses {indexes}, got {shape}; "
                 "where only some losses reach a parameter, use "
                 "get_gradient_vector(..., none_grad_mode='zero')"
             )
@@ -209,22 +209,33 @@ class MomentumOperator:
                 )
             losses = self.loss_recorder.record_loss(indexes, as_list(losses))
         self._coverage = coverage
-        self.len_vectors, self.device = found[1], rows[0].device
+        self.len_vectors, self.device = shape[1], rows[0].device
+        self._create_moments(rows[0])
         return indexes, rows, losses
 
+    def _create_moments(self, like: Tensor) -> None:
+        """Create the moments of gradients (P,) if there are none; derived classes define it."""
+
+    def _zero_moments(self, like: Tensor) -> list[Tensor]:
+        """Return a zero moment (P,) for each loss."""
+        return [zero_moment(like) for _ in range(self.num_vectors)]
+
     def _same_coverage(self, grads: Tensor | Sequence[Tensor]) -> Coverage | None:
-        """Parameters that the gradients cover; raises where earlier ones cover others."""
-        given = [grads] if isinstance(grads, Tensor) else list(grads)
-        return check_coverage(given, self._coverage) or self._coverage
+        """Return the parameters that the gradients cover; raise if earlier ones cover others."""
+        vectors = [grads] if isinstance(grads, Tensor) else list(grads)
+        return check_coverage(vectors, self._coverage) or self._coverage
 
     def non_finite(
         self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor]
     ) -> Tensor | None:
-        """The direction where a gradient holds NaN or Inf, which the memory must not see; or None.
+        """Return a direction of NaN if a gradient holds NaN or Inf, before it enters the memory.
 
         Args:
             indexes: see :meth:`calculate_gradient`.
             grads: see :meth:`calculate_gradient`.
+
+        Returns:
+            (P,), or None if all gradients are finite.
         """
         rows = _rows(grads)
         numbers = as_list(indexes)
@@ -235,52 +246,52 @@ class MomentumOperator:
         return None
 
     def remember(self, indexes: Sequence[int], rows: Sequence[Tensor]) -> None:
-        """Let the gradients of some losses enter their first moments."""
+        """Update the first moments with the gradients of some losses."""
         if self.m is None:
-            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
+            self.m = self._zero_moments(rows[0])
         for index, row in zip(indexes, rows, strict=True):
             self.t_grads[index] += 1
             self.m[index] = averaged(self.m[index], row, self.beta_1)
-        # Counters that a script has set count as seen, too.
+        # The user may have set `t_grads`, or `all_initialized` alone.
         self.all_initialized = self.all_initialized or all(self.t_grads)
 
     def first_moments(self) -> Tensor:
-        """First moments without the bias of their start, (m, P); once there are any."""
+        """Bias-corrected first moments, (m, P); requires that there are moments."""
         assert self.m is not None
         moments = torch.stack(list(self.m))
         return moments.div_(column([1 - self.beta_1**t for t in self.t_grads], moments))
 
 
 def zero_moment(like: Tensor) -> Tensor:
-    """A moment of gradients: float32 at least, in which small squares do not vanish."""
+    """Zero moment in float32 or wider, so that small squares do not underflow."""
     return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 def averaged(moment: Tensor, value: Tensor, beta: float) -> Tensor:
-    """A moving average after one more value, (P,), in new memory: a script may keep the old one."""
+    """Moving average after one more value, (P,), in new memory: the user may keep the old one."""
     value = value.to(moment.dtype)
     return (moment * beta).add_(value, alpha=1 - beta)
 
 
 def column(values: list[float], like: Tensor) -> Tensor:
-    """Numbers as a column (m, 1), dtype and device of another tensor."""
+    """Column (m, 1) of numbers, dtype and device of another tensor."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
 
 
 def copied(tensor: Tensor | None) -> Tensor | None:
-    """A copy, so that a saved state does not change with the operator."""
+    """Copy a tensor, so that a saved state does not change with the operator."""
     return None if tensor is None else tensor.clone()
 
 
 def stacked(moments: Any) -> Tensor | None:
-    """A copy of moments as one tensor: of a vector (P,), or of m vectors as (m, P)."""
+    """Copy moments to one tensor: a vector (P,), or m vectors as (m, P)."""
     if moments is None or isinstance(moments, Tensor):
         return copied(moments)
     return torch.stack(list(moments))
 
 
 def _rows(grads: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Gradients as k vectors (P,)."""
+    """Return gradients as k vectors (P,)."""
     if isinstance(grads, Tensor) and grads.ndim == 1:
         grads = [grads]
     vectors = as_vectors(grads)

@@ -1,8 +1,8 @@
 """Directions of gradients that hold NaN or Inf.
 
 ``torch.amp.GradScaler`` begins with a scale that overflows, finds Inf or NaN in ``.grad``, skips
-the step and lowers the scale: such a direction must reach ``.grad``. No other step may be made
-along it, so the parameters that were given one are watched until they have a finite one.
+the step and lowers the scale: such a direction must reach ``.grad``. Any other step along it is
+refused: the parameters concerned are watched until their ``.grad`` is finite again.
 """
 
 import weakref
@@ -24,11 +24,11 @@ _ATTRIBUTE = "_hig_non_finite"
 
 
 def non_finite_direction(like: Tensor, error: NonFiniteError) -> Tensor:
-    """Make the direction of gradients of which one is not finite: NaN in every entry.
+    """Return a direction of NaN, for gradients of which one is not finite.
 
     Args:
         like: one of the gradients, (P,).
-        error: names the losses.
+        error: the error that names the losses.
 
     Returns:
         (P,), which :func:`watch` and :func:`require_finite` recognise.
@@ -39,10 +39,10 @@ def non_finite_direction(like: Tensor, error: NonFiniteError) -> Tensor:
 
 
 def require_finite(direction: object) -> None:
-    """Raise if a direction is one of gradients that were not finite.
+    """Raise if a direction comes from gradients that were not finite.
 
     Raises:
-        NonFiniteError: with the numbers of the losses.
+        NonFiniteError: it does; the text names the losses.
     """
     text = getattr(direction, _ATTRIBUTE, None)
     if text is not None:
@@ -50,16 +50,16 @@ def require_finite(direction: object) -> None:
 
 
 def is_finite(direction: Tensor) -> bool:
-    """Whether a direction is not one of gradients that hold NaN or Inf."""
+    """Return whether a direction comes from finite gradients."""
     return getattr(direction, _ATTRIBUTE, None) is None
 
 
 def watch(parameters: Iterable[Tensor], direction: Tensor) -> None:
-    """Let optimisers refuse a step of parameters whose ``.grad`` becomes a direction.
+    """Make optimisers refuse steps of parameters whose ``.grad`` becomes a non-finite direction.
 
     Args:
-        parameters: as they will be written.
-        direction: a finite one ends what was said of an earlier one.
+        parameters: the parameters whose ``.grad`` will be written.
+        direction: the direction; a finite one ends the watch of an earlier one.
     """
     text = getattr(direction, _ATTRIBUTE, None)
     if text is not None:
@@ -69,14 +69,14 @@ def watch(parameters: Iterable[Tensor], direction: Tensor) -> None:
 
 
 class _Watch:
-    """The parameters that have a non-finite direction in ``.grad``, by their ``id``."""
+    """Parameters that have a non-finite direction in ``.grad``, by their ``id``."""
 
     def __init__(self) -> None:
         self.texts: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self.registered = False
 
     def begin(self, parameters: Iterable[Tensor], text: str) -> None:
-        """Watch parameters; an error will have this text."""
+        """Watch parameters; ``text`` is that of the error."""
         self.texts = {key: entry for key, entry in self.texts.items() if entry[0]() is not None}
         for parameter in parameters:
             self.texts[id(parameter)] = (weakref.ref(parameter), text)
@@ -85,15 +85,15 @@ class _Watch:
             self.registered = True
 
     def end(self, parameters: Iterable[Tensor]) -> None:
-        """Watch parameters no longer."""
+        """End the watch of parameters."""
         for parameter in parameters:
             self.texts.pop(id(parameter), None)
 
     def before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Raise before a step along a non-finite direction, unless a scaler decides on it."""
-        # Optimisers that take part in scaling are called all the same, and leave the step out.
+        """Raise before a step along a non-finite direction, unless a gradient scaler handles it."""
+        # Optimisers that handle the scale themselves are called for such steps, and skip them.
         scaled = getattr(optimizer, "found_inf", None) is not None or "grad_scaler" in kwargs
         if not self.texts or scaled:
             return
@@ -103,7 +103,7 @@ class _Watch:
                     continue
                 reference, text = self.texts[id(parameter)]
                 watched = reference()
-                if watched is None:  # this one has the id of a parameter that is gone
+                if watched is None:  # the id belonged to a deleted parameter, and is reused
                     continue
                 if watched.grad is not None and not bool(torch.isfinite(watched.grad).all()):
                     raise NonFiniteError(text)

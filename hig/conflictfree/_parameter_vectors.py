@@ -1,4 +1,4 @@
-"""Parameters and gradients of a network as one vector, and back."""
+"""Conversion of parameters and gradients of a network to one vector, and back."""
 
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -39,70 +39,70 @@ Parameters = HasParameters | Tensor | Iterable[Tensor]
 
 
 def tensors_of(network: Parameters) -> list[Tensor]:
-    """The parameters of a network, or the given ones, each once.
+    """Return the parameters of a network, or the tensors of an iterable, each once.
 
     Args:
         network: a module, or another object with a method ``parameters``; or tensors, in and
             outside of modules.
 
     Raises:
-        TypeError: something else than a real floating-point tensor is among them.
+        TypeError: one of them is not a real floating-point tensor.
     """
-    given: list[Tensor]
+    tensors: list[Tensor]
     if isinstance(network, list):
-        given = network
+        tensors = network
     elif isinstance(network, Tensor):
-        given = [network]
+        tensors = [network]
     elif callable(method := getattr(network, "parameters", None)):
-        given = list(method())
+        tensors = list(method())
     elif isinstance(network, Iterable):
-        given = list(network)
+        tensors = list(network)
     else:
         raise TypeError(
             f"parameters must be a module or tensors, got {described(network)}; pass "
             "network.parameters(), or an object that has this method"
         )
-    for parameter in given:
+    for parameter in tensors:
         if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
-            kind = getattr(parameter, "dtype", type(parameter).__name__)
+            type_name = getattr(parameter, "dtype", type(parameter).__name__)
             raise TypeError(
-                f"expected a module or real floating-point tensors, got {kind}; pass "
+                f"expected a module or real floating-point tensors, got {type_name}; pass "
                 "[*network.parameters(), more, ...]"
             )
-    return list({id(parameter): parameter for parameter in given}.values())
+    return list({id(parameter): parameter for parameter in tensors}.values())
 
 
 def trainable(parameters: Parameters) -> list[Tensor]:
-    """Those of the given parameters that require a gradient, each once.
+    """Return the parameters that require a gradient, each once.
 
     Args:
         parameters: a module; or tensors, in and outside of modules.
 
     Raises:
         TypeError: see :func:`tensors_of`.
-        ValueError: there is none.
+        ValueError: no parameter requires a gradient.
     """
-    given = tensors_of(parameters)
-    found = [parameter for parameter in given if parameter.requires_grad]
-    if not given:
+    tensors = tensors_of(parameters)
+    trained = [parameter for parameter in tensors if parameter.requires_grad]
+    if not tensors:
         raise ValueError(
             "no parameter that requires a gradient was given, and no other; pass a network, or a "
-            "list: a generator such as network.parameters() can be gone through once"
+            "list: a generator such as network.parameters() is exhausted after one pass"
         )
-    if not found:
+    if not trained:
         raise ValueError(
-            f"no parameter that requires a gradient was given: all {len(given)} are frozen; call "
+            f"no parameter that requires a gradient was given: all {len(tensors)} are frozen; call "
             "requires_grad_() on those that are to be trained"
         )
-    return found
+    return trained
 
 
 def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each parameter with its part of a vector, in the parameter's shape.
+    """Pair each parameter with its part of a vector, in the parameter's shape.
 
     Args:
         vector: (P,).
-        parameters: with P entries together.
+        parameters: tensors with P entries in total.
 
     Raises:
         ValueError: they have another number of entries.
@@ -113,10 +113,10 @@ def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, T
 
 
 def check_entries(vector: Tensor, parameters: list[Tensor]) -> list[int]:
-    """Return how many entries each parameter has, which a vector has together.
+    """Return the number of entries of each parameter; their sum must be that of a vector.
 
     Raises:
-        ValueError: it has another number of entries.
+        ValueError: the vector has another number of entries.
     """
     sizes = [parameter.numel() for parameter in parameters]
     if vector.shape != (sum(sizes),):
@@ -148,9 +148,9 @@ def get_gradient_vector(network: Parameters, none_grad_mode: str = "skip") -> Te
 
     Args:
         network: a module, or an iterable of tensors.
-        none_grad_mode: what to do about parameters whose ``.grad`` is None: "skip" them, take
-            "zero" for them, or "raise". With several losses of which only some reach a
-            parameter, "zero" gives vectors of the same length.
+        none_grad_mode: how to handle parameters whose ``.grad`` is None: "skip" them, use "zero"
+            for them, or "raise". If only some of several losses depend on a parameter, "zero"
+            gives vectors of the same length.
 
     Returns:
         (P,), or shorter with "skip".
@@ -193,11 +193,11 @@ def apply_gradient_vector(
         grad_vec: (P,).
         none_grad_mode: "skip" if the vector has no entries for parameters whose ``.grad`` is
             None, "zero" if it has.
-        zero_grad_mode: what such parameters get with "zero": "pad_value" their part of the
-            vector, "pad_zero" zeros, "skip" nothing. Frozen parameters never get any.
+        zero_grad_mode: the gradient of such parameters with "zero": "pad_value" for their part of
+            the vector, "pad_zero" for zeros, "skip" for none. Frozen parameters stay without.
 
     Raises:
-        TypeError: it is no real floating-point tensor.
+        TypeError: ``grad_vec`` is not a real floating-point tensor.
         ValueError: the vector has another length, or a mode is unknown; no gradient has changed.
     """
     check_choice(none_grad_mode, "none_grad_mode", ("zero", "skip"))
@@ -210,14 +210,14 @@ def apply_gradient_vector(
 
 
 def apply_gradient_vector_para_based(network: Parameters, grad_vec: Tensor) -> None:
-    """Overwrite the gradients of all parameters, with a gradient so far or without.
+    """Overwrite the gradients of all parameters, including those without one so far.
 
     Args:
         network: a module, or an iterable of tensors.
         grad_vec: (P,).
 
     Raises:
-        TypeError: it is no real floating-point tensor.
+        TypeError: ``grad_vec`` is not a real floating-point tensor.
         ValueError: the vector has another length; no gradient has changed.
     """
     apply_gradient_vector(network, grad_vec, none_grad_mode="zero")
@@ -231,7 +231,7 @@ def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
         para_vec: (P,).
 
     Raises:
-        TypeError: it is no real floating-point tensor.
+        TypeError: ``para_vec`` is not a real floating-point tensor.
         ValueError: the vector has another length; no parameter has changed.
     """
     check_tensor(para_vec, "para_vec")
@@ -245,9 +245,9 @@ def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value")
     """Overwrite ``.grad`` with the parts of a vector.
 
     Args:
-        parameters: with P entries together.
+        parameters: tensors with P entries in total.
         vector: (P,).
-        mode: what a parameter without a gradient gets, see :func:`apply_gradient_vector`.
+        mode: gradient of parameters without one so far, see :func:`apply_gradient_vector`.
 
     Raises:
         ValueError: they have another number of entries; no gradient has changed.
@@ -270,30 +270,30 @@ def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value")
 
 
 def copy_parts(vector: Tensor, tensors: list[Tensor]) -> None:
-    """Copy a vector into tensors, part by part; to be called without gradient mode.
+    """Copy a vector into tensors, part by part; requires disabled gradient mode.
 
     Args:
         vector: (P,).
-        tensors: with P entries together.
+        tensors: tensors with P entries in total.
     """
     if tensors:
-        # One call for all: of small networks the calls take longer than the copies.
+        # One call for all tensors: in small networks the calls take longer than the copies.
         torch._foreach_copy_(tensors, _unflatten_dense_tensors(vector.detach(), tensors))
 
 
 def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None:
-    """Copy into ``.grad``, or add to it; to be called without gradient mode.
+    """Copy into ``.grad``, or add to it; requires disabled gradient mode.
 
     Args:
-        parameter: left alone if it is frozen and has no gradient.
+        parameter: the parameter; unchanged if it is frozen and has no gradient.
         gradient: shape of the parameter.
-        add: add to what is there.
+        add: add to the present gradient instead of overwriting it.
     """
     present = parameter.grad
     if present is None:
         if parameter.requires_grad:
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
-    elif present.layout != torch.strided:  # as embeddings have them; a direction has all entries
+    elif present.layout != torch.strided:  # sparse, of an embedding; a direction is dense
         total = present.to_dense() + gradient if add else gradient.to(parameter.dtype, copy=True)
         parameter.grad = total
     elif add:
@@ -303,7 +303,7 @@ def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None
 
 
 def covered_by(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """The parameters that a vector has entries for, where those without a gradient were skipped."""
+    """Return the parameters that a vector covers, if those without a gradient were skipped."""
     coverage = coverage_of(vector)
     if coverage is not None and len(coverage) == len(parameters):
         return [p for p, covered in zip(parameters, coverage, strict=True) if covered]
@@ -311,7 +311,7 @@ def covered_by(vector: Tensor, parameters: list[Tensor]) -> list[Tensor]:
 
 
 def flattened(gradient: Tensor) -> Tensor:
-    """A gradient as a vector; a sparse one, as of embeddings, with all its entries."""
+    """Flatten a gradient to a vector; sparse ones, as of embeddings, become dense."""
     return (gradient if gradient.layout == torch.strided else gradient.to_dense()).reshape(-1)
 
 
@@ -319,7 +319,7 @@ def _concatenate(parts: list[Tensor]) -> Tensor:
     if not parts:
         raise ValueError("there is no parameter; pass a network or [*network.parameters(), ...]")
     with torch.no_grad():
-        if len(parts) == 1:  # of one the other function makes a window
+        if len(parts) == 1:  # torch would return a view of a single tensor, not a copy
             return torch.cat([parts[0].reshape(-1)])
         vector: Tensor = _flatten_dense_tensors(parts)
         return vector

@@ -15,7 +15,7 @@ __all__ = ["PseudoMomentumOperator"]
 
 
 class PseudoMomentumOperator(MomentumOperator):
-    r"""M-ConFIG: first moments per loss, one second moment of the direction they combine to.
+    r"""M-ConFIG: first moments per loss, and one second moment of their combined direction.
 
     Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, algorithm 1. The direction is scaled like a
     step of Adam: use it with plain ``torch.optim.SGD``.
@@ -29,8 +29,8 @@ class PseudoMomentumOperator(MomentumOperator):
 
     Attributes:
         fake_m: first moment of the direction, (P,); None before the first call.
-        s: its second moment, (P,); None before the first call.
-        t: directions since every loss has been seen.
+        s: second moment of the direction, (P,); None before the first call.
+        t: number of directions since every loss has had a gradient.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class PseudoMomentumOperator(MomentumOperator):
             assert self.fake_m is not None
             self.t += 1
             combined = combine(self.gradient_operator, self.first_moments(), losses)
-            # The gradient that would have brought the moment of the direction from its last
-            # value to this one: it stands for the gradient that was never computed.
+            # The gradient that would change the first moment of the direction from its last value
+            # to this one: it replaces a gradient of the direction, which was never computed.
             moment = combined * (1 - self.beta_1**self.t)
             pseudo = torch.sub(moment, self.fake_m, alpha=self.beta_1).div_(1 - self.beta_1)
             self.fake_m = moment
@@ -75,15 +75,11 @@ class PseudoMomentumOperator(MomentumOperator):
             second = torch.div(self.s, 1 - self.beta_2**self.t, out=pseudo)
             return (combined / second.sqrt_().add_(EPSILON)).to(rows[0].dtype)
 
-    def _preprocess_gradients_losses(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
-    ) -> tuple[list[int], list[Tensor], list[Any] | None]:
-        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
-        indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
+    def _create_moments(self, like: Tensor) -> None:
+        """See :meth:`MomentumOperator._create_moments`."""
         if self.m is None or self.s is None or self.fake_m is None:
-            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
-            self.s, self.fake_m = zero_moment(rows[0]), zero_moment(rows[0])
-        return indexes, rows, losses
+            self.m = self._zero_moments(like)
+            self.s, self.fake_m = zero_moment(like), zero_moment(like)
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`MomentumOperator.state_dict`."""

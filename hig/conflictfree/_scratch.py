@@ -1,7 +1,7 @@
-"""Memory for float64 copies that is used again from call to call.
+"""Memory for float64 copies, reused from call to call.
 
-An allocator returns blocks of this size to the system, and each page that it gets back is made
-when first written: that takes several times as long as the arithmetic on it.
+The allocator returns blocks of this size to the system, and pages of new blocks are created when
+first written: that takes several times as long as the arithmetic on them.
 """
 
 import threading
@@ -13,7 +13,7 @@ __all__ = ["give_back", "take"]
 
 
 class _Spare(threading.local):
-    """The block of a thread that no one uses at the moment."""
+    """Block of a thread that is not in use."""
 
     memory: Tensor | None = None
 
@@ -22,24 +22,24 @@ _spare = _Spare()
 
 
 def take(entries: int) -> Tensor:
-    """Take memory on the CPU, which is no one else's until it is given back.
+    """Take memory on the CPU for exclusive use until :func:`give_back`.
 
     Args:
-        entries: how many there must be at least.
+        entries: least number of entries.
 
     Returns:
-        A float64 vector, its entries arbitrary.
+        A float64 vector with arbitrary entries.
     """
     memory, _spare.memory = _spare.memory, None
     if memory is not None and memory.numel() >= entries:
         return memory
-    with torch.inference_mode(False):  # it may be written outside of that mode later
+    with torch.inference_mode(False):  # later calls may write it outside of inference mode
         return torch.empty(entries, dtype=torch.float64, device="cpu")
 
 
 def give_back(memory: Tensor) -> None:
-    """Give memory back that :func:`take` returned, when nothing refers to its entries any more."""
+    """Return memory from :func:`take`; nothing may refer to its entries any more."""
     spare = _spare.memory
-    # Inside modes of torch that replace tensors it is no memory.
+    # Modes of torch that replace tensors, such as fake tensors, have no memory behind them.
     if type(memory) is Tensor and (spare is None or spare.numel() < memory.numel()):
         _spare.memory = memory

@@ -1,4 +1,4 @@
-"""Which losses are differentiated next, where a step differentiates only some of them."""
+"""Selectors of the losses to differentiate next, if a step differentiates only some."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,20 +13,20 @@ __all__ = ["OrderedSliceSelector", "RandomSliceSelector", "has_zero"]
 
 
 class OrderedSliceSelector:
-    """Takes the elements of a sequence in turn, a few per call, round and round.
+    """Selector of the elements of a sequence in cyclic order, n per call.
 
     Attributes:
-        start_index: the element that comes next.
+        start_index: index of the next element.
     """
 
     def __init__(self) -> None:
         self.start_index = 0
 
     def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[list[int], Any]:
-        """Take the next n elements.
+        """Select the next n elements.
 
         Args:
-            n: how many.
+            n: number of elements.
             source_sequence: losses, loss functions, gradients, ...
 
         Returns:
@@ -42,44 +42,44 @@ class OrderedSliceSelector:
         return indexes, _elements(indexes, source_sequence)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next slice starts."""
+        """Return the index of the next element."""
         return {"start_index": self.start_index}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another selector was.
+        """Resume from the state of another selector.
 
         Raises:
-            ValueError: the state is of something else.
+            ValueError: it is not the state of such a selector.
         """
         check_state(state_dict, self, "start_index")
         self.start_index = state_dict["start_index"]
 
 
 class RandomSliceSelector:
-    """Takes random elements of a sequence, a few per call, none twice in a call.
+    """Selector of random elements of a sequence, n different ones per call.
 
     Args:
-        generator: the source of randomness; numpy's global one if None, which is not part of the
+        generator: source of random numbers; numpy's global one if None, which is not part of the
             ``state_dict``.
 
     Raises:
-        TypeError: the generator is none of numpy's.
+        TypeError: the generator is not a ``numpy.random.Generator``.
     """
 
     # In quotes: numpy imports its random numbers when they are first named.
     def __init__(self, generator: "np.random.Generator | None" = None):
         if generator is not None and not isinstance(generator, np.random.Generator):
             raise TypeError(
-                f"generator must be one of numpy, got {described(generator)}; make it with "
+                f"generator must be a numpy Generator, got {described(generator)}; make it with "
                 "np.random.default_rng(seed)"
             )
         self.generator = generator
 
     def select(self, n: int, source_sequence: Sequence[Any]) -> tuple[Sequence[int], Any]:
-        """Take n elements.
+        """Select n elements.
 
         Args:
-            n: how many.
+            n: number of elements.
             source_sequence: losses, loss functions, gradients, ...
 
         Returns:
@@ -94,20 +94,20 @@ class RandomSliceSelector:
         if self.generator is not None:
             indexes = self.generator.choice(length, n, replace=False).tolist()
             return indexes, _elements(indexes, source_sequence)
-        # Scripts that call np.random.seed expect to get the same losses again, and an array.
+        # Scripts written for the original call np.random.seed and expect an array.
         choice = np.random.choice
         array: Any = choice(length, n, replace=False)
         return array, _elements(array.tolist(), source_sequence)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the generator; empty without one."""
+        """Return the state of the generator; empty without one."""
         return {"generator": self.generator.bit_generator.state} if self.generator else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where another selector was.
+        """Resume from the state of another selector.
 
         Raises:
-            ValueError: one of both selectors has a generator, the other has not.
+            ValueError: only one of the two selectors has a generator.
         """
         if ("generator" in state_dict) != (self.generator is not None):
             raise ValueError(
@@ -119,7 +119,7 @@ class RandomSliceSelector:
 
 
 def has_zero(lists: Sequence[Any]) -> bool:
-    """Whether an element is zero: a loss that has not been seen, in a list of counters."""
+    """Return whether an element is zero: in a list of counters, a loss without any gradient."""
     return any(element == 0 for element in lists)
 
 

@@ -1,4 +1,4 @@
-"""One loss per step, each scaled by a second moment of its own."""
+"""Momentum operator with first and second moments of each loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from hig.conflictfree._gradient_operator import combine
-from hig.conflictfree._momentum_operator import EPSILON, MomentumOperator, column, zero_moment
+from hig.conflictfree._momentum_operator import EPSILON, MomentumOperator, column
 
 __all__ = ["SeparateMomentumOperator"]
 
 
 class SeparateMomentumOperator(MomentumOperator):
-    r"""First and second moments per loss; what is combined is the step of Adam of each loss.
+    r"""Combination of the steps that Adam would take for each loss alone.
 
     Its authors found :class:`PseudoMomentumOperator` better. Use it with plain
     ``torch.optim.SGD``.
@@ -56,15 +56,10 @@ class SeparateMomentumOperator(MomentumOperator):
             steps = self.first_moments().div_(second.sqrt_().add_(EPSILON))
             return combine(self.gradient_operator, steps, losses).to(rows[0].dtype)
 
-    def _preprocess_gradients_losses(
-        self, indexes: int | Sequence[int], grads: Tensor | Sequence[Tensor], losses: Any = None
-    ) -> tuple[list[int], list[Tensor], list[Any] | None]:
-        """See :meth:`MomentumOperator._preprocess_gradients_losses`; also makes the moments."""
-        indexes, rows, losses = super()._preprocess_gradients_losses(indexes, grads, losses)
+    def _create_moments(self, like: Tensor) -> None:
+        """See :meth:`MomentumOperator._create_moments`."""
         if self.m is None or self.s is None:
-            self.m = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
-            self.s = [zero_moment(rows[0]) for _ in range(self.num_vectors)]
-        return indexes, rows, losses
+            self.m, self.s = self._zero_moments(like), self._zero_moments(like)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See :meth:`MomentumOperator.load_state_dict`.

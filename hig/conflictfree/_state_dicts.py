@@ -1,4 +1,4 @@
-"""States of objects made of parts, some of which have a state."""
+"""State dicts of objects whose parts may have a state."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["load_states", "states"]
 
 
 def states(**parts: Any) -> dict[str, Any]:
-    """State of each part that has one, under its name."""
+    """Return the state of each part that has one, by its name."""
     return {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")}
 
 
@@ -14,13 +14,13 @@ def load_states(state_dict: dict[str, Any], **parts: Any) -> None:
     """Load the state of each part that has one.
 
     Raises:
-        ValueError: a state is missing, or has no part to go to.
+        ValueError: a state is missing, or there is no part for it.
     """
     expected = {name for name, part in parts.items() if hasattr(part, "state_dict")}
-    found = {name for name in parts if name in state_dict}
-    if expected != found:
+    present = {name for name in parts if name in state_dict}
+    if expected != present:
         raise ValueError(
-            f"the state has parts {sorted(found)}, this object {sorted(expected)}; construct it "
+            f"the state has parts {sorted(present)}, this object {sorted(expected)}; construct it "
             "as the one whose state it was"
         )
     for name in expected:

@@ -1,4 +1,4 @@
-"""What users give in place of operators, models and states, checked before it is used."""
+"""Validation of user-supplied operators, models and state dicts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +16,10 @@ def check_operator(operator: object, name: str = "operator") -> None:
 
     Args:
         operator: an object with ``calculate_gradient``, or any callable.
-        name: what the argument is called.
+        name: name of the argument, for the error text.
 
     Raises:
-        TypeError: it is a class, an operator with a memory, or can not be called.
+        TypeError: it is a class, an operator with a memory, or not callable.
     """
     _refuse_class(operator, name)
     if hasattr(operator, "calculate_step"):
@@ -36,14 +36,14 @@ def check_operator(operator: object, name: str = "operator") -> None:
 
 
 def check_index(index: Any, losses: int) -> int:
-    """Return the number of a loss.
+    """Return the number of a loss as an int.
 
     Args:
-        index: what was given.
-        losses: how many there are.
+        index: the argument to check.
+        losses: number of losses.
 
     Raises:
-        TypeError: it is no whole number.
+        TypeError: it is not an integer.
         ValueError: there is no such loss.
     """
     number = check_count(index, "the number of a loss", "losses count from 0", least=None)
@@ -53,13 +53,13 @@ def check_index(index: Any, losses: int) -> int:
 
 
 def check_model(model: object, name: str, method: str, example: str) -> None:
-    """Raise unless an object has the method that it will be asked by.
+    """Raise unless an object has the method that will be called.
 
     Args:
         model: a weight or length model, or a loss recorder.
-        name: what the argument is called.
-        method: the name of the method.
-        example: one that has it.
+        name: name of the argument, for the error text.
+        method: name of the method.
+        example: expression that makes a valid object, for the error text.
 
     Raises:
         TypeError: it is a class, or lacks the method.
@@ -72,15 +72,15 @@ def check_model(model: object, name: str, method: str, example: str) -> None:
 
 
 def check_combined(direction: object, matrix: Tensor) -> None:
-    """Raise unless what an operator has returned is a direction.
+    """Raise unless an operator has returned a direction.
 
     Args:
-        direction: what came back.
-        matrix: what the operator was given, (m, P).
+        direction: the value that it returned.
+        matrix: the gradients that it was called with, (m, P).
 
     Raises:
-        TypeError: it is no tensor.
-        ValueError: it has another shape than (P,).
+        TypeError: the value is not a tensor.
+        ValueError: its shape is not (P,).
     """
     shape, expected = tuple(matrix.shape), tuple(matrix.shape[1:])
     if not isinstance(direction, Tensor):
@@ -96,21 +96,21 @@ def check_combined(direction: object, matrix: Tensor) -> None:
 
 
 def check_state(state_dict: object, owner: object, *names: str) -> None:
-    """Raise unless a state has all entries that its owner reads.
+    """Raise unless a state has all required entries.
 
     Args:
-        state_dict: what was given.
-        owner: what it is to be loaded into.
-        names: of the entries.
+        state_dict: the state to check.
+        owner: the object that it will be loaded into.
+        names: names of the required entries.
 
     Raises:
         ValueError: entries are missing.
     """
-    found = list(state_dict) if isinstance(state_dict, Mapping) else described(state_dict)
-    missing = [name for name in names if name not in found]
+    entries = list(state_dict) if isinstance(state_dict, Mapping) else described(state_dict)
+    missing = [name for name in names if name not in entries]
     if missing or not isinstance(state_dict, Mapping):
         raise ValueError(
-            f"the state lacks {', '.join(missing or names)}, it has {found or 'nothing'}; load "
+            f"the state lacks {', '.join(missing or names)}, it has {entries or 'nothing'}; load "
             f"what {type(owner).__name__}.state_dict() gave"
         )
 

@@ -1,4 +1,4 @@
-"""Weight models: how the cosines of a direction with the gradients relate to one another."""
+"""Weight models: ratios of the cosines between a direction and the gradients."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["EqualWeight", "WeightModel"]
 
 
 class WeightModel:
-    """Base of the weight models: derive and write ``get_weights``."""
+    """Base class of the weight models: derived classes define ``get_weights``."""
 
     def get_weights(
         self,
@@ -24,8 +24,8 @@ class WeightModel:
 
         Args:
             gradients: (m, P).
-            losses: the m losses, where the operator was given them.
-            device: where the gradients are.
+            losses: the m losses, if the operator was called with them.
+            device: device of the gradients.
 
         Returns:
             (m,), any floating-point dtype, any device.
@@ -40,7 +40,7 @@ class WeightModel:
 
 
 class EqualWeight(WeightModel):
-    """The same weight for every loss: the direction favours none."""
+    """Weight model with the same weight for every loss: the direction favours none."""
 
     def get_weights(
         self,
@@ -48,19 +48,19 @@ class EqualWeight(WeightModel):
         losses: Sequence[Any] | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Ones.
+        """Return ones.
 
         Args:
             gradients: (m, P).
             losses: not used.
-            device: of the weights; that of the gradients if None.
+            device: device of the weights; that of the gradients if None.
 
         Returns:
             (m,), dtype of the gradients.
 
         Raises:
-            TypeError: the gradients are no real floating-point tensor.
-            ValueError: without gradients, or for another number of axes.
+            TypeError: the gradients are not a real floating-point tensor.
+            ValueError: there are no gradients, or they do not have two axes.
         """
         if gradients is None:
             raise ValueError("EqualWeight needs the gradients, got None; pass gradients=")

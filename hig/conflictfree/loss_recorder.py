@@ -1,17 +1,13 @@
-"""Loss recorders, under ``conflictfree``'s module name.
+"""Loss recorders, as ``conflictfree.loss_recorder`` has them.
 
-A wildcard import of the original also brings what it has imported: so does this one.
+A wildcard import of the original also brings the names that it imports: so does this one.
 """
+# isort: skip_file
 
-from typing import Sequence, Tuple, Union  # noqa: UP035  # the original's
+from typing import Sequence, Tuple, Union  # noqa: UP035
 
-from hig.conflictfree._loss_recorders import LatestLossRecorder, LossRecorder, MomentumLossRecorder
+from hig.conflictfree import LatestLossRecorder, LossRecorder, MomentumLossRecorder
 
 __all__ = [
-    "LatestLossRecorder",
-    "LossRecorder",
-    "MomentumLossRecorder",
-    "Sequence",
-    "Tuple",
-    "Union",
-]
+    "LatestLossRecorder", "LossRecorder", "MomentumLossRecorder", "Sequence", "Tuple", "Union",
+]  # fmt: skip

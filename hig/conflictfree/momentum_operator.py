@@ -1,89 +1,35 @@
-"""Operators with a memory, and what they take, under ``conflictfree``'s module name.
+"""Momentum operators and their parts, as ``conflictfree.momentum_operator`` has them.
 
-A wildcard import of the original also brings what it has imported: so does this one.
+A wildcard import of the original also brings the names that it imports: so does this one.
 """
+# isort: skip_file
 
-from typing import Literal, Optional, Sequence, Tuple, Union  # noqa: UP035  # the original's
+from typing import Literal, Optional, Sequence, Tuple, Union  # noqa: UP035
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hig.conflictfree._angles import (
-    estimate_conflict,
-    get_cos_similarity,
-    transfer_coef_double,
-    unit_vector,
-)
-from hig.conflictfree._config import ConFIG_update, ConFIG_update_double, ConFIGOperator
-from hig.conflictfree._gradient_operator import GradientOperator
-from hig.conflictfree._imtlg_operator import IMTLGOperator
-from hig.conflictfree._length_models import (
-    LengthModel,
-    ProjectionLength,
-    TrackArithmeticAverage,
-    TrackGeometricAverage,
-    TrackHarmonicAverage,
-    TrackMaximum,
-    TrackMinimum,
-    TrackSpecific,
-)
-from hig.conflictfree._loss_recorders import LatestLossRecorder, LossRecorder, MomentumLossRecorder
-from hig.conflictfree._momentum_operator import MomentumOperator
-from hig.conflictfree._parameter_vectors import (
-    apply_gradient_vector,
-    apply_gradient_vector_para_based,
-    apply_para_vector,
-    get_gradient_vector,
-    get_para_vector,
-)
-from hig.conflictfree._pcgrad_operator import PCGradOperator
-from hig.conflictfree._pseudo_momentum import PseudoMomentumOperator
-from hig.conflictfree._selectors import OrderedSliceSelector, RandomSliceSelector, has_zero
-from hig.conflictfree._separate_momentum import SeparateMomentumOperator
-from hig.conflictfree._weight_models import EqualWeight, WeightModel
+from hig.conflictfree import (
+    ConFIGOperator, ConFIG_update, ConFIG_update_double, EqualWeight, GradientOperator,
+    IMTLGOperator, LatestLossRecorder, LengthModel, LossRecorder, MomentumLossRecorder,
+    MomentumOperator, OrderedSliceSelector, PCGradOperator, ProjectionLength,
+    PseudoMomentumOperator, RandomSliceSelector, SeparateMomentumOperator, TrackArithmeticAverage,
+    TrackGeometricAverage, TrackHarmonicAverage, TrackMaximum, TrackMinimum, TrackSpecific,
+    WeightModel, apply_gradient_vector, apply_gradient_vector_para_based, apply_para_vector,
+    estimate_conflict, get_cos_similarity, get_gradient_vector, get_para_vector, has_zero,
+    transfer_coef_double, unit_vector,
+)  # fmt: skip
 
 __all__ = [
-    "ConFIGOperator",
-    "ConFIG_update",
-    "ConFIG_update_double",
-    "EqualWeight",
-    "GradientOperator",
-    "IMTLGOperator",
-    "LatestLossRecorder",
-    "LengthModel",
-    "Literal",
-    "LossRecorder",
-    "MomentumLossRecorder",
-    "MomentumOperator",
-    "Optional",
-    "OrderedSliceSelector",
-    "PCGradOperator",
-    "ProjectionLength",
-    "PseudoMomentumOperator",
-    "RandomSliceSelector",
-    "SeparateMomentumOperator",
-    "Sequence",
-    "Tensor",
-    "TrackArithmeticAverage",
-    "TrackGeometricAverage",
-    "TrackHarmonicAverage",
-    "TrackMaximum",
-    "TrackMinimum",
-    "TrackSpecific",
-    "Tuple",
-    "Union",
-    "WeightModel",
-    "apply_gradient_vector",
-    "apply_gradient_vector_para_based",
-    "apply_para_vector",
-    "estimate_conflict",
-    "get_cos_similarity",
-    "get_gradient_vector",
-    "get_para_vector",
-    "has_zero",
-    "np",
-    "torch",
-    "transfer_coef_double",
-    "unit_vector",
-]
+    "ConFIGOperator", "ConFIG_update", "ConFIG_update_double", "EqualWeight", "GradientOperator",
+    "IMTLGOperator", "LatestLossRecorder", "LengthModel", "Literal", "LossRecorder",
+    "MomentumLossRecorder", "MomentumOperator", "Optional", "OrderedSliceSelector",
+    "PCGradOperator", "ProjectionLength", "PseudoMomentumOperator", "RandomSliceSelector",
+    "SeparateMomentumOperator", "Sequence", "Tensor", "TrackArithmeticAverage",
+    "TrackGeometricAverage", "TrackHarmonicAverage", "TrackMaximum", "TrackMinimum",
+    "TrackSpecific", "Tuple", "Union", "WeightModel", "apply_gradient_vector",
+    "apply_gradient_vector_para_based", "apply_para_vector", "estimate_conflict",
+    "get_cos_similarity", "get_gradient_vector", "get_para_vector", "has_zero", "np", "torch",
+    "transfer_coef_double", "unit_vector",
+]  # fmt: skip

@@ -1,7 +1,7 @@
-"""Files that survive interruptions and run no code when they are read.
+"""Result files that survive interruptions and run no code when they are read.
 
-``hig.save_results`` and ``hig.load_results`` are those for results; here is also what they are made
-of, for files of other kinds.
+``hig.save_results`` and ``hig.load_results`` are for results; `write_atomically` and `unpickle`,
+which they are built on, are for files of other kinds.
 """
 
 from hig.errors import CorruptResultError, UnsafeResultError

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writes: a file is either complete or absent."""
 
 import os
 import uuid
@@ -10,19 +10,19 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file so that the one there before survives a failure at any moment.
+    """Write a file so that an existing one survives a failure at any moment.
 
-    The bytes go to a hidden file beside it, reach the disk, and take its name in one step. A
-    process that is killed meanwhile leaves that file, `.<name>.<random>.tmp`, behind; every other
-    failure removes it.
+    The bytes go to a hidden file next to it, are flushed to the disk, and take its name in one
+    step. A process that is killed meanwhile leaves that file, `.<name>.<random>.tmp`, behind;
+    every other failure removes it.
 
     Args:
-        path: Where to write, as a str or path, in a folder that exists.
+        path: Path of the file, as a str or path, in a folder that exists.
         data: The bytes of the whole file.
 
     Raises:
-        OSError: The file cannot be written; the one there before is unchanged.
-        TypeError: The path is none, or the data are no bytes.
+        OSError: The file cannot be written; an existing one is unchanged.
+        TypeError: `path` is not path-like, or `data` is not bytes-like.
     """
     path = check_path(path)
     if path.is_dir():

@@ -1,7 +1,7 @@
-"""Stand-ins for what a pickled numpy array names.
+"""Safe replacements for the functions and classes that a pickled numpy array names.
 
-Numpy's own functions would take object arrays and forged dtypes from the file; these take bytes of
-known length and kind.
+Numpy's own functions would accept object arrays and forged dtypes from the file; these accept
+bytes of known length and dtype only.
 """
 
 import re
@@ -18,15 +18,15 @@ __all__ = ["FUNCTIONS", "KINDS", "PLAIN", "build", "is_numpy_scalar", "resolve"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
-KINDS = "biufcSU"  # numpy kinds whose elements are bytes alone: no objects, no records
+KINDS = "biufcSU"  # numpy kinds whose elements are plain bytes: no objects, no records
 
 
 def is_numpy_scalar(value: object) -> TypeGuard[np.generic]:
-    """Whether the value is a numpy scalar of an exact numpy type."""
+    """Return whether the value is a numpy scalar of an exact numpy type."""
     return isinstance(value, np.generic) and type(value) is value.dtype.type
 
 
-# None of the two is hashable, so that none can hide in a set or among the keys of a dict.
+# Neither class is hashable: `resolve` does not look for them in sets or among the keys of a dict.
 
 
 class _Dtype:
@@ -37,8 +37,8 @@ class _Dtype:
             raise UnsafeResultError(f"an array of numpy dtype {name[:100]!r}")
         self.dtype = np.dtype(name)
 
-    def take(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])  # the only thing that the name leaves open
+    def set_state(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])  # all else follows from the name
 
 
 class _Array:
@@ -47,45 +47,45 @@ class _Array:
     def __init__(self, array: Array | None = None):
         self.array = array
 
-    def take(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         self.array = _array(data, dtype, shape, "F" if fortran else "C")
 
 
 def build(target: object, state: object) -> None:
-    """Takes over the state of an array or dtype.
+    """Set the state of an array or dtype.
 
     Raises:
-        UnsafeResultError: The state is for something else.
+        UnsafeResultError: The target is neither.
     """
     if not isinstance(target, _Array | _Dtype):
         raise UnsafeResultError(f"a change to a {type(target).__name__}")
-    target.take(state)
+    target.set_state(state)
 
 
 def _array(data: Any, dtype: _Dtype, shape: Any, order: Literal["C", "F"] = "C") -> Array:
     array: Array = np.ndarray(shape, dtype.dtype, data, order=order)
-    # Strings of no length take no bytes, however many they are.
+    # Strings of length 0 take no bytes, so that any number of them would fit: bound the number too.
     if array.nbytes != len(data) or array.size > max(len(data), 1):
         raise ValueError(f"array of shape {shape} and dtype {dtype.dtype} in {len(data)} bytes")
     if array.dtype.kind == "U":
         order_of_bytes: Any = dtype.dtype.byteorder
         codes = np.frombuffer(data, np.dtype("u4").newbyteorder(order_of_bytes))
         if codes.max(initial=0) > sys.maxunicode:
-            raise ValueError("a string with a number that is no character")
+            raise ValueError("a string with a code point that is not a character")
     return array.copy(order="K")  # `data` is read-only
 
 
 FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): lambda *_: _Array(),
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes under protocol 2,
-    ("__builtin__", "bytes"): lambda: b"",  # which has another way for none
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes under protocol 2
+    ("__builtin__", "bytes"): lambda: b"",  # empty bytes under protocol 2
 }
 for _core in ("numpy.core", "numpy._core"):
     FUNCTIONS[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
     FUNCTIONS[f"{_core}.multiarray", "scalar"] = lambda dtype, data: _array(data, dtype, ())[()]
-    FUNCTIONS[f"{_core}.numeric", "_frombuffer"] = lambda *given: _Array(_array(*given))
+    FUNCTIONS[f"{_core}.numeric", "_frombuffer"] = lambda *arguments: _Array(_array(*arguments))
 for _builtins in ("builtins", "__builtin__"):
     FUNCTIONS[_builtins, "complex"] = complex
     FUNCTIONS[_builtins, "set"] = set
@@ -93,22 +93,24 @@ for _builtins in ("builtins", "__builtin__"):
 
 
 def resolve(value: Any, seen: dict[int, tuple[Any, Any]]) -> Any:
-    """Puts the arrays in the place of their stand-ins; `seen` guards against cycles."""
-    kind = type(value)
-    if kind in (*PLAIN, set, frozenset) or is_numpy_scalar(value):
+    """Replace the stand-ins by their arrays; `seen` guards against cycles."""
+    value_type = type(value)
+    if value_type in (*PLAIN, set, frozenset) or is_numpy_scalar(value):
         return value
-    if kind is _Array:
+    if value_type is _Array:
         return value.array
-    if kind not in (dict, list, tuple):
-        raise TypeError(f"it holds a {kind.__qualname__}")
+    if value_type not in (dict, list, tuple):
+        raise TypeError(f"it holds a {value_type.__qualname__}")
     if id(value) in seen:
         if seen[id(value)][1] is None:
             raise ValueError("it holds a tuple that holds itself")
         return seen[id(value)][1]
-    # The first keeps the id from being used again.
-    seen[id(value)] = (value, None if kind is tuple else value)
-    if kind is tuple:
+    # The first entry keeps the object alive, so that its id is not reused.
+    seen[id(value)] = (value, None if value_type is tuple else value)
+    if value_type is tuple:
         seen[id(value)] = (value, tuple(resolve(item, seen) for item in value))
-    for key, item in value.items() if kind is dict else enumerate(value) if kind is list else ():
+    for key, item in (
+        value.items() if value_type is dict else enumerate(value) if value_type is list else ()
+    ):
         value[key] = resolve(item, seen)
     return seen[id(value)][1]

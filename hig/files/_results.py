@@ -15,25 +15,27 @@ from hig.files._safe_unpickler import unpickle
 
 __all__ = ["load_results", "save_results"]
 
-# Size of results where all that they share is written out, for each byte of the file, and in any
-# file, at most. A few hundred bytes may hold lists of lists that no one can print or convert.
+# Largest size of results with all shared parts written out, per byte of the file and in any file.
+# A few hundred bytes may hold nested lists that are far too large to print or convert.
 EXPANSION, ALWAYS_EXPANDED = 1000, 1_000_000
 
 
 def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
-    """Writes a result file so that the file there before survives a failure at any moment.
+    """Write a result file so that an existing one survives a failure at any moment.
 
-    The scalars among the results, `sim_par` first of all, are written beside it as `<stem>.txt`.
+    The scalars among the results, such as those of `sim_par`, are also written to `<stem>.txt`
+    next to it.
 
     Args:
-        path: Where to write, as a str or path; missing folders are created.
+        path: Path of the file, as a str or path; missing folders are created.
         results: dict of None, bool, int, float, complex, str, bytes, lists, tuples, sets and
             dicts thereof, and of numpy arrays and scalars of boolean, number or string dtype.
 
     Raises:
         TypeError: A value is of another type. The text names its key path and the remedy.
-        ValueError: `path` ends in `.txt`, the name of the text beside it; the results are nested
-            without end, or hold the same values so often that `load_results` would refuse them.
+        ValueError: `path` ends in `.txt`, the name of the text file; the results contain
+            themselves or are nested too deeply, or repeat the same values so often that
+            `load_results` would refuse them.
     """
     path = check_path(path)
     if path.suffix == ".txt":
@@ -60,7 +62,7 @@ def save_results(path: str | PathLike[str], results: dict[Any, Any]) -> None:
 
 
 def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
-    """Reads a result file. No code from the file runs, whoever wrote it.
+    """Read a result file without running code from it, whoever wrote it.
 
     Args:
         path: A file written by `save_results`, or any pickle of the same kinds of values.
@@ -71,10 +73,10 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
     Raises:
         FileNotFoundError: There is no such file; the text lists the files that are there.
         IsADirectoryError: The path is that of a folder; the text lists the result files in it.
-        UnsafeResultError: The file asks for a function or class that is not on the short list
-            of numpy's, or for an array of objects or records.
-        CorruptResultError: The file is truncated, is not a pickle or holds no dict; or it holds
-            itself, or the same values so often that they are out of proportion to the file.
+        UnsafeResultError: The file names a function or class that is not on the short list of
+            numpy's, or holds an array of objects or records.
+        CorruptResultError: The file is truncated, is not a pickle or does not hold a dict; or its
+            values contain themselves, or repeat out of proportion to the size of the file.
     """
     path = check_path(path)
     if not path.exists():
@@ -103,28 +105,28 @@ def load_results(path: str | PathLike[str]) -> dict[Any, Any]:
 
 
 def _check(value: Any, where: str) -> None:
-    kind = type(value)
-    if kind is dict:
+    value_type = type(value)
+    if value_type is dict:
         for key, item in value.items():
             name = _text(repr, key)
             _check(key, f"key {name} of {where}")
             _check(item, f"{where}[{name}]")
-    elif kind in (list, tuple, set, frozenset):
+    elif value_type in (list, tuple, set, frozenset):
         for index, item in enumerate(value):
             _check(item, f"{where}[{index}]")
-    elif kind is np.ndarray or is_numpy_scalar(value):
+    elif value_type is np.ndarray or is_numpy_scalar(value):
         if value.dtype.kind not in KINDS:
             raise TypeError(
                 f"{where} has numpy dtype {value.dtype}; results hold booleans, numbers and "
                 "strings: convert it, for example with .astype(float), or save it as a list"
             )
-    elif kind not in PLAIN:
-        bases = {(base.__module__, base.__name__) for base in kind.__mro__}
+    elif value_type not in PLAIN:
+        bases = {(base.__module__, base.__name__) for base in value_type.__mro__}
         tensor = ("torch", "Tensor") in bases  # known by name: torch is not imported for this
         remedy = ".detach().cpu().numpy()" if tensor else "float(), str(), list() or numpy.array()"
         raise TypeError(
-            f"{where} is a {kind.__module__}.{kind.__qualname__}; results hold plain Python and "
-            f"numpy values only: convert it with {remedy}"
+            f"{where} is a {value_type.__module__}.{value_type.__qualname__}; results hold plain "
+            f"Python and numpy values only: convert it with {remedy}"
         )
 
 
@@ -134,22 +136,22 @@ def _check_expansion(results: dict[Any, Any], size: int) -> None:
 
 
 def _expanded(value: Any, sizes: dict[int, int]) -> int:
-    """Values, and bytes of arrays, texts and whole numbers, counted as often as they occur.
+    """Count values, and bytes of arrays, strings and integers, as often as they occur.
 
     Args:
-        value: What a file holds.
-        sizes: Those of its dicts, lists, tuples and sets by id; 0 while they are being counted.
+        value: A value from a file.
+        sizes: Sizes of its dicts, lists, tuples and sets by id; 0 while they are being counted.
     """
-    kind = type(value)
-    if kind not in (dict, list, tuple, set, frozenset):
+    value_type = type(value)
+    if value_type not in (dict, list, tuple, set, frozenset):
         return 1 + _bytes(value)
     size = sizes.get(id(value))
     if size == 0:
-        raise ValueError(f"it holds a {kind.__name__} that holds itself")
+        raise ValueError(f"it holds a {value_type.__name__} that holds itself")
     if size is None:
         size, sizes[id(value)] = 1, 0
-        for item in [*value, *value.values()] if kind is dict else value:
-            size += _expanded(item, sizes)  # of one frame a level, as in saving
+        for item in [*value, *value.values()] if value_type is dict else value:
+            size += _expanded(item, sizes)  # one frame per level, as in saving: the same limit
         sizes[id(value)] = size
     return size
 
@@ -175,5 +177,5 @@ def _scalar_lines(values: dict[Any, Any], indent: str = "") -> Iterator[str]:
 def _text(convert: Callable[[Any], str], value: Any) -> str:
     try:
         return convert(value)
-    except ValueError:  # Python writes no decimal number of thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits in decimal
         return hex(value) if type(value) is int else f"a {type(value).__name__} of large numbers"

@@ -1,7 +1,8 @@
-"""A machine for the opcodes of a pickle that calls what it is given, and nothing else.
+"""Restricted pickle interpreter: only allow-listed callables are executed.
 
-Python's own unpicklers can be restricted in what they look up, not in the rest: they hash tuples
-of any depth, of which the process dies, and take buffers, extensions and classes from the stack.
+``pickle.Unpickler.find_class`` can restrict the names in a pickle, but not its memory, time and
+recursion. Bounds for these depend on the objects that the opcodes make, not on the opcodes alone,
+so this interpreter checks and reads in one pass.
 """
 
 import pickletools
@@ -12,18 +13,18 @@ from hig.errors import UnsafeResultError, described
 
 __all__ = ["unpickle"]
 
-# Values that a key holds at most. Hashing follows all of them, as often and as deep as they occur.
+# Largest number of values in a key. Hashing visits all of them, as often and as deep as they occur.
 MOST_IN_A_KEY = 1000
 
-# Values that are hashed, and compared, for each byte of the file, and in any file, at most; numbers
-# and texts count once more for this many of their bytes. Python hashes the same key every time.
+# Largest number of values that are hashed and compared, per byte of the file and in any file.
+# Integers and strings count once more per COUNTED_ONCE of their bytes. Tuples do not cache hashes.
 HASHED, ALWAYS_HASHED, COUNTED_ONCE = 32, 100_000, 64
 
-# What calls copy for each byte of the file, at most. A few bytes may ask for a copy of all others.
+# Largest number of bytes or items that calls copy, per byte of the file.
 COPIES = 4
 
-# What garbage leads to beside a ValueError. An out-of-date escape in an old string opcode is a
-# warning, hence an error where warnings are errors.
+# Errors that invalid data cause, apart from ValueError. An invalid escape in an old string opcode
+# is a DeprecationWarning, which is an error if warnings are errors.
 _GARBAGE = (AttributeError, DeprecationWarning, LookupError, OverflowError, TypeError)
 
 Functions = Mapping[tuple[str, str], Callable[..., Any]]
@@ -37,22 +38,22 @@ def unpickle(
     build: Callable[[Any, Any], None],
     persistent_load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Reads a pickle of plain Python, and of what the given functions make of the rest.
+    """Read a pickle of plain Python values and of calls of allow-listed functions.
 
     Args:
         data: Bytes of the pickle.
-        functions: What a name in the file stands for, by (module, name).
-        build: Called with an object and the state that the file has for it.
-        persistent_load: Called with a persistent id; None where the file may have none.
+        functions: The function to call for a name in the pickle, by (module, name).
+        build: Called with an object and its state in the pickle.
+        persistent_load: Called with a persistent id; None if the pickle may not have any.
 
     Returns:
-        What the pickle holds.
+        The value of the pickle.
 
     Raises:
-        UnsafeResultError: It asks for another name or opcode; the text is its name alone.
-        ValueError: It is no whole pickle, asks for impossible values, for far more memory than it
-            takes itself or for far more comparisons than it has bytes.
-        TypeError: The data are no bytes.
+        UnsafeResultError: It has another name, or another opcode; the text is its name alone.
+        ValueError: It is not a complete pickle, has impossible values, or needs far more memory
+            or comparisons than it has bytes.
+        TypeError: `data` is not bytes-like.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         raise TypeError(f"data must be bytes, got {described(data)}; read a file in mode 'rb'")
@@ -60,29 +61,29 @@ def unpickle(
     try:
         return _run(machine, data)
     except _GARBAGE as error:
-        raise ValueError(f"no whole pickle: {type(error).__name__} {error}") from error
+        raise ValueError(f"not a complete pickle: {type(error).__name__} {error}") from error
 
 
 def _run(machine: "_Machine", data: bytes) -> Any:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in _PUSHED:
             machine.stack.append(argument)
-        elif opcode.name in _DONE:
-            _DONE[opcode.name](machine, argument)
+        elif opcode.name in _OPERATIONS:
+            _OPERATIONS[opcode.name](machine, argument)
         else:
             raise UnsafeResultError(f"the opcode {opcode.name}")
     return machine.stack.pop()
 
 
 def _length(value: Any) -> int:
-    """Bytes or characters that hashing or comparing goes through."""
+    """Number of bytes or characters that hashing or comparing a value reads."""
     if type(value) is int:
         return value.bit_length() // 8
     return len(value) if isinstance(value, str | bytes) else 0
 
 
 class _Named:
-    """What a name stands for; not to be hashed, so that none hides in a set or among keys."""
+    """Function of a name in the pickle; not hashable, so that it stays out of sets and keys."""
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -91,6 +92,8 @@ class _Named:
 
 
 class _Machine:
+    """Stack, memo and remaining budgets of one pickle."""
+
     def __init__(
         self,
         size: int,
@@ -107,58 +110,64 @@ class _Machine:
         self.functions, self.build, self.persistent_load = functions, build, persistent_load
 
     def marked(self) -> list[Any]:
+        """Pop all items above the last mark."""
         items, self.stack = self.stack, self.below.pop()
         return items
 
-    def target(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
-            raise TypeError(f"a {type(self.stack[-1]).__name__} in the place of a {kind.__name__}")
+    def target(self, expected: type) -> Any:
+        """Return the top of the stack, which must be of exactly one type."""
+        if type(self.stack[-1]) is not expected:
+            raise TypeError(
+                f"a {type(self.stack[-1]).__name__} in the place of a {expected.__name__}"
+            )
         return self.stack[-1]
 
     def set_items(self, items: Sequence[Any]) -> None:
+        """Add alternating keys and values to the dict on top of the stack."""
         pairs = list(zip(items[::2], items[1::2], strict=True))
         for key, _ in pairs:
             self.weigh(key)
         self.target(dict).update(pairs)
 
     def weigh(self, key: Any) -> int:
-        """Takes note of a key that is going to be hashed, in little time and on a small stack.
+        """Charge a key to the budget before it is hashed, without recursion.
 
         Returns:
-            What it counts.
+            The number of values in it, with long ones counted several times.
 
         Raises:
-            ValueError: It is a tuple of too many values, or there were too many of the like.
+            ValueError: It is a tuple of too many values, or the budget is spent.
         """
-        found, weight = [key], 0
-        for item in found:  # grows meanwhile
+        values, weight = [key], 0
+        for item in values:  # the list grows by the items of nested tuples
             weight += self.weights[id(item)][1] if id(item) in self.weights else 1
             weight += _length(item) // COUNTED_ONCE
             if type(item) is tuple:
-                found += item
-                if len(found) > MOST_IN_A_KEY:
+                values += item
+                if len(values) > MOST_IN_A_KEY:
                     raise ValueError(f"a key of more than {MOST_IN_A_KEY} values")
         self.work -= weight
         if self.work < 0:
             raise ValueError("it asks for far more comparisons than it has bytes")
         return weight
 
-    def hashed(self, kind: Callable[..., Any], items: Sequence[Any] = ()) -> Any:
-        """A set or frozenset of what can be hashed in little time."""
+    def hashed(self, set_type: Callable[..., Any], items: Sequence[Any] = ()) -> Any:
+        """Make a set or frozenset, with its items charged to the budget."""
         weight = sum(map(self.weigh, items))
-        made = kind(items)
-        if kind is frozenset:
+        made = set_type(items)
+        if set_type is frozenset:
             self.weights[id(made)] = made, weight + 1
         return made
 
     def name(self, module: Any, name: Any) -> None:
+        """Push the function of an allow-listed name."""
         known = type(module) is type(name) is str and (module, name) in self.functions
         if not known:
             raise UnsafeResultError(repr(f"{module}.{name}"[:100]))
         self.stack.append(_Named(self.functions[module, name]))
 
     def spend(self, values: Any) -> Any:
-        """Takes note of values that are going to be copied."""
+        """Charge values to the budget before a call copies them."""
         if type(values) is not tuple:
             raise TypeError(f"a {type(values).__name__} in the place of a tuple")
         self.room -= sum(len(value) for value in values if type(value) in _SIZED)
@@ -258,20 +267,20 @@ def _pushing(make: Callable[[], Any]) -> Operation:
 
 def _pushing_marked(make: Callable[[list[Any]], Any]) -> Operation:
     def pushed(machine: _Machine, _: Any) -> None:
-        made = make(machine.marked())  # first, for it changes the stack
+        made = make(machine.marked())  # before `machine.stack` is read: it replaces the stack
         machine.stack.append(made)
 
     return pushed
 
 
-# The opcodes that Python's picklers write for such values, in any of the protocols 0 to 5; those
-# whose argument is the value, and all others.
+# The opcodes that Python's picklers write for such values, in any of the protocols 0 to 5: first
+# those that push their argument, then all others.
 _PUSHED = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_DONE: dict[str, Operation] = {
+_OPERATIONS: dict[str, Operation] = {
     "PROTO": lambda *_: None,
     "FRAME": lambda *_: None,
     "STOP": lambda *_: None,

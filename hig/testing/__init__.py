@@ -1,4 +1,4 @@
-"""Is a simulator ready for half-inverse gradients? Checks to run once, or in a test suite."""
+"""Checks of whether a simulator is ready for half-inverse gradients, also for test suites."""
 
 from hig.testing._check_simulator import assert_simulator, check_simulator
 from hig.testing._report import Check, SimulatorReport

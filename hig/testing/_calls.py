@@ -1,4 +1,4 @@
-"""Checks that calls of a simulator leave one another alone."""
+"""Check that calls of a simulator are independent of one another."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from hig.testing._simulator import SimulationError, Simulator, nearby, same_rand
 
 __all__ = ["check_calls"]
 
-_NAME = "calls apart"
+_NAME = "call independence"
 _DISTANCE = 0.1
 
 
 @dataclass
 class _Call:
-    """One call with a graph: its inputs, output and gradients as they are, and copies of them."""
+    """Call with a graph: inputs and output, and copies of them for comparison."""
 
     leaves: list[Tensor]
     given: list[Tensor]
@@ -28,31 +28,31 @@ class _Call:
     @classmethod
     def of(cls, simulator: Simulator, inputs: list[Tensor], seed: int) -> "_Call":
         leaves = [inputs[position].clone().requires_grad_() for position in simulator.floating]
-        given = [value.clone() for value in inputs]
+        arguments = [value.clone() for value in inputs]
         with torch.enable_grad(), same_random_numbers():
             for position, leaf in zip(simulator.floating, leaves, strict=True):
-                given[position] = leaf.clone()  # no leaf: these may be written into
-            output = simulator.simulate(*given)
+                arguments[position] = leaf.clone()  # not a leaf, which may not change in place
+            output = simulator.simulate(*arguments)
         generator = torch.Generator("cpu").manual_seed(seed)
         cotangent = torch.randn(
             output.shape, generator=generator, dtype=torch.float64, device="cpu"
         ).to(output)
-        return cls(leaves, given, output, cotangent, inputs, output.detach().clone())
+        return cls(leaves, arguments, output, cotangent, inputs, output.detach().clone())
 
     def gradients(self, simulator: Simulator) -> tuple[Tensor, ...]:
-        """Gradients of the leaves, as the backward pass returns them."""
+        """Compute the gradients of the leaves, not copied."""
         return simulator.pulled_back(self.output, self.leaves, self.cotangent.clone())
 
 
 def check_calls(simulator: Simulator) -> Check:
-    """Whether two calls keep outputs, inputs and derivatives apart, whatever their order."""
+    """Check that two calls keep outputs, inputs and derivatives separate, in any order."""
     inputs = [nearby(simulator.inputs, seed, _DISTANCE) for seed in (1, 2)]
     try:
         alone = []
         for seed, x in enumerate(inputs):
             call = _Call.of(simulator, x, seed)
             alone.append([gradient.clone() for gradient in call.gradients(simulator)])
-    except SimulationError:  # farther away than a network's output may be
+    except SimulationError:  # farther from the inputs than the simulator may support
         inputs = [nearby(simulator.inputs, seed) for seed in (1, 2)]
         alone = []
         for seed, x in enumerate(inputs):
@@ -74,24 +74,24 @@ def _in_order(
     alone: list[list[Tensor]],
     order: tuple[int, int],
 ) -> tuple[str, str] | None:
-    """Two calls, then their backward passes in an order; what is wrong, and the remedy."""
+    """Make two calls, then their backward passes in an order; return a fault and its remedy."""
     calls = [_Call.of(simulator, x, seed) for seed, x in enumerate(inputs)]
     if not _close(calls[0].output, calls[0].kept_output):
         return "a second call overwrites the output of the first", _COPY
-    found: dict[int, tuple[Tensor, ...]] = {}
+    gradients: dict[int, tuple[Tensor, ...]] = {}
     for place in order:
         try:
-            found[place] = calls[place].gradients(simulator)
+            gradients[place] = calls[place].gradients(simulator)
         except SimulationError as raised:
             return f"the backward pass of one of two calls fails: {raised}", _STATE
         which = ("first", "second")[place]
-        error = _difference(found[place], alone[place])
+        error = _difference(gradients[place], alone[place])
         if error > 0:
             return f"the derivative of the {which} of two calls is {error:.0%} off", _STATE
     for place, call in enumerate(calls):
         if not _close(call.output, call.kept_output):
             return "a backward pass overwrites an output", _COPY
-        if _difference(found[place], alone[place]) > 0:
+        if _difference(gradients[place], alone[place]) > 0:
             return "a second backward pass overwrites the gradient of the first", _COPY_GRADIENT
         kept = zip(call.given, call.kept_inputs, strict=True)
         changed = [i for i, (now, before) in enumerate(kept) if not torch.equal(now, before)]
@@ -103,7 +103,7 @@ def _in_order(
 def _after_a_trial(
     simulator: Simulator, inputs: list[list[Tensor]], alone: list[list[Tensor]]
 ) -> tuple[str, str] | None:
-    """A call, one without gradients as those of step rules, and the backward pass."""
+    """Make a call, one without gradients as by step rules, and the backward pass of the first."""
     call = _Call.of(simulator, inputs[0], 0)
     simulator(*inputs[1])
     try:
@@ -119,10 +119,10 @@ def _close(now: Tensor, before: Tensor) -> bool:
     return _difference([now.detach()], [before]) == 0
 
 
-def _difference(found: "tuple[Tensor, ...] | list[Tensor]", expected: list[Tensor]) -> float:
-    """Relative difference of two lists of tensors; zero where rounding may make it."""
+def _difference(actual: "tuple[Tensor, ...] | list[Tensor]", expected: list[Tensor]) -> float:
+    """Relative difference of two lists of tensors; zero if it may be rounding."""
     worst = 0.0
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(actual, expected, strict=True):
         distance = float((one.double() - other.double()).norm())
         relative = distance / max(float(other.double().norm()), 1e-300)
         if not relative <= torch.finfo(one.dtype).eps ** 0.5:
@@ -131,7 +131,7 @@ def _difference(found: "tuple[Tensor, ...] | list[Tensor]", expected: list[Tenso
 
 
 _COPY = "return a copy: the output shares memory with a buffer of the simulator"
-_COPY_GRADIENT = "return copies from the backward pass: it hands out a buffer of the simulator"
+_COPY_GRADIENT = "return copies from the backward pass: it returns a buffer of the simulator"
 _IN_PLACE = "copy inputs that are kept or written into: state = state + ..., not state += ..."
 _STATE = (
     "state of the solver's last run is used: copy in every call what its backward pass needs, or "

@@ -1,4 +1,4 @@
-"""One call that says whether a simulator is ready for a half-inverse step."""
+"""Check of a simulator for half-inverse steps: all checks in one call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,13 +25,13 @@ __all__ = ["assert_simulator", "check_simulator"]
 def check_simulator(
     simulate: Callable[..., Tensor], *inputs: Tensor, chunk: int | None = None
 ) -> SimulatorReport:
-    """Check a simulator at some inputs.
+    """Check a simulator at the given inputs.
 
-    It is run 50 to 70 times, as the report says: take a small batch. Checked are shape, dtype,
-    device, that inputs stay as they are and that equal inputs give equal outputs; that calls leave
-    one another alone; gradients against finite differences, in float64 if the simulator takes it;
-    whether samples influence one another; and which engines, batches of backward passes and
-    methods it allows. An error that the simulator raises, of any class, is part of the report.
+    It is run 50 to 70 times, as the report says: use a small batch. The checks are: shape, dtype
+    and device of the output; inputs unchanged; equal outputs for equal inputs; independence of
+    calls; gradients against finite differences, in float64 if the simulator supports it;
+    independence of samples; and the engines, batches of backward passes and methods that it
+    allows. An error that the simulator raises, of any class, is part of the report.
 
     Example::
 
@@ -39,20 +39,21 @@ def check_simulator(
         print(report)
 
     Args:
-        simulate: from tensors to one tensor, (batch, ...) each: the part of a training step
-            between the network's output and the prediction. PhiFlow or black boxes may be inside.
-        inputs: at least two samples each, such as a start and controls; those of a
-            floating-point dtype are differentiated by.
-        chunk: backward passes in one batch, as the optimisers take it. With 1 none runs in a
-            batch: for simulators whose backward pass leaves torch for compiled code, which a
-            batch may end together with the process.
+        simulate: function from tensors to one tensor, (batch, ...) each: the part of a training
+            step between the network's output and the prediction. It may contain PhiFlow or black
+            boxes.
+        inputs: at least two samples each, such as a start and controls; the derivative is taken
+            by those of a floating-point dtype.
+        chunk: backward passes in one batch, as in the optimisers. With 1 none runs in a batch:
+            for simulators whose backward pass calls compiled code outside torch, in which a batch
+            may crash the process.
 
     Returns:
-        The report; ``print`` it, or look at its ``passed``.
+        The report; ``print`` it, or use its ``passed``.
 
     Raises:
-        TypeError: ``simulate`` is not callable, an input is no tensor, none is floating-point, or
-            ``chunk`` is no whole number.
+        TypeError: ``simulate`` is not callable, an input is not a tensor, none is floating-point,
+            or ``chunk`` is not an integer.
         ValueError: fewer than two samples, inputs that differ in samples, dtype or device, or a
             ``chunk`` below 1.
     """
@@ -71,13 +72,13 @@ def _checked(simulator: Simulator, chunk: int | None) -> SimulatorReport:
     if returned.verdict == "fail":
         return SimulatorReport(checks)
     checks += [_guarded(name, check, simulator) for name, check in FORWARD.items()]
-    chance = checks[-1].verdict == "fail"  # then differences of two calls mean nothing
+    chance = checks[-1].verdict == "fail"  # not deterministic: finite differences mean nothing
     differentiable = _guarded("differentiable", check_differentiable, simulator)
     checks.append(differentiable)
     if chance or differentiable.verdict == "fail":
         return SimulatorReport(checks)
-    checks.append(_guarded("calls apart", check_calls, simulator))
-    checks.append(_guarded("gradients right", check_vjp, simulator))
+    checks.append(_guarded("call independence", check_calls, simulator))
+    checks.append(_guarded("gradient check", check_vjp, simulator))
     output = simulator(*simulator.inputs)
     coupled, refused = _coupled(simulator, chunk)
     checks.append(_about_samples(coupled, (*simulator.inputs, output), refused))
@@ -94,7 +95,7 @@ def _checked(simulator: Simulator, chunk: int | None) -> SimulatorReport:
 
 
 def _guarded(name: str, check: Callable[[Simulator], Check], simulator: Simulator) -> Check:
-    """A check, or that the simulator has raised an error in it."""
+    """Run a check; return a failure if the simulator raises an error in it."""
     try:
         return check(simulator)
     except SimulationError as raised:
@@ -108,7 +109,7 @@ _RAISED = (
 
 
 def _coupled(simulator: Simulator, chunk: int | None) -> tuple[bool, str]:
-    """Whether samples influence one another, and an error that has kept a part of it open."""
+    """Return whether samples influence one another, and an error that prevented a full check."""
     try:
         if forward_couples(simulator):
             return True, ""
@@ -121,7 +122,7 @@ def _coupled(simulator: Simulator, chunk: int | None) -> tuple[bool, str]:
 
 
 def _about_samples(coupled: bool, tensors: Sequence[Tensor], refused: str) -> Check:
-    name = "samples apart"
+    name = "sample independence"
     if refused:
         verdict = "samples may influence one another: engine rows" if coupled else _APART
         remedy = "not all could be checked; rows of single samples (engine rows) may be refused too"
@@ -137,6 +138,15 @@ def _about_samples(coupled: bool, tensors: Sequence[Tensor], refused: str) -> Ch
 
 _APART = "no sample influences another"
 
+# Former names of checks, which `allow` still accepts.
+_FORMER_NAMES = {
+    "dtype kept": "dtype preserved",
+    "device kept": "device preserved",
+    "calls apart": "call independence",
+    "gradients right": "gradient check",
+    "samples apart": "sample independence",
+}
+
 
 def assert_simulator(
     simulate: Callable[..., Tensor],
@@ -144,7 +154,7 @@ def assert_simulator(
     allow: tuple[str, ...] | None = None,
     chunk: int | None = None,
 ) -> SimulatorReport:
-    """Check a simulator in a test suite: raise an error with the whole report where it fails.
+    """Check a simulator in a test suite; if it fails, raise an error with the whole report.
 
     Example::
 
@@ -162,15 +172,18 @@ def assert_simulator(
 
     Raises:
         AssertionError: a check has failed, or has a note that is not allowed.
-        ValueError: as in `check_simulator`, or ``allow`` has a name that no check has.
+        ValueError: as in `check_simulator`, or ``allow`` has a name that is not one of a check.
         TypeError: as in `check_simulator`.
     """
     report = check_simulator(simulate, *inputs, chunk=chunk)
-    unknown = set(allow or ()) - {check.name for check in report.checks}
+    allowed = {_FORMER_NAMES.get(name, name) for name in allow or ()}
+    unknown = allowed - {check.name for check in report.checks}
     if unknown and report.passed:
         known = ", ".join(check.name for check in report.checks)
-        raise ValueError(f"allow names no check {sorted(unknown)[0]!r}; they are {known}")
-    refused = [] if allow is None else [c for c in report.notes if c.name not in allow]
+        raise ValueError(
+            f"allow must have names of checks, got {sorted(unknown)[0]!r}; they are {known}"
+        )
+    refused = [] if allow is None else [c for c in report.notes if c.name not in allowed]
     if report.failures or refused:
-        raise AssertionError(f"the simulator is not as wanted:\n{report}")
+        raise AssertionError(f"the simulator has not passed all checks:\n{report}")
     return report

@@ -1,4 +1,4 @@
-"""Checks of the derivative: is there one, and how can it be asked for."""
+"""Checks of the derivative: its existence, and the kinds of backward passes it supports."""
 
 import torch
 from torch import Tensor
@@ -26,30 +26,30 @@ __all__ = [
 
 
 def check_differentiable(simulator: Simulator) -> Check:
-    """Whether the output has a graph, to which inputs it leads, and finite gradients."""
+    """Check that the output has a graph to the inputs, and finite gradients that are not zero."""
     name = "differentiable"
     try:
         gradients = _gradients(simulator)
     except SimulationError as raised:
-        return Check(name, "fail", *_explained(simulator, raised.error))
+        return Check(name, "fail", *_explain(simulator, raised.error))
     if gradients is None:
         if _is_constant(simulator):
             return Check(name, "fail", *_CONSTANT)
         return Check(name, "fail", "the output has no graph", _STAY)
-    found = dict(zip(simulator.floating, gradients, strict=True))
-    bad = [i for i, g in found.items() if g is not None and not g.isfinite().all()]
+    by_input = dict(zip(simulator.floating, gradients, strict=True))
+    bad = [i for i, g in by_input.items() if g is not None and not g.isfinite().all()]
     if bad:
         remedy = "look for sqrt, norm or division at 0, and add a small number there"
         return Check(name, "fail", f"NaN or Inf in the gradient by input {bad}", remedy)
-    used = [i for i, g in found.items() if g is not None and bool((g != 0).any())]
+    used = [i for i, g in by_input.items() if g is not None and bool((g != 0).any())]
     if not used and _is_constant(simulator):
         return Check(name, "fail", *_CONSTANT)
     if not used:
         remedy = "rounding, comparison and argmax have no derivative: smooth them"
         return Check(name, "fail", "the gradient is zero by every input", remedy)
-    unused = [i for i in found if i not in used]
-    rest = f"; none by {unused}" if unused else ""
-    return Check(name, "ok", f"gradients by inputs {used}{rest}")
+    unused = [i for i in by_input if i not in used]
+    without = f"; none by {unused}" if unused else ""
+    return Check(name, "ok", f"gradients by inputs {used}{without}")
 
 
 _STAY = "stay in torch (no .numpy(), .detach(), .item()), or wrap it with hig.black_box"
@@ -60,7 +60,7 @@ _CONSTANT = (
 
 
 def _gradients(simulator: Simulator) -> tuple[Tensor | None, ...] | None:
-    """Gradients of the output for a random cotangent; None where it has no graph."""
+    """Compute gradients of the output for a random cotangent; None if it has no graph."""
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
     if not output.requires_grad:
         return None
@@ -77,8 +77,8 @@ def _is_constant(simulator: Simulator) -> bool:
     return torch.equal(before, after)
 
 
-def _explained(simulator: Simulator, error: Exception) -> tuple[str, str]:
-    """Explain an error in a computation with a graph, with the remedy."""
+def _explain(simulator: Simulator, error: Exception) -> tuple[str, str]:
+    """Explain an error in a computation with a graph, and its remedy."""
     text = first_line(error)
     if "numpy() on Tensor that requires grad" in text:
         return "it takes .numpy() of a tensor that requires a gradient", _STAY
@@ -97,7 +97,7 @@ def _explained(simulator: Simulator, error: Exception) -> tuple[str, str]:
 
 
 def backward_couples(simulator: Simulator, chunk: int | None = None) -> bool:
-    """Whether outputs of some samples have a gradient by others, at their own scale."""
+    """Return whether outputs of some samples have a gradient by others, relative to their scale."""
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
     units = [torch.ones_like(leaf, dtype=torch.float64) for leaf in leaves]
     outputs = output[0].numel()
@@ -107,19 +107,20 @@ def backward_couples(simulator: Simulator, chunk: int | None = None) -> bool:
         units = [typical_sizes(leaf) for leaf in leaves]
         sizes = _estimated_sizes(simulator, output, units)
     largest = sizes.max().clamp_min(torch.finfo(output.dtype).tiny)
-    # Each output counts the same, whatever its scale: the step of a half-inverse takes it so.
+    # All outputs count alike, whatever their scale, as in a half-inverse step.
     weights = largest / sizes.clamp_min(2.0**-40 * largest)
     index = torch.arange(simulator.samples, device=output.device)
     eps = torch.finfo(output.dtype).eps
     rounding = 10 * eps * largest * max(1.0, outputs / _ALL_ROWS) ** 0.5
-    for bit in range((simulator.samples - 1).bit_length()):  # some bit sets any two apart
+    # Any two samples differ in some bit of their numbers: halves by each bit, both ways.
+    for bit in range((simulator.samples - 1).bit_length()):
         for side in (0, 1):
-            chosen = (index >> bit) % 2 == side
-            cotangent = weights * chosen.to(weights).unsqueeze(1)
-            found = cotangent.view_as(output).to(output)
-            gradients = simulator.pulled_back(output, leaves, found)
+            half = (index >> bit) % 2 == side
+            cotangent = weights * half.to(weights).unsqueeze(1)
+            weighed = cotangent.view_as(output).to(output)
+            gradients = simulator.pulled_back(output, leaves, weighed)
             for gradient, unit in zip(gradients, units, strict=True):
-                if bool(((gradient.double() * unit)[~chosen].abs() > rounding).any()):
+                if bool(((gradient.double() * unit)[~half].abs() > rounding).any()):
                     return True
     return False
 
@@ -134,20 +135,20 @@ def _row_sizes(
     with user_code():
         passes = list(backward.gradients(output, leaves, squares.shape[1], cotangents, size))
     simulator.calls.passes += len(passes) if backward.batched else squares.shape[1]
-    for chosen, gradients in passes:
+    for entries, gradients in passes:
         for gradient in gradients:
             if gradient is not None:
-                squares[:, chosen] += (
+                squares[:, entries] += (
                     gradient.double().reshape(*gradient.shape[:2], -1).square().sum(2).T
                 )
     return squares.sqrt()
 
 
 def _estimated_sizes(simulator: Simulator, output: Tensor, units: list[Tensor]) -> Tensor:
-    """Norms (B, D), float64, of the derivatives by inputs in some units, by a few differences.
+    """Estimate norms (B, D), float64, of the derivatives by inputs in given units, by differences.
 
     For a random direction v the expected value of (row v)² is the square of the row's norm. Changes
-    that rounding hides are taken for rounding: such an output weighs less, not more.
+    smaller than rounding are replaced by rounding: such an output gets less weight, not more.
     """
     eps = torch.finfo(output.dtype).eps
     before = output.detach().double().flatten(1)
@@ -155,29 +156,29 @@ def _estimated_sizes(simulator: Simulator, output: Tensor, units: list[Tensor]) 
     squares = torch.zeros_like(before)
     generator = torch.Generator("cpu").manual_seed(1)
     for _ in range(_DIRECTIONS):
-        given = nearby(simulator.inputs)
+        inputs = nearby(simulator.inputs)
         for position, unit in zip(simulator.floating, units, strict=True):
             random = torch.randn(unit.shape, generator=generator, dtype=unit.dtype, device="cpu")
-            moved = given[position].double() + eps**0.5 * unit * random.to(unit.device)
-            given[position] = moved.to(given[position].dtype)
-        change = (simulator(*given).double().flatten(1) - before).abs()
+            moved = inputs[position].double() + eps**0.5 * unit * random.to(unit.device)
+            inputs[position] = moved.to(inputs[position].dtype)
+        change = (simulator(*inputs).double().flatten(1) - before).abs()
         squares += (torch.maximum(change, least) / eps**0.5).square()
     return (squares / _DIRECTIONS).sqrt()
 
 
-# Up to so many outputs of a sample each row is computed: the passes run in few batches.
+# Up to this many outputs of a sample all rows are computed: the passes run in few batches.
 _ALL_ROWS = 64
 _DIRECTIONS = 4
 
 
 def count_passes(simulator: Simulator) -> int:
-    """Backward passes of a step that takes layers: one per output, and one that checks them.
+    """Count the backward passes of a layerwise step: one per output, and one to check the layers.
 
-    A black box is not asked for the last one, where it was seen to be linear, sample by sample.
+    A black box that is known to be linear, sample by sample, is not called for the last one.
     """
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
-    found = [getattr(node, "pullback", None) for node in nodes_behind(output)]
-    boxes = [pullback for pullback in found if isinstance(pullback, Pullback)]
+    pullbacks = [getattr(node, "pullback", None) for node in nodes_behind(output)]
+    boxes = [pullback for pullback in pullbacks if isinstance(pullback, Pullback)]
     generator = torch.Generator("cpu").manual_seed(0)
     first, second = torch.randn((2, *output.shape), generator=generator, device="cpu").to(output)
     if boxes:
@@ -194,7 +195,7 @@ def count_passes(simulator: Simulator) -> int:
 
 
 def check_passes(simulator: Simulator, chunk: int | None = None) -> Check:
-    """Whether many backward passes run at once, and give what single ones do."""
+    """Check that many backward passes run at once, with the same results as single ones."""
     name = "batched passes"
     if chunk == 1:
         return Check(name, "note", "not tried: one by one, as chunk=1 asks", _CHUNK_REMEDY)
@@ -219,7 +220,7 @@ def check_passes(simulator: Simulator, chunk: int | None = None) -> Check:
                 retain_graph=True,
             )
     except SimulationError as raised:
-        if isinstance(raised.error, RuntimeError):  # a step then takes them one by one
+        if isinstance(raised.error, RuntimeError):  # a step then runs them one by one
             refusal = first_line(raised.error)
             return Check(name, "note", f"one by one: {refusal}", _BATCH_REMEDY)
         return Check(name, "fail", f"{raised}, where single passes run", _SINGLE_REMEDY)
@@ -227,7 +228,7 @@ def check_passes(simulator: Simulator, chunk: int | None = None) -> Check:
         one = torch.stack(single)
         batch = torch.zeros_like(one) if batch is None else batch
         if not (batch - one).norm() <= torch.finfo(one.dtype).eps ** 0.5 * one.norm():
-            remedy = "look for a custom backward that takes the first axis for the batch"
+            remedy = "look for a custom backward that assumes that the first axis is the batch"
             return Check(name, "fail", "they differ from single ones", f"{remedy}, or {_SINGLE}")
     return Check(name, "ok", "many at once equal one by one")
 
@@ -239,7 +240,7 @@ _SINGLE_REMEDY = f"{_SINGLE}; a RuntimeError would be taken as a refusal of batc
 
 
 def check_twice(simulator: Simulator) -> Check:
-    """Whether the derivative can be differentiated by its cotangent, for products J v."""
+    """Check that the derivative can be differentiated by its cotangent, for products J v."""
     name = "products J v"
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
     cotangent = torch.zeros_like(output, requires_grad=True)  # as steps do

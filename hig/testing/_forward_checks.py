@@ -1,4 +1,4 @@
-"""Checks of the simulation itself: what it returns, and what that depends on."""
+"""Checks of the simulation itself: its output, and the dependence on inputs and samples."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["FORWARD", "check_output", "forward_couples"]
 
 
 def check_output(simulator: Simulator) -> Check:
-    """A finite real tensor with the samples first."""
+    """Check that the output is a finite real tensor with the samples first."""
     name, samples = "output", simulator.samples
     output = simulator(*simulator.inputs)
     if not isinstance(output, Tensor):
@@ -32,18 +32,20 @@ def check_output(simulator: Simulator) -> Check:
 
 
 def _check_dtypes(simulator: Simulator) -> Check:
+    """Check that the output has the dtype of the inputs, in single and in double precision."""
     kept = []
     for dtype in (torch.float32, torch.float64):
         try:
-            found = simulator(*cast(simulator.inputs, dtype)).dtype
+            output = simulator(*cast(simulator.inputs, dtype))
         except SimulationError as raised:
             text = f"{dtype} inputs are refused ({raised})"
-            return Check("dtype kept", "note", text, _DTYPE_REMEDY)
-        if found != dtype:
+            return Check("dtype preserved", "note", text, _DTYPE_REMEDY)
+        if output.dtype != dtype:
             verdict: Verdict = "fail" if dtype == simulator.dtype else "note"
-            return Check("dtype kept", verdict, f"{dtype} inputs give {found}", _DTYPE_REMEDY)
+            text = f"{dtype} inputs give {output.dtype}"
+            return Check("dtype preserved", verdict, text, _DTYPE_REMEDY)
         kept.append(str(dtype).removeprefix("torch."))
-    return Check("dtype kept", "ok", " and ".join(kept))
+    return Check("dtype preserved", "ok", " and ".join(kept))
 
 
 _DTYPE_REMEDY = "give constants the dtype of the input: torch.tensor(..., dtype=state.dtype)"
@@ -53,20 +55,20 @@ def _check_device(simulator: Simulator) -> Check:
     output, device = simulator(*simulator.inputs), simulator.device
     if output.device != device:
         remedy = "make new tensors on the device of the input: torch.zeros(..., device=...)"
-        return Check("device kept", "fail", f"{output.device} from {device}", remedy)
-    return Check("device kept", "ok", str(device))
+        return Check("device preserved", "fail", f"{output.device} from {device}", remedy)
+    return Check("device preserved", "ok", str(device))
 
 
 def _check_inputs_kept(simulator: Simulator) -> Check:
-    given = [value.clone() for value in simulator.inputs]
+    copies = [value.clone() for value in simulator.inputs]
     with torch.no_grad(), torch.random.fork_rng():
-        simulator.simulate(*given)
-    pairs = zip(given, simulator.inputs, strict=True)
+        simulator.simulate(*copies)
+    pairs = zip(copies, simulator.inputs, strict=True)
     changed = [i for i, (after, before) in enumerate(pairs) if not torch.equal(after, before)]
     if changed:
         remedy = "return new tensors: state = state + ..., not state += ..."
         return Check("inputs unchanged", "fail", f"inputs {changed} change in place", remedy)
-    return Check("inputs unchanged", "ok", f"{len(given)} of {len(given)}")
+    return Check("inputs unchanged", "ok", f"{len(copies)} of {len(copies)}")
 
 
 def _check_deterministic(simulator: Simulator) -> Check:
@@ -92,7 +94,7 @@ def _check_deterministic(simulator: Simulator) -> Check:
 
 
 def _two_calls(simulator: Simulator) -> tuple[Tensor, Tensor]:
-    """Outputs for the same inputs, each with random numbers of its own."""
+    """Compute outputs for the same inputs, each with new random numbers."""
     with torch.no_grad(), torch.random.fork_rng():
         first, second = (
             # A copy: the second call may write into the output of the first.
@@ -103,39 +105,39 @@ def _two_calls(simulator: Simulator) -> tuple[Tensor, Tensor]:
 
 
 def _rounding(simulator: Simulator, output: Tensor) -> Tensor:
-    """Possible rounding of an output, given how strongly it depends on the inputs."""
+    """Bound of the rounding of an output, given how strongly it depends on the inputs."""
     eps = torch.finfo(output.dtype).eps
     distance = eps**0.4
     moved = simulator(*nearby(simulator.inputs, distance=distance))
-    # Chance of the size c itself comes in here as c eps^0.6 alone, which excuses nothing.
+    # Random differences of size c enter this estimate as c eps^0.6 only, which hides none of them.
     amplified = (moved - output).abs() / distance
     size = torch.maximum(output.abs(), output.square().mean(0, keepdim=True).sqrt())
     return eps**0.75 * size + 100 * eps * amplified
 
 
-# All that can be said without a derivative, given that the output is what it should be.
+# All checks without a derivative, after that of the output itself.
 FORWARD = {
-    "dtype kept": _check_dtypes,
-    "device kept": _check_device,
+    "dtype preserved": _check_dtypes,
+    "device preserved": _check_device,
     "inputs unchanged": _check_inputs_kept,
     "deterministic": _check_deterministic,
 }
 
 
 def forward_couples(simulator: Simulator) -> bool:
-    """Whether moving half of the samples moves the others by more than rounding."""
+    """Return whether moving half of the samples moves the others by more than rounding."""
     half = torch.arange(simulator.samples, device="cpu") % 2 == 0
     moved = [
         torch.where(_columns(half, a), a, b) if a.is_floating_point() else a
         for a, b in zip(simulator.inputs, nearby(simulator.inputs), strict=True)
     ]
-    before, after = (simulator(*given)[half] for given in (simulator.inputs, moved))
-    before, after = (found.reshape(len(found), -1) for found in (before, after))
-    # Small outputs, and those of small samples, at their own scale.
+    before, after = (simulator(*inputs)[half] for inputs in (simulator.inputs, moved))
+    before, after = (output.reshape(len(output), -1) for output in (before, after))
+    # Relative to the scale of each output and of each sample, whichever is smaller.
     sizes = before.abs()
     scale = torch.minimum(sizes.amax(0, keepdim=True), sizes.amax(1, keepdim=True))
     return bool(((after - before).abs() > torch.finfo(before.dtype).eps ** 0.75 * scale).any())
 
 
-def _columns(chosen: Tensor, like: Tensor) -> Tensor:
-    return chosen.to(like.device).view(-1, *[1] * (like.ndim - 1))
+def _columns(mask: Tensor, like: Tensor) -> Tensor:
+    return mask.to(like.device).view(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""Is the derivative right? Backward passes against differences, and what makes the two differ."""
+"""Gradient check: backward passes against finite differences, and causes of their difference."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from hig.testing._differences import JumpSearch, gauss_legendre
-from hig.testing._line import Estimate, Line, searched
-from hig.testing._localise import localised
+from hig.testing._line import Estimate, Line, search_steps
+from hig.testing._localise import localise
 from hig.testing._report import Check
 from hig.testing._simulator import SimulationError, Simulator, cast, nearby, typical_sizes
 
 __all__ = ["check_vjp"]
 
-_NAME = "gradients right"
-# What tolerances of solvers leave; steps are then right to the same part.
+_NAME = "gradient check"
+# Errors up to this are explained by tolerances of solvers; steps then have the same error.
 _APPROXIMATE = 1e-4
-# A solver's error changes smoothly where the sequence of its steps stays, and jumps where that
-# changes: relative to the way of the outputs it is up to so many times as large as these jumps.
+# A solver's error changes smoothly as long as the sequence of its steps is the same, and jumps
+# when that changes: relative to the change of the outputs along the line, it is up to this many
+# times as large as the jumps.
 _OF_JUMPS = 100
 _OF_LARGE_JUMPS = 20
 _MOST_OF_JUMPS = 0.05
-# Errors below this may be those of a solver whose jumps lie too far away to be seen.
+# Errors below this may be those of a solver whose jumps are too far away to be found.
 _LIKE_A_TOLERANCE = 0.02
 _REACHES = (0.3, 1.0, 0.1, 0.02)
 _SCAN = 49
@@ -31,7 +32,7 @@ _NODES = 24
 
 @dataclass(frozen=True)
 class _Finding:
-    """Result for one input: a relative error and, where it is one, its cause."""
+    """Result for one input: a relative error and, if it is too large, its cause."""
 
     position: int
     error: float
@@ -43,16 +44,16 @@ class _Finding:
 
 
 def check_vjp(simulator: Simulator) -> Check:
-    """Products with the Jacobian's transpose against central finite differences."""
+    """Check products with the transposed Jacobian against central finite differences."""
     inputs, dtype = nearby(simulator.inputs), torch.float64
     try:
         if simulator(*cast(inputs, dtype)).dtype != dtype:
             dtype = simulator.dtype
     except SimulationError:
-        dtype = simulator.dtype  # `check_dtypes` has said so
+        dtype = simulator.dtype  # the check of dtypes has reported it
     inputs = cast(inputs, dtype)
     middle = simulator(*inputs)
-    # Values of float32 may come as float64 numbers; the noise of the differences will show it.
+    # Values computed in float32 may be returned in float64: the noise of differences shows that.
     eps = max(torch.finfo(dtype).eps, torch.finfo(middle.dtype).eps)
     findings = []
     for position in simulator.floating:
@@ -64,27 +65,27 @@ def check_vjp(simulator: Simulator) -> Check:
             middle.double().flatten(),
             eps,
         )
-        findings.append(_of_input(line))
+        findings.append(_examine_input(line))
     return _verdict(findings, str(dtype).removeprefix("torch."))
 
 
-def _of_input(line: Line) -> _Finding:
-    """Compare along three directions; look closer along the one that differs most."""
+def _examine_input(line: Line) -> _Finding:
+    """Compare along three directions, and find the cause for the one that differs most."""
     worst: tuple[Line, Estimate] | None = None
     error = noise = 0.0
     for one, seed in _directions(line):
-        found = searched(one, seed)
-        if found[-1].agrees:
-            error, noise = max(error, found[-1].error), max(noise, found[-1].noise)
+        estimates = search_steps(one, seed)
+        if estimates[-1].agrees:
+            error, noise = max(error, estimates[-1].error), max(noise, estimates[-1].noise)
             continue
-        best = min(found, key=lambda estimate: estimate.uncertainty)
+        best = min(estimates, key=lambda estimate: estimate.uncertainty)
         if worst is None or _distinct(best) > _distinct(worst[1]):
             worst = one, best
-        if len(found) == 2:  # differences that are beyond doubt
+        if len(estimates) == 2:  # differences that are beyond doubt
             break
     if worst is None:
         return _Finding(line.position, error, noise)
-    return _explained(*worst)
+    return _explain(*worst)
 
 
 def _distinct(estimate: Estimate) -> float:
@@ -92,7 +93,7 @@ def _distinct(estimate: Estimate) -> float:
 
 
 def _directions(line: Line) -> Iterator[tuple[Line, int]]:
-    """Lines in three directions and seeds for their cotangents.
+    """Yield lines in three directions and seeds for their cotangents.
 
     The last one moves inputs of little influence more than others, so that all count alike.
     """
@@ -117,14 +118,14 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
     yield along(signs * sizes * least / torch.maximum(influence, least)), 2
 
 
-def _explained(line: Line, found: Estimate) -> _Finding:
-    """The cause of a difference between a backward pass and differences along a line."""
-    by_jumps = _by_jumps(line, found)
+def _explain(line: Line, estimate: Estimate) -> _Finding:
+    """Find the cause of a difference between a backward pass and differences along a line."""
+    by_jumps = _explain_by_jumps(line, estimate)
     if by_jumps is not None:
-        # Not part by part: what samples share by a common step size is noise of other samples.
+        # Not part by part: by a common step size, samples appear as noise in one another.
         error, noise = by_jumps
-        return _Finding(line.position, min(found.error, error), noise, "jumps")
-    part, place = localised(line, found)
+        return _Finding(line.position, min(estimate.error, error), noise, "jumps")
+    part, place = localise(line, estimate)
     error, relative = part.error, part.uncertainty
     if error <= _APPROXIMATE:
         return _Finding(line.position, error, 0.0, "approximate", place, relative)
@@ -133,22 +134,23 @@ def _explained(line: Line, found: Estimate) -> _Finding:
     return _Finding(line.position, error, 0.0, "wrong", place, relative, _ratio(part))
 
 
-def _ratio(found: Estimate) -> float:
-    return found.claimed / found.expected if found.expected else float("inf")
+def _ratio(estimate: Estimate) -> float:
+    return estimate.claimed / estimate.expected if estimate.expected else float("inf")
 
 
-def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
-    """Whether jumps or noise of the outputs along a line explain a difference; None if not.
+def _explain_by_jumps(line: Line, estimate: Estimate) -> tuple[float, float] | None:
+    """Test whether jumps or noise of the outputs along a line explain a difference.
 
-    A derivative that is wrong grows into a difference in proportion to the way; what a solver's
-    tolerance leaves does not, however its derivative may look between two jumps. So the integral
-    of the derivative along the line is compared with the outputs at its ends.
+    The effect of a wrong derivative grows in proportion to the distance; the error by a solver's
+    tolerance does not, whatever the derivative is between two jumps. So the integral of the
+    derivative along the line is compared with the outputs at its ends.
 
     Returns:
-        The relative error of the integrated derivative; the jumps' size relative to the outputs.
+        The relative error of the integrated derivative, and the jumps' size relative to the
+        outputs; None if they do not explain it.
     """
-    cotangent = found.cotangent
-    size = float((cotangent * line.middle).norm()) + found.size
+    cotangent = estimate.cotangent
+    size = float((cotangent * line.middle).norm()) + estimate.size
 
     def values(t: float) -> Tensor:
         return line.values(t) @ cotangent
@@ -158,7 +160,7 @@ def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
         if search.least_smooth <= rounding:
             continue
         try:
-            error, way = _integrated(line, found, reach)
+            error, way = _integrated(line, estimate, reach)
         except SimulationError:
             continue
         height = search.height(max(rounding, way * _least_jump(error)))
@@ -167,18 +169,18 @@ def _by_jumps(line: Line, found: Estimate) -> tuple[float, float] | None:
     return None
 
 
-def _integrated(line: Line, found: Estimate, reach: float) -> tuple[float, float]:
-    """Relative error of the derivative's integral over a line, and the way of the outputs."""
+def _integrated(line: Line, estimate: Estimate, reach: float) -> tuple[float, float]:
+    """Relative error of the derivative's integral over a line, and total change of the outputs."""
     nodes, weights = gauss_legendre(_NODES)
-    slopes = [line.derivative(reach * t, found.cotangent) for t in nodes]
-    way = max(sum(map(abs, slopes)) / _NODES, found.size) * 2 * reach
-    change = float((line.values(reach) - line.values(-reach)) @ found.cotangent)
+    slopes = [line.derivative(reach * t, estimate.cotangent) for t in nodes]
+    way = max(sum(map(abs, slopes)) / _NODES, estimate.size) * 2 * reach
+    change = float((line.values(reach) - line.values(-reach)) @ estimate.cotangent)
     claimed = reach * sum(w * s for w, s in zip(weights, slopes, strict=True))
     return abs(change - claimed) / way, way
 
 
 def _least_jump(error: float) -> float:
-    """The smallest jump, relative to the way, of a solver that may have such an error."""
+    """Return the smallest jump, relative to the total change, of a solver with such an error."""
     if error <= _APPROXIMATE:
         return 0.0
     return error / (_OF_JUMPS if error <= _MOST_OF_JUMPS else _OF_LARGE_JUMPS)
@@ -187,21 +189,21 @@ def _least_jump(error: float) -> float:
 def _verdict(findings: list[_Finding], precision: str) -> Check:
     order = ["", "approximate", "unresolved", "jumps", "wrong"]
     worst = max(findings, key=lambda finding: (order.index(finding.cause), finding.error))
-    found = f"within {worst.error:.0e} of finite differences in {precision}"
+    text = f"within {worst.error:.0e} of finite differences in {precision}"
     if not worst.cause:
-        return Check(_NAME, "ok", found)
+        return Check(_NAME, "ok", text)
     if worst.cause == "wrong":
         exact = f", exact to {worst.resolved:.0e}" if worst.resolved > 0 else ""
-        found = f"by input {worst.position} only {found}{exact}{worst.place}"
-        return Check(_NAME, "fail", found, _remedy_of_wrong(worst))
-    found = f"by input {worst.position} {found}"
+        text = f"by input {worst.position} only {text}{exact}{worst.place}"
+        return Check(_NAME, "fail", text, _remedy_of_wrong(worst))
+    text = f"by input {worst.position} {text}"
     if worst.cause == "jumps":
-        found += f": the output itself jumps or is noisy by {worst.noise:.0e} of its size"
-        return Check(_NAME, "note", found, _JUMPS)
+        text += f": the output itself jumps or is noisy by {worst.noise:.0e} of its size"
+        return Check(_NAME, "note", text, _JUMPS)
     if worst.cause == "unresolved":
-        found += f", which are no closer than {worst.resolved:.0e}"
-        return Check(_NAME, "note", found, _UNRESOLVED)
-    return Check(_NAME, "note", f"{found}; smaller steps do not reduce it", _APPROXIMATE_REMEDY)
+        text += f", which are no closer than {worst.resolved:.0e}"
+        return Check(_NAME, "note", text, _UNRESOLVED)
+    return Check(_NAME, "note", f"{text}; smaller steps do not reduce it", _APPROXIMATE_REMEDY)
 
 
 def _remedy_of_wrong(finding: _Finding) -> str:
@@ -224,14 +226,14 @@ _TOLERANCE_FIRST = (
 )
 _TOLERANCE_TOO = "or tighten a solver's tolerance (rtol, atol)"
 _JUMPS = (
-    "so a solver's tolerance, its adaptive step control or single precision inside leave it, and "
-    "the derivative is as right as the simulation: tighten the tolerance (rtol, atol, of the "
-    "sensitivities too), or fix the number of steps and iterations"
+    "so it comes from a solver's tolerance, its adaptive step control or single precision inside, "
+    "and the derivative is as accurate as the simulation: tighten the tolerance (rtol, atol, of "
+    "the sensitivities too), or fix the number of steps and iterations"
 )
 _APPROXIMATE_REMEDY = (
-    "so a solver's tolerance, a continuous adjoint or differences inside leave it, and steps are "
-    "as right: tighten the tolerance (rtol, atol, of the sensitivities too) or the time step; if "
-    "it should be exact, look for a small term that is missing"
+    "so it comes from a solver's tolerance, a continuous adjoint or differences inside, and steps "
+    "are as accurate: tighten the tolerance (rtol, atol, of the sensitivities too) or the time "
+    "step; if it should be exact, look for a small term that is missing"
 )
 _UNRESOLVED = (
     "rounding hides the changes: subtract large constants from the output, or give inputs "

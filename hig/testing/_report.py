@@ -1,4 +1,4 @@
-"""Results of checks, for people."""
+"""Report of the checks of a simulator."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,14 +10,14 @@ Verdict = Literal["ok", "note", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a simulator should do.
+    """Result of one check.
 
     Attributes:
-        name: what was checked, in a word or two.
-        verdict: ``"ok"``; ``"note"`` where steps are as right as the simulation, but slower or
-            with restrictions; ``"fail"`` where they would be wrong or impossible.
-        found: what was found.
-        remedy: what to change; empty where all is well.
+        name: name of the check, one or two words.
+        verdict: ``"ok"``; ``"note"`` if steps are as accurate as the simulation, but slower or
+            with restrictions; ``"fail"`` if they would be wrong or impossible.
+        found: description of the result.
+        remedy: advice on changes; empty if none is needed.
     """
 
     name: str
@@ -35,17 +35,17 @@ class SimulatorReport:
     """Results of `check_simulator`; prints as a table.
 
     Attributes:
-        checks: all that were made; after a failure those that build on it are left out.
-        engine: what ``engine="auto"`` takes for a plain network before the simulator,
-            ``"layerwise"`` or ``"rows"``; ``"none"`` where there is no derivative.
-        batched: whether backward passes run many at a time.
+        checks: all checks that were made; after a failure, dependent checks are skipped.
+        engine: the choice of ``engine="auto"`` for a plain network before the simulator,
+            ``"layerwise"`` or ``"rows"``; ``"none"`` if there is no derivative.
+        batched: whether many backward passes run at a time.
         methods: values of ``method`` that the simulator allows.
-        passes: backward passes of a step: one per row where samples influence one another, else
-            one per output, and one that checks the factors of layers. A black box that was seen
-            to be linear, sample by sample, is spared the latter, but for the first two steps and
+        passes: number of backward passes of a step: one per row if samples influence one another,
+            else one per output, and one to check the factors of layers. A black box that is known
+            to be linear, sample by sample, needs the latter only in the first two steps and in
             every 64th.
-        simulations: how often the check has run the simulator.
-        backward_calls: backward passes of the check; some of them in one batch count as one.
+        simulations: number of simulations of the check.
+        backward_calls: number of backward passes of the check; those in one batch count as one.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -58,7 +58,7 @@ class SimulatorReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no check has failed; notes do not count."""
+        """Return whether all checks have passed, with notes or without."""
         return not self.failures
 
     @property

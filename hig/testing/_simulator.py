@@ -1,4 +1,4 @@
-"""A simulator with the inputs that it is checked at."""
+"""Simulator to be checked, with its inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ __all__ = [
 
 
 class SimulationError(Exception):
-    """An error raised by the simulator or by its backward pass; never leaves this package.
+    """Error raised by the simulator or by its backward pass; never leaves this package.
 
     Attributes:
         error: the error itself, of any class.
@@ -40,18 +40,18 @@ def user_code() -> Iterator[None]:
         yield
     except SimulationError:
         raise
-    # Solvers raise classes of their own, many derived from Exception alone: each of them is an
-    # answer of the simulator. Only calls of its code stand in here, so errors of hig come out;
-    # so do KeyboardInterrupt and SystemExit.
+    # Solvers define their own error classes, many derived from Exception itself: all of them are
+    # results of the simulator. Only its code is called in this context, so that errors of hig are
+    # not caught; nor are KeyboardInterrupt and SystemExit.
     except Exception as error:
         raise SimulationError(error) from error
 
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """Random numbers of torch that are the same every time, and of no effect outside."""
+    """Seed torch's random numbers, and restore their state afterwards."""
     with torch.random.fork_rng():
-        # Not torch.manual_seed: until CUDA is used it keeps a written stack for every call.
+        # Not torch.manual_seed: until CUDA is used, it stores a formatted traceback per call.
         torch.default_generator.manual_seed(0)
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(0)
@@ -63,8 +63,8 @@ class Calls:
     """Counts of calls of the simulator.
 
     Attributes:
-        simulations: forward passes.
-        passes: backward passes; those in one batch count as one.
+        simulations: number of forward passes.
+        passes: number of backward passes; those in one batch count as one.
     """
 
     simulations: int = 0
@@ -73,14 +73,14 @@ class Calls:
 
 @dataclass(frozen=True)
 class Simulator:
-    """A function and its inputs (batch, ...), detached; at least one is floating-point."""
+    """Function and its inputs (batch, ...), detached; at least one is floating-point."""
 
     function: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     calls: Calls = field(default_factory=Calls)
 
     def simulate(self, *inputs: Tensor) -> Tensor:
-        """Simulate these very inputs; the output may share memory with the simulator.
+        """Simulate the inputs themselves; the output may share memory with the simulator.
 
         Raises:
             SimulationError: the simulator has raised an error.
@@ -101,21 +101,21 @@ class Simulator:
         return output.clone() if isinstance(output, Tensor) else output
 
     def with_graph(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Leaves for the floating-point inputs, and the output with its graph.
+        """Simulate with a graph; return leaves for the floating-point inputs, and the output.
 
         Raises:
             SimulationError: the simulator has raised an error.
         """
-        given = [value.detach().clone() for value in inputs]
+        copies = [value.detach().clone() for value in inputs]
         for position in self.floating:
-            given[position].requires_grad_()
+            copies[position].requires_grad_()
         with torch.enable_grad():
-            return [given[position] for position in self.floating], self.run(*given)
+            return [copies[position] for position in self.floating], self.run(*copies)
 
     def pulled_back(
         self, output: Tensor, leaves: Sequence[Tensor], cotangent: Tensor
     ) -> tuple[Tensor, ...]:
-        """Gradients of the leaves for one cotangent, zero where unused; keeps the graph.
+        """Compute gradients of the leaves for one cotangent, zero if unused; keep the graph.
 
         Raises:
             SimulationError: the backward pass has raised an error.
@@ -132,7 +132,7 @@ class Simulator:
             )
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """The same without a graph."""
+        """Simulate copies of the inputs without a graph, see :meth:`run`."""
         with torch.no_grad():
             return self.run(*inputs)
 
@@ -143,25 +143,25 @@ class Simulator:
 
     @property
     def samples(self) -> int:
-        """B."""
+        """Number of samples B."""
         return len(self.inputs[0])
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the floating-point inputs."""
+        """Dtype of the floating-point inputs."""
         return self.inputs[self.floating[0]].dtype
 
     @property
     def device(self) -> torch.device:
-        """That of all inputs."""
+        """Device of all inputs."""
         return self.inputs[0].device
 
     @classmethod
     def of(cls, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> "Simulator":
-        """Check the arguments.
+        """Make a simulator after checking its inputs.
 
         Raises:
-            TypeError: the function is not callable, an input is no tensor, or none is floating.
+            TypeError: the function is not callable, an input is not a tensor, or none is floating.
             ValueError: fewer than two samples, or inputs that differ in samples, dtype or device.
         """
         if not callable(function):
@@ -199,22 +199,23 @@ class Simulator:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the first line of the text of an error, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The floating-point inputs in another precision, copies of all."""
+    """Copy inputs, the floating-point ones in another precision."""
     return [
         value.to(dtype if value.is_floating_point() else value.dtype, copy=True) for value in inputs
     ]
 
 
 def typical_sizes(value: Tensor) -> Tensor:
-    """A size for each entry of (batch, ...), by which it may be moved: positive float64.
+    """Typical size of each entry of (batch, ...), by which it may be moved: positive float64.
 
-    That of the entry itself, but not less than that of its sample and of its place in other
-    samples: units may differ by many orders between either, and single entries be zero.
+    The size of the entry itself, but not less than that of its sample and of the same entry in
+    other samples, whichever is smaller: units may differ by orders of magnitude between entries
+    and between samples, and single entries may be zero.
     """
     size = value.detach().double().abs()
     place = size.square().mean(0, keepdim=True).sqrt()
@@ -226,7 +227,7 @@ def typical_sizes(value: Tensor) -> Tensor:
 
 
 def nearby(inputs: Sequence[Tensor], seed: int = 0, distance: float = 1e-2) -> list[Tensor]:
-    """Inputs a little moved: at a special point, such as rest, an influence may vanish."""
+    """Move inputs a little: at a special point, such as rest, an influence may vanish."""
     generator = torch.Generator("cpu").manual_seed(seed)
     moved = []
     for value in inputs:

@@ -1,4 +1,4 @@
-"""What the tests beside the original share."""
+"""Fixtures of the comparisons with the original."""
 
 import pytest
 import torch

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from tests.textbook import relative_error
+
 SHAPES = [(1, 7), (2, 5), (3, 40), (5, 5), (8, 300)]
 SCALES = [1e-30, 1e-8, 1.0, 1e8, 1e30]
 
@@ -79,3 +81,24 @@ def textbook_imtl_g(matrix: Tensor) -> Tensor:
 def cosines(direction: Tensor, matrix: Tensor) -> Tensor:
     """Between a direction and every row, in float64."""
     return units(matrix) @ units(direction.unsqueeze(0))[0]
+
+
+def assert_follows(make, algorithm, losses: int, betas) -> None:
+    """Give an operator with a memory one loss at a time, and compare with an algorithm.
+
+    Args:
+        make: class of the operator.
+        algorithm: from the history of (loss, gradient) to all directions.
+        losses: how many.
+        betas: both.
+    """
+    order = [*range(losses - 1), 0, losses - 1, *range(losses)] * 3
+    gradients = list(zip(order, random_matrix((len(order), 20)) + 0.3, strict=True))
+    operator = make(losses, *betas)
+    expected = list(algorithm(gradients, losses, *betas))
+    for (index, gradient), direction in zip(gradients, expected, strict=True):
+        found = operator.calculate_gradient(index, gradient)
+        assert found.dtype == torch.float64
+        assert relative_error(found, direction) < 1e-9
+    assert operator.all_initialized
+    assert operator.report.smallest_cosine > 0

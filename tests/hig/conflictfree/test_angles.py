@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hig.conflictfree import (
     estimate_conflict,
@@ -12,6 +14,8 @@ from hig.conflictfree import (
 from tests.hig.conflictfree.matrices import SCALES, cosines, random_matrix, units
 from tests.textbook import relative_error
 
+# Rounding of a product of a few numbers.
+EXACT = 1e-13
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 
 
@@ -61,3 +65,33 @@ def test_coefficients_of_two_orthogonal_components():
     one, two = transfer_coef_double(weights, first, second, without_first, without_second)
     direction = one * without_first + two * without_second
     assert float(direction @ first / (direction @ second)) == pytest.approx(0.4)
+
+
+@given(st.integers(1, 20), st.integers(0, 2**32 - 1), st.integers(-300, 300))
+def test_lengths_and_angles_at_any_scale(size, seed, exponent):
+    vector, other = (random_matrix((1, size), s)[0] for s in (seed, seed + 1))
+    vector = 10.0**exponent * vector
+    unit = unit_vector(vector)
+    assert float(unit.norm()) == pytest.approx(1, abs=EXACT)
+    cosine = float(get_cos_similarity(vector, other))
+    assert abs(cosine) <= 1 + EXACT
+    assert float(get_cos_similarity(other, -vector)) == pytest.approx(-cosine, abs=EXACT)
+    # Of two, each has the same angle with their sum where they are equally long.
+    pair = torch.stack([unit, unit_vector(other)])
+    first, second = estimate_conflict(pair).tolist()
+    assert abs(first - second) < 1e-6  # the sum of two that are nearly opposite is rounding
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: unit_vector([3.0]), TypeError, "vector must be a tensor, got a list of 1"),
+        (lambda: unit_vector(torch.tensor([3, 4])), TypeError, "floating point, got torch.int64"),
+        (lambda: get_cos_similarity(torch.ones(2), torch.ones(3)), ValueError, "got 2 and 3"),
+        (lambda: get_cos_similarity(torch.ones(2), None), TypeError, "vector2 must be a tensor"),
+        (lambda: estimate_conflict(torch.ones(2)), ValueError, "gradients must have 2 axes"),
+    ],
+)
+def test_what_is_refused(call, error, match):
+    with pytest.raises(error, match=match):
+        call()

@@ -1,4 +1,4 @@
-"""What an operator tells about its direction."""
+"""Report of a conflict-free direction."""
 
 from dataclasses import FrozenInstanceError
 

@@ -72,7 +72,7 @@ def step(way, losses, parameters, alternating, memory, group):
 
 
 def path(way, network, losses, group, steps=6):
-    """Where some steps lead."""
+    """Return the parameters after some steps."""
     parameters = list(network.parameters())
     optimizer = torch.optim.SGD(parameters, 0.05)
     alternating = AlternatingBackward(parameters, 2, process_group=group)
@@ -109,7 +109,7 @@ def everything(rank):
             found[way, options] = train(rank, way, options, options == "unused parameters")
     found["one backward pass per loss"] = one_backward_per_loss(rank)
     found["faults"] = faults(rank)
-    found["divided"] = divided(rank)
+    found["sharded"] = sharded(rank)
     return found
 
 
@@ -188,8 +188,8 @@ def test_faults_of_one_rank(ranks):
     assert first != second  # by process_group=None: each on its own
 
 
-def divided(rank):
-    """Texts of the errors for parameters of which each process has a part."""
+def sharded(rank):
+    """Texts of the errors for parameters of which each process rank has a part."""
     from torch.distributed.fsdp import fully_shard
 
     texts = []
@@ -205,8 +205,8 @@ def divided(rank):
     return texts
 
 
-def test_divided_parameters_are_refused(ranks):
+def test_sharded_parameters_are_refused(ranks):
     for found in ranks:
-        assert "parameter 0 is divided among processes (DTensor)" in found["divided"][0]
-        for text in found["divided"]:
+        assert "parameter 0 is sharded across process ranks (DTensor)" in found["sharded"][0]
+        for text in found["sharded"]:
             assert "as DistributedDataParallel does" in text

@@ -63,13 +63,6 @@ def test_parallel_gradients_get_their_harmonic_mean_in_any_order():
         assert relative_error(IMTLGOperator()(rows), 1.5 * row) < 1e-12
 
 
-def test_a_zero_gradient_is_left_out():
-    rows = random_matrix((3, 9))
-    rows[1] = 0
-    assert relative_error(IMTLGOperator()(rows), textbook_imtl_g(rows[[0, 2]])) < 1e-12
-    assert not IMTLGOperator()(torch.zeros(3, 4)).any()
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("factor", [1.0, 0.3, 7.0])
 def test_anti_parallel_gradients_have_no_direction(dtype, factor):

@@ -121,7 +121,7 @@ def test_graphs_are_freed():
         (groups, 9, False),
     ],
 )
-def test_shared_graphs_are_told_from_separate_ones(problem, losses, expected):
+def test_shared_graphs_are_distinguished_from_separate_ones(problem, losses, expected):
     assert _fewer_launches(problem(losses)[1]) == expected
 
 
@@ -159,7 +159,7 @@ def test_what_is_refused(losses, error, match):
 
 
 def test_graphs_of_their_own_are_freed():
-    """What is kept is what a later loss needs, and nothing else."""
+    """Only graphs that a later loss needs are kept."""
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     inputs = torch.randn(3, 2)
     apart = [first(inputs).square().sum(), second(inputs).square().sum()]

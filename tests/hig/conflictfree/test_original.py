@@ -30,7 +30,7 @@ MODULES = [
 
 
 def public_names(module):
-    """What a wildcard import of one of the original's modules brings, of its own."""
+    """Names of the package itself that a wildcard import of one of its modules brings."""
     original = importlib.import_module(f"{THEIRS}.{module}")
     return [
         name

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import hig
+from tests.hig.conflictfree.matrices import STRUCTURES, cosines
 from tests.hig.conflictfree.original import OURS, THEIRS, get
 from tests.hig.conflictfree.test_original import MODULES
 
@@ -92,7 +94,7 @@ def signatures(thing):
 
 
 def differences():
-    """What signatures differ in, one by one."""
+    """Differences between two signatures, one by one."""
     for module in MODULES:
         for name, theirs in defined(module).items():
             ours = dict(signatures(get(OURS, module, name)))
@@ -199,6 +201,11 @@ def check_small_gradients():
     theirs, ours = (update(package, rows) for package in BOTH)
     assert not torch.isfinite(theirs).all() or not theirs.any()
     assert bool((1e24 * rows @ (1e24 * ours) > 0).all())
+    # With many parameters the original takes angles below 1e-3 for zero.
+    rows = STRUCTURES["conflicting"]((3, 20_000), dtype=torch.float32, gap=3e-4)
+    theirs, ours = (float(cosines(update(package, rows), rows).min()) for package in BOTH)
+    assert theirs < 0
+    assert ours > 1e-5
 
 
 @row("non-finite gradients")
@@ -209,6 +216,13 @@ def check_non_finite():
         for index, gradient in ((0, good), (1, good), (1, bad), (1, good), (0, good)):
             direction = operator.calculate_gradient(index, gradient)
         assert bool(torch.isnan(direction).any()) == poisoned
+        network = network_with_gradient()
+        rows = torch.tensor([[1.0, 1.0, 1.0], [float("inf"), 1.0, 1.0]])
+        get(package, "grad_operator", "ConFIGOperator")().update_gradient(network, rows)
+        step = torch.optim.SGD(network.parameters(), 0.1).step
+        with nullcontext() if poisoned else pytest.raises(hig.NonFiniteError, match="loss 1 "):
+            step()
+        assert bool(torch.isfinite(network.weight).all()) != poisoned
 
 
 @row("`SeparateMomentumOperator`, `MomentumLossRecorder`")

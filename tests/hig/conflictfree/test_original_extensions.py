@@ -1,4 +1,4 @@
-"""Classes of one's own: both packages call them alike, with the same arguments."""
+"""User-defined classes: both packages call them alike, with the same arguments."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ BOTH = (THEIRS, OURS)
 
 
 def shown(value):
-    """What is compared of an argument: kind, shape, dtype, and the numbers, rounded."""
+    """Reduce an argument to its class, shape, dtype and rounded numbers, for comparison."""
     if isinstance(value, torch.Tensor):
         numbers = [float(f"{number:.3g}") for number in value.double().flatten().tolist()]
         return "tensor", tuple(value.shape), value.dtype, value.device.type, numbers

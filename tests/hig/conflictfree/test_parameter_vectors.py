@@ -1,7 +1,11 @@
 """Parameters and gradients as vectors: same order, same length, nothing shared, nothing lost."""
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from hig.conflictfree import (
@@ -11,7 +15,10 @@ from hig.conflictfree import (
     get_gradient_vector,
     get_para_vector,
 )
+from tests.hig.conflictfree.matrices import random_matrix
 from tests.textbook import flat
+
+SHAPES = st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=1, max_size=4)
 
 
 def reached_in_part():
@@ -24,13 +31,20 @@ def reached_in_part():
     return network
 
 
-def test_parameters_there_and_back():
-    network = reached_in_part()
-    vector = get_para_vector(network)
-    assert torch.equal(vector, flat(network.parameters()))
-    apply_para_vector(network, vector + 1)
-    assert torch.equal(flat(network.parameters()), vector + 1)
-    assert all(p.requires_grad and p.is_leaf for p in network.parameters())
+@given(SHAPES, st.integers(0, 2**32 - 1))
+def test_parameters_and_gradients_come_back(shapes, seed):
+    parameters = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    size = sum(map(math.prod, shapes))
+    vector = random_matrix((1, size), seed)[0]
+    apply_para_vector(parameters, vector)
+    apply_gradient_vector_para_based(parameters, -vector)
+    assert torch.equal(get_para_vector(parameters), vector)
+    assert torch.equal(flat(parameters), vector)
+    assert all(p.requires_grad and p.is_leaf for p in parameters)
+    assert torch.equal(get_gradient_vector(parameters), -vector)
+    with pytest.raises(ValueError, match=rf"have {size} entries"):
+        apply_para_vector(parameters, random_matrix((1, size + 1), seed)[0])
+    assert torch.equal(get_para_vector(parameters), vector)
 
 
 def test_nothing_is_shared():
@@ -133,9 +147,24 @@ def test_dtypes_and_memory_layouts():
         (lambda n: apply_gradient_vector(n, 0, "zero", "padding"), ValueError, "zero_grad_mode"),
         (lambda n: get_para_vector([]), ValueError, "there is no parameter"),
         (lambda n: get_para_vector([3]), TypeError, "got int"),
+        (lambda n: apply_para_vector(n, [1.0, 2.0]), TypeError, "para_vec must be"),
         (lambda n: get_para_vector(torch.ones(2, dtype=torch.cfloat)), TypeError, "complex64"),
     ],
 )
 def test_what_is_refused(call, error, match):
     with pytest.raises(error, match=match):
         call(reached_in_part())
+
+
+def test_gradients_of_all_kinds_are_written():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 2)).to(
+        memory_format=torch.channels_last
+    )
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    network[1].double()
+    held = [parameter.grad for parameter in network.parameters()]
+    vector = torch.arange(float(sum(gradient.numel() for gradient in held)))
+    apply_gradient_vector(network, vector)
+    assert all(p.grad is one for p, one in zip(network.parameters(), held, strict=True))
+    assert torch.equal(torch.cat([one.reshape(-1).float() for one in held]), vector)

@@ -51,7 +51,11 @@ def test_exact_resume(make, tmp_path):
         assert selector.select(2, "abcde") == other.select(2, "abcde")
 
 
-def test_states_of_different_selectors():
+def test_other_generators_and_states():
+    with pytest.raises(TypeError, match="generator must be a numpy Generator, got 3"):
+        RandomSliceSelector(3)
+    with pytest.raises(ValueError, match="lacks start_index"):
+        OrderedSliceSelector().load_state_dict({})
     with pytest.raises(ValueError, match="saved with a generator and this selector has none"):
         RandomSliceSelector().load_state_dict(
             RandomSliceSelector(np.random.default_rng(0)).state_dict()

@@ -1,4 +1,4 @@
-"""What users give is checked before it is used, and the text says what would do."""
+"""Validation of operators, directions, models and states, with the remedy in the text."""
 
 import numpy as np
 import pytest

@@ -16,5 +16,7 @@ def test_equal_weights(dtype, device):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="EqualWeight needs the gradients, got None"):
         EqualWeight().get_weights()
+    with pytest.raises(TypeError, match="gradients must be a tensor"):
+        EqualWeight().get_weights([1.0])
     with pytest.raises(NotImplementedError, match="must define get_weights"):
         WeightModel().get_weights(torch.ones(2, 2))

@@ -6,8 +6,7 @@ import sys
 import pytest
 
 import hig
-from hig.files import _atomic_write as _atomic
-from hig.files import load_results, save_results
+from hig.files import _atomic_write, load_results, save_results
 
 
 def names(folder):
@@ -21,7 +20,7 @@ def test_previous_results_survive_a_failed_write(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_atomic.os, "fsync", full)
+    monkeypatch.setattr(_atomic_write.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         save_results(path, {"seed": 2})
     assert load_results(path) == {"seed": 1}
@@ -51,7 +50,7 @@ def test_the_bytes_reach_the_disk_before_the_name(tmp_path, monkeypatch):
         sizes.append(os.fstat(descriptor).st_size)
         assert not path.exists()
 
-    monkeypatch.setattr(_atomic.os, "fsync", fsync)
+    monkeypatch.setattr(_atomic_write.os, "fsync", fsync)
     hig.files.write_atomically(path, b"12345")
     assert sizes == [5]
     assert names(tmp_path) == ["a.bin"] and path.read_bytes() == b"12345"

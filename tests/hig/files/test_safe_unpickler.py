@@ -11,7 +11,7 @@ from hypothesis import strategies as some
 from hig import UnsafeResultError
 from hig.files import unpickle
 from hig.files._numpy_pickle import FUNCTIONS, build
-from hig.files._safe_unpickler import _DONE, _PUSHED, MOST_IN_A_KEY
+from hig.files._safe_unpickler import _OPERATIONS, _PUSHED, MOST_IN_A_KEY
 from tests.hig.files.test_results import assert_same
 
 LEAVES = some.one_of(
@@ -61,7 +61,7 @@ REFUSED = {
 
 
 def test_every_opcode_is_known_or_refused():
-    assert {opcode.name for opcode in pickletools.opcodes} == {*_DONE} | _PUSHED | REFUSED
+    assert {opcode.name for opcode in pickletools.opcodes} == {*_OPERATIONS} | _PUSHED | REFUSED
 
 
 @pytest.mark.parametrize(

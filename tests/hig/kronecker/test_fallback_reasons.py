@@ -1,4 +1,4 @@
-"""What is left to Adam, and why, for every way in which a parameter can be used."""
+"""Parameters left to Adam and the reasons, for every way in which a parameter can be used."""
 
 import copy
 import pickle

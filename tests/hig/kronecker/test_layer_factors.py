@@ -1,13 +1,17 @@
 """The factors of captured layers: explicit sums, convolutions as unfolded linear layers."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hig
 from hig._jacobian.capture import Capture
 from hig._kronecker.layer_factors import factors_of_layers, random_probe
 from tests.hig.networks import BATCH, LAYERED, build
+from tests.textbook import relative_error, step_of
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -214,3 +218,101 @@ def test_a_weight_that_is_used_in_another_way_too():
     probe = random_probe(prediction, 0, None)
     (found,) = factors_of_layers(capture.uses, prediction, probe, thorough=True)
     assert [p is network.encoder.weight for p in found.partial] == [True]
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, as libraries of meshes and images have."""
+
+
+def test_factors_of_inputs_of_another_class_are_plain_tensors():
+    """The state would become of that class, too."""
+    layer, rows = nn.Linear(3, 2), torch.randn(4, 3)
+    _, probe, (expected,) = factors(layer, rows)
+    with Capture(layer.parameters()) as capture:
+        prediction = layer(rows.as_subclass(Marked)).as_subclass(torch.Tensor)
+    (found,) = factors_of_layers(capture.uses, prediction, probe)
+    assert type(found.inputs) is type(found.outputs) is torch.Tensor
+    assert torch.equal(found.inputs, expected.inputs)
+    assert torch.equal(found.outputs, expected.outputs)
+
+
+# -- layouts: whichever axis holds the samples ----------------------------------------------------
+
+
+def squares_of(predict):
+    def closure():
+        prediction = predict()
+        return (prediction - 0.3).square().sum(), prediction
+
+    return closure
+
+
+def first_step(predict):
+    """The first step of a network of two layers whose prediction is given."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    optimizer = hig.KroneckerHIG(network.parameters(), lr=0.01)
+    step = step_of(optimizer, squares_of(lambda: predict(network)))
+    assert (optimizer.report.layers, optimizer.report.others) == (2, 0)
+    return step
+
+
+def time_first(n, x):
+    return n(x.transpose(0, 1)).transpose(0, 1)
+
+
+LAYOUTS = {
+    "time first": time_first,
+    "one row for each sample and time": lambda n, x: n(x.flatten(0, 1)).view(12, 7, 2),
+    "one sample at a time": lambda n, x: torch.stack([n(sample) for sample in x]),
+    "one row at a time": lambda n, x: torch.stack(
+        [torch.stack([n(row) for row in sample]) for sample in x]
+    ),
+    "parts of other sizes": lambda n, x: torch.cat([n(x[:5]), n(x[5:11]), n(x[11:])]),
+    "not contiguous": lambda n, x: n(x.permute(2, 1, 0).contiguous().permute(2, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_steps_do_not_depend_on_the_layout(name):
+    torch.manual_seed(1)
+    inputs = torch.randn(12, 7, 3, **DOUBLE)
+    expected = first_step(lambda n: n(inputs))
+    found = first_step(lambda n: LAYOUTS[name](n, inputs))
+    assert relative_error(found, expected) < 1e-8
+
+
+@pytest.mark.parametrize("sizes", [[7] * 10, [5, 6, 7, 8, 9, 10, 6, 7, 8, 9]])
+def test_nodes_of_graphs(sizes):
+    """All graphs in one leading axis, whose length is a multiple of their number or not."""
+    torch.manual_seed(1)
+    inputs = torch.randn(sum(sizes), 3, **DOUBLE)
+    graph = torch.repeat_interleave(torch.arange(10), torch.tensor(sizes))
+
+    def pooled(network):
+        return torch.zeros(10, 2, **DOUBLE).index_add(0, graph, network(inputs))
+
+    order = torch.randperm(len(inputs))
+
+    def permuted(network):
+        return torch.zeros(10, 2, **DOUBLE).index_add(0, graph[order], network(inputs[order]))
+
+    assert relative_error(first_step(pooled), first_step(permuted)) < 1e-8
+
+
+@pytest.mark.parametrize("module", [nn.Conv1d, nn.Conv2d])
+def test_images_one_by_one(module):
+    axes = 1 if module is nn.Conv1d else 2
+    torch.manual_seed(0)
+    network = nn.Sequential(module(2, 4, 2), nn.Tanh(), module(4, 2, 2, stride=2)).double()
+    again = copy.deepcopy(network)
+    images = torch.randn(3, 2, *[5] * axes, **DOUBLE)
+    steps = []
+    for trained, predict in (
+        (network, lambda: network(images)),
+        (again, lambda: torch.stack([again(image) for image in images])),
+    ):
+        optimizer = hig.KroneckerHIG(trained.parameters(), lr=0.01)
+        steps.append(step_of(optimizer, squares_of(predict)))
+        assert (optimizer.report.layers, optimizer.report.others) == (2, 0)
+    assert relative_error(*steps) < 1e-8

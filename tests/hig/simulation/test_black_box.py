@@ -88,7 +88,7 @@ def test_a_step_through_it_is_the_step_through_torch(form, method):
     assert relative_error(steps[0], steps[1]) < 1e-9
 
 
-def test_a_report_tells_why_passes_are_not_batched():
+def test_a_report_says_why_passes_are_not_batched():
     network = nn.Linear(3, 3)
     angles, gains = inputs(torch.float32)
     simulate = hig.black_box(by_pullback)

@@ -100,7 +100,7 @@ def test_the_tolerance_of_a_solver_is_no_coupling(noise):
     contract = Contract()
     linearised(Counted(noise=noise), contract, cotangents(), cotangents(count=4)[3:])
     assert contract.holds
-    assert contract.apart
+    assert contract.independent
     contract = Contract()
     both = Counted(noise=noise, coupling=1e-10)
     linearised(both, contract, cotangents(), cotangents(count=4)[3:])

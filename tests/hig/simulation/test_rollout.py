@@ -1,5 +1,6 @@
 """The rollout equals plain autograd through the loop, and says so where it cannot be fast."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -286,24 +287,6 @@ def test_states_too_large_for_the_whole_jacobian(outputs):
         assert relative_error(a, b) < 1e-12
 
 
-@pytest.mark.parametrize(
-    ("state", "controls", "match"),
-    [
-        (torch.zeros(2), torch.zeros(2, 3), r"state must be \(batch"),
-        (torch.zeros(2, 2), torch.zeros(3, 3), r"\(2, 2\) and \(3, 3\)"),
-        (torch.zeros(2, 2), torch.zeros(2, 0), "no time step"),
-    ],
-)
-def test_bad_shapes(state, controls, match):
-    with pytest.raises(ValueError, match=match):
-        hig.rollout(pendulum, state, controls)
-
-
-def test_unknown_method():
-    with pytest.raises(ValueError, match="method must be one of"):
-        hig.rollout(pendulum, *inputs("scalar control"), method="magic")
-
-
 def test_complex_controls_go_through_the_loop():
     """They may enter with their conjugates, and then have no complex derivative."""
 
@@ -377,9 +360,23 @@ def test_a_step_without_a_graph_has_none_afterwards():
         hig.rollout(detached, state, controls, method="jacobians")
 
 
-@pytest.mark.parametrize("name", ["state", "controls"])
-def test_what_is_no_tensor(name):
-    given = {"state": torch.ones(2, 3), "controls": torch.ones(2, 4)}
-    given[name] = given[name].numpy()
-    with pytest.raises(TypeError, match=f"{name} must be a tensor, got ndarray"):
-        hig.rollout(lambda state, control: state, **given)
+@pytest.mark.parametrize(
+    ("state", "controls", "method", "error", "match"),
+    [
+        (torch.zeros(2), torch.zeros(2, 3), "auto", ValueError, r"state must be \(batch"),
+        (torch.zeros(2, 2), torch.zeros(3, 3), "auto", ValueError, r"\(2, 2\) and \(3, 3\)"),
+        (torch.zeros(2, 2), torch.zeros(2, 0), "auto", ValueError, "no time step"),
+        (torch.ones(2, 2), torch.ones(2, 3), "fast", ValueError, "method must be one of"),
+        (np.ones((2, 2)), torch.ones(2, 3), "auto", TypeError, "state must be a tensor, got ndar"),
+        (
+            torch.ones(2, 2),
+            [[1.0], [2.0]],
+            "auto",
+            TypeError,
+            "controls must be a tensor, got list",
+        ),
+    ],
+)
+def test_arguments_that_are_refused(state, controls, method, error, match):
+    with pytest.raises(error, match=match):
+        hig.rollout(pendulum, state, controls, method=method)

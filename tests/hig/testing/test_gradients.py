@@ -1,60 +1,26 @@
 """Right derivatives of inexact simulators pass with a note that says why; wrong ones fail."""
 
-import math
-
 import pytest
 import torch
 
 import hig
 from hig.testing import check_simulator
-from hig.testing._differences import JumpSearch
+from tests.hig.testing.simulators import (
+    INPUTS,
+    PLACES,
+    START,
+    Broken,
+    Scaled,
+    assert_fails,
+    check_of,
+    factors,
+    kinked,
+    smooth,
+)
 
-GENERATOR = torch.Generator().manual_seed(5)
-MIXED = torch.randn(6, 4, generator=GENERATOR, dtype=torch.float64)
-INPUTS = torch.randn(4, 6, generator=GENERATOR, dtype=torch.float64)
 # Units of inputs and outputs that lie 16 orders of magnitude apart.
 UNITS_IN = 10.0 ** torch.tensor([-8, 8, 0, 3, -5, 1], dtype=torch.float64)
 UNITS_OUT = 10.0 ** torch.tensor([8, -8, 0, -3], dtype=torch.float64)
-
-
-class Scaled(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        return cotangent * ctx.factor.to(cotangent), None
-
-
-def smooth(x):
-    return torch.tanh(x @ MIXED.to(x)) + x[:, :4].sin()
-
-
-def kinked(x):
-    return torch.relu(x @ MIXED.to(x)) + x[:, :4]
-
-
-def check_of(report, name="gradients right"):
-    (found,) = [check for check in report.checks if check.name == name]
-    return found
-
-
-PLACES = {
-    "all": (slice(None), slice(None)),
-    "one column": (slice(None), 1),
-    "one sample": (2, slice(None)),
-    "one entry": (2, 1),
-}
-
-
-def factors(shape, place, error):
-    found = torch.ones(shape, dtype=torch.float64)
-    found[PLACES[place]] += error
-    return found
 
 
 @pytest.mark.parametrize("error", [-2, -1, 3e-3])
@@ -74,7 +40,7 @@ def test_wrong_parts_of_a_derivative_fail(model, end, place, error):
     report = check_simulator(simulate, INPUTS * UNITS_IN)
     assert not report.passed
     # All of it missing is found before.
-    assert {failure.name for failure in report.failures} <= {"gradients right", "differentiable"}
+    assert {failure.name for failure in report.failures} <= {"gradient check", "differentiable"}
 
 
 @pytest.mark.parametrize("model", [smooth, kinked])
@@ -163,7 +129,7 @@ def test_an_error_that_no_step_reduces_is_a_note_where_it_is_small():
     assert "tolerance" in found.remedy
 
 
-def test_large_constants_beside_small_changes():
+def test_large_constants_next_to_small_changes():
     report = check_simulator(lambda x: 1e9 + smooth(x), INPUTS)
     assert report.passed, report
 
@@ -260,7 +226,7 @@ class TestAdaptiveSteps:
     def test_a_wrong_one(self, system, rtol, error, end):
         factor = torch.tensor(1 + error, dtype=torch.float64)
         report = check_simulator(lambda u: system(Scaled.apply(u, factor), rtol, end), FORCES)
-        assert [failure.name for failure in report.failures] == ["gradients right"]
+        assert [failure.name for failure in report.failures] == ["gradient check"]
 
 
 def test_a_tolerance_is_the_first_suspect_of_small_errors():
@@ -271,31 +237,6 @@ def test_a_tolerance_is_the_first_suspect_of_small_errors():
         assert found.verdict == "fail"
         assert "rtol" in found.remedy
         assert found.remedy.startswith("if a solver with a tolerance") is first
-
-
-class TestJumpSearch:
-    KINK, AT = 0.1234, 0.2468
-
-    def height(self, function, floor=1e-9):
-        search = JumpSearch(lambda t: torch.tensor(function(t), dtype=torch.float64), 1.0, 49)
-        return search.height(floor)
-
-    def test_smooth_functions_and_kinks_have_none(self):
-        assert self.height(math.sin) == 0
-        assert self.height(lambda t: math.sin(15 * t)) == 0
-        assert self.height(lambda t: abs(t - self.KINK), 1e-6) == 0
-
-    @pytest.mark.parametrize("size", [1e-8, 1e-5, 1e-2])
-    @pytest.mark.parametrize("at", [-0.93, -0.2, 0.2468, 0.97])
-    def test_one_jump(self, at, size):
-        found = self.height(lambda t: math.sin(t) + size * (t > at), 1e-11)
-        assert size / 2 < found < 2 * size
-
-    def test_a_jump_beside_a_kink(self):
-        def function(t):
-            return math.sin(t) + 1e-3 * abs(t - self.KINK) + 1e-5 * (t > self.AT)
-
-        assert 5e-6 < self.height(function) < 2e-5
 
 
 def test_sensitivities_that_the_step_control_does_not_see():
@@ -319,14 +260,33 @@ def test_sensitivities_that_the_step_control_does_not_see():
     assert "of the sensitivities too" in found.remedy
 
 
-def test_cheap_checks_say_how_much_they_run():
-    calls = 0
+# By the kind of fault: a simulator, the check that fails, and a pattern of its text.
+WRONG = {
+    "wrong": (Broken.apply, "gradient check", r"input 0 only within 1e-03"),
+    "cut": (lambda x: x * x.detach().sin(), "gradient check", r"\.detach\(\).*a transposed Jac"),
+    "wrong and tiny": (lambda x: 1e-8 * Broken.apply(x), "gradient check", "input 0"),
+}
 
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_found(name):
+    assert_fails(*WRONG[name])
+
+
+def test_a_derivative_is_refused_where_only_one_of_two_inputs_is_wrong():
+    report = check_simulator(lambda x, y: x.sin() + Broken.apply(y), START + 1, START + 2)
+    assert [failure.name for failure in report.failures] == ["gradient check"]
+    assert "by input 1" in report.failures[0].found
+
+
+def test_small_wrong_parts_are_not_hidden_by_large_right_ones():
     def simulate(x):
-        nonlocal calls
-        calls += 1
-        return smooth(x)
+        return torch.stack([1e5 * x[:, 0], 1e-3 * Broken.apply(x[:, 1])], 1)
 
-    report = check_simulator(simulate, INPUTS)
-    assert report.simulations == calls < 60
-    assert f"checked by {calls} simulations" in str(report)
+    def fixed(x):
+        return torch.stack([1e5 * x[:, 0], 1e-3 * x[:, 1] ** 3], 1)
+
+    assert check_simulator(fixed, START + 1).passed
+    parts = [lambda x, k=k: simulate(torch.stack([x[:, 0], x[:, 0]], 1))[:, k] for k in (0, 1)]
+    verdict = [check_simulator(part, START[:, :1] + 1).passed for part in parts]
+    assert verdict == [True, False]

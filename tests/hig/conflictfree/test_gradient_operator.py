@@ -1,4 +1,4 @@
-"""What gradients may be like, and the surroundings in which operators are called."""
+"""Gradient operators: forms of gradients, surroundings of calls, and what their base does."""
 
 import copy
 import pickle
@@ -7,21 +7,19 @@ import pytest
 import torch
 from torch import nn
 
+import hig
 from hig.conflictfree import (
     ConFIGOperator,
+    GradientOperator,
     IMTLGOperator,
     PCGradOperator,
-    PseudoMomentumOperator,
-    SeparateMomentumOperator,
-    backward,
-    get_gradient_vector,
 )
 from hig.conflictfree._gradient_matrix import CHUNK_ENTRIES
+from hig.conflictfree._gradient_operator import combine
 from tests.hig.conflictfree.matrices import random_matrix
 from tests.textbook import relative_error
 
 OPERATORS = pytest.mark.parametrize("kind", [ConFIGOperator, PCGradOperator, IMTLGOperator])
-MEMORIES = pytest.mark.parametrize("kind", [PseudoMomentumOperator, SeparateMomentumOperator])
 SHAPES = [(1, 9), (2, 9), (3, 9), (5, 9), (2, CHUNK_ENTRIES), (5, CHUNK_ENTRIES)]
 
 
@@ -46,15 +44,6 @@ def test_every_form_gives_the_same(kind, shape, dtype):
         assert relative_error(found.double(), expected) < rounding
         found.zero_()  # the direction is no window on the gradients
     assert torch.equal(rows, before)
-
-
-@OPERATORS
-@pytest.mark.parametrize("shape", [(2, CHUNK_ENTRIES), (3, 9)])
-def test_a_sum_without_conflict_is_right_to_rounding(kind, shape):
-    """The shortest way of PCGrad: no partial sum is longer than the whole."""
-    rows = random_matrix(shape, dtype=torch.float32).abs()
-    found = PCGradOperator().calculate_gradient(list(rows))
-    assert relative_error(found.double(), rows.double().sum(0)) < torch.finfo(torch.float32).eps
 
 
 @OPERATORS
@@ -105,37 +94,54 @@ def test_copies_of_operators(kind):
         assert torch.equal(other.calculate_gradient(rows), expected)
 
 
-@MEMORIES
-def test_copies_of_operators_with_a_memory(kind):
-    rows, operator = random_matrix((6, 9)), kind(2)
-    for step in range(4):
-        operator.calculate_gradient(step % 2, rows[step])
-    copies = [copy.deepcopy(operator), pickle.loads(pickle.dumps(operator))]
-    expected = operator.calculate_gradient(0, rows[4])
-    for other in copies:
-        assert torch.equal(other.calculate_gradient(0, rows[4]), expected)
+# -- the base class, and callables of other packages -----------------------------------------------
 
 
-@MEMORIES
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_with_a_memory(kind, dtype):
-    """Second moments of small gradients do not vanish: they are kept in float32."""
-    rows = 1e-3 * random_matrix((8, 9), dtype=dtype)
-    half, single = kind(2), kind(2)
-    for step, row in enumerate(rows):
-        found = half.calculate_gradient(step % 2, row)
-        expected = single.calculate_gradient(step % 2, row.float())
-        assert found.dtype == dtype
-        assert half.m[0].dtype == torch.float32
-    assert relative_error(found.double(), expected.double()) < torch.finfo(dtype).eps
+class Mean(GradientOperator):
+    """The mean of the gradients, weighted by the losses if there are any."""
+
+    def calculate_gradient(self, grads, losses=None):
+        rows = torch.stack(list(grads))
+        return rows.mean(0) if losses is None else torch.tensor(losses, dtype=rows.dtype) @ rows
 
 
-def test_sparse_gradients_of_embeddings():
-    table, head = nn.Embedding(5, 2, sparse=True), nn.Linear(2, 1)
-    network = nn.Sequential(table, head)
-    losses = [network(torch.tensor([k])).square().sum() for k in (1, 3)]
-    backward(losses, network, PCGradOperator(), retain_graph=True)
-    found = get_gradient_vector(network)
-    backward(losses, network, PCGradOperator())
-    assert torch.allclose(get_gradient_vector(network), 2 * found)
-    assert table.weight.grad.layout == torch.strided
+def test_the_base_class_has_no_rule_and_no_state():
+    operator = GradientOperator()
+    with pytest.raises(NotImplementedError, match="GradientOperator must define calculate_gradi"):
+        operator(torch.ones(2, 3))
+    assert operator.report is None and operator.state_dict() == {}
+    operator.load_state_dict({})
+
+
+@pytest.mark.parametrize("losses", [None, [2.0, 3.0]])
+def test_an_operator_is_called_like_a_function_and_updates_a_network(losses):
+    rows, network = random_matrix((2, 6)), nn.Linear(5, 1).double()
+    expected = Mean().calculate_gradient(rows, losses)
+    assert torch.equal(Mean()(rows, losses), expected)
+    Mean().update_gradient(network, rows, losses)
+    assert torch.equal(torch.cat([p.grad.reshape(-1) for p in network.parameters()]), expected)
+    with pytest.raises(ValueError, match=r"vector has shape \(4,\)"):
+        Mean().update_gradient(network, rows[:, :4], losses)
+    assert torch.equal(torch.cat([p.grad.reshape(-1) for p in network.parameters()]), expected)
+
+
+def test_combine_gives_losses_to_operators_and_not_to_functions():
+    rows = random_matrix((2, 4))
+    assert torch.equal(combine(Mean(), rows, [2.0, 3.0]), 2 * rows[0] + 3 * rows[1])
+    assert torch.equal(combine(lambda matrix: matrix[1], rows, [2.0, 3.0]), rows[1])
+
+
+@pytest.mark.parametrize("operator", [Mean(), ConFIGOperator(), lambda matrix: matrix.sum(0)])
+def test_combine_raises_or_passes_on_what_is_not_finite(operator):
+    rows = random_matrix((2, 4))
+    rows[1, 0] = float("inf")
+    if not isinstance(operator, Mean):  # one of the user's may do what it likes with them
+        with pytest.raises(hig.NonFiniteError, match="loss 1"):
+            combine(operator, rows)
+    assert not combine(operator, rows, non_finite="pass").isfinite().all()
+
+
+@pytest.mark.parametrize(("value", "error"), [(None, TypeError), (torch.ones(3), ValueError)])
+def test_combine_checks_what_a_function_returns(value, error):
+    with pytest.raises(error, match=r"the operator must map \(2, 4\)"):
+        combine(lambda matrix: value, random_matrix((2, 4)))

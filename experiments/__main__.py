@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import _catalogue
-from experiments._parser import Parser
+from experiments._cli import catalogue
+from experiments._cli.parser import Parser
 from experiments._saved import comparison, export
 from experiments._saved.result_files import fail
 from experiments._study import keep, report
 
 _COMMANDS = {
-    "list": (_catalogue, "problems, the methods of each, and their settings"),
+    "list": (catalogue, "problems, the methods of each, and their settings"),
     "compare": (comparison, "result files as a table: losses, times, time to a target"),
     "export": (export, "result files as JSON or NPZ"),
     "keep": (keep, "what of a study is small enough to be committed"),

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from experiments._machine import machine
+from experiments._cli.argument_types import busy_argument, device_argument, positive_int
+from experiments._cli.parser import Parser
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
 from experiments._measure.busy import SMALL, beside_busy, busy_table
 from experiments._measure.conflictfree_peers import (
@@ -39,13 +40,11 @@ from experiments._measure.peer_comparison import (
 )
 from experiments._measure.peers import require_peers
 from experiments._measure.timing import interleaved_seconds, median_ratio
-from experiments._origin import origin
-from experiments._parser import Parser
 from experiments._problems import PROBLEMS
+from experiments._provenance import machine, origin
 from experiments._run.batches import check_batch_size
 from experiments._run.clock import CLOCKS, seconds_of
 from experiments._saved.folders import make_place
-from experiments._values import busy_argument, device_argument, positive_int
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")

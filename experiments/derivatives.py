@@ -12,9 +12,9 @@ from typing import TypeGuard
 
 import torch
 
+from experiments._cli.parser import Parser
 from experiments._measure.derivative_cases import operations
 from experiments._measure.derivatives import TOLERANCE, WAYS, examine
-from experiments._parser import Parser
 
 Found = Mapping[str, Mapping[str, float | str]]
 

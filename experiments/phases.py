@@ -16,15 +16,14 @@ import torch
 from torch.autograd.profiler import profile
 
 import hig
-from experiments._machine import machine
+from experiments._cli.argument_types import device_argument, positive_int, threads_argument
+from experiments._cli.parser import Parser
 from experiments._measure.benchmark_cases import Cases
 from experiments._measure.operations import OperationCounter, Rates, measure_rates
 from experiments._measure.timing import interleaved_seconds
-from experiments._origin import origin
-from experiments._parser import Parser
 from experiments._problems import PROBLEMS
+from experiments._provenance import machine, origin
 from experiments._saved.folders import make_place
-from experiments._values import device_argument, positive_int, threads_argument
 
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 DECOMPOSITION = "decomposition"

@@ -19,13 +19,12 @@ import numpy as np
 import torch
 
 import hig
-from experiments._machine import machine
+from experiments._cli.argument_types import device_argument, positive_int, threads_argument
+from experiments._cli.parser import Parser
 from experiments._measure.scaling_cases import OUTPUTS
 from experiments._measure.scaling_point import STEPS
-from experiments._origin import origin
-from experiments._parser import Parser
+from experiments._provenance import machine, origin
 from experiments._saved.folders import make_folder
-from experiments._values import device_argument, positive_int, threads_argument
 
 SIZES = {
     "parameters": (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),

@@ -17,11 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import hig
-from experiments._parser import Parser
+from experiments._cli.argument_types import positive_int
+from experiments._cli.parser import Parser
 from experiments._problems import PROBLEMS
 from experiments._run.batches import BatchSizeError, check_batch_size
 from experiments._run.processes import Processes, process_group
-from experiments._values import positive_int
 from problems import Problem
 
 WARM_UP = 1

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor
 
 import hig
-from experiments._machine import machine
-from experiments._measure.timing import interleaved_seconds
-from experiments._methods import METHODS
-from experiments._origin import origin
-from experiments._parser import Parser
-from experiments._problems import PROBLEMS
-from experiments._run.step import repeatable_step
-from experiments._saved.folders import make_folder
-from experiments._values import (
+from experiments._cli.argument_types import (
     device_argument,
     positive_float,
     positive_int,
     threads_argument,
 )
+from experiments._cli.parser import Parser
+from experiments._measure.timing import interleaved_seconds
+from experiments._methods import METHODS
+from experiments._problems import PROBLEMS
+from experiments._provenance import machine, origin
+from experiments._run.step import repeatable_step
+from experiments._saved.folders import make_folder
 from problems import Problem, samples
 
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)

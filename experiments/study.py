@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments._cli.argument_types import positive_int
 from experiments._run.signals import EXIT_STATUS, INTERRUPTED
 from experiments._saved.folders import make_folder
 from experiments._study.cluster import run_on_cluster
@@ -38,7 +39,6 @@ from experiments._study.jobs import (
 )
 from experiments._study.table import PRESETS, Preset, known_folders
 from experiments._study.winners import finalists, save_winners, winners
-from experiments._values import positive_int
 
 # So many runs in a row that fail are no accident of one of them: a full disk, a missing device.
 _MOST_FAILURES = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments._machine import machine
+from experiments._provenance import machine
 from experiments._run.checkpoint import Checkpoints
 from experiments._run.options import Options
 from experiments._run.progress import Progress

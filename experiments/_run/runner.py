@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hig
 from experiments._methods import METHODS
-from experiments._origin import origin
+from experiments._provenance import origin
 from experiments._run.board import Board, folder_of, writer_class
 from experiments._run.checkpoint import ENDING as CHECKPOINT
 from experiments._run.checkpoint import Checkpoints, remove, require_none

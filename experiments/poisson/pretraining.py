@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import Options, run
-from experiments._arguments import add_run
+from experiments._cli.argument_types import positive_float, positive_int
+from experiments._cli.arguments import add_run
 from experiments._run.signals import EXIT_STATUS
 from experiments._saved.folders import make_folder
-from experiments._values import positive_float, positive_int
 from problems import Poisson, Problem
 
 METHODS = ("adam", "hig")

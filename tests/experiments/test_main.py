@@ -50,6 +50,6 @@ def test_interruptions_are_told_in_a_word(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command._catalogue, "entry", interrupted)
+    monkeypatch.setattr(command.catalogue, "entry", interrupted)
     assert command.main(["list"]) == 130
     assert capsys.readouterr().err == "interrupted\n"

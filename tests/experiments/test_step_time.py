@@ -3,7 +3,7 @@ import pytest
 
 import hig
 from experiments import step_time
-from experiments._machine import machine
+from experiments._provenance import machine
 from problems import NonlinearOscillators
 
 TINY = NonlinearOscillators(time_steps=6, dt=0.5, hidden=(5,), train_size=8, test_size=1)

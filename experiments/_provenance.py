@@ -1,12 +1,18 @@
-"""What results come from: a command, a revision of the code, a moment."""
+"""Provenance of results: command, revision of the code, time, machine."""
 
 import os
+import platform
 import shlex
 import subprocess
 import sys
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+import torch
+
+import hig
 
 # What git, called from a hook of another repository, would take for its own.
 _OTHERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
@@ -56,3 +62,35 @@ def revision(root: Path = _ROOT) -> str:
     except (OSError, subprocess.SubprocessError):
         return "none"
     return done.stdout.strip()
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """Versions, device and thread count, in plain Python; PhiFlow's where it has been imported.
+
+    Args:
+        device: torch device of the run.
+    """
+    phiflow = sys.modules.get("phi")
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "hig": hig.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        **({"phiflow": phiflow.__version__} if phiflow else {}),
+        "platform": platform.platform(terse=True),
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(torch.device(device)) if on_gpu else "cpu",
+        "cuda": torch.version.cuda or "none",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

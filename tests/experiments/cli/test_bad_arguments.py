@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as command
-from experiments import _submit, benchmark, phases, scaling, shared_step, step_time, submit
-from experiments._arguments import _parser
+from experiments import benchmark, phases, scaling, shared_step, step_time, submit
+from experiments._cli import submit as submit_module
+from experiments._cli.arguments import _parser
 from experiments._methods import METHODS
 from experiments._problems import FOLDERS, make
 from problems import NonlinearOscillators
@@ -108,7 +109,7 @@ def test_interruptions_before_the_first_step(tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_submit, "run", interrupted)
+    monkeypatch.setattr(submit_module, "run", interrupted)
     with pytest.raises(SystemExit) as stop:
         submit(TINY, "adam", [f"--out={tmp_path}"])
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
@@ -219,7 +220,7 @@ def test_want_of_memory_is_an_error_message(text, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError(text)
 
-    monkeypatch.setattr(_submit, "run", fail)
+    monkeypatch.setattr(submit_module, "run", fail)
     line = ["--epochs=1", f"--out={tmp_path}"]
     if text == "other":  # a failure of the program, not of the user
         with pytest.raises(RuntimeError, match="other"):

@@ -9,13 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiments._methods import METHODS
-from experiments._parser import Parser
-from experiments._run.clock import CLOCKS
-from experiments._run.faults import POLICIES
-from experiments._run.learning_rate import SCHEDULES
-from experiments._run.options import DTYPES, Options
-from experiments._values import (
+from experiments._cli.argument_types import (
     average_argument,
     device_argument,
     kappa_argument,
@@ -26,6 +20,12 @@ from experiments._values import (
     seed_argument,
     threads_argument,
 )
+from experiments._cli.parser import Parser
+from experiments._methods import METHODS
+from experiments._run.clock import CLOCKS
+from experiments._run.faults import POLICIES
+from experiments._run.learning_rate import SCHEDULES
+from experiments._run.options import DTYPES, Options
 from problems import Problem, Settings
 
 STEP_RULES = ("fixed", "trust", "line_search")

@@ -6,9 +6,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from experiments._arguments import parse
+from experiments._cli.argument_types import MOST_THREADS
+from experiments._cli.arguments import parse
 from experiments._methods import METHODS
-from experiments._values import MOST_THREADS
 from problems import NonlinearOscillators
 from problems._problem import location, parameter
 from problems.multitask import Toy

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from experiments._arguments import parse
+from experiments._cli.arguments import parse
 from experiments._run.batches import BatchSizeError
 from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from experiments import __main__ as command
-from experiments import _catalogue
-from experiments._catalogue import entry, text
+from experiments._cli import catalogue
+from experiments._cli.catalogue import entry, text
 from experiments._problems import FOLDERS, make
 from problems import NonlinearOscillators
 from tests.experiments.runs import Fresh
@@ -73,7 +73,7 @@ def test_what_cannot_be_imported_is_left_out_with_a_note(capsys, monkeypatch):
             raise ModuleNotFoundError("No module named 'phi'")
         return make(folder)
 
-    monkeypatch.setattr(_catalogue, "make", without_phiflow)
+    monkeypatch.setattr(catalogue, "make", without_phiflow)
     assert command.main(["list"]) == 0
     told = capsys.readouterr()
     assert "poisson" not in told.out and "quantum_dipole" in told.out

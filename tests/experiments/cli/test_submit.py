@@ -9,7 +9,8 @@ import pytest
 
 import experiments
 import hig
-from experiments import _submit, submit
+from experiments import submit
+from experiments._cli import submit as submit_module
 from experiments._methods import METHODS
 from problems import DataError, NonlinearOscillators
 from problems.multitask import Toy
@@ -55,7 +56,7 @@ def test_results_of_a_command_line(tmp_path):
     ("stopped", "code"), [("interrupted", 130), ("non-finite: the loss", "error: non-finite")]
 )
 def test_exit_status(stopped, code, tmp_path, monkeypatch):
-    monkeypatch.setattr(_submit, "run", lambda *_: {"stopped": stopped})
+    monkeypatch.setattr(submit_module, "run", lambda *_: {"stopped": stopped})
     with pytest.raises(SystemExit) as stop:
         submit(NonlinearOscillators(), "adam", [*TINY, "--out", str(tmp_path)])
     assert str(stop.value.code).startswith(str(code))

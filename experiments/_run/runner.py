@@ -1,7 +1,7 @@
 """A run from its settings to its results, the same for all problems and methods."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +21,10 @@ from experiments._run.processes import Processes
 from experiments._run.progress import Progress
 from experiments._run.setup import check_shares, prepare
 from experiments._run.signals import EXIT_STATUS, Signals
-from experiments._run.stderr import unfailing_stderr
 from experiments._run.training import Training
 from problems import Problem, Settings
 
 
-@unfailing_stderr()
 def run(problem: Problem, method: str, settings: Settings, options: Options) -> dict[str, object]:
     """Train a network on a problem and save the results.
 
@@ -167,12 +165,12 @@ def _saved(
 def _board(
     training: Training, path: Path, begun: dict[str, str], progress: Progress
 ) -> AbstractContextManager[Board | None]:
-    """What writes for TensorBoard, if that is wanted, with the circumstances written."""
+    """Open the event file for TensorBoard, if wanted, and write the settings of the run to it."""
     if not training.options.tensorboard:
         return nullcontext()
     training.board = Board(folder_of(path), training.steps, progress.warn)
-    training.board.described(training.steps, {"origin": begun, **circumstances(training)})
-    return training.board
+    training.board.describe(training.steps, {"origin": begun, **circumstances(training)})
+    return closing(training.board)
 
 
 def _finished(planned: Plan, wanted: dict[str, object]) -> dict[str, object] | None:

@@ -55,6 +55,6 @@ class Signals:
         self.number = number
         if not self._quiet:
             # Not print, which may be interrupted by this very handler and then refuses.
-            with suppress(OSError, ValueError, AttributeError):  # where stderr is closed or none
-                text = f"\n{STOPPED[number]}: stopping after this step; once more ends it at once\n"
+            text = f"\n{STOPPED[number]}: stopping after this step; once more ends it at once\n"
+            with suppress(OSError):  # a terminal that has hung up must not end the step half-way
                 os.write(sys.__stderr__.fileno(), text.encode())

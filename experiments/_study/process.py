@@ -33,7 +33,6 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     Returns:
         Exit status; minus the number of the signal that has ended the process.
     """
-    _open_standard_streams()
     can_copy = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_copy else "spawn")
     context.set_forkserver_preload(list(_IMPORTED))
@@ -44,16 +43,6 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     with _STATUS:
         process.join()
         return process.exitcode
-
-
-def _open_standard_streams() -> None:
-    """Let no pipe to another process take the number of a standard stream that is closed."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-            os.set_inheritable(number, True)
 
 
 def _run(module: str, arguments: list[str], log: str) -> None:
@@ -74,12 +63,11 @@ def _end_with_the_study() -> None:
 
 
 def _write_to(log: str) -> None:
-    """Let all that is printed go to a file, also where there was nothing to print to."""
+    """Redirect standard output and error to a file, also those of the copied process."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for number in (1, 2):
         os.dup2(file, number)
-    if file > 2:
-        os.close(file)
+    os.close(file)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
         2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False

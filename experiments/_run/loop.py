@@ -28,7 +28,8 @@ def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> N
         progress.say(f"there is no checkpoint {checkpoints.path}: starting afresh")
         return
     training.load_state_dict(state)
-    progress.resumed(training.steps)
+    epoch = training.steps / training.steps_per_epoch
+    progress.resumed(training.steps, epoch, training.clock.seconds)
     progress.evaluated(training.recorder.train_loss[-1], training.recorder.test_loss[-1])
     progress.say(f"going on from {checkpoints.kept}: {training.clock.seconds:.4g} s of training")
 

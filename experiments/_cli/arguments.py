@@ -300,9 +300,8 @@ def _add_faults(parser: argparse.ArgumentParser) -> None:
         "--on-fault",
         choices=POLICIES,
         default=Options.on_fault,
-        help="what NaN or Inf, a decomposition that does not converge, or too little memory do: "
-        "end the run, leave out the step, or go back to the last evaluation with half the step "
-        "size",
+        help="effect of NaN or Inf, of a decomposition that does not converge, or of too little "
+        "memory: end the run, or leave out the step",
     )
     group.add_argument(
         "--max-faults",

@@ -3,7 +3,7 @@
 import math
 
 import hig
-from experiments._run.checkpoint import Checkpoints
+from experiments._run.checkpoint import CheckpointError, Checkpoints
 from experiments._run.evaluation import loss_per_sample, mean_loss, metrics
 from experiments._run.faults import ERRORS
 from experiments._run.learning_rate import factor, set_learning_rate
@@ -24,6 +24,12 @@ def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> N
     if not training.options.resume:
         return
     state = checkpoints.load()
+    if state is not None and state["faults"].get("factor", 1.0) != 1.0:
+        raise CheckpointError(
+            f"{checkpoints.kept} is of a run with --on-fault restore, which is no longer supported "
+            f"and had reduced the step size to {state['faults']['factor']:g} times --lr; remove "
+            "the file and start again with a smaller --lr"
+        )
     if state is None:
         progress.say(f"there is no checkpoint {checkpoints.path}: starting afresh")
         return
@@ -113,7 +119,7 @@ def _loss_of_step(training: Training, batch: Batch, epoch: float) -> float:
 
 def _set_step_size(training: Training, epoch: float) -> None:
     settings, options = training.settings, training.options
-    lr = training.faults.factor * settings.lr
+    lr = settings.lr
     if settings.schedule not in (None, "constant"):
         if options.epochs is not None:
             done = epoch / options.epochs
@@ -126,11 +132,11 @@ def _set_step_size(training: Training, epoch: float) -> None:
 def _meet(
     training: Training, error: Exception, during: str, epoch: float, progress: Progress
 ) -> None:
-    """Note a fault and tell it; raises the error again where the run does not survive it."""
+    """Note a fault and report it; raises the error again if the run does not survive it."""
     seconds, lr = training.clock.seconds, training.settings.lr
-    where = {"step": training.steps, "epoch": epoch, "seconds": seconds}
-    event = training.faults.meet(error, during, lr, **where)
-    progress.warn(training.faults.told(event))
+    where = {"step": training.steps, "epoch": epoch, "seconds": seconds, "step_size": lr}
+    event = training.faults.meet(error, during, **where)
+    progress.warn(training.faults.describe(event))
 
 
 def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | None:
@@ -143,11 +149,7 @@ def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | Non
 
 def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     problem, network, seconds = training.problem, training.evaluated, training.clock.seconds
-    what, losses = f"training loss at epoch {epoch:.4g}", _mean_losses(training)
-    while training.faults.restores and not math.isfinite(losses[0]):
-        _meet(training, _non_finite(losses[0], what, training), "evaluation", epoch, progress)
-        training.faults.put_back()
-        losses = _mean_losses(training)  # of what the run goes on with
+    losses = [mean_loss(problem, network, part) for part in (training.train, training.test)]
     measured = metrics(problem, network, training.test)
     # Those of an evaluation, whenever the run ends: within a step they may be half changed.
     training.latest = snapshot(network, seconds, losses[1])
@@ -155,16 +157,9 @@ def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     progress.evaluated(*losses)
     if training.board:
         training.board.evaluated(training.steps, training.recorder)
-    if math.isfinite(losses[0]):
-        training.faults.evaluated()
-    else:
-        _meet(training, _non_finite(losses[0], what, training), "evaluation", epoch, progress)
-
-
-def _mean_losses(training: Training) -> list[float]:
-    """Mean losses of training and test data."""
-    data = training.train, training.test
-    return [mean_loss(training.problem, training.evaluated, part) for part in data]
+    if not math.isfinite(losses[0]):
+        error = _non_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
+        _meet(training, error, "evaluation", epoch, progress)
 
 
 def _conflict(training: Training) -> float:
@@ -177,8 +172,7 @@ def _conflict(training: Training) -> float:
 
 
 def _non_finite(loss: float, what: str, training: Training) -> hig.NonFiniteError:
-    lr = training.faults.factor * training.settings.lr
     return hig.NonFiniteError(
-        f"the {what} is {loss}; the step size is {lr:g}, "
+        f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
         "try a smaller one with --lr, or --step-rule trust where the method has it"
     )

@@ -38,7 +38,7 @@ class Options:
         resume: Go on from the checkpoint that an interrupted run of the same name has left; do
             nothing where it is finished.
         checkpoint_every: Seconds of wall-clock from one checkpoint to the next, at least.
-        on_fault: ``"raise"``, ``"skip"`` or ``"restore"``, see `Faults`.
+        on_fault: ``"raise"`` or ``"skip"``, see `Faults`.
         max_faults: Faults that are survived; the next one ends the run.
 
     Raises:

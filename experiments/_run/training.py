@@ -22,7 +22,7 @@ from problems import Problem, Settings, samples
 
 # Parts with a state of their own; `average` and `jacobian_recorder` may have none.
 _PARTS = ("network", "average", "optimizer", "batches", "evaluations", "recorder")
-_PARTS += ("jacobian_recorder", "faults")  # faults last: they may remember where the others are
+_PARTS += ("jacobian_recorder", "faults")
 
 
 @dataclass

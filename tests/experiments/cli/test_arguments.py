@@ -77,8 +77,8 @@ def test_watching():
 def test_faults():
     options = parse(PROBLEM, "hig", [])[2]
     assert (options.on_fault, options.max_faults) == ("raise", 10)
-    options = parse(PROBLEM, "hig", ["--on-fault=restore", "--max-faults=3"])[2]
-    assert (options.on_fault, options.max_faults) == ("restore", 3)
+    options = parse(PROBLEM, "hig", ["--on-fault=skip", "--max-faults=3"])[2]
+    assert (options.on_fault, options.max_faults) == ("skip", 3)
 
 
 def test_weights():

@@ -185,10 +185,7 @@ def test_after_an_error_the_checkpoint_stays(failing, options, monkeypatch):
     assert_same(run(failing, "adam", ADAM, options), resumed)
 
 
-@pytest.mark.parametrize("policy", ["skip", "restore"])
-def test_a_diverging_run_keeps_what_was_before_the_fault(
-    policy, failing, options, monkeypatch, capsys
-):
+def test_a_diverging_run_keeps_what_was_before_the_fault(failing, options, monkeypatch, capsys):
     monkeypatch.setattr(checkpoint, "SHARE", 1e9)
     options = replace(options, checkpoint_every=1e-9, summary=True)
     results = run(failing, "adam", ADAM, options)
@@ -199,7 +196,7 @@ def test_a_diverging_run_keeps_what_was_before_the_fault(
     again = run(failing, "adam", ADAM, replace(options, resume=True))  # meets it again
     assert again["stopped"] == results["stopped"] and kept.exists()
     Failing.calls.clear()
-    surviving = replace(options, resume=True, on_fault=policy, max_faults=100)
+    surviving = replace(options, resume=True, on_fault="skip", max_faults=100)
     going_on = run(failing, "adam", ADAM, surviving)
     assert going_on["stopped"] == "epochs" and len(going_on["resumed_at"]) == 1
     assert not kept.exists()

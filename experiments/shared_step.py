@@ -6,7 +6,6 @@ quiet machine with a core for each would take; beside it stands what was exchang
 shortest time that took on this machine.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -18,10 +17,11 @@ from torch import Tensor
 
 import hig
 from experiments._cli.argument_types import positive_int
-from experiments._cli.parser import Parser
+from experiments._measure import command
 from experiments._problems import PROBLEMS
-from experiments._run.batches import BatchSizeError, check_batch_size
+from experiments._run.batches import BatchSizeError, check_batch_size, first_batch
 from experiments._run.processes import Processes, process_group
+from hig.arguments import ENGINES
 from problems import Problem
 
 WARM_UP = 1
@@ -44,10 +44,7 @@ def measure(
         ``exchanges``, ``received`` bytes and ``waiting`` seconds of a shared step.
     """
     processes = Processes()
-    train, _ = problem.data(torch.Generator().manual_seed(0))
-    train = {key: value.float() for key, value in train.items()}
-    generator = torch.Generator().manual_seed(0)
-    batch = dict(next(iter(problem.batches(train, batch_size, generator))))
+    batch = first_batch(problem, batch_size)
     check_batch_size(batch_size, batch)
     alone = _stepper(problem, batch, engine, None)
     shared = _stepper(problem, processes.share(batch), engine, "auto")
@@ -110,15 +107,13 @@ def _stepper(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
-    parser = Parser(
-        prog="torchrun --nproc-per-node R -m experiments.shared_step", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = command.make_parser("shared_step", __doc__)
+    parser.prog = "torchrun --nproc-per-node R -m experiments.shared_step"
     shareable = [name for name, make in PROBLEMS.items() if name != "conditioning_toy"]
     parser.add_argument("problem", choices=shareable, help="what to train on")
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help="of all together")
-    parser.add_argument("--engine", choices=("auto", "layerwise", "rows"), default="auto")
-    parser.add_argument("--rounds", type=positive_int, default=9, metavar="N", help="default 9")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    command.add_rounds(parser, 9, "default 9")
     options = parser.parse_args(arguments)
     problem = PROBLEMS[options.problem]()
     torch.set_num_threads(1)

@@ -20,10 +20,15 @@ from torch import Tensor
 from hig.errors import described
 
 __all__ = [
+    "ENGINES",
     "FRACTION",
     "KAPPA",
+    "METHODS",
+    "MOMENTUM_KINDS",
     "NON_NEGATIVE",
     "POSITIVE",
+    "REDUCTIONS",
+    "STEP_RULES",
     "Range",
     "check_choice",
     "check_count",
@@ -35,6 +40,17 @@ __all__ = [
     "check_same_device",
     "check_tensor",
 ]
+
+#: Names of the engines that obtain the joint Jacobian, for the argument ``engine``.
+ENGINES = ("auto", "layerwise", "rows")
+#: Names of the decompositions, for the argument ``method``.
+METHODS = ("auto", "gram", "svd", "lanczos")
+#: Names of the step rules, for the argument ``step_rule``.
+STEP_RULES = ("fixed", "trust", "line_search")
+#: Kinds of momentum, for the argument ``momentum_kind``.
+MOMENTUM_KINDS = ("plain", "projected")
+#: Reductions of the loss over the samples of a batch, for the argument ``reduction``.
+REDUCTIONS = ("mean", "sum")
 
 
 @dataclass(frozen=True)

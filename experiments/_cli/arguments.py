@@ -26,10 +26,9 @@ from experiments._run.clock import CLOCKS
 from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
 from experiments._run.options import DTYPES, Options
+from hig.arguments import ENGINES, MOMENTUM_KINDS, STEP_RULES
+from hig.arguments import METHODS as DECOMPOSITIONS
 from problems import Problem, Settings
-
-STEP_RULES = ("fixed", "trust", "line_search")
-MOMENTUM_KINDS = ("plain", "projected")
 
 
 def parse(
@@ -173,11 +172,11 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "help": "damping, where it adapts the initial one",
         },
         "engine": {
-            "choices": ("auto", "layerwise", "rows"),
+            "choices": ENGINES,
             "help": "how the Jacobian is obtained",
         },
         "method": {
-            "choices": ("auto", "gram", "svd", "lanczos"),
+            "choices": DECOMPOSITIONS,
             "help": "how it is decomposed; auto takes the slow and exact svd in float64, lanczos "
             "approximates from products alone, for very many rows",
         },

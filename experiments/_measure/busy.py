@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments._measure.command import table
 from experiments._problems import PROBLEMS
 
 __all__ = ["SMALL", "beside_busy", "busy_processes", "busy_table"]
@@ -74,16 +75,13 @@ def beside_busy(
 
 def busy_table(rows: Sequence[dict[str, object]]) -> str:
     """The rows as a Markdown table."""
-    lines = [
-        "| step | default threads: median, mean ms | one thread: both | ratio of the means |",
-        "|---|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['method']}, {row['case']} | {row['median_ms']:.1f}, {row['mean_ms']:.1f} | "
-            f"{row['one_median_ms']:.1f}, {row['one_mean_ms']:.1f} | {row['ratio']:.2f} |"
-        )
-    return "\n".join(lines)
+    columns = {
+        "step": "{method}, {case}",
+        " default threads: median, mean ms": "{median_ms:.1f}, {mean_ms:.1f}",
+        " one thread: both": "{one_median_ms:.1f}, {one_mean_ms:.1f}",
+        " ratio of the means": "{ratio:.2f}",
+    }
+    return table(columns, rows)
 
 
 def _steps(case: str, method: str, seconds: float, threads: dict[str, str]) -> list[float]:

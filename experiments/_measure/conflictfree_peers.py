@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments._measure.command import table
 from experiments._measure.timing import interleaved_seconds, median_ratio
 
 #: What the comparison is called where problems are named.
@@ -110,16 +111,15 @@ def compare_operators(
 
 def operator_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = [
-        "| computed | losses | parameters | hig µs | conflictfree µs | of conflictfree's time |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['case']} | {row['losses']} | {row['parameters']:,} | {row['hig_us']:,.0f} | "
-            f"{row['conflictfree_us']:,.0f} | {row['of_conflictfree']:.2f} |"
-        )
-    return "\n".join(lines)
+    columns = {
+        "computed": "{case}",
+        " losses": "{losses}",
+        " parameters": "{parameters:,}",
+        " hig µs": "{hig_us:,.0f}",
+        " conflictfree µs": "{conflictfree_us:,.0f}",
+        " of conflictfree's time": "{of_conflictfree:.2f}",
+    }
+    return table(columns, rows)
 
 
 def network_of(parameters: int) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from problems import Batch, Problem, samples
 
@@ -28,6 +29,13 @@ def check_batch_size(size: int, train: Batch) -> None:
             f"the batch size must be at most {samples(train)}, the number of training samples, got "
             f"{size}; give {samples(train)} or fewer, or more training data"
         )
+
+
+def first_batch(problem: Problem, size: int, device: str = "cpu") -> dict[str, Tensor]:
+    """Draw data of seed 0 and return their first batch, in float32, for measurements."""
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    train = {key: value.to(device, torch.float32) for key, value in train.items()}
+    return dict(next(iter(problem.batches(train, size, torch.Generator().manual_seed(0)))))
 
 
 class Batches:

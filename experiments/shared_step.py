@@ -6,6 +6,7 @@ quiet machine with a core for each would take; beside it stands what was exchang
 shortest time that took on this machine.
 """
 
+import argparse
 import statistics
 import sys
 import time
@@ -107,14 +108,7 @@ def _stepper(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
-    parser = command.make_parser("shared_step", __doc__)
-    parser.prog = "torchrun --nproc-per-node R -m experiments.shared_step"
-    shareable = [name for name, make in PROBLEMS.items() if name != "conditioning_toy"]
-    parser.add_argument("problem", choices=shareable, help="what to train on")
-    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="of all together")
-    parser.add_argument("--engine", choices=ENGINES, default="auto")
-    command.add_rounds(parser, 9, "default 9")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     problem = PROBLEMS[options.problem]()
     torch.set_num_threads(1)
     with process_group("cpu"):
@@ -123,6 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(problem, size, options.engine, options.rounds)
         except BatchSizeError as error:
             sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.make_parser("shared_step", __doc__)
+    parser.prog = "torchrun --nproc-per-node R -m experiments.shared_step"
+    shareable = [name for name in PROBLEMS if name != "conditioning_toy"]
+    parser.add_argument("problem", choices=shareable, help="problem to train on")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="of all together")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    command.add_rounds(parser, 9, "default 9")
+    return parser
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from experiments._cli.argument_types import positive_int
+from experiments._cli.parser import Parser
 from experiments._run.signals import EXIT_STATUS, INTERRUPTED
 from experiments._saved.folders import make_folder
 from experiments._study.cluster import run_on_cluster
@@ -193,7 +194,7 @@ def _parameter(text: str) -> tuple[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.study",
         description=__doc__,
         epilog=_EPILOG,

@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments import Options, run
 from experiments._cli.argument_types import positive_float, positive_int
 from experiments._cli.arguments import add_run
+from experiments._cli.parser import Parser
 from experiments._run.signals import EXIT_STATUS
 from experiments._saved.folders import make_folder
 from problems import Poisson, Problem
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser(problem: Problem) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.poisson.pretraining",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -62,15 +62,6 @@ def test_exit_status(stopped, code, tmp_path, monkeypatch):
     assert str(stop.value.code).startswith(str(code))
 
 
-def test_a_file_in_the_place_of_the_output_directory_is_an_error_message(tmp_path):
-    file = tmp_path / "results"
-    file.write_text("not a folder")
-    with pytest.raises(SystemExit) as stop:
-        submit(NonlinearOscillators(), "adam", [*TINY, "--out", str(file)])
-    assert stop.value.code.startswith("error: --out must be a folder")
-    assert file.read_text() == "not a folder"
-
-
 def test_weights_that_do_not_fit_are_an_error_message(tmp_path):
     missing = ["--init-from", str(tmp_path / "none.weights")]
     with pytest.raises(SystemExit) as stop:

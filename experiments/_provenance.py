@@ -14,35 +14,35 @@ import torch
 
 import hig
 
-# What git, called from a hook of another repository, would take for its own.
+# Variables that git, called from a hook of another repository, would take for its own.
 _OTHERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
 
 _ROOT = Path(__file__).resolve().parents[1]
 
 
 def origin() -> dict[str, str]:
-    """What was called, of which revision, and when; to be asked before the work, not after.
+    """Command, revision and start of a process; to be called before the work, not after.
 
     Returns:
         ``command``, as a shell takes it; ``revision``, see `revision`; ``started``, in ISO 8601
         with the distance from UTC.
     """
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    # Of the interpreter its path is left out, which is another one on every machine.
+    # Without the path of the interpreter, which differs between machines.
     command = shlex.join(["python", *sys.orig_argv[1:]])
     return {"command": command, "revision": revision(), "started": started}
 
 
 @cache
 def revision(root: Path = _ROOT) -> str:
-    """Git revision of a working tree, when it was first asked for.
+    """Git revision of a working tree at the first call.
 
     Args:
         root: Folder of the tree, by default the one that this package lies in.
 
     Returns:
-        The hash, with ``-dirty`` where files that git knows have been changed since; ``"none"``
-        where the folder is no clone, or where git is missing or refuses to tell.
+        The hash, with ``-dirty`` if files that git knows have been changed since; ``"none"``
+        if the folder is not a clone, or if git is missing or refuses.
     """
     if not (root / ".git").exists():  # git would find one further up, which is of something else
         return "none"
@@ -65,7 +65,7 @@ def revision(root: Path = _ROOT) -> str:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """Versions, device and thread count, in plain Python; PhiFlow's where it has been imported.
+    """Versions, device and thread count, in plain Python; PhiFlow's if it has been imported.
 
     Args:
         device: torch device of the run.

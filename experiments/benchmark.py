@@ -5,9 +5,9 @@ textbook half-inverse step (all rows of the Jacobian of network and solver, then
 every engine, Adam on the same batch, and a bare ``eigh`` of the same size. The textbook and one of
 the Adams take the simulation as one would write it down, without the fast rollout.
 
-With ``--peers`` it compares this package with others that compute the same, where they do. With
+With ``--peers`` it compares this package with others that compute the same. With
 ``--busy N`` it compares steps at torch's default of threads with steps on one thread, by the
-wall-clock, beside N busy processes. With ``--memory`` it takes steps whose backward passes hold
+wall-clock, next to N busy processes. With ``--memory`` it takes steps whose backward passes hold
 much, by default and with fixed chunks.
 """
 
@@ -45,7 +45,7 @@ from experiments._run.clock import CLOCKS, seconds_of
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 PATIENCE = 60.0
-# Beside busy processes each case has so many turns of so many seconds.
+# Turns of each case next to busy processes, and their seconds.
 BUSY_TURNS, BUSY_SECONDS = 3, 10.0
 COLUMNS = {
     "step": "{case}",
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cases = [*options.problem, SMALL]
         rows = beside_busy(cases, options.busy, BUSY_TURNS, BUSY_SECONDS)
         measured["beside busy processes"] = {"busy": options.busy, "cases": rows}
-        print(f"\nbeside {options.busy} busy processes\n\n{busy_table(rows)}")
+        print(f"\nnext to {options.busy} busy processes\n\n{busy_table(rows)}")
     for name in options.problem if options.busy is None else ():
         batch_size, rows, text = _way(options)(name, options)
         measured[name] = {"batch_size": batch_size, "cases": rows}
@@ -121,7 +121,7 @@ def _measured(name: str, options: argparse.Namespace) -> tuple[int, list[dict[st
 
 
 def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
-    """The same for the comparison with other packages."""
+    """Batch size, rows and table of the comparison with other packages."""
     if name == SEVERAL_LOSSES:
         rows = compare_operators(options.rounds, options.clock, PATIENCE)
         return 0, rows, operator_table(rows)
@@ -132,7 +132,7 @@ def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[st
 
 
 def _chunks(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
-    """The same for the default number of backward passes in a batch against fixed ones."""
+    """Batch size, rows and table of the default number of batched passes against fixed ones."""
     case = MEMORY_CASES[name]
     samples = options.batch_size or case.samples
     rows = compare_chunks(name, samples, case.extent, rounds=options.rounds)
@@ -142,14 +142,14 @@ def _chunks(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str,
 def _way(
     options: argparse.Namespace,
 ) -> Callable[[str, argparse.Namespace], tuple[int, list[dict[str, object]], str]]:
-    """What is measured of each name."""
+    """Choose the measurement of each name."""
     if options.memory:
         return _chunks
     return _compared if options.peers else _measured
 
 
 def _known(options: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[str]]:
-    """The names that can be given, and those that are measured where none is."""
+    """Names that can be given, and those that are measured by default."""
     if options.memory:
         return MEMORY_CASES, list(MEMORY_CASES)
     if options.peers:
@@ -159,7 +159,7 @@ def _known(options: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with what belongs together checked."""
+    """Parse the command line and check options that depend on each other."""
     parser = _parser()
     options = parser.parse_args(arguments)
     known, default = _known(options)
@@ -205,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         "--busy",
         type=busy_argument,
         metavar="N",
-        help="beside N busy processes: the default of threads against one thread, wall-clock",
+        help="next to N busy processes: the default of threads against one thread, wall-clock",
     )
     ways.add_argument(
         "--peers",
@@ -221,14 +221,14 @@ def _parser() -> argparse.ArgumentParser:
         "--clock",
         choices=tuple(CLOCKS),
         default="wall",
-        help="what seconds are; processor time of one thread is what a quiet machine would take",
+        help="clock; processor time of one thread is the time on a quiet machine",
     )
     command.add_json(parser)
     return parser
 
 
 def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:
-    """Peak memory of a case in a fresh process: what others left behind would hide it."""
+    """Peak memory of a case in a fresh process, without the leftovers of other cases."""
     module = "experiments._measure.benchmark_peak"
     line = [sys.executable, "-m", module, name, case, str(batch_size), device]
     done = subprocess.run(line, capture_output=True, text=True, check=True)

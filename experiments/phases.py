@@ -1,8 +1,8 @@
-"""Where the time of a half-inverse step goes, and how far each phase is from what it must cost.
+"""Time of each phase of a half-inverse step, and its distance from the least possible.
 
 ``python -m experiments.phases`` takes steps on the published problems. For each phase it counts the
 operations: their number, those of matrix products, the bytes they read and write. The floor of a
-phase is what these would take at the measured rates of the machine, or what a bare ``eigh`` takes;
+phase is their time at the measured rates of the machine, or the time of a bare ``eigh``;
 starting the operations costs the host the time in the last column, whatever their size.
 """
 
@@ -19,6 +19,7 @@ from experiments._measure.operations import OperationCounter, Rates, measure_rat
 from experiments._measure.timing import interleaved_seconds
 from experiments._problems import PROBLEMS
 from experiments._provenance import machine
+from experiments._run.step import outputs_closure
 
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 DECOMPOSITION = "decomposition"
@@ -52,11 +53,7 @@ def phases(name: str, rounds: int, device: str, rates: Rates) -> list[dict[str, 
     cases = Cases(problem, problem.settings["hig"].batch_size, device)
     network = cases.network()
     optimizer = hig.HIG(network.parameters(), lr=1e-9, rcond=problem.settings["hig"].rcond)
-
-    def closure():
-        prediction = problem.predict(network, cases.batch)
-        return problem.loss(prediction, cases.batch), prediction
-
+    closure = outputs_closure(problem, network, cases.batch)
     seconds: dict[str, list[float]] = {}
     for counted in range(-2, rounds):
         optimizer.step(closure)

@@ -52,12 +52,12 @@ def scaling(
     Args:
         axis: "parameters", "rows" or "fields".
         methods: names of `STEPS`.
-        sizes: what grows.
+        sizes: the growing quantity.
         rounds: counted steps at each point, after one that is not.
         device: torch device.
         threads: CPU threads.
-        fixed: ``rows`` and ``parameters`` where they do not grow.
-        say: told every point.
+        fixed: ``rows`` and ``parameters`` if they do not grow.
+        say: reports every point.
 
     Returns:
         Result dict by method.
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _all_rows(options: argparse.Namespace) -> Sequence[int]:
-    """Rows of the dense networks that are asked for."""
+    """Rows of the requested dense networks."""
     if options.axis == "rows":
         return options.sizes or SIZES["rows"]
     return [options.rows] if options.axis == "parameters" else []
@@ -134,26 +134,26 @@ def _all_rows(options: argparse.Namespace) -> Sequence[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.make_parser("scaling", __doc__)
-    parser.add_argument("axis", choices=tuple(SIZES), help="what grows")
+    parser.add_argument("axis", choices=tuple(SIZES), help="quantity that grows")
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=tuple(STEPS),
         metavar="METHOD",
-        help=f"of {', '.join(STEPS)}; lanczos is HIG by products alone (default: what fits)",
+        help=f"of {', '.join(STEPS)}; lanczos is HIG by products alone (default: those that fit)",
     )
     parser.add_argument(
         "--sizes", nargs="+", type=positive_int, metavar="N", help="default: those named above"
     )
     parser.add_argument(
-        "--rows", type=positive_int, default=512, metavar="N", help="where they do not grow (512)"
+        "--rows", type=positive_int, default=512, metavar="N", help="if they do not grow (512)"
     )
     parser.add_argument(
         "--parameters",
         type=positive_int,
         default=100_000,
         metavar="N",
-        help="where they do not grow (100000)",
+        help="if they do not grow (100000)",
     )
     command.add_rounds(parser, 3, "steps at each point (3)")
     command.add_machine(parser)

@@ -40,14 +40,14 @@ def step_times(
     """Measure training steps in float32 at the settings of the problem.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         methods: Names of methods, each of which the problem has settings for.
         batch_sizes: Samples per step.
         rounds: Counted steps of each method at each size.
         device: Torch device.
         memory: Jacobian methods are left out at sizes whose Gram matrix, in float64, would take
             more than this, in units of 1e9 bytes.
-        say: Told what is measured and what is left out.
+        say: Reports the measurements and the sizes left out.
 
     Returns:
         Result dict by method, for those that were measured at any size.
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.make_parser("step_time", __doc__)
-    parser.add_argument("problem", choices=tuple(PROBLEMS), help="what to train on")
+    parser.add_argument("problem", choices=tuple(PROBLEMS), help="problem to train on")
     parser.add_argument(
         "--methods",
         nargs="+",

@@ -1,4 +1,4 @@
-"""The command line that all submit scripts share."""
+"""Command line shared by all submit scripts."""
 
 import argparse
 import math
@@ -58,7 +58,7 @@ def parse(
     if not given.keys() & {"epochs", "time_budget"}:
         length = "time_budget" if problem.epochs is None else "epochs"
         given[length] = getattr(problem, length)
-    # Processor time of several threads adds up: it would be no measure of what training takes.
+    # Processor time adds up over threads: it would not measure the time that training takes.
     alone = given.get("clock") == "processor"
     given.setdefault("threads", 1 if alone else torch.get_num_threads())
     try:
@@ -136,8 +136,8 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         "--clock",
         choices=tuple(CLOCKS),
         default=Options.clock,
-        help="what seconds of training are; processor time, with --threads 1 as the default, is "
-        "what a quiet machine would take",
+        help="clock of the training time; processor time, with --threads 1 as the default, is the "
+        "time on a quiet machine",
     )
 
 
@@ -169,7 +169,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "damping": {
             "type": positive_float,
             "metavar": "λ",
-            "help": "damping, where it adapts the initial one",
+            "help": "damping; the initial one if it adapts",
         },
         "engine": {
             "choices": ENGINES,
@@ -190,11 +190,12 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "momentum": {
             "type": momentum_argument,
             "metavar": "μ",
-            "help": "what the direction of a step keeps of the last one",
+            "help": "momentum coefficient",
         },
         "momentum_kind": {
             "choices": MOMENTUM_KINDS,
-            "help": "keep all of it, or, projected, what the present Jacobian does not see",
+            "help": "keep all of the last direction, or only the part that the present Jacobian "
+            "does not see",
         },
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }
@@ -207,7 +208,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     """Add seed, device, dtype, threads, output directory and quiet.
 
     Args:
-        parser: Where to add them.
+        parser: The parser.
         out: Default directory of the result files.
     """
     group = parser.add_argument_group("run")
@@ -267,10 +268,10 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         "--save-weights",
         action="store_true",
         default=Options.save_weights,
-        help="write the weights of the last evaluation beside the result file",
+        help="write the weights of the last evaluation next to the result file",
     )
     group.add_argument(
-        "--init-from", type=Path, metavar="FILE", help="go on from the weights of an earlier run"
+        "--init-from", type=Path, metavar="FILE", help="start from the weights of an earlier run"
     )
 
 
@@ -280,8 +281,8 @@ def _add_interruptions(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         default=Options.resume,
-        help="go on from the checkpoint that an interrupted run of the same command line has left; "
-        "start afresh where there is none, and do nothing where it is finished",
+        help="resume from the checkpoint of an interrupted run of the same command line; "
+        "start from the beginning if there is none, and do nothing if the run is finished",
     )
     group.add_argument(
         "--checkpoint-every",
@@ -307,7 +308,7 @@ def _add_faults(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         metavar="N",
         default=Options.max_faults,
-        help="how many of them a run survives; the next one ends it",
+        help="number of faults that a run survives; the next one ends it",
     )
 
 
@@ -325,7 +326,7 @@ def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
             kind = {"choices": choices} if choices else {"metavar": "X"}
         else:
             number = positive_int if isinstance(value, int) else positive_float
-            # What the problem takes it knows best: its own value is one that it does.
+            # The problem's own value is an example that it accepts.
             example = str(value) if isinstance(value, int) else f"{value:g}"
             kind = {"type": partial(number, example=example), "metavar": "X"}
         flag = _flag(metadata[name].get("flag", name))

@@ -1,4 +1,4 @@
-"""Parts that the measuring commands share: options, tables, and the files of what was measured."""
+"""Shared parts of the measuring commands: options, tables and files."""
 
 import argparse
 import json

@@ -92,7 +92,7 @@ def compare_chunks(
 
 
 def memory_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     columns = {
         "case": "{case}",
         " J, MB": "{jacobian_mb:.1f}",

@@ -1,4 +1,4 @@
-"""Time and error of what several packages compute, as a table."""
+"""Time and error of equal computations by several packages, as a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -11,7 +11,7 @@ from experiments._methods.regression import Regression
 from experiments._problems import PROBLEMS
 from problems import Problem
 
-#: What makes each problem that other packages can express too.
+#: Constructors of the problems that other packages can express too.
 PEER_PROBLEMS: Mapping[str, Callable[[], Problem]] = MappingProxyType(
     {
         "nonlinear_oscillators": PROBLEMS["nonlinear_oscillators"],
@@ -68,7 +68,7 @@ def compare(
 
 
 def peer_table(rows: Sequence[dict[str, object]]) -> str:
-    """The rows as a Markdown table."""
+    """Format the rows as a Markdown table."""
     columns = {
         "computed": "{quantity}",
         "by": "{case}",

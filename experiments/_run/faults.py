@@ -1,4 +1,4 @@
-"""Numerical faults during a run: what is done about them, and the list of them."""
+"""Numerical faults during a run: policies, and the record of events."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,22 +14,22 @@ from hig.errors import out_of_memory
 
 POLICIES = ("raise", "skip")
 
-# What may be a numerical fault; `kind_of` tells whether it is one.
+# Exceptions that may be a numerical fault, as `kind_of` decides.
 ERRORS = (hig.NonFiniteError, hig.DecompositionError, MemoryError, RuntimeError)
 
 
 class Part(Protocol):
-    """A part of a run that steps change: network, optimiser or running average."""
+    """Part of a run that steps change: network, optimiser or running average."""
 
     def state_dict(self) -> dict:
         """All of its state."""
 
     def load_state_dict(self, state_dict: dict) -> object:
-        """Go back to a state."""
+        """Restore a state."""
 
 
 def kind_of(error: Exception) -> str | None:
-    """Which kind of numerical fault an error is; None for any other error."""
+    """Classify an error as a kind of numerical fault; None for any other error."""
     if isinstance(error, hig.NonFiniteError):
         return "non-finite"
     if isinstance(error, hig.DecompositionError | torch.linalg.LinAlgError):
@@ -87,7 +87,7 @@ class Faults:
         """Note a fault, and raise the error again if the run does not survive it.
 
         A step is undone with `put_back`, when the error is no longer held: its traceback keeps
-        the tensors of the step alive, and memory may be what there is too little of.
+        the tensors of the step alive, and memory may be short.
 
         Args:
             error: The exception that was raised.

@@ -15,12 +15,12 @@ from experiments._run.training import Training
 from experiments._run.weights import snapshot
 from problems import Batch
 
-# What a run ends with that a non-finite number has ended, before the error text.
+# Beginning of ``stopped`` of a run that a non-finite number has ended, before the error text.
 NON_FINITE = "non-finite"
 
 
 def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> None:
-    """Go on from a checkpoint, if that is wanted and there is one; tells which."""
+    """Resume from a checkpoint, if wanted and present; prints which."""
     if not training.options.resume:
         return
     state = checkpoints.load()
@@ -31,19 +31,19 @@ def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> N
             "the file and start again with a smaller --lr"
         )
     if state is None:
-        progress.say(f"there is no checkpoint {checkpoints.path}: starting afresh")
+        progress.say(f"there is no checkpoint {checkpoints.path}: starting from the beginning")
         return
     training.load_state_dict(state)
     epoch = training.steps / training.steps_per_epoch
     progress.resumed(training.steps, epoch, training.clock.seconds)
     progress.evaluated(training.recorder.train_loss[-1], training.recorder.test_loss[-1])
-    progress.say(f"going on from {checkpoints.kept}: {training.clock.seconds:.4g} s of training")
+    progress.say(f"resuming from {checkpoints.kept}: {training.clock.seconds:.4g} s of training")
 
 
 def train(
     training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
 ) -> tuple[str, Exception | None]:
-    """Train; returns why it ended, and the error to pass on once what is there is saved."""
+    """Train; returns the reason of the end, and an error to raise after the results are saved."""
     try:
         return _steps(training, checkpoints, signals, progress), None
     except hig.NonFiniteError as error:
@@ -59,7 +59,7 @@ def train(
 def _steps(
     training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
 ) -> str:
-    """Step until the budget is used up or a signal has come; returns which it was."""
+    """Step until the budget is used up or a signal has come; returns the reason."""
     if not training.steps:
         _evaluate(training, progress, epoch=0.0)
     clock, options, processes = training.clock, training.options, training.processes
@@ -80,7 +80,7 @@ def _steps(
 
 
 def _step(training: Training, batch: Batch, progress: Progress) -> None:
-    """Take a step and note it, or note the fault that it failed by."""
+    """Take a step and record it, or record the fault."""
     problem, faults, loss = training.problem, training.faults, None
     epoch = training.steps / training.steps_per_epoch
     _set_step_size(training, epoch)
@@ -174,5 +174,5 @@ def _conflict(training: Training) -> float:
 def _non_finite(loss: float, what: str, training: Training) -> hig.NonFiniteError:
     return hig.NonFiniteError(
         f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
-        "try a smaller one with --lr, or --step-rule trust where the method has it"
+        "try a smaller one with --lr, or --step-rule trust if the method has it"
     )

@@ -1,4 +1,4 @@
-"""When a run is evaluated."""
+"""Schedules of evaluations."""
 
 from typing import Protocol
 
@@ -10,10 +10,10 @@ GROWTH, SHORTEST = 1.05, 0.05
 
 
 class Schedule(Protocol):
-    """Decides after each step; the start and the end of a run are evaluated in any case."""
+    """Schedule of evaluations after steps; start and end of a run are evaluated in any case."""
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether to evaluate now, to be asked once after each step.
+        """Decide whether to evaluate now; called once after each step.
 
         Args:
             step: Steps so far.
@@ -21,14 +21,14 @@ class Schedule(Protocol):
         """
 
     def state_dict(self) -> dict:
-        """What the next answers depend on beside their questions."""
+        """Return the state that later decisions depend on."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
 
 
 class EpochSchedule:
-    """After each pass through the training data.
+    """Evaluation after each pass through the training data.
 
     Args:
         steps_per_epoch: Steps of one pass.
@@ -38,19 +38,19 @@ class EpochSchedule:
         self._steps_per_epoch = steps_per_epoch
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether a pass ends with this step."""
+        """Return whether a pass ends with this step."""
         return step % self._steps_per_epoch == 0
 
     def state_dict(self) -> dict:
-        """Nothing."""
+        """Return no state."""
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Nothing to do."""
+        """Ignore the empty state."""
 
 
 class _ByTime:
-    """The part of a schedule that knows the next time."""
+    """State of a schedule with a next time."""
 
     _next: float
 
@@ -59,18 +59,18 @@ class _ByTime:
         return {"next": self._next}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         self._next = state_dict["next"]
 
 
 class TimeSchedule(_ByTime):
-    """At training times that grow by a constant factor, evenly spaced on a logarithmic axis."""
+    """Evaluation at times that grow by a constant factor: evenly spaced on a logarithmic axis."""
 
     def __init__(self):
         self._next = SHORTEST
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether the next time is reached; a slow step may pass several, which count as one."""
+        """Return whether the next time is reached; a slow step may pass several, counted as one."""
         if seconds < self._next:
             return False
         self._next = max(GROWTH * seconds, seconds + SHORTEST)
@@ -78,7 +78,7 @@ class TimeSchedule(_ByTime):
 
 
 class EvenSchedule(_ByTime):
-    """At even training times.
+    """Evaluation at even training times.
 
     Args:
         seconds: From one evaluation to the next.
@@ -88,7 +88,7 @@ class EvenSchedule(_ByTime):
         self._seconds, self._next = seconds, seconds
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether the next time is reached; a slow step may pass several, which count as one."""
+        """Return whether the next time is reached; a slow step may pass several, counted as one."""
         if seconds < self._next:
             return False
         self._next = (seconds // self._seconds + 1) * self._seconds
@@ -96,7 +96,7 @@ class EvenSchedule(_ByTime):
 
 
 def schedule(problem: Problem, steps_per_epoch: int, options: Options) -> Schedule:
-    """The schedule that the options ask for, or else the problem by ``evaluate_by``."""
+    """Choose the schedule of the options, or else of the problem by ``evaluate_by``."""
     if options.evaluate_every is not None:
         return EvenSchedule(options.evaluate_every)
     return TimeSchedule() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)

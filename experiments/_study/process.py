@@ -1,4 +1,4 @@
-"""A training run in a process of its own, which has not to import torch first."""
+"""Training run in a copy of a process that has imported torch already."""
 
 import multiprocessing
 import os
@@ -11,24 +11,24 @@ from multiprocessing import connection
 from pathlib import Path
 
 # Imported once for all runs of a study: each of them would take three seconds for it. The last one
-# is what every optimiser of torch imports when it is made.
+# is imported by every optimiser of torch when it is made.
 _IMPORTED = ("experiments", "problems._fields", "torch._dynamo")
 
-# To start a process asks all others for their exit status, which can be had once. Where that is
-# done while a thread waits for one of them, the thread may get none.
+# Starting a process collects the exit status of all others, which can be read once. A thread that
+# waits for one of them meanwhile may get none.
 _STATUS = threading.Lock()
 
 
 def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
-    """What ``python -m <module> <arguments>`` does, in a copy of a process that has all it needs.
+    """Run ``python -m <module> <arguments>`` in a copy of a process that has imported torch.
 
-    May be called from several threads. The first call starts that process, which does nothing but
-    to be copied. Where the system can copy none (Windows), a run begins from nothing.
+    May be called from several threads. The first call starts that process, which only has to
+    wait to be copied. If the system cannot copy processes (Windows), a run starts a new one.
 
     Args:
         module: The module, by its full name.
         arguments: Command line.
-        log: Gets what the run prints; overwritten.
+        log: File of the run's output; overwritten.
 
     Returns:
         Exit status; minus the number of the signal that has ended the process.
@@ -48,14 +48,14 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
 def _run(module: str, arguments: list[str], log: str) -> None:
     _write_to(log)
     threading.Thread(target=_end_with_the_study, daemon=True).start()
-    # The results tell by what command they come.
+    # Recorded in the results as their command.
     sys.orig_argv = [sys.executable, "-m", module, *arguments]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _end_with_the_study() -> None:
-    """Save and stop where the process has gone that wants the results."""
+    """Save and stop if the process that wants the results has gone."""
     study = multiprocessing.parent_process()
     if study is not None:
         connection.wait([study.sentinel])

@@ -75,7 +75,7 @@ def test_other_packages_table_and_json(tmp_path, capsys):
         assert f"| {row['case']} |" in printed
 
 
-def test_beside_busy_processes(monkeypatch, tmp_path, capsys):
+def test_next_to_busy_processes(monkeypatch, tmp_path, capsys):
     asked = []
 
     def steps(case, method, seconds, threads):

@@ -46,7 +46,7 @@ def test_a_reader_that_has_seen_enough(reader):
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_interruptions_are_told_in_a_word(monkeypatch, capsys):
+def test_interruptions_are_reported_in_a_word(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 

@@ -74,7 +74,7 @@ def test_a_refusal_of_git_and_a_repository_without_commits(clone, tmp_path, monk
     git(tmp_path, "init", "--quiet")
     assert revision(tmp_path) == "none"
     assert revision(clone) != "none"
-    # A tree of another user, which git does not trust unless told to.
+    # A tree of another user, which git does not trust by default.
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)

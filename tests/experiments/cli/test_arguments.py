@@ -17,7 +17,7 @@ PROBLEM = NonlinearOscillators()
 
 @dataclass(frozen=True)
 class Described(NonlinearOscillators):
-    """A parameter of every kind, and a field that is none."""
+    """A parameter of every kind, and a field that is not a parameter."""
 
     correction: bool = parameter(False, "correct the gradient")
     fast: bool = parameter(True, "hurry")
@@ -25,7 +25,7 @@ class Described(NonlinearOscillators):
     secret: int = 7
 
     def __post_init__(self):
-        """Switches are no positive numbers."""
+        """Skip the check of numbers: switches are not positive numbers."""
 
 
 @dataclass(frozen=True)

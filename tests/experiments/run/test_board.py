@@ -117,7 +117,7 @@ def in_order(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_order")
-def test_a_resumed_run_goes_on_where_it_was(shown, monkeypatch):
+def test_a_resumed_run_appends_its_events(shown, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_after(3, patch)
         run(TINY, "adam", settings("adam"), shown)

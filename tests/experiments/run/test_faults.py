@@ -99,14 +99,14 @@ def numbers(training):
 
 
 def check(training, before, faults):
-    """Whether a fault has left the step out; without one the step has been taken whole."""
+    """Checks that a fault has left the step out, or that the step has been taken whole."""
     if len(training.faults.events) > faults:
         count(same(where(training), before))
     else:
         count(bool(torch.isfinite(numbers(training)).all()))
 
 
-def goes_on(training, progress):
+def continues(training, progress):
     faults = len(training.faults.events)
     loop._step(training, next(training.batches), progress)
     return len(training.faults.events) == faults and bool(torch.isfinite(numbers(training)).all())
@@ -132,14 +132,14 @@ def test_no_fault_in_a_step_harms_a_method(method, skipping, monkeypatch):
         hook = training.network.register_forward_hook(lambda *given, s=spoil: s(given[-1]))
         step(fault)
         hook.remove()
-        assert goes_on(training, progress), fault
+        assert continues(training, progress), fault
     step("NaN in the data", lambda batch: {"x": batch["x"] * math.nan})
     with monkeypatch.context() as patch:
         patch.setattr(Two, "factor", math.nan)
         step("NaN in the loss")
     with no_convergence(monkeypatch):
         step("a decomposition that does not converge")
-    assert goes_on(training, progress)
+    assert continues(training, progress)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -165,7 +165,7 @@ def test_memory_that_runs_out_anywhere_in_a_step(method, skipping, monkeypatch):
         check(training, before, faults)
     assert len(training.faults.events) > 6
     assert {event["kind"] for event in training.faults.events} == {"out of memory"}
-    assert goes_on(training, progress)
+    assert continues(training, progress)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -175,7 +175,7 @@ def test_without_faults_skipping_changes_nothing(method, options):
     assert_same(plain, run(TWO, method, TWO.settings[method], skipping))
 
 
-def test_faults_are_noted_and_told(options, saved, capsys):
+def test_faults_are_recorded_and_reported(options, saved, capsys):
     loud = replace(options, on_fault="skip", quiet=False)
     results = run(Two(bad_sample=5), "adam", ADAM, loud)
     assert results["stopped"] == "epochs"
@@ -231,7 +231,7 @@ def test_by_default_the_first_fault_ends_a_run(method, options, capsys):
 
 
 @pytest.mark.parametrize("method", ["adam", "hig", "mconfig"])
-def test_skipping_runs_go_on_bit_for_bit(method, options, monkeypatch):
+def test_skipping_runs_resume_bit_for_bit(method, options, monkeypatch):
     long = replace(options, epochs=4, on_fault="skip", max_faults=40)
     problem = Two(bad_sample=5)
     whole, resumed = whole_and_in_parts(
@@ -258,7 +258,7 @@ def fails_once(step, error, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [MemoryError("cannot allocate"), RuntimeError("out of memory")])
-def test_a_run_that_a_fault_has_ended_goes_on_under_another_policy(error, options, monkeypatch):
+def test_a_run_that_a_fault_has_ended_resumes_under_another_policy(error, options, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARE", 1e9)
     options = replace(options, checkpoint_every=1e-9)
     fails_once(5, error, monkeypatch)

@@ -65,13 +65,13 @@ def odd(request, tmp_path):
 def test_every_command_ends_in_words(line, odd, capsys):
     name, *options = line.split()
     status = command.main([name, str(odd), *options])
-    told = capsys.readouterr()
-    shown = told.out.replace("\n", "") + told.err.replace("\n", "")
+    printed = capsys.readouterr()
+    shown = printed.out.replace("\n", "") + printed.err.replace("\n", "")
     assert shown.isprintable()
     if status:
-        assert status == 2 and told.out == ""
-        assert len(told.err.splitlines()) == 1 and told.err.startswith("error: ")
-        assert "odd.pickle" in told.err
+        assert status == 2 and printed.out == ""
+        assert len(printed.err.splitlines()) == 1 and printed.err.startswith("error: ")
+        assert "odd.pickle" in printed.err
 
 
 def refused(tmp_path, capsys, line, **changes):
@@ -84,7 +84,7 @@ def refused(tmp_path, capsys, line, **changes):
 def test_what_is_refused(tmp_path, capsys):
     for changes in ({"test_loss": LOSSES + 1j}, {"epochs": LOSSES + 1j}, {"time": [10**400] * 3}):
         text = refused(tmp_path, capsys, ["compare"], **changes)
-        assert "losses or times in" in text and "are no numbers" in text
+        assert "losses or times in" in text and "are not numbers" in text
     text = refused(tmp_path, capsys, ["export", "--to", "json"], notes=1 << 20_000)
     assert "holds what no json file does" in text and not list(tmp_path.glob("*.json"))
 

@@ -52,12 +52,12 @@ def test_results_are_those_of_a_run_from_a_shell(tmp_path):
     assert copied["origin"]["revision"] == whole["origin"]["revision"]
 
 
-def test_what_is_told_is_in_the_log(tmp_path):
+def test_the_output_is_in_the_log(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text("of an earlier try")
     assert run_module(MODULE, ["--seed", "x"], log) == 2
-    told = log.read_text()
-    assert "--seed" in told and "earlier" not in told
+    text = log.read_text()
+    assert "--seed" in text and "earlier" not in text
     assert run_module(MODULE, ["--help"], log) == 0
     assert "usage" in log.read_text()
 

@@ -41,6 +41,10 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the bar; later texts come below it."""
         self._bar.close()
 
     def evaluated(self, train_loss: float, test_loss: float) -> None:

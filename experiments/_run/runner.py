@@ -128,6 +128,7 @@ def _trained(
         begin(training, checkpoints, progress)
         with _board(training, planned.path, begun, progress):
             stopped, failure = train(training, checkpoints, signals, progress)
+        progress.close()
         results = _saved(training, planned, begun, stopped, checkpoints.kept)
         if training.processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
             if stopped.startswith(NON_FINITE):  # over, but under another policy

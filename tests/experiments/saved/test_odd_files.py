@@ -86,7 +86,7 @@ def test_what_is_refused(tmp_path, capsys):
         text = refused(tmp_path, capsys, ["compare"], **changes)
         assert "losses or times in" in text and "are not numbers" in text
     text = refused(tmp_path, capsys, ["export", "--to", "json"], notes=1 << 20_000)
-    assert "holds what no json file does" in text and not list(tmp_path.glob("*.json"))
+    assert "holds values that no json file can" in text and not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize("deep", DEEP)
@@ -95,7 +95,7 @@ def test_deep_nesting_in_json(deep, tmp_path, capsys):
     path = tmp_path / "odd.pickle"
     path.write_bytes(dumped(results_of_a_run() | {"notes": deep}))
     if command.main(["export", str(path), "--to", "json"]) == 2:
-        assert "holds what no json file does" in capsys.readouterr().err
+        assert "holds values that no json file can" in capsys.readouterr().err
         assert not list(tmp_path.glob("*.json"))
     else:
         text = path.with_suffix(".json").read_text()

@@ -1,5 +1,6 @@
 """Schedules of evaluations."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from experiments._run.options import Options
@@ -49,13 +50,26 @@ class EpochSchedule:
         """Ignore the empty state."""
 
 
-class _ByTime:
-    """State of a schedule with a next time."""
+class TimeSchedule:
+    """Evaluation at training times.
 
-    _next: float
+    Args:
+        first: The first time, in seconds.
+        following: Computes the next time from that of an evaluation.
+    """
+
+    def __init__(self, first: float, following: Callable[[float], float]):
+        self._next, self._following = first, following
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Return whether the next time is reached; a slow step may pass several, counted as one."""
+        if seconds < self._next:
+            return False
+        self._next = self._following(seconds)
+        return True
 
     def state_dict(self) -> dict:
-        """The training time of the next evaluation."""
+        """Return the training time of the next evaluation."""
         return {"next": self._next}
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -63,40 +77,13 @@ class _ByTime:
         self._next = state_dict["next"]
 
 
-class TimeSchedule(_ByTime):
-    """Evaluation at times that grow by a constant factor: evenly spaced on a logarithmic axis."""
-
-    def __init__(self):
-        self._next = SHORTEST
-
-    def due(self, step: int, seconds: float) -> bool:
-        """Return whether the next time is reached; a slow step may pass several, counted as one."""
-        if seconds < self._next:
-            return False
-        self._next = max(GROWTH * seconds, seconds + SHORTEST)
-        return True
-
-
-class EvenSchedule(_ByTime):
-    """Evaluation at even training times.
-
-    Args:
-        seconds: From one evaluation to the next.
-    """
-
-    def __init__(self, seconds: float):
-        self._seconds, self._next = seconds, seconds
-
-    def due(self, step: int, seconds: float) -> bool:
-        """Return whether the next time is reached; a slow step may pass several, counted as one."""
-        if seconds < self._next:
-            return False
-        self._next = (seconds // self._seconds + 1) * self._seconds
-        return True
+def growing() -> TimeSchedule:
+    """Make a schedule of times that are evenly spaced on a logarithmic axis."""
+    return TimeSchedule(SHORTEST, lambda seconds: max(GROWTH * seconds, seconds + SHORTEST))
 
 
 def schedule(problem: Problem, steps_per_epoch: int, options: Options) -> Schedule:
     """Choose the schedule of the options, or else of the problem by ``evaluate_by``."""
-    if options.evaluate_every is not None:
-        return EvenSchedule(options.evaluate_every)
-    return TimeSchedule() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)
+    if (every := options.evaluate_every) is not None:
+        return TimeSchedule(every, lambda seconds: (seconds // every + 1) * every)
+    return growing() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)

@@ -30,6 +30,56 @@ from hig.arguments import ENGINES, MOMENTUM_KINDS, STEP_RULES
 from hig.arguments import METHODS as DECOMPOSITIONS
 from problems import Problem, Settings
 
+_OPTIONS: dict[str, dict[str, dict[str, object]]] = {
+    "watching": {
+        "summary": {
+            "action": "store_true",
+            "help": "the last and the best losses and the files at the end, also with --quiet",
+        },
+        "tensorboard": {
+            "action": "store_true",
+            "help": "write losses, metrics and steps as they come, for tensorboard --logdir DIR, "
+            "the directory of --out",
+        },
+    },
+    "weights": {
+        "save_weights": {
+            "action": "store_true",
+            "help": "write the weights of the last evaluation next to the result file",
+        },
+        "init_from": {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "start from the weights of an earlier run",
+        },
+    },
+    "interruptions": {
+        "resume": {
+            "action": "store_true",
+            "help": "resume from the checkpoint of an interrupted run of the same command line; "
+            "start from the beginning if there is none, and do nothing if the run is finished",
+        },
+        "checkpoint_every": {
+            "type": positive_float,
+            "metavar": "S",
+            "help": "seconds of wall-clock from one checkpoint to the next; more if writing them "
+            "would take over 1 %% of the run",
+        },
+    },
+    "numerical faults": {
+        "on_fault": {
+            "choices": POLICIES,
+            "help": "effect of NaN or Inf, of a decomposition that does not converge, or of too "
+            "little memory: end the run, or leave out the step",
+        },
+        "max_faults": {
+            "type": positive_int,
+            "metavar": "N",
+            "help": "number of faults that a run survives; the next one ends it",
+        },
+    },
+}
+
 
 def parse(
     problem: Problem, method: str, arguments: Sequence[str] | None = None
@@ -101,10 +151,7 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_average(parser)
     _add_settings(parser, method, defaults)
     add_run(parser, Path("results") / problem.name)
-    _add_watching(parser)
-    _add_weights(parser)
-    _add_interruptions(parser)
-    _add_faults(parser)
+    _add_options(parser)
     _add_parameters(parser, problem)
     return parser
 
@@ -245,71 +292,15 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
 
 
-def _add_watching(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("watching")
-    group.add_argument(
-        "--summary",
-        action="store_true",
-        default=Options.summary,
-        help="the last and the best losses and the files at the end, also with --quiet",
-    )
-    group.add_argument(
-        "--tensorboard",
-        action="store_true",
-        default=Options.tensorboard,
-        help="write losses, metrics and steps as they come, for tensorboard --logdir DIR, the "
-        "directory of --out",
-    )
-
-
-def _add_weights(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("weights")
-    group.add_argument(
-        "--save-weights",
-        action="store_true",
-        default=Options.save_weights,
-        help="write the weights of the last evaluation next to the result file",
-    )
-    group.add_argument(
-        "--init-from", type=Path, metavar="FILE", help="start from the weights of an earlier run"
-    )
-
-
-def _add_interruptions(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("interruptions")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        default=Options.resume,
-        help="resume from the checkpoint of an interrupted run of the same command line; "
-        "start from the beginning if there is none, and do nothing if the run is finished",
-    )
-    group.add_argument(
-        "--checkpoint-every",
-        type=positive_float,
-        metavar="S",
-        default=Options.checkpoint_every,
-        help="seconds of wall-clock from one checkpoint to the next; more where writing them would "
-        "take over 1 %% of the run",
-    )
-
-
-def _add_faults(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("numerical faults")
-    group.add_argument(
-        "--on-fault",
-        choices=POLICIES,
-        default=Options.on_fault,
-        help="effect of NaN or Inf, of a decomposition that does not converge, or of too little "
-        "memory: end the run, or leave out the step",
-    )
-    group.add_argument(
-        "--max-faults",
-        type=positive_int,
-        metavar="N",
-        default=Options.max_faults,
-        help="number of faults that a run survives; the next one ends it",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the further options of a run, with the defaults of `Options`."""
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, given in options.items():
+            default = getattr(Options, name)
+            group.add_argument(
+                _flag(name), default=argparse.SUPPRESS if default is None else default, **given
+            )
 
 
 def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:

@@ -1,4 +1,4 @@
-"""What there is to run, and what came out of it."""
+"""List problems and methods; compare, export and report results."""
 
 import argparse
 import io
@@ -7,17 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import _catalogue
-from experiments._parser import Parser
+from experiments._cli import catalogue
+from experiments._cli.parser import Parser
 from experiments._saved import comparison, export
 from experiments._saved.result_files import fail
 from experiments._study import keep, report
 
 _COMMANDS = {
-    "list": (_catalogue, "problems, the methods of each, and their settings"),
+    "list": (catalogue, "problems, the methods of each, and their settings"),
     "compare": (comparison, "result files as a table: losses, times, time to a target"),
     "export": (export, "result files as JSON or NPZ"),
-    "keep": (keep, "what of a study is small enough to be committed"),
+    "keep": (keep, "the parts of a study that are small enough to be committed"),
     "report": (report, "the results page of a kept study"),
 }
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need be no texts
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be undecodable
     try:
         status = options.command(options)
         sys.stdout.flush()  # a pipe that is closed shows here, not when Python ends
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m experiments",
         description=__doc__,
-        epilog="python -m experiments COMMAND --help tells more; training runs are started by "
+        epilog="python -m experiments COMMAND --help shows more; training runs are started by "
         "python -m experiments.PROBLEM.submit_METHOD",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""The problems by name, for command lines that take any of them."""
+"""Problems by name, for command lines that take any of them."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from problems import Problem
 
-#: Where the class of each problem is, by the folder of its submit scripts in `experiments`.
+#: Class of each problem, by the folder of its submit scripts in `experiments`.
 FOLDERS: Mapping[str, str] = MappingProxyType(
     {
         "nonlinear_oscillators": "problems.NonlinearOscillators",
@@ -29,9 +29,9 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
 
 
 def make(folder: str) -> Problem:
-    """The problem of a folder, with its published parameters.
+    """Make the problem of a folder, with its published parameters.
 
-    Some problems import a simulation package for seconds: only the one that is asked for does.
+    Some problems import a simulation package, which takes seconds: only the requested one does.
 
     Args:
         folder: A key of `FOLDERS`.
@@ -43,7 +43,7 @@ def make(folder: str) -> Problem:
     return getattr(import_module(module), name)()
 
 
-#: What makes each problem with one loss, with its published parameters.
+#: Constructors of the problems with one loss, with their published parameters.
 PROBLEMS: Mapping[str, Callable[[], Problem]] = MappingProxyType(
     {folder: partial(make, folder) for folder in FOLDERS if "/" not in folder}
 )

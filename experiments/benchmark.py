@@ -5,23 +5,21 @@ textbook half-inverse step (all rows of the Jacobian of network and solver, then
 every engine, Adam on the same batch, and a bare ``eigh`` of the same size. The textbook and one of
 the Adams take the simulation as one would write it down, without the fast rollout.
 
-With ``--peers`` it compares this package with others that compute the same, where they do. With
+With ``--peers`` it compares this package with others that compute the same. With
 ``--busy N`` it compares steps at torch's default of threads with steps on one thread, by the
-wall-clock, beside N busy processes. With ``--memory`` it takes steps whose backward passes hold
+wall-clock, next to N busy processes. With ``--memory`` it takes steps whose backward passes hold
 much, by default and with fixed chunks.
 """
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 
-from experiments._machine import machine
+from experiments._cli.argument_types import busy_argument, positive_int
+from experiments._measure import command
 from experiments._measure.benchmark_cases import ADAM, TEXTBOOK, Cases
 from experiments._measure.busy import SMALL, beside_busy, busy_table
 from experiments._measure.conflictfree_peers import (
@@ -39,19 +37,24 @@ from experiments._measure.peer_comparison import (
 )
 from experiments._measure.peers import require_peers
 from experiments._measure.timing import interleaved_seconds, median_ratio
-from experiments._origin import origin
-from experiments._parser import Parser
 from experiments._problems import PROBLEMS
+from experiments._provenance import machine
 from experiments._run.batches import check_batch_size
 from experiments._run.clock import CLOCKS, seconds_of
-from experiments._saved.folders import make_place
-from experiments._values import busy_argument, device_argument, positive_int
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
 PATIENCE = 60.0
-# Beside busy processes each case has so many turns of so many seconds.
+# Turns of each case next to busy processes, and their seconds.
 BUSY_TURNS, BUSY_SECONDS = 3, 10.0
+COLUMNS = {
+    "step": "{case}",
+    " median ms": "{median_ms:.1f}",
+    " min – max": "{min_ms:.1f} – {max_ms:.1f}",
+    " faster than textbook": "{speedup:.1f}×",
+    " of Adam's time": "{of_adam:.2f}",
+    " peak MB": "{peak_mb:.0f}",
+}
 
 
 def benchmark(
@@ -78,10 +81,7 @@ def benchmark(
     return [
         {
             "case": case,
-            "rounds": len(times),
-            "median_ms": 1e3 * statistics.median(times),
-            "min_ms": 1e3 * min(times),
-            "max_ms": 1e3 * max(times),
+            **command.milliseconds(times),
             "speedup": median_ratio(seconds[TEXTBOOK], times),
             "of_adam": median_ratio(times, seconds[ADAM]),
             "peak_mb": _peak_in_own_process(name, case, batch_size, device) / 2**20,
@@ -90,55 +90,38 @@ def benchmark(
     ]
 
 
-def table(rows: Sequence[dict[str, object]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| step | median ms | min – max | faster than textbook | of Adam's time | peak MB |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['case']} | {row['median_ms']:.1f} | {row['min_ms']:.1f} – "
-            f"{row['max_ms']:.1f} | {row['speedup']:.1f}× | {row['of_adam']:.2f} | "
-            f"{row['peak_mb']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line."""
     options = _options(arguments)
     facts = machine(options.device) | (peer_versions() if options.peers else {})
     facts["clock"] = "processor, one thread" if options.memory else options.clock
-    begun = origin()
+    begun = command.begin(options)
     measured: dict[str, object] = {}
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    command.print_facts(facts)
     if options.busy is not None:
         cases = [*options.problem, SMALL]
         rows = beside_busy(cases, options.busy, BUSY_TURNS, BUSY_SECONDS)
         measured["beside busy processes"] = {"busy": options.busy, "cases": rows}
-        print(f"\nbeside {options.busy} busy processes\n\n{busy_table(rows)}")
+        print(f"\nnext to {options.busy} busy processes\n\n{busy_table(rows)}")
     for name in options.problem if options.busy is None else ():
         batch_size, rows, text = _way(options)(name, options)
         measured[name] = {"batch_size": batch_size, "cases": rows}
         batch = f", batch {batch_size}" if batch_size else ""
         print(f"\n{name}{batch}, medians of {options.rounds} steps\n\n{text}")
-    if options.json:
-        report = {"origin": begun, "machine": facts, "rounds": options.rounds}
-        report[next((k for k in ("peers", "memory") if getattr(options, k)), "problems")] = measured
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"\nwritten to {options.json}")
+    key = next((way for way in ("peers", "memory") if getattr(options, way)), "problems")
+    report = {"origin": begun, "machine": facts, "rounds": options.rounds, key: measured}
+    command.save_json(options.json, report)
 
 
 def _measured(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
     """Batch size, rows and table of the cases of this package."""
     batch_size = options.batch_size or PROBLEMS[name]().settings["hig"].batch_size
     rows = benchmark(name, batch_size, options.rounds, options.device, options.clock)
-    return batch_size, rows, table(rows)
+    return batch_size, rows, command.table(COLUMNS, rows)
 
 
 def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
-    """The same for the comparison with other packages."""
+    """Batch size, rows and table of the comparison with other packages."""
     if name == SEVERAL_LOSSES:
         rows = compare_operators(options.rounds, options.clock, PATIENCE)
         return 0, rows, operator_table(rows)
@@ -149,7 +132,7 @@ def _compared(name: str, options: argparse.Namespace) -> tuple[int, list[dict[st
 
 
 def _chunks(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str, object]], str]:
-    """The same for the default number of backward passes in a batch against fixed ones."""
+    """Batch size, rows and table of the default number of batched passes against fixed ones."""
     case = MEMORY_CASES[name]
     samples = options.batch_size or case.samples
     rows = compare_chunks(name, samples, case.extent, rounds=options.rounds)
@@ -159,14 +142,14 @@ def _chunks(name: str, options: argparse.Namespace) -> tuple[int, list[dict[str,
 def _way(
     options: argparse.Namespace,
 ) -> Callable[[str, argparse.Namespace], tuple[int, list[dict[str, object]], str]]:
-    """What is measured of each name."""
+    """Choose the measurement of each name."""
     if options.memory:
         return _chunks
     return _compared if options.peers else _measured
 
 
 def _known(options: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[str]]:
-    """The names that can be given, and those that are measured where none is."""
+    """Names that can be given, and those that are measured by default."""
     if options.memory:
         return MEMORY_CASES, list(MEMORY_CASES)
     if options.peers:
@@ -176,7 +159,7 @@ def _known(options: argparse.Namespace) -> tuple[Mapping[str, object], Sequence[
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, with what belongs together checked."""
+    """Parse the command line and check options that depend on each other."""
     parser = _parser()
     options = parser.parse_args(arguments)
     known, default = _known(options)
@@ -198,17 +181,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
                 check_batch_size(options.batch_size, train)
     except (ImportError, ValueError) as error:
         parser.error(str(error))
-    if options.json:
-        make_place(options.json, "--json")
     return options
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m experiments.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.make_parser("benchmark", __doc__)
     parser.add_argument(
         "problem",
         nargs="*",
@@ -228,41 +205,33 @@ def _parser() -> argparse.ArgumentParser:
         "--busy",
         type=busy_argument,
         metavar="N",
-        help="beside N busy processes: the default of threads against one thread, wall-clock",
+        help="next to N busy processes: the default of threads against one thread, wall-clock",
     )
     ways.add_argument(
         "--peers",
         action="store_true",
         help="compare with other packages, which pip install 'hig[peers]' gets",
     )
-    parser.add_argument(
-        "--rounds", type=positive_int, help="steps of each (default 15; with --memory 1)"
-    )
+    command.add_rounds(parser, None, "steps of each (default 15; with --memory 1)")
     parser.add_argument(
         "--batch-size", type=positive_int, help="samples per step (default: the published one)"
     )
-    parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
+    command.add_machine(parser, threads=False)
     parser.add_argument(
         "--clock",
         choices=tuple(CLOCKS),
         default="wall",
-        help="what seconds are; processor time of one thread is what a quiet machine would take",
+        help="clock; processor time of one thread is the time on a quiet machine",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    command.add_json(parser)
     return parser
 
 
 def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:
-    """Peak memory of a case in a fresh process: what others left behind would hide it."""
-    command = [
-        sys.executable,
-        "-m",
-        "experiments._measure.benchmark_peak",
-        name,
-        case,
-        str(batch_size),
-    ]
-    done = subprocess.run([*command, device], capture_output=True, text=True, check=True)
+    """Peak memory of a case in a fresh process, without the leftovers of other cases."""
+    module = "experiments._measure.benchmark_peak"
+    line = [sys.executable, "-m", module, name, case, str(batch_size), device]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 

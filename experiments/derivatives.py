@@ -12,15 +12,15 @@ from typing import TypeGuard
 
 import torch
 
+from experiments._cli.parser import Parser
 from experiments._measure.derivative_cases import operations
 from experiments._measure.derivatives import TOLERANCE, WAYS, examine
-from experiments._parser import Parser
 
 Found = Mapping[str, Mapping[str, float | str]]
 
 
 def table(found: Found) -> str:
-    """Counts of right and missing operations, and the wrong ones: Markdown, a row per way."""
+    """Tabulate counts of right and missing operations, and the wrong ones, a row per way."""
     lines = ["| derivative | right | missing | wrong, relative error |", "|---|---:|---:|---|"]
     for way, meaning in WAYS.items():
         wrong = [f"{name} {_percent(error)}" for name, error in _wrong(found, way).items()]
@@ -31,7 +31,7 @@ def table(found: Found) -> str:
 
 
 def missing(found: Found) -> str:
-    """The operations without a derivative, a paragraph per way that lacks some."""
+    """List the operations without a derivative, a paragraph per way that lacks some."""
     lists = {meaning: _missing(found, way) for way, meaning in WAYS.items()}
     return "\n\n".join(f"Missing, {way}: {', '.join(own)}" for way, own in lists.items() if own)
 
@@ -46,12 +46,12 @@ def _missing(found: Found, way: str) -> list[str]:
 
 
 def is_wrong(error: float | str) -> TypeGuard[float]:
-    """Whether there is a derivative, and a wrong one."""
+    """Return whether there is a derivative, and a wrong one."""
     return not isinstance(error, str) and error > TOLERANCE
 
 
 def _percent(error: float) -> str:
-    # Beyond 100 % the number says how small the right derivative is, not how wrong the other.
+    # Beyond 100 % the number depends on how small the right derivative is, not on the wrong one.
     return f"{error:.0%}" if error < 1.005 else ">100%"
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = operations()
     names = options.operation or list(cases)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, of what is deprecated or slow
+        warnings.simplefilter("ignore")  # of torch: deprecated or slow functions
         found = {name: examine(*cases[name]) for name in names}
     print(f"torch {torch.__version__}, {len(found)} operations\n\n{table(found)}\n")
     print(missing(found))
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="OPERATION",
         help="operations to examine (default: all)",
     )
-    parser.add_argument("--reasons", action="store_true", help="what torch says, and how far off")
+    parser.add_argument("--reasons", action="store_true", help="torch's message, and the error")
     return parser
 
 

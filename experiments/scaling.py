@@ -13,19 +13,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 
-import hig
-from experiments._machine import machine
+from experiments._cli.argument_types import positive_int
+from experiments._measure import command
 from experiments._measure.scaling_cases import OUTPUTS
 from experiments._measure.scaling_point import STEPS
-from experiments._origin import origin
-from experiments._parser import Parser
-from experiments._saved.folders import make_folder
-from experiments._values import device_argument, positive_int, threads_argument
+from experiments._provenance import machine
 
 SIZES = {
     "parameters": (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
@@ -57,12 +52,12 @@ def scaling(
     Args:
         axis: "parameters", "rows" or "fields".
         methods: names of `STEPS`.
-        sizes: what grows.
+        sizes: the growing quantity.
         rounds: counted steps at each point, after one that is not.
         device: torch device.
         threads: CPU threads.
-        fixed: ``rows`` and ``parameters`` where they do not grow.
-        say: told every point.
+        fixed: ``rows`` and ``parameters`` if they do not grow.
+        say: reports every point.
 
     Returns:
         Result dict by method.
@@ -84,20 +79,14 @@ def scaling(
 
 
 def _in_own_process(request: dict[str, object]) -> dict[str, object]:
-    command = [
-        sys.executable,
-        "-m",
-        "experiments._measure.scaling_point",
-        json.dumps(request),
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    line = [sys.executable, "-m", "experiments._measure.scaling_point", json.dumps(request)]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def _results(
     axis: str, method: str, points: Sequence[dict[str, object]], device: str
 ) -> dict[str, object]:
-    seconds = np.asarray([point["seconds"] for point in points], dtype=np.float64)
     return {
         "method": method,
         "label": LABELS[method],
@@ -106,9 +95,7 @@ def _results(
         "size": np.asarray([point["size"] for point in points], dtype=np.int64),
         "rows": np.asarray([point["rows"] for point in points], dtype=np.int64),
         "columns": np.asarray([point["columns"] for point in points], dtype=np.int64),
-        "seconds_per_step": np.median(seconds, axis=1),
-        "seconds_per_step_min": seconds.min(axis=1),
-        "seconds_per_step_max": seconds.max(axis=1),
+        **command.seconds_per_step([point["seconds"] for point in points]),
         "peak_bytes": np.asarray([point["peak_bytes"] for point in points], dtype=np.float64),
     }
 
@@ -122,8 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"rows must be a multiple of {OUTPUTS}, the outputs of a sample, got {odd[0]}; "
             f"try {OUTPUTS * odd[0]}"
         )
-    make_folder(options.out)
-    begun = origin()
+    begun = command.begin(options)
     fixed = {"rows": options.rows, "parameters": options.parameters}
     measured = scaling(
         options.axis,
@@ -134,61 +120,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.threads,
         fixed,
     )
-    paths = [options.out / f"scaling_{options.axis}_{method}.pickle" for method in measured]
-    for path, results in zip(paths, measured.values(), strict=True):
-        hig.save_results(path, {"origin": begun, **results})
-    files = " ".join(map(str, paths))
-    print(f"draw them with: python -m plots.scaling {files} --out {options.out}/scaling.png")
+    names = {method: f"scaling_{options.axis}_{method}.pickle" for method in measured}
+    found = {options.out / names[method]: results for method, results in measured.items()}
+    command.save_results("scaling", begun, found)
 
 
 def _all_rows(options: argparse.Namespace) -> Sequence[int]:
-    """Rows of the dense networks that are asked for."""
+    """Rows of the requested dense networks."""
     if options.axis == "rows":
         return options.sizes or SIZES["rows"]
     return [options.rows] if options.axis == "parameters" else []
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m experiments.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("axis", choices=tuple(SIZES), help="what grows")
+    parser = command.make_parser("scaling", __doc__)
+    parser.add_argument("axis", choices=tuple(SIZES), help="quantity that grows")
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=tuple(STEPS),
         metavar="METHOD",
-        help=f"of {', '.join(STEPS)}; lanczos is HIG by products alone (default: what fits)",
+        help=f"of {', '.join(STEPS)}; lanczos is HIG by products alone (default: those that fit)",
     )
     parser.add_argument(
         "--sizes", nargs="+", type=positive_int, metavar="N", help="default: those named above"
     )
     parser.add_argument(
-        "--rows", type=positive_int, default=512, metavar="N", help="where they do not grow (512)"
+        "--rows", type=positive_int, default=512, metavar="N", help="if they do not grow (512)"
     )
     parser.add_argument(
         "--parameters",
         type=positive_int,
         default=100_000,
         metavar="N",
-        help="where they do not grow (100000)",
+        help="if they do not grow (100000)",
     )
-    parser.add_argument(
-        "--rounds", type=positive_int, default=3, metavar="N", help="steps at each point (3)"
-    )
-    parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--threads", type=threads_argument, default=torch.get_num_threads(), help="CPU threads"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/scaling"),
-        metavar="DIR",
-        help="directory of the result files (default results/scaling)",
-    )
+    command.add_rounds(parser, 3, "steps at each point (3)")
+    command.add_machine(parser)
+    command.add_out(parser, "scaling")
     return parser
 
 

@@ -1,9 +1,9 @@
 """Cost of a HIG step that several processes share, against the step of one on the whole batch.
 
 ``torchrun --nproc-per-node 2 -m experiments.shared_step nonlinear_oscillators`` measures both in
-turn. Processor time of a process is what it computes and copies, with one thread about what a
-quiet machine with a core for each would take; beside it stands what was exchanged, with the
-shortest time that took on this machine.
+turn. Processor time of a process counts its computations and copies; with one thread it is about
+the time on a quiet machine with a core for each. Next to it are the bytes exchanged, and the
+shortest time of that on this machine.
 """
 
 import argparse
@@ -17,11 +17,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 import hig
-from experiments._parser import Parser
+from experiments._cli.argument_types import positive_int
+from experiments._measure import command
 from experiments._problems import PROBLEMS
-from experiments._run.batches import BatchSizeError, check_batch_size
+from experiments._run.batches import BatchSizeError, check_batch_size, first_batch
 from experiments._run.processes import Processes, process_group
-from experiments._values import positive_int
+from experiments._run.step import outputs_closure
+from hig.arguments import ENGINES
 from problems import Problem
 
 WARM_UP = 1
@@ -33,21 +35,18 @@ def measure(
     """Measure both steps in float32 at the settings of the problem; all processes call this.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         batch_size: Samples of the whole batch.
         engine: How the Jacobian is obtained.
         rounds: Counted steps of each kind.
-        say: Told the result, in the first process.
+        say: Reports the result, in the first process.
 
     Returns:
         Seconds of processor time ``alone`` and ``shared`` (of the process with most), then
         ``exchanges``, ``received`` bytes and ``waiting`` seconds of a shared step.
     """
     processes = Processes()
-    train, _ = problem.data(torch.Generator().manual_seed(0))
-    train = {key: value.float() for key, value in train.items()}
-    generator = torch.Generator().manual_seed(0)
-    batch = dict(next(iter(problem.batches(train, batch_size, generator))))
+    batch = first_batch(problem, batch_size)
     check_batch_size(batch_size, batch)
     alone = _stepper(problem, batch, engine, None)
     shared = _stepper(problem, processes.share(batch), engine, "auto")
@@ -66,12 +65,12 @@ def measure(
             waiting.append(report.communication.seconds if report.communication else 0.0)
     if processes.rank > 0:
         return {}
-    told = report.communication
+    exchanged = report.communication
     results = {
         "alone": statistics.median(seconds_alone),
         "shared": statistics.median(seconds_shared),
-        "exchanges": told.collectives if told else 0,
-        "received": told.received if told else 0,
+        "exchanges": exchanged.collectives if exchanged else 0,
+        "received": exchanged.received if exchanged else 0,
         "waiting": min(waiting),
     }
     alone_ms, shared_ms, waiting_ms = (1e3 * results[k] for k in ("alone", "shared", "waiting"))
@@ -88,17 +87,14 @@ def measure(
 def _stepper(
     problem: Problem, batch: dict[str, Tensor], engine: str, group: str | None
 ) -> Callable[[], tuple[float, hig.StepReport]]:
-    """Takes a step from the same weights every time; tells processor time and report."""
+    """Make a step from always the same weights; it returns processor time and report."""
     torch.manual_seed(0)
     network, settings = problem.network(), problem.settings["hig"]
     optimizer = hig.HIG(
         network.parameters(), lr=0.0, rcond=settings.rcond, engine=engine,
         process_group=group, reduction=problem.loss_reduction,
     )  # fmt: skip
-
-    def closure() -> tuple[Tensor, Tensor]:
-        prediction = problem.predict(network, batch)
-        return problem.loss(prediction, batch), prediction
+    closure = outputs_closure(problem, network, batch)
 
     def step() -> tuple[float, hig.StepReport]:
         start = time.process_time()
@@ -110,16 +106,7 @@ def _stepper(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
-    parser = Parser(
-        prog="torchrun --nproc-per-node R -m experiments.shared_step", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    shareable = [name for name, make in PROBLEMS.items() if name != "conditioning_toy"]
-    parser.add_argument("problem", choices=shareable, help="what to train on")
-    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="of all together")
-    parser.add_argument("--engine", choices=("auto", "layerwise", "rows"), default="auto")
-    parser.add_argument("--rounds", type=positive_int, default=9, metavar="N", help="default 9")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     problem = PROBLEMS[options.problem]()
     torch.set_num_threads(1)
     with process_group("cpu"):
@@ -128,6 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(problem, size, options.engine, options.rounds)
         except BatchSizeError as error:
             sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.make_parser("shared_step", __doc__)
+    parser.prog = "torchrun --nproc-per-node R -m experiments.shared_step"
+    shareable = [name for name in PROBLEMS if name != "conditioning_toy"]
+    parser.add_argument("problem", choices=shareable, help="problem to train on")
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="of all together")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    command.add_rounds(parser, 9, "default 9")
+    return parser
 
 
 if __name__ == "__main__":

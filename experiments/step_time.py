@@ -7,27 +7,19 @@
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import hig
-from experiments._machine import machine
+from experiments._cli.argument_types import positive_float, positive_int
+from experiments._measure import command
 from experiments._measure.timing import interleaved_seconds
 from experiments._methods import METHODS
-from experiments._origin import origin
-from experiments._parser import Parser
 from experiments._problems import PROBLEMS
+from experiments._provenance import machine
+from experiments._run.batches import first_batch
 from experiments._run.step import repeatable_step
-from experiments._saved.folders import make_folder
-from experiments._values import (
-    device_argument,
-    positive_float,
-    positive_int,
-    threads_argument,
-)
 from problems import Problem, samples
 
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
@@ -48,21 +40,21 @@ def step_times(
     """Measure training steps in float32 at the settings of the problem.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         methods: Names of methods, each of which the problem has settings for.
         batch_sizes: Samples per step.
         rounds: Counted steps of each method at each size.
         device: Torch device.
         memory: Jacobian methods are left out at sizes whose Gram matrix, in float64, would take
             more than this, in units of 1e9 bytes.
-        say: Told what is measured and what is left out.
+        say: Reports the measurements and the sizes left out.
 
     Returns:
         Result dict by method, for those that were measured at any size.
     """
     rows: dict[str, list[tuple[int, int, list[float]]]] = {method: [] for method in methods}
     for size in batch_sizes:
-        batch = _batch(problem, size, device)
+        batch = first_batch(problem, size, device)
         if samples(batch) < size:
             say(f"batch {size} is left out: the training data has {samples(batch)} samples")
             continue
@@ -79,13 +71,6 @@ def step_times(
             rows[method].append((size, count, seconds))
             say(f"batch {size}: {METHODS[method].label} {statistics.median(seconds):.4g} s")
     return {m: _results(problem, m, measured, device) for m, measured in rows.items() if measured}
-
-
-def _batch(problem: Problem, size: int, device: str) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    train, _ = problem.data(generator)
-    train = {key: value.to(device, torch.float32) for key, value in train.items()}
-    return dict(next(iter(problem.batches(train, size, generator))))
 
 
 @torch.no_grad()
@@ -108,7 +93,6 @@ def _results(
     problem: Problem, method: str, measured: list[tuple[int, int, list[float]]], device: str
 ) -> dict[str, object]:
     sizes, rows, seconds = zip(*measured, strict=True)
-    table = np.asarray(seconds, dtype=np.float64)
     return {
         "problem": problem.name,
         "method": method,
@@ -116,9 +100,7 @@ def _results(
         "machine": machine(device),
         "batch_size": np.asarray(sizes, dtype=np.int64),
         "rows": np.asarray(rows, dtype=np.int64),
-        "seconds_per_step": np.median(table, axis=1),
-        "seconds_per_step_min": table.min(axis=1),
-        "seconds_per_step_max": table.max(axis=1),
+        **command.seconds_per_step(seconds),
     }
 
 
@@ -132,30 +114,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{problem.name} has no settings for {', '.join(unknown)}; "
             f"it has them for {', '.join(problem.settings)}"
         )
-    make_folder(options.out)
-    begun = origin()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    begun = command.begin(options)
     sizes = sorted(set(options.batch_sizes))
     measured = step_times(
         problem, options.methods, sizes, options.rounds, options.device, options.memory
     )
-    paths = [options.out / f"{problem.name}_{method}_step_time.pickle" for method in measured]
-    for path, results in zip(paths, measured.values(), strict=True):
-        hig.save_results(path, {"origin": begun, **results})
-    if not paths:
+    if not measured:
         parser.error("nothing was measured; give smaller --batch-sizes or more --memory")
-    files = " ".join(map(str, paths))
-    print(f"draw them with: python -m plots.step_time {files} --out {options.out}/step_time.png")
+    names = {method: f"{problem.name}_{method}_step_time.pickle" for method in measured}
+    found = {options.out / names[method]: results for method, results in measured.items()}
+    command.save_results("step_time", begun, found)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m experiments.step_time",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("problem", choices=tuple(PROBLEMS), help="what to train on")
+    parser = command.make_parser("step_time", __doc__)
+    parser.add_argument("problem", choices=tuple(PROBLEMS), help="problem to train on")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -172,9 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"samples per step (default {' '.join(map(str, BATCH_SIZES))})",
     )
-    parser.add_argument(
-        "--rounds", type=positive_int, default=5, metavar="N", help="steps of each (default 5)"
-    )
+    command.add_rounds(parser, 5, "steps of each (default 5)")
     parser.add_argument(
         "--memory",
         type=positive_float,
@@ -182,15 +153,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="GB",
         help="largest Gram matrix of a Jacobian method; its step needs a few times as much (4)",
     )
-    parser.add_argument("--device", type=device_argument, default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=threads_argument, metavar="N", help="CPU threads")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/step_time"),
-        metavar="DIR",
-        help="directory of the result files (default results/step_time)",
-    )
+    command.add_machine(parser)
+    command.add_out(parser, "step_time")
     return parser
 
 

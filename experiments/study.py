@@ -2,10 +2,10 @@
 
 First the settings of the tuned methods are chosen on a grid, on a seed that nothing else sees, in
 short runs and the best of these in long ones;
-then the methods are compared at those, options are varied, and methods go on where others stop.
+then the methods are compared at those, options are varied, and methods continue where others stop.
 Each run is a process of its own on one thread, with the training time of its processor: how many
 run side by side does not matter for the results. Runs that are done are not repeated, and those
-that were cut short go on: repeat the command after an interruption.
+that were cut short are resumed: repeat the command after an interruption.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from experiments._cli.argument_types import positive_int
+from experiments._cli.parser import Parser
 from experiments._run.signals import EXIT_STATUS, INTERRUPTED
 from experiments._saved.folders import make_folder
 from experiments._study.cluster import run_on_cluster
@@ -38,9 +40,8 @@ from experiments._study.jobs import (
 )
 from experiments._study.table import PRESETS, Preset, known_folders
 from experiments._study.winners import finalists, save_winners, winners
-from experiments._values import positive_int
 
-# So many runs in a row that fail are no accident of one of them: a full disk, a missing device.
+# Failures in a row that are not an accident of one run, but a full disk or a missing device.
 _MOST_FAILURES = 3
 
 _EPILOG = """\
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0, or 1 where runs have failed.
 
     Raises:
-        SystemExit: With the exit status 1 and a text where the study cannot go on, 2 for arguments
+        SystemExit: With the exit status 1 and a text if the study cannot continue, 2 for arguments
             that are not valid, 130 for an interruption.
     """
     options = _parser().parse_args(arguments)
@@ -74,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = (comparison_jobs, ablation_jobs, relay_jobs)
         final = {of: [p] * (preset.finalists + ("schedule" in p)) for of, p in unknown.items()}
         finals = final_jobs(preset, final) if preset.finalists > 1 else []
-        told = (jobs(preset, unknown) for jobs in parts)
-        _list([tuning, [job for job, _ in finals], *told])
+        others = (jobs(preset, unknown) for jobs in parts)
+        _list([tuning, [job for job, _ in finals], *others])
         return 0
     make_folder(out)
     try:
@@ -86,9 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
+        print("interrupted; the same command resumes it", file=sys.stderr)
         sys.exit(EXIT_STATUS[INTERRUPTED])
-    _tell(failed)
+    _print_failures(failed)
     print(f"results are in {out}")
     return 1 if failed else 0
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _study(
     preset: Preset, grid: Sequence[tuple[Job, Point]], out: Path, options: argparse.Namespace
 ) -> list[Outcome]:
-    """Run all of it; returns what has failed."""
+    """Run all jobs; returns the failures."""
     _run_grid([job for job, _ in grid], "tuning", out, options)
     finals = []
     if preset.finalists > 1:
@@ -113,14 +114,14 @@ def _run_grid(jobs: Sequence[Job], what: str, out: Path, options: argparse.Names
     """Run jobs that others depend on: of an incomplete grid something else might win."""
     failed = _run(jobs, what, out, options)
     if failed:
-        _tell(failed)
+        _print_failures(failed)
         raise StudyError(
             f"{len(failed)} of {len(jobs)} runs of the {what} have no result, without which no "
-            "settings can be chosen; mend what their logs say, then the same command goes on"
+            "settings can be chosen; fix the errors in their logs, then repeat the same command"
         )
 
 
-def _tell(failed: Sequence[Outcome]) -> None:
+def _print_failures(failed: Sequence[Outcome]) -> None:
     for outcome in failed:
         said = f": {outcome.last_words}" if outcome.last_words else ""
         print(f"failed with status {outcome.status}: see {outcome.log}{said}", file=sys.stderr)
@@ -131,7 +132,7 @@ def _run(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace)
         return []
     start, count, in_a_row = time.monotonic(), 0, 0
 
-    def told(outcome: Outcome) -> None:
+    def report(outcome: Outcome) -> None:
         nonlocal count, in_a_row
         count += 1
         in_a_row = 0 if outcome.done else in_a_row + 1
@@ -143,13 +144,13 @@ def _run(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace)
             raise StudyError(
                 f"{in_a_row} runs in a row have failed, the last with status {outcome.status} "
                 f"({outcome.last_words or 'without a word'}); see {outcome.log}; the same command "
-                "goes on, and --problems leaves others out"
+                "resumes the study, and --problems leaves others out"
             )
 
     if options.cluster is None:
-        return failures(run_jobs(jobs, out, options.workers, told))
+        return failures(run_jobs(jobs, out, options.workers, report))
     parameters = dict(options.cluster_parameter)
-    return failures(run_on_cluster(jobs, out, options.cluster, parameters, options.workers, told))
+    return failures(run_on_cluster(jobs, out, options.cluster, parameters, options.workers, report))
 
 
 def _list(parts: Sequence[Sequence[Job]]) -> None:
@@ -193,7 +194,7 @@ def _parameter(text: str) -> tuple[str, object]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.study",
         description=__doc__,
         epilog=_EPILOG,

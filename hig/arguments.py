@@ -41,11 +41,15 @@ __all__ = [
     "check_tensor",
 ]
 
-# The names that optimizers take; command lines read them here too.
+#: Names of the engines that obtain the joint Jacobian, for the argument ``engine``.
 ENGINES = ("auto", "layerwise", "rows")
+#: Names of the decompositions, for the argument ``method``.
 METHODS = ("auto", "gram", "svd", "lanczos")
+#: Names of the step rules, for the argument ``step_rule``.
 STEP_RULES = ("fixed", "trust", "line_search")
+#: Kinds of momentum, for the argument ``momentum_kind``.
 MOMENTUM_KINDS = ("plain", "projected")
+#: Reductions of the loss over the samples of a batch, for the argument ``reduction``.
 REDUCTIONS = ("mean", "sum")
 
 

@@ -13,11 +13,11 @@ _REMEDY = "Give a result file that the runner or a published training script has
 SIGNED = ("smallest_cosine",)
 # Recorded after every step instead of at the evaluations.
 PER_STEP = ("step_size",)
-# Curves of one file that a figure can tell apart.
+# Number of curves of one file that a figure can distinguish.
 MOST_COMPONENTS = 12
 
 UNITS = {"time": "training time (s)", "epochs": "epochs", "steps": "steps"}
-# Samples of an epoch, by the settings that tell; for equations the interior points.
+# Settings with the samples of an epoch; for equations the interior points.
 _EPOCH = ("train_size", "points_interior")
 
 
@@ -66,7 +66,7 @@ def components(file, quantity, chosen=None):
     if len(shown) > MOST_COMPONENTS:
         raise PlotError(
             f"'{key}' in {file.path} has {len(shown)} components, more than the {MOST_COMPONENTS} "
-            f"that a figure can tell apart; {known}"
+            f"that a figure can distinguish; {known}"
         )
     return [
         replace(file, results=file.results | {key: values[:, index], "label": label})
@@ -82,8 +82,8 @@ def curve(file, quantity, axis, log_x=False, log_y=True):
         file: ResultFile.
         quantity: As for `quantity_key`.
         axis: "time", "epochs" or "steps".
-        log_x: Whether the horizontal axis is logarithmic too.
-        log_y: Whether the vertical axis is, but for quantities in `SIGNED`.
+        log_x: Makes the horizontal axis logarithmic too.
+        log_y: Makes the vertical axis logarithmic, except for quantities in `SIGNED`.
 
     Returns:
         Positions (N,) in seconds, epochs or steps and values (N,), float64; at least one point. The
@@ -120,7 +120,7 @@ def curve(file, quantity, axis, log_x=False, log_y=True):
 
 
 def positions(file, axis, count):
-    """Where on the horizontal axis the evaluations of a run stand.
+    """Places of the evaluations of a run on the horizontal axis.
 
     Args:
         file: ResultFile.
@@ -148,11 +148,11 @@ def median_and_band(curves, log_y=True):
 
     Args:
         curves: Sequence of pairs of positions (N_i,), ascending, and values (N_i,).
-        log_y: Whether the axis of the values is logarithmic; they must be positive then.
+        log_y: True if the axis of the values is logarithmic; they must be positive then.
 
     Returns:
         Positions (N,) and the median, smallest and largest value there, (N,) float64 each; N is
-        zero where the curves have no common range.
+        zero if the curves have no common range.
     """
     first = max(position[0] for position, _ in curves)
     last = min(position[-1] for position, _ in curves)
@@ -188,7 +188,7 @@ def step_numbers(file, count):
 
 
 def _steps(file, axis, count):
-    """Where the ends of the steps of a run stand; each is the same share of an epoch."""
+    """Places of the ends of the steps of a run; each is the same share of an epoch."""
     if axis == "steps":
         return step_numbers(file, count)
     if axis == "epochs":
@@ -203,14 +203,14 @@ def _steps_per_epoch(file):
     samples = next((settings[name] for name in _EPOCH if settings.get(name)), None)
     if samples is None or not settings.get("batch_size"):
         raise PlotError(
-            f"{file.path} does not tell how many steps an epoch has: 'sim_par' must have "
+            f"{file.path} does not say how many steps an epoch has: 'sim_par' must have "
             f"'batch_size' and one of {', '.join(_EPOCH)}; use --x epochs"
         )
     return math.ceil(samples / settings["batch_size"])
 
 
 def _component_names(file, count):
-    """What the problem calls its unknowns or tasks, else numbers from 1 on."""
+    """Names of the unknowns or tasks of the problem, else numbers from 1 on."""
     example = file.results.get("example")
     for key in ("unknowns", "tasks"):
         names = example.get(key) if isinstance(example, dict) else None

@@ -1,4 +1,4 @@
-"""One example out of a result file, and what the figures of controlled examples share."""
+"""Example of a result file, and shared parts of the figures of controlled examples."""
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -9,11 +9,14 @@ _DOTS = 2.65  # from one dot to the next, in widths of the line
 _MARKER = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
 
 
-def add_option(parser):
-    """Adds `--example` to the options of a figure."""
+def run(module, description, epilog, draw, arguments):
+    """Runs the command line of a figure with the option `--example`; returns its exit status."""
+    parser = _files.parser(module, description, epilog)
     parser.add_argument(
         "--example", type=int, default=0, metavar="I", help="which example, from 0 (0)"
     )
+    options = parser.parse_args(arguments)
+    return _files.write(options, lambda files: draw(files, options.example))
 
 
 def read(file, layout, example, remedy):
@@ -24,7 +27,7 @@ def read(file, layout, example, remedy):
         layout: dict from the keys below `example` to the names of their axes. Axes of one name
             must have one length; the axis "examples", which comes first, is taken away.
         example: Which of the examples.
-        remedy: What to do when a key is missing, for the error text.
+        remedy: Remedy for a missing key, for the error text.
 
     Returns:
         dict from the keys to float64 arrays; those without an axis "examples" are as in the file.
@@ -39,7 +42,7 @@ def read(file, layout, example, remedy):
         if array.shape != expected:
             others = ", ".join(dict.fromkeys(owners[axis] for axis in axes if axis in owners))
             raise _files.PlotError(
-                f"'example.{key}' in {file.path} must have shape {expected} beside {others}, "
+                f"'example.{key}' in {file.path} must have shape {expected} next to {others}, "
                 f"found {array.shape}; run the experiment again"
             )
         for axis, length in zip(axes, expected, strict=True):
@@ -79,10 +82,10 @@ def names(file, key, count, remedy):
 
 
 def draw_control(axes, parts):
-    """Draws the control below what it steers, above the axis of the time.
+    """Draws the control below the controlled state, above the axis of the time.
 
     Args:
-        axes: Where.
+        axes: The axes.
         parts: `control` (T,), the start of each step `control_time` (T,), and `time`, whose last
             entry is the end.
     """
@@ -102,7 +105,7 @@ def draw_targets(axes, time, values, colours):
             dots = (_DOTS * index, (1.0, _DOTS * len(same) - 1.0))
         axes.axhline(value, color=colour, linestyle=dots, linewidth=1.0)
         look = _MARKER | {"color": colour, "zorder": 3, "clip_on": False}
-        if rings := len(same) - 1 - index:  # around those that follow, and what else is there
+        if rings := len(same) - 1 - index:  # around those that follow
             look |= {"markersize": look["markersize"] + 3.5 * rings, "markerfacecolor": "none"}
         axes.plot(time, value, **look)
 

@@ -18,7 +18,7 @@ MOST_CHARACTERS = 300
 
 
 class PlotError(ValueError):
-    """A figure cannot be drawn from the files given; the text says why and what would help."""
+    """The given files cannot be drawn; the text has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class ResultFile:
 
     @property
     def problem(self):
-        """The problem, empty where the file does not say."""
+        """Name of the problem, empty if the file does not have it."""
         return _text(self.results.get("problem") or "")
 
     @property
     def method(self):
-        """The name under which the method has its colour; the file name may have to tell."""
+        """Name under which the method has its colour; taken from the file name if necessary."""
         if self.results.get("method"):
             return _style.method_name(_text(self.results["method"]))
         words = [_style.method_name(word) for word in re.split(r"[^A-Za-z]+", self.path.stem)]
@@ -52,7 +52,7 @@ class ResultFile:
 
         Args:
             key: The key, with dots between the levels.
-            remedy: What to do when it is missing, for the error text.
+            remedy: Remedy if it is missing, for the error text.
 
         Returns:
             The value as the file holds it.
@@ -88,7 +88,9 @@ class ResultFile:
                 raise TypeError("its numbers are complex")
             array = np.asarray(value, dtype=np.float64)
         except (OverflowError, TypeError, ValueError) as error:
-            raise PlotError(f"'{key}' in {self.path} is no array of numbers: {error}") from error
+            raise PlotError(
+                f"'{key}' in {self.path} is not an array of numbers: {error}"
+            ) from error
         if array.ndim != ndim or array.size == 0:
             raise PlotError(
                 f"'{key}' in {self.path} must be a non-empty array of {ndim} dimension(s), "
@@ -105,7 +107,7 @@ def having(files, key):
         key: A key of the results.
 
     Returns:
-        List of ResultFile; all files where none has the key, so that the error tells.
+        List of ResultFile; all files if none has the key, so that the error names it.
     """
     found = [file for file in files if key in file.results]
     if not found:
@@ -126,7 +128,7 @@ def newest(files):
         files: Sequence of ResultFile.
 
     Returns:
-        List of ResultFile, in the order given. Files that do not tell their seed all stay.
+        List of ResultFile, in the order given. Files without a seed all stay.
     """
     latest = {}
     for index, file in enumerate(files):
@@ -150,7 +152,7 @@ def _run(file):
 
 
 def _text(value):
-    # No formula: matplotlib reads one between dollars, and fails where it is none.
+    # matplotlib reads a formula between dollars, and fails if it is not one.
     text = printable(value).replace("$", r"\$")
     return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 1]}…"
 
@@ -174,9 +176,9 @@ def load(path):
     try:
         return ResultFile(Path(path), load_results(path))
     except (OSError, ValueError) as error:  # load_results' own errors are ValueErrors
-        beside = Path(path).parent / f"{Path(path).stem}.pickle"
-        if Path(path) != beside and beside.exists():
-            raise PlotError(f"{path} is no result file; give {beside}") from error
+        result = Path(path).parent / f"{Path(path).stem}.pickle"
+        if Path(path) != result and result.exists():
+            raise PlotError(f"{path} is not a result file; give {result}") from error
         raise PlotError(str(error)) from error
 
 
@@ -185,7 +187,7 @@ def parser(module, description, epilog):
 
     Args:
         module: Name of the figure's module, e.g. "loss".
-        description: What the figure shows.
+        description: Description of the figure.
         epilog: Examples and remarks below the options.
 
     Returns:
@@ -238,7 +240,7 @@ def write(options, draw):
 
 
 def note(text):
-    """Tells on stderr what a figure leaves out."""
+    """Reports on stderr what a figure leaves out."""
     print(f"note: {printable(text)}", file=sys.stderr)
 
 

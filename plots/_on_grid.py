@@ -18,7 +18,7 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class OnGrid:
-    """What a network has found on a grid, and the reference.
+    """Prediction of a network on a grid, and the reference.
 
     Attributes:
         coordinates: Names of the D coordinates.
@@ -69,8 +69,8 @@ class Plane:
     Attributes:
         across: Name of the coordinate to the right: the time, else the first of the two.
         up: Name of the other one.
-        index: What cuts the plane out of an array (n_1, ..., n_D), in the order of coordinates.
-        turned: Whether the first of the two coordinates is `across`.
+        index: Index of the plane in an array (n_1, ..., n_D), in the order of coordinates.
+        turned: True if the first of the two coordinates is `across`.
         held: dict from the names of the other coordinates to their values.
     """
 
@@ -97,7 +97,7 @@ def read(file):
 
     Raises:
         PlotError: The file has none, its parts do not fit together, are not finite, or the points
-            are no full grid.
+            are not a full grid.
     """
     arrays = [_finite(file, key) for key in ("points", "prediction", "solution")]
     points, prediction, reference = arrays
@@ -105,7 +105,7 @@ def read(file):
         if array.shape != (len(points), reference.shape[1]):
             raise _files.PlotError(
                 f"'example.{key}' in {file.path} must have shape "
-                f"{(len(points), reference.shape[1])} beside 'points' of shape {points.shape}, "
+                f"{(len(points), reference.shape[1])} next to 'points' of shape {points.shape}, "
                 f"found {array.shape}; run the experiment again"
             )
     coordinates = _example.names(file, "coordinates", points.shape[1], REMEDY)
@@ -138,9 +138,9 @@ def _grid(file, points):
         if np.array_equal(index[order], np.arange(len(points))):
             return list(axes), order
     raise _files.PlotError(
-        f"the {len(points)} points of 'example.points' in {file.path} are no full grid: they have "
-        f"{' x '.join(map(str, shape))} different places along the coordinates; this figure needs "
-        "every combination of two or more places along each, once"
+        f"the {len(points)} points of 'example.points' in {file.path} are not a full grid: they "
+        f"have {' x '.join(map(str, shape))} different places along the coordinates; this figure "
+        "needs every combination of two or more places along each, once"
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings that differ between runs, and what a run ends at."""
+"""Settings that differ between runs, and final values of runs."""
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def value(file, setting):
 
 
 def is_number(found):
-    """Whether a value has its place on an axis of numbers."""
+    """Returns whether a value has its place on an axis of numbers."""
     return isinstance(found, int | float) and not isinstance(found, bool)
 
 
@@ -73,14 +73,14 @@ def in_order(values):
 
 
 def final(file, quantity):
-    """What a run ends at.
+    """Final value of a run.
 
     Args:
         file: ResultFile.
         quantity: As for `_curves.quantity_key`.
 
     Returns:
-        float; infinite where it is not finite, or the run has diverged.
+        float; infinite if it is not finite, or the run has diverged.
 
     Raises:
         PlotError: The file has no such quantity, or one of several components.
@@ -91,5 +91,5 @@ def final(file, quantity):
 
 
 def name(file):
-    """The name of a method, without what sets its run apart from the usual one."""
+    """The name of a method, without the deviations of its run from the usual one."""
     return file.label.partition(" (")[0]

@@ -42,10 +42,10 @@ _SOLID, _DASHED, _DOTTED, _DASH_DOT = _DASHES = (
     (0, (5, 1.2, 1, 1.2)),
 )
 
-# A method keeps its look in every figure, whichever others stand beside it, and its place in
-# legends, which is that in this table. The first colours are Okabe & Ito's, safe for the common
-# kinds of colour blindness. What alternates between losses is a darker, dashed form of what does
-# not; what adds losses up with weights has broken lines.
+# A method keeps its look in every figure, whichever others it shows, and its place in legends,
+# which is that in this table. The first colours are Okabe & Ito's, safe for the common kinds of
+# colour blindness. Methods that alternate between losses are a darker, dashed form of those that
+# do not; weighted sums of losses have broken lines.
 _METHODS = {
     "hig": ("#0072B2", _SOLID),
     "khig": ("#661100", _SOLID),
@@ -78,7 +78,7 @@ _ALIASES = {
 }
 # Tol's muted palette, for the methods without a look of their own.
 _OTHERS = ("#44AA99", "#AA4499", "#117733", "#DDCC77", "#661100", "#88CCEE", "#CC6677", "#DDDDDD")
-# For things that are no methods: neurons, states, starts.
+# For things that are not methods: neurons, states, starts.
 SEQUENCE = (
     "#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#8C8C8C",
     "#332288", "#882255", "#999933",
@@ -99,7 +99,7 @@ def method_name(text):
 
 
 def is_known(method):
-    """Whether a method, named as `method_name` names it, has a colour of its own."""
+    """Returns whether a method, named as `method_name` names it, has a colour of its own."""
     return method in _METHODS
 
 
@@ -166,7 +166,7 @@ def few_ticks(axis):
     axis.set_minor_locator(NullLocator())
 
 
-def panels(rows, columns, width=3.4, height=2.6, beside=1.3, **options):
+def panels(rows, columns, width=3.4, height=2.6, legend_width=1.3, **options):
     """A figure with a grid of axes.
 
     The figure is made without pyplot: no window, no global state, nothing to close.
@@ -176,18 +176,18 @@ def panels(rows, columns, width=3.4, height=2.6, beside=1.3, **options):
         columns: Number of columns.
         width: Width of a panel in inches.
         height: Height of a panel in inches.
-        beside: Width in inches of the legend beside the panels.
+        legend_width: Width in inches of the legend next to the panels.
         **options: As for `matplotlib.figure.Figure.subplots`.
 
     Returns:
         The figure and the (rows, columns) array of its axes.
     """
-    figure = Figure(figsize=(width * columns + beside, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns + legend_width, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def wrapped(label, width):
-    """A label that is longer than a line: the name of the method, what is special below it.
+    """Breaks a label that is longer than a line: the name of the method, deviations below it.
 
     Args:
         label: Such as "Levenberg–Marquardt (batch 700, float64)".

@@ -1,4 +1,4 @@
-"""What runs end at, against a setting that differs between them."""
+"""Final values of runs, against a setting that differs between them."""
 
 import sys
 
@@ -11,7 +11,7 @@ from plots._curves import quantity_key
 
 _EPILOG = """\
 Points are medians over the seeds, upright lines reach from the lowest to the highest. Numbers have
-an axis, logarithmic where they span a decade or so; texts, and numbers beside texts, stand side by
+an axis, logarithmic where they span a decade or so; texts, and numbers with texts, stand side by
 side. A cross at the top: a seed has no finite loss. Two settings make a map, with a frame around
 the lowest loss. Each problem has its own panel.
 
@@ -133,7 +133,7 @@ def _maps(groups, settings, name):
         _settings.in_order(key[index] for _, _, ends in panels for key in ends) for index in (0, 1)
     ]
     size = {"width": _CELL * len(sides[0]) + 1.8, "height": _CELL * len(sides[1]) + 0.9}
-    figure, grid = _style.panels(1, len(panels), beside=0, **size)
+    figure, grid = _style.panels(1, len(panels), legend_width=0, **size)
     for axes, (problem, label, ends) in zip(grid[0], panels, strict=True):
         image = _draw_map(axes, ends, sides)
         figure.colorbar(image, ax=axes, label=name)
@@ -173,14 +173,7 @@ def _draw_map(axes, ends, sides):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("ablation", __doc__, _EPILOG)
     parser.add_argument(
         "--setting", nargs="+", metavar="NAME", help="one or two settings (those that differ)"

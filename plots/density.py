@@ -93,18 +93,8 @@ def _draw_profile(axes, parts, highest):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
-    parser = _files.parser("density", __doc__, _EPILOG)
-    _example.add_option(parser)
-    options = parser.parse_args(arguments)
-    return _files.write(options, lambda files: draw(files, options.example))
+    """Runs the command line, by default that of the process; returns its exit status."""
+    return _example.run("density", __doc__, _EPILOG, draw, arguments)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@ import numpy as np
 
 from plots import _files, _style
 
-_REMEDY = "Give what hig.diagnose(...).results() was saved to by hig.save_results"
+_REMEDY = "Give a file of hig.diagnose(...).results(), written by hig.save_results"
 _METHODS = {-1.0: "gn", -0.5: "hig", 1.0: "sgd"}
 
 _EPILOG = """\
 Left: the singular values; those at or below the dashed line are dropped, those in grey may be
 rounding alone. Right: the loss after a step along each direction, over the loss before it, against
 the step size in Cauchy steps (where the quadratic model is lowest; legends give the number).
-Lines are measured, dashes are what the model says: where they part the model ends.
+Lines are measured, dashes are the model: its range ends where they part.
 
 example:
   python -m plots.diagnosis batch.pickle --out batch.png
@@ -33,7 +33,7 @@ def draw(files):
         PlotError: No file has a diagnosis.
     """
     files = _files.having(files, "directions")
-    figure, grid = _style.panels(len(files), 2, beside=1.9)
+    figure, grid = _style.panels(len(files), 2, legend_width=1.9)
     for (left, right), file in zip(grid, files, strict=True):
         _draw_spectrum(left, file)
         _draw_directions(right, file)
@@ -77,14 +77,7 @@ def _draw_directions(axes, file):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     options = _files.parser("diagnosis", __doc__, _EPILOG).parse_args(arguments)
     return _files.write(options, draw)
 

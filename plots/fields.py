@@ -44,15 +44,15 @@ def draw(files, example=0):
     errors = _example.largest(row[2] for row in fields)
     looks = [("RdBu_r", levels), ("RdBu_r", levels), ("PuOr_r", errors)]
     height = 1.8 + 0.6 / len(files)  # with the bars, once for all rows
-    figure, grid = _style.panels(len(files), 3, width=1.8, height=height, beside=0.4)
-    figure.set_layout_engine("compressed")  # no gaps beside the square panels
+    figure, grid = _style.panels(len(files), 3, width=1.8, height=height, legend_width=0.4)
+    figure.set_layout_engine("compressed")  # no gaps next to the square panels
     for row, file, shown in zip(grid, files, fields, strict=True):
         images = [_draw_field(*panel) for panel in zip(row, shown, looks, strict=True)]
         row[0].set_ylabel(file.label)
         row[2].set_title(f"RMS {np.sqrt(np.mean(shown[2] ** 2)):.2g}")
     for axes, title in zip(grid[0], ("ground truth", "prediction", "difference"), strict=True):
         axes.set_title(", ".join(filter(None, [title, axes.get_title()])))
-    # Below: beside, a label would seem to be of the panel after it.
+    # Below: on the side, a label would seem to be of the next panel.
     for image, columns, label in ((images[0], slice(2), quantity), (images[2], 2, "difference")):
         panels = grid[:, columns].ravel().tolist()
         figure.colorbar(image, ax=panels, location="bottom", label=label, aspect=12 * len(panels))
@@ -77,18 +77,8 @@ def _draw_field(axes, field, look):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
-    parser = _files.parser("fields", __doc__, _EPILOG)
-    _example.add_option(parser)
-    options = parser.parse_args(arguments)
-    return _files.write(options, lambda files: draw(files, options.example))
+    """Runs the command line, by default that of the process; returns its exit status."""
+    return _example.run("fields", __doc__, _EPILOG, draw, arguments)
 
 
 if __name__ == "__main__":

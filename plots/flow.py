@@ -40,7 +40,9 @@ def draw(files, example=0):
     """
     files = _files.having(files, "example")
     examples = [_example.read(file, _LAYOUT, example, _REMEDY) for file in files]
-    figure, grid = _style.panels(3, len(files), width=2.8, height=1.6, beside=1.1, sharey="row")
+    figure, grid = _style.panels(
+        3, len(files), width=2.8, height=1.6, legend_width=1.1, sharey="row"
+    )
     for key, row in (("velocity", grid[0]), ("force", grid[1])):
         highest = _example.largest(parts[key] for parts in examples)
         for axes, parts in zip(row, examples, strict=True):
@@ -88,18 +90,8 @@ def _draw_profiles(axes, parts):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
-    parser = _files.parser("flow", __doc__, _EPILOG)
-    _example.add_option(parser)
-    options = parser.parse_args(arguments)
-    return _files.write(options, lambda files: draw(files, options.example))
+    """Runs the command line, by default that of the process; returns its exit status."""
+    return _example.run("flow", __doc__, _EPILOG, draw, arguments)
 
 
 if __name__ == "__main__":

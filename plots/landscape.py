@@ -34,7 +34,7 @@ def draw(files):
         files: Sequence of ResultFile; all of one label, but for the start, share a panel.
 
     Returns:
-        matplotlib.figure.Figure with a panel for each method, the legend beside them.
+        matplotlib.figure.Figure with a panel for each method, the legend next to them.
 
     Raises:
         PlotError: No file has a trajectory, or its parts do not fit together.
@@ -67,7 +67,7 @@ def draw(files):
 
 
 def without_start(label):
-    """A label without what it says of the start, e.g. "Adam (lr 0.1, start 2)" -> "Adam (lr 0.1)".
+    """Removes the start from a label, e.g. "Adam (lr 0.1, start 2)" -> "Adam (lr 0.1)".
 
     Args:
         label: The label of a file.
@@ -141,14 +141,7 @@ def _handles(files):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     options = _files.parser("landscape", __doc__, _EPILOG).parse_args(arguments)
     return _files.write(options, draw)
 

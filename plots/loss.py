@@ -21,9 +21,9 @@ Files of one problem and one method label are the seeds of one experiment: their
 over the range that all of them cover, in a band from the lowest to the highest. Of files that have
 the seed in common too the newest is taken. Each problem has its own row of panels. Files of the
 published training scripts go by their file names. The training time of a run that started from
-saved weights goes on from that of the run that made them. What has several components, such as an
-error of each unknown, has a line for each. Values of either sign need --linear. Methods stand in
-the legend in one order and keep their colours in all figures.
+saved weights is added to that of the run that made them. A quantity with several components, such
+as an error of each unknown, has a line for each. Values of either sign need --linear. Methods
+stand in the legend in one order and keep their colours in all figures.
 
 examples:
   python -m plots.loss results/*.pickle --out loss.png
@@ -49,16 +49,16 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
             first three, side by side.
         quantity: "test" or "train" loss, "both" (train as thin, pale lines), or another recorded
             quantity by its name, such as "l1_distance" for the key `test_l1_distance`.
-        log_x: Whether the horizontal axis is logarithmic too; of several, the names of those that
+        log_x: Makes the horizontal axis logarithmic too; of several, the names of those that
             are.
-        linear: Whether the vertical axis is linear, for values of either sign.
+        linear: Makes the vertical axis linear, for values of either sign.
         component: Names of the components to show of a quantity that has several; all when None.
 
     Returns:
         matplotlib.figure.Figure with a row for each problem and a column for each axis.
 
     Raises:
-        PlotError: A file lacks what the figure needs.
+        PlotError: A file lacks data that the figure needs.
     """
     files = _files.newest(files)
     axes_names = ("time", "epochs") if x == "both" else (x,) if isinstance(x, str) else x
@@ -92,7 +92,7 @@ def draw(files, x="time", quantity="test", log_x=False, linear=False, component=
 
 
 def _name(quantity, files):
-    # A problem that is tested by something else than it is trained by says by what.
+    # Problems whose test loss is another quantity than the trained loss name it.
     tested_by = {str(file.results.get("tested_by") or "") for file in files}
     if quantity == "test" and len(tested_by) == 1 and "" not in tested_by:
         return tested_by.pop()
@@ -125,7 +125,7 @@ def _draw_group(axes, curves, label, style, pale, log_y):
 
 
 def _markers(position):
-    """Few evaluations are seen as such, and a single one at all."""
+    """Markers of the evaluations, if they are few."""
     return {"marker": "o", "markersize": 3.5} if len(position) < _FEW else {}
 
 
@@ -140,15 +140,15 @@ def _finish(axes, name, log_x, log_y):
 
 
 def _room_for_legend(labels, rows):
-    """Sizes in inches with which the legend finds room beside the panels."""
+    """Sizes in inches with room for the legend next to the panels."""
     lines = [_style.wrapped(label, _LABEL_WIDTH).splitlines() for label in labels]
     tall = _LINE * (sum(map(len, lines)) + 3) / rows
     wide = max((len(line) for label in lines for line in label), default=0) > _LABEL_WIDTH / 2
-    return {"height": max(2.6, tall), "beside": 2.2 if wide else 1.3}
+    return {"height": max(2.6, tall), "legend_width": 2.2 if wide else 1.3}
 
 
 def _legend(figure, quantity, labels):
-    """Beside the panels, so that it hides no curve."""
+    """Draws the legend next to the panels, so that it hides no curve."""
     lines = {}
     for line in (line for axes in figure.axes for line in axes.lines):
         if not line.get_label().startswith("_"):
@@ -164,14 +164,7 @@ def _legend(figure, quantity, labels):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("loss", __doc__, _EPILOG)
     parser.add_argument(
         "--x",

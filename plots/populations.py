@@ -12,12 +12,12 @@ _LAYOUT = {
     "target_populations": ("examples", "states"),
 }
 
-# What the eigenstates shown leave over is drawn where it can be told from zero.
+# The remaining population is drawn if it is visibly above zero.
 _VISIBLE = 0.005
 
 _EPILOG = """\
-The targets count at the final time. The thin grey line is what is in none of the eigenstates shown.
-Several files stand side by side.
+The targets count at the final time. The thin grey line is the population outside the eigenstates
+shown. Several files stand side by side.
 
 example:
   python -m plots.populations hig.pickle adam.pickle --example 0 --out populations.png
@@ -68,18 +68,8 @@ def _draw_populations(axes, parts, names):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
-    parser = _files.parser("populations", __doc__, _EPILOG)
-    _example.add_option(parser)
-    options = parser.parse_args(arguments)
-    return _files.write(options, lambda files: draw(files, options.example))
+    """Runs the command line, by default that of the process; returns its exit status."""
+    return _example.run("populations", __doc__, _EPILOG, draw, arguments)
 
 
 if __name__ == "__main__":

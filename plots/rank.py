@@ -96,14 +96,7 @@ def _positions(file, x, count):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("rank", __doc__, _EPILOG)
     parser.add_argument(
         "--x", choices=("time", "steps"), default="time", help="horizontal axis (time)"

@@ -25,7 +25,7 @@ def draw(files, x="time", log_x=False):
     Args:
         files: Sequence of ResultFile.
         x: "time" or "epochs".
-        log_x: Whether the horizontal axis is logarithmic; it has no place for the start.
+        log_x: Makes the horizontal axis logarithmic; it has no place for the start.
 
     Returns:
         matplotlib.figure.Figure with a column for each file; means above, spreads below.
@@ -83,14 +83,7 @@ def _activations(file):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("saturation", __doc__, _EPILOG)
     parser.add_argument(
         "--x", choices=("time", "epochs"), default="time", help="horizontal axis (time)"

@@ -106,14 +106,7 @@ def _measured(file, keys):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("scaling", __doc__, _EPILOG)
     options = parser.parse_args(arguments)
     return _files.write(options, draw)

@@ -17,7 +17,7 @@ _LAYOUT = {key: ("examples", "x", "y") for key in _TITLES}
 
 _EPILOG = """\
 A row for each file; x to the right, y upwards. All densities share one scale of colours.
-`python -m plots.fields` draws the difference between what was reached and the target.
+`python -m plots.fields` draws the difference between the result and the target.
 
 example:
   python -m plots.smoke hig.pickle adam.pickle --example 0 --out smoke.png
@@ -41,8 +41,8 @@ def draw(files, example=0):
     files = _files.having(files, "example")
     examples = [_example.read(file, _LAYOUT, example, _REMEDY) for file in files]
     highest = _example.largest(one[key] for one in examples for key in _TITLES)
-    figure, grid = _style.panels(len(files), len(_TITLES), width=1.6, height=1.6, beside=0.8)
-    figure.set_layout_engine("compressed")  # no gaps beside the square panels
+    figure, grid = _style.panels(len(files), len(_TITLES), width=1.6, height=1.6, legend_width=0.8)
+    figure.set_layout_engine("compressed")  # no gaps next to the square panels
     for row, file, shown in zip(grid, files, examples, strict=True):
         row[0].set_ylabel(file.label)
         for axes, key in zip(row, _TITLES, strict=True):
@@ -56,18 +56,8 @@ def draw(files, example=0):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
-    parser = _files.parser("smoke", __doc__, _EPILOG)
-    _example.add_option(parser)
-    options = parser.parse_args(arguments)
-    return _files.write(options, lambda files: draw(files, options.example))
+    """Runs the command line, by default that of the process; returns its exit status."""
+    return _example.run("smoke", __doc__, _EPILOG, draw, arguments)
 
 
 if __name__ == "__main__":

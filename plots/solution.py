@@ -1,4 +1,4 @@
-"""A solution that a physics-informed network has found, beside the reference, and its error."""
+"""Solution of a physics-informed network, next to the reference, and its error."""
 
 import argparse
 import math
@@ -11,9 +11,9 @@ from plots import _files, _on_grid, _style
 
 _EPILOG = """\
 A column for each file, the prediction above the absolute error, after that of the reference; more
-than four files go on below. Each value of the grid is a cell. The
-time is to the right where the plane has it. Predictions have the colours of the reference, all
-errors one logarithmic scale. MSE is the mean squared error over what is shown. Of more than two
+than four files continue below. Each value of the grid is a cell. The
+time is to the right if the plane has it. Predictions have the colours of the reference, all
+errors one logarithmic scale. MSE is the mean squared error over the plane shown. Of more than two
 coordinates the figure shows the plane of the first two that are not held by --at; the last ones are
 held at the end of the time, in the middle of space, or at the place of the grid nearest to --at.
 
@@ -77,12 +77,12 @@ def _panels(files, plane, sides):
     even = _on_grid.TIME not in (plane.across, plane.up)
     across, up = (np.ptp(side) for side in sides)
     height = _SIDE * (np.clip(up / across, 0.5, 2.0) if even else 0.8)
-    # With the room for what is written around a panel.
+    # With room for the labels of a panel.
     figure, grid = _style.panels(
         2 * pairs, 1 + columns, width=_SIDE + 0.35, height=height + 0.75, sharex=True, sharey=True
     )
     if even:
-        figure.set_layout_engine("compressed")  # no gaps beside the panels
+        figure.set_layout_engine("compressed")  # no gaps next to the panels
         for axes in grid.ravel():
             axes.set_aspect("equal")
     for axes in [*grid[1:, 0], *grid[-2:, 1 + files - columns * (pairs - 1) :].ravel()]:
@@ -94,7 +94,7 @@ def _panels(files, plane, sides):
 def _draw(panels, sides, planes, look):
     for axes, values in zip(panels, planes, strict=True):
         axes.grid(False)
-        # Cells and nothing between them: what is smooth is so by its points. Rasterised, as
+        # Cells without interpolation: smoothness comes from the points alone. Rasterised, as
         # thousands of cells make a slow PDF.
         image = axes.pcolormesh(*sides, values, shading="nearest", rasterized=True, **look)
     return image
@@ -162,14 +162,7 @@ def _held(text):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("solution", __doc__, _EPILOG)
     parser.add_argument(
         "--unknown",

@@ -15,7 +15,7 @@ _REMEDY = (
 
 _EPILOG = """\
 Values are relative to the largest of their moment. Directions below the dashed line are dropped
-from the step; what is in grey may be rounding alone, in the precision of the run, at the moment at
+from the step; values in grey may be rounding alone, in the precision of the run, at the moment at
 which that is most. Several files stand side by side.
 
 example:
@@ -41,8 +41,8 @@ def draw(files, moments=5):
         PlotError: No file has a spectrum, or its parts do not fit together.
     """
     files = _files.having(files, "spectrum")
-    # Moments differ from file to file, so every panel has its legend beside it.
-    figure, grid = _style.panels(1, len(files), width=4.4, beside=0, sharey=True)
+    # Moments differ from file to file, so every panel has its own legend.
+    figure, grid = _style.panels(1, len(files), width=4.4, legend_width=0, sharey=True)
     noises = [_draw_file(*pair, moments) for pair in zip(grid[0], files, strict=True)]
     # One axis for all, which must have room for the shades too.
     lowest = min([grid[0, 0].get_ylim()[0], *(0.5 * noise for noise in noises if noise > 0)])
@@ -91,7 +91,7 @@ def _draw_file(axes, file, moments):
 
 
 def _noise(values, file):
-    """The share of the largest value up to which others may be rounding; 0 where no dtype tells."""
+    """Share of the largest value below which others may be rounding; 0 if the dtype is unknown."""
     settings = file.results.get("sim_par")
     dtype = settings.get("dtype") if isinstance(settings, dict) else None
     if dtype not in ("float32", "float64") or not values.max() > 0:
@@ -111,14 +111,7 @@ def _count(text):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("spectrum", __doc__, _EPILOG)
     parser.add_argument(
         "--moments", type=_count, default=5, metavar="N", help="at most this many curves (5)"

@@ -27,9 +27,9 @@ from plots import (
 )
 
 _EPILOG = """\
-STUDY is what `python -m experiments keep` has written: <part>/<problem>/<run>.pickle. Each problem
+STUDY is the output of `python -m experiments keep`: <part>/<problem>/<run>.pickle. Each problem
 of the comparison has its curves, its target, the spectra and ranks of the methods that have them,
-and an example of what HIG and the best other method have found, if it has examples. Figures
+and an example of HIG and of the best other method, if it has examples. Figures
 are PNG files, <problem>_<figure>.png and ablation_<setting>.png, none larger than 150 kB.
 
 example:
@@ -41,7 +41,7 @@ _RESOLUTIONS = (160, 130, 110, 90, 70, 50)  # the first with which a figure is s
 _TUNING, _COMPARISON, _RELAYS = "tuning", "comparison", ("relay_first", "relay")
 _OURS = "hig"
 _MOST_RISE = 10.0  # of a loss over that at the start
-# What draws an example that has these parts; of several the first.
+# Figures of an example that has these parts; of several the first.
 _EXAMPLES = (
     ("trajectory", trajectory, {"state", "target", "control"}),
     ("density", density, {"density", "target_density"}),
@@ -53,7 +53,7 @@ _EXAMPLES = (
 
 
 def figures(study):
-    """What there is to draw.
+    """Lists the figures of a study.
 
     Args:
         study: Path of the folder.
@@ -62,7 +62,7 @@ def figures(study):
         dict from names without a suffix to functions that return a matplotlib figure.
 
     Raises:
-        PlotError: The folder has no comparison, or a file is no result file.
+        PlotError: The folder has no comparison, or a file is not a result file.
     """
     parts = {}
     for path in sorted(Path(study).rglob("*.pickle")):
@@ -70,13 +70,13 @@ def figures(study):
         parts.setdefault(part, {}).setdefault("_".join(folder), []).append(_files.load(path))
     if _TUNING in parts:
         raise _files.PlotError(
-            f"{study} is the folder of a study, not what is kept of one; first "
+            f"{study} is the folder of a study, not of its kept files; first "
             f"python -m experiments keep {study} --out DIR, and then give DIR"
         )
     if _COMPARISON not in parts:
         raise _files.PlotError(
-            f"{study} has no result files in {_COMPARISON}/; give what python -m experiments keep "
-            "has written"
+            f"{study} has no result files in {_COMPARISON}/; give the output of python -m "
+            "experiments keep"
         )
     found = {}
     for problem, files in parts.pop(_COMPARISON).items():
@@ -94,7 +94,7 @@ def figures(study):
 
 
 def _short(files):
-    """Files of one problem labelled by the method alone, where that is enough to tell them."""
+    """Labels the files of one problem by the method alone, if that is unique."""
     labels = {}
     for file in files:
         labels.setdefault(file.method, set()).add(file.label)
@@ -117,8 +117,8 @@ def _labelled(file, label):
 def _loss(files, x):
     """Curves as a page needs them, on which methods differ by orders of magnitude.
 
-    What diverges leaves at the top, as no other curve would be legible beside 1e30. Steps have a
-    logarithmic axis, as those of Adam are many and those of HIG few.
+    Runs that diverge leave at the top, as no other curve would be legible next to 1e30. Steps
+    have a logarithmic axis, as those of Adam are many and those of HIG few.
     """
     try:
         figure = loss.draw(files, x=x, log_x=("steps",))
@@ -209,14 +209,7 @@ def draw(study, out):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m plots.study",
         description=__doc__,

@@ -14,8 +14,8 @@ _REMEDY = "Give result files that the runner has written"
 _EPILOG = """\
 Circles are seeds, dots their medians, lines reach from the soonest to the latest; crosses are runs
 that ended above the target, at their ends. The first evaluation at the target or below counts.
-Without --target it is what Adam ends at in the median, or the second best where Adam is the best or
-is not there. Each problem has its own panel, with its target above it.
+Without --target it is the final loss of Adam in the median, or of the second best if Adam is the
+best or missing. Each problem has its own panel, with its target above it.
 
 example:
   python -m plots.target results/poisson/*.pickle --target 0.1 --out target.png
@@ -32,7 +32,7 @@ def draw(files, target=None):
 
     Args:
         files: Sequence of ResultFile.
-        target: Test loss; None for what Adam or the second best ends at.
+        target: Test loss; None for the final loss of Adam or the second best.
 
     Returns:
         matplotlib.figure.Figure with a panel for each problem, one below the other.
@@ -45,7 +45,7 @@ def draw(files, target=None):
         groups = problems.setdefault(file.problem, {})
         groups.setdefault((file.method, file.label), []).append(file)
     heights = [_height(groups) for groups in problems.values()]
-    size = {"width": 4.4, "height": sum(heights) / len(heights), "beside": 1.9}
+    size = {"width": 4.4, "height": sum(heights) / len(heights), "legend_width": 1.9}
     figure, grid = _style.panels(len(problems), 1, height_ratios=heights, **size)
     for axes, (problem, groups) in zip(grid[:, 0], problems.items(), strict=True):
         level, meaning = (target, "") if target is not None else _default(problem, groups)
@@ -65,7 +65,7 @@ def _height(groups):
 
 
 def _default(problem, groups):
-    """A loss that most methods reach, and in words what it is."""
+    """Chooses a loss that most methods reach; returns it with a description."""
     ends = {key: np.median([_settings.final(f, "test") for f in of]) for key, of in groups.items()}
     ordered = sorted((key for key in ends if np.isfinite(ends[key])), key=ends.get)
     if not ordered:
@@ -143,14 +143,7 @@ def _number(text):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
+    """Runs the command line, by default that of the process; returns its exit status."""
     parser = _files.parser("target", __doc__, _EPILOG)
     parser.add_argument(
         "--target", type=_number, metavar="LOSS", help="test loss (where Adam or the second ends)"

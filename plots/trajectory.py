@@ -55,7 +55,7 @@ def draw(files, example=0):
 
 
 def _positions(names):
-    """Which states are positions, beside which velocities stand; none where names do not tell."""
+    """Finds the positions among positions and velocities; none if the names do not say."""
     return [i for i, name in enumerate(names) if name.startswith("x")]
 
 
@@ -70,18 +70,8 @@ def _draw_positions(axes, parts, names):
 
 
 def main(arguments=None):
-    """Runs the command line.
-
-    Args:
-        arguments: Sequence of str; those of the process when None.
-
-    Returns:
-        Exit status, 0 or 2.
-    """
-    parser = _files.parser("trajectory", __doc__, _EPILOG)
-    _example.add_option(parser)
-    options = parser.parse_args(arguments)
-    return _files.write(options, lambda files: draw(files, options.example))
+    """Runs the command line, by default that of the process; returns its exit status."""
+    return _example.run("trajectory", __doc__, _EPILOG, draw, arguments)
 
 
 if __name__ == "__main__":

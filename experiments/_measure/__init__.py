@@ -1,1 +1,1 @@
-"""What the commands measure: steps, their parts, other packages, sizes."""
+"""Measurements of the commands: steps, their parts, other packages, sizes."""

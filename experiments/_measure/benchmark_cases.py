@@ -1,4 +1,4 @@
-"""What the benchmark compares: one training step, taken in several ways."""
+"""Cases of the benchmark: one training step, taken in several ways."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ from torch.func import functional_call, jacrev, vmap
 import hig
 from experiments._methods import METHODS
 from experiments._run.batches import check_batch_size
-from experiments._run.step import repeatable_step
+from experiments._run.step import outputs_closure, repeatable_step
 from problems import Problem, Settings, samples
 
 TEXTBOOK, ADAM = "textbook (all rows, SVD)", "Adam, as written down"
@@ -39,7 +39,7 @@ class Cases:
         self._plain = problem.plain()
 
     def makers(self) -> dict[str, Callable[[], Step]]:
-        """What makes the step of each case, by the name of the case."""
+        """Constructors of the steps, by the name of the case."""
         makers = {
             TEXTBOOK: self.textbook,
             "HIG rows": lambda: self.half_inverse(engine="rows"),
@@ -98,7 +98,7 @@ class Cases:
         return list(vmap(jacrev(output), in_dims=(None, 0))(parameters, self.batch).values())
 
     def _sample_rows(self, network: nn.Module) -> list[Tensor]:
-        """The same, one sample after the other, for simulators that torch.func cannot trace."""
+        """Rows of every parameter, by sample, for simulators that torch.func cannot trace."""
         rows = []
         for index in range(samples(self.batch)):
             single = {key: value[index : index + 1] for key, value in self.batch.items()}
@@ -122,11 +122,7 @@ class Cases:
         """A step of HIG as a CUDA graph."""
         network, settings = self.network(), self.settings
         optimizer = hig.HIG(network.parameters(), settings.lr, settings.rcond, cuda_graph=True)
-
-        def closure() -> tuple[Tensor, Tensor]:
-            prediction = self.problem.predict(network, self.batch)
-            return self.problem.loss(prediction, self.batch), prediction
-
+        closure = outputs_closure(self.problem, network, self.batch)
         return lambda: optimizer.step(closure)
 
     def adam(self, problem: Problem) -> Step:

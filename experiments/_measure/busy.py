@@ -1,4 +1,4 @@
-"""Wall-clock of a step at torch's default of threads and on one, beside busy processes."""
+"""Wall-clock of a step at torch's default of threads and on one, next to busy processes."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments._measure.command import table
 from experiments._problems import PROBLEMS
 
 __all__ = ["SMALL", "beside_busy", "busy_processes", "busy_table"]
@@ -16,7 +17,7 @@ __all__ = ["SMALL", "beside_busy", "busy_processes", "busy_table"]
 SMALL = "128 rows"
 METHODS = ("hig", "adam")
 WORKER = Path(__file__).with_name("busy_worker.py")
-# What decides on threads: a user's own script sets none of it.
+# Variables that determine the threads: a user's own script sets none of them.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
@@ -40,7 +41,7 @@ def beside_busy(
 
     Args:
         cases: keys of ``PROBLEMS``, or ``"128 rows"``.
-        busy: how many processes are busy beside them.
+        busy: number of other processes that are busy.
         rounds: how often each takes its turn.
         seconds: length of a turn.
 
@@ -73,17 +74,14 @@ def beside_busy(
 
 
 def busy_table(rows: Sequence[dict[str, object]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| step | default threads: median, mean ms | one thread: both | ratio of the means |",
-        "|---|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['method']}, {row['case']} | {row['median_ms']:.1f}, {row['mean_ms']:.1f} | "
-            f"{row['one_median_ms']:.1f}, {row['one_mean_ms']:.1f} | {row['ratio']:.2f} |"
-        )
-    return "\n".join(lines)
+    """Format the rows as a Markdown table."""
+    columns = {
+        "step": "{method}, {case}",
+        " default threads: median, mean ms": "{median_ms:.1f}, {mean_ms:.1f}",
+        " one thread: both": "{one_median_ms:.1f}, {one_mean_ms:.1f}",
+        " ratio of the means": "{ratio:.2f}",
+    }
+    return table(columns, rows)
 
 
 def _steps(case: str, method: str, seconds: float, threads: dict[str, str]) -> list[float]:

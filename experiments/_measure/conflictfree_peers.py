@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments._measure.command import table
 from experiments._measure.timing import interleaved_seconds, median_ratio
 
-#: What the comparison is called where problems are named.
+#: Name of the comparison among the names of problems.
 SEVERAL_LOSSES = "several_losses"
 OURS, THEIRS = "hig.conflictfree", "conflictfree"
 LOSSES, SIZES = (2, 3, 40), (10**4, 10**5, 10**6)
@@ -22,13 +23,13 @@ TURN_SECONDS = 2e-3
 
 @dataclass(frozen=True)
 class OperatorCase:
-    """One thing that both packages compute.
+    """Computation that both packages have.
 
     Attributes:
-        name: What it is.
-        make: From a package, a network with gradients and the gradients of m losses, what
-            computes it.
-        agreeing: Whether no two of the gradients conflict.
+        name: Its name in the table.
+        make: Makes the call from a package, a network with gradients and the gradients of m
+            losses.
+        agreeing: True if no two of the gradients conflict.
     """
 
     name: str
@@ -37,7 +38,7 @@ class OperatorCase:
 
 
 def operator_cases(losses: int) -> list[OperatorCase]:
-    """All that is compared at a number of losses."""
+    """List the computations that are compared at a number of losses."""
     found = [
         OperatorCase("ConFIG", _operator("ConFIGOperator")),
         OperatorCase("PCGrad", _operator("PCGradOperator")),
@@ -109,17 +110,16 @@ def compare_operators(
 
 
 def operator_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| computed | losses | parameters | hig µs | conflictfree µs | of conflictfree's time |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['case']} | {row['losses']} | {row['parameters']:,} | {row['hig_us']:,.0f} | "
-            f"{row['conflictfree_us']:,.0f} | {row['of_conflictfree']:.2f} |"
-        )
-    return "\n".join(lines)
+    """Format the rows as a Markdown table."""
+    columns = {
+        "computed": "{case}",
+        " losses": "{losses}",
+        " parameters": "{parameters:,}",
+        " hig µs": "{hig_us:,.0f}",
+        " conflictfree µs": "{conflictfree_us:,.0f}",
+        " of conflictfree's time": "{of_conflictfree:.2f}",
+    }
+    return table(columns, rows)
 
 
 def network_of(parameters: int) -> nn.Module:

@@ -25,14 +25,14 @@ WAYS = {
 
 
 def examine(function: Function, inputs: Tensors) -> dict[str, float | str]:
-    """The relative error of each way in `WAYS`, or what torch says where it is missing.
+    """Compute the relative error of each way in `WAYS`, or torch's message if it is missing.
 
     Args:
         function: Of real float64 tensors; returns a tensor, or some of them, real or complex.
         inputs: At which it is differentiated, each at once along a random direction.
 
     Returns:
-        An error, or a text, for each way. Infinite where it is not finite.
+        An error, or a text, for each way. Infinite if it is not finite.
     """
     point = _Point(function, inputs)
     found: dict[str, float | str] = {}
@@ -63,7 +63,7 @@ class _Point:
         return _error(_dot(gradients, self._direction), expected.sum(), expected.norm())
 
     def batched(self) -> float:
-        """Against one by one."""
+        """Error of batched gradients against those one by one."""
         leaves = _leaves(self._inputs)
         value = self._value(*leaves)
         found = torch.autograd.grad(
@@ -175,7 +175,7 @@ def _second_difference(along: Callable[[float], Tensor]) -> Tensor:
 
 
 def _error(found: Tensor, expected: Tensor, scale: Tensor | float = 0.0) -> float:
-    """The difference, relative to the size of what is expected, or a larger scale."""
+    """The difference, relative to the size of the expected value, or a larger scale."""
     size = max(float(expected.norm()), float(scale), 1e-8)
     error = float((found.detach() - expected.detach()).norm()) / size
     return error if error == error else float("inf")

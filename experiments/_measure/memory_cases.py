@@ -17,7 +17,7 @@ class MemoryCase:
     """A case at the size that is measured.
 
     Attributes:
-        title: what it is.
+        title: name in the table.
         build: makes it for a number of samples and an extent, see the functions.
         samples: B.
         extent: the other number.

@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 import hig
+from experiments._measure.command import table
 from experiments._measure.memory_cases import MEMORY_CASES
 from experiments._measure.timing import peak_bytes
 
@@ -91,18 +92,16 @@ def compare_chunks(
 
 
 def memory_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| case | J, MB | chunk | peak beside J, MB | processor s | of the best fixed chunk |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        chunk = "default" if row["chunk"] is None else row["chunk"]
-        lines.append(
-            f"| {row['case']} | {row['jacobian_mb']:.1f} | {chunk} | {row['beside_mb']:.0f} | "
-            f"{row['seconds']:.2f} | {row['of_best']:.2f} |"
-        )
-    return "\n".join(lines)
+    """Format the rows as a Markdown table."""
+    columns = {
+        "case": "{case}",
+        " J, MB": "{jacobian_mb:.1f}",
+        " chunk": "{chunk}",
+        " peak besides J, MB": "{beside_mb:.0f}",
+        " processor s": "{seconds:.2f}",
+        " of the best fixed chunk": "{of_best:.2f}",
+    }
+    return table(columns, [{**row, "chunk": row["chunk"] or "default"} for row in rows])
 
 
 def _in_own_process(name: str, samples: int, extent: int, chunk: int | None) -> dict[str, float]:

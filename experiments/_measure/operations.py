@@ -1,4 +1,4 @@
-"""What a computation asks of the machine, and what the machine can do."""
+"""Operations of a computation, and the rates of the machine."""
 
 import time
 from collections import defaultdict
@@ -17,13 +17,13 @@ _ENTER, _EXIT = "profiler._record_function_enter_new", "profiler._record_functio
 
 @dataclass
 class Operations:
-    """Of one phase.
+    """Operations of one phase.
 
     Attributes:
         calls: tensor operations that were started, views excluded.
         flops: floating-point operations of matrix products and convolutions, by real dtype; those
-            of elementwise operations are not what they wait for.
-        bytes: read and written, as if no operation found what the last one left in a cache.
+            elementwise operations are limited by memory instead.
+        bytes: read and written, as if there were no caches.
     """
 
     calls: int = 0
@@ -72,7 +72,7 @@ class OperationCounter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured on the machine.
+    """Measured rates of the machine.
 
     Attributes:
         flops: per second, of large matrix products, by dtype.
@@ -85,7 +85,7 @@ class Rates:
     launch: float
 
     def floor(self, operations: Operations) -> float:
-        """Seconds below which the operations cannot come, were each of them perfect."""
+        """Lower bound of the seconds of the operations, at the measured rates."""
         compute = sum(n / self.flops[dtype] for dtype, n in operations.flops.items())
         return max(compute, operations.bytes / self.bytes)
 

@@ -1,17 +1,17 @@
-"""Time and error of what several packages compute, as a table."""
+"""Time and error of equal computations by several packages, as a table."""
 
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from types import MappingProxyType
 
+from experiments._measure.command import milliseconds, table
 from experiments._measure.peers import PACKAGES, PeerCases
 from experiments._measure.timing import interleaved_seconds, median_ratio
 from experiments._methods.regression import Regression
 from experiments._problems import PROBLEMS
 from problems import Problem
 
-#: What makes each problem that other packages can express too.
+#: Constructors of the problems that other packages can express too.
 PEER_PROBLEMS: Mapping[str, Callable[[], Problem]] = MappingProxyType(
     {
         "nonlinear_oscillators": PROBLEMS["nonlinear_oscillators"],
@@ -58,10 +58,7 @@ def compare(
             {
                 "quantity": case.quantity,
                 "case": case.case,
-                "rounds": len(times),
-                "median_ms": 1e3 * statistics.median(times),
-                "min_ms": 1e3 * min(times),
-                "max_ms": 1e3 * max(times),
+                **milliseconds(times),
                 "of_hig": median_ratio(times, first.setdefault(case.quantity, times)),
                 "error": float((found[key].double() - expected).norm() / expected.norm()),
                 "note": case.note,
@@ -71,15 +68,14 @@ def compare(
 
 
 def peer_table(rows: Sequence[dict[str, object]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| computed | by | median ms | min – max | of hig's time | relative error | note |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row['quantity']} | {row['case']} | {row['median_ms']:.1f} | "
-            f"{row['min_ms']:.1f} – {row['max_ms']:.1f} | {row['of_hig']:.2f} | "
-            f"{row['error']:.0e} | {row['note']} |"
-        )
-    return "\n".join(lines)
+    """Format the rows as a Markdown table."""
+    columns = {
+        "computed": "{quantity}",
+        "by": "{case}",
+        " median ms": "{median_ms:.1f}",
+        " min – max": "{min_ms:.1f} – {max_ms:.1f}",
+        " of hig's time": "{of_hig:.2f}",
+        " relative error": "{error:.0e}",
+        "note": "{note}",
+    }
+    return table(columns, rows)

@@ -28,10 +28,10 @@ STEP = "Levenberg–Marquardt step"
 DIRECTION = "damped Gauss–Newton direction"
 GRAM = "Gram matrix"
 
-# Of the direction; conjugate gradients are told a residual, which is chosen to reach it.
+# Error of the direction; the residual of the conjugate gradients is chosen to reach it.
 LANCZOS_TOLERANCE, CG_TOLERANCE = 1e-3, 1e-4
 
-# Module to import, and what it is called where packages are installed.
+# Module to import, and name of its package.
 PACKAGES = {
     "torch_levenberg_marquardt": "torch-levenberg-marquardt",
     "curvlinops": "curvlinops-for-pytorch",
@@ -49,9 +49,9 @@ class PeerCase:
     Attributes:
         quantity: `STEP`, `DIRECTION` or `GRAM`; the first case of each is this package's own.
         case: Who computes it, and how.
-        make: Makes what computes it, as often as wanted, from the same weights: the step or
+        make: Makes the function that computes it, always from the same weights: the step or
             direction (P,), or the matrix (n, n).
-        note: What to know when comparing.
+        note: Remark for the comparison.
     """
 
     quantity: str
@@ -103,7 +103,7 @@ class PeerCases:
         device: Torch device.
         dtype: Of weights and data.
         damping: λ, with which the first trial of the step should succeed: every further one
-            changes what is computed.
+            changes the result.
         seed: Seed of weights and data.
     """
 

@@ -39,7 +39,7 @@ def dense_case(rows: int, parameters: int, device: str) -> Case:
         device: torch device.
 
     Raises:
-        ValueError: the rows are no multiple of the outputs.
+        ValueError: the rows are not a multiple of the outputs.
     """
     if rows % OUTPUTS:
         raise ValueError(f"rows must be a multiple of {OUTPUTS}, got {rows}; try {4 * rows}")

@@ -13,7 +13,7 @@ from experiments._measure.timing import interleaved_seconds, peak_bytes
 
 
 def build(axis: str, size: int, device: str, rows: int, parameters: int) -> Case:
-    """The case at one size of an axis; the other axis stays at what is given."""
+    """Build the case at one size of an axis; the other axis stays at the given size."""
     if axis == "parameters":
         return dense_case(rows, size, device)
     if axis == "rows":

@@ -26,7 +26,7 @@ def interleaved_seconds(
     """Seconds of each function in each round, A B C A B C …, so that drift hits all alike.
 
     Args:
-        functions: what to time, by name.
+        functions: functions to time, by name.
         rounds: counted calls of each.
         warm_up: calls of each that are not counted.
         device: torch device; CUDA kernels are waited for.
@@ -60,11 +60,11 @@ def median_ratio(numerator: list[float], denominator: list[float]) -> float:
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """Memory that a call of ``function`` needs at its peak, above what was in use before.
+    """Memory that a call of ``function`` needs at its peak, above the memory in use before.
 
-    On a GPU what torch allocated there. On Linux the resident memory of the process, whose peak
-    is reset first; elsewhere the peak cannot be reset, and a process of its own is needed for
-    each measurement.
+    On a GPU the memory that torch allocated there. On Linux the resident memory of the process,
+    whose peak is reset first; elsewhere the peak cannot be reset, and each measurement needs a
+    process of its own.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -73,7 +73,7 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    gc.collect()  # what goes meanwhile would be missed from the peak
+    gc.collect()  # memory freed meanwhile would be missed from the peak
     before = _resident("VmRSS")
     if _RESET.exists():
         _RESET.write_text("5")

@@ -1,4 +1,4 @@
-"""The methods that the experiments compare."""
+"""Methods that the experiments compare."""
 
 from experiments._methods.table import METHODS, Method, MuonAdamW, Optimizer
 

@@ -1,4 +1,4 @@
-"""Operators that weight the losses: what conflict-free directions are compared with.
+"""Operators that weight the losses, to compare with conflict-free directions.
 
 Each maps the gradients (m, P) of m losses, with their values, to a weighted sum of the gradients.
 """
@@ -42,11 +42,11 @@ class Weighting(GradientOperator):
         return self.weights.to(gradients) @ gradients
 
     def state_dict(self) -> dict:
-        """The weights of the last step, which those of the next may depend on."""
+        """Return the weights of the last step, which those of the next may depend on."""
         return {"weights": self.weights}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         self.weights = state_dict["weights"]
 
 
@@ -66,7 +66,7 @@ class MinMax(Weighting):
         self._adam: torch.optim.Adam | None = None
 
     def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
-        """Ones at first, then after a step of Adam per step."""
+        """Return ones at first, then the weights after a step of Adam."""
         if self._adam is None:
             self._start(torch.ones_like(losses))
         weights = self._following.clone()
@@ -75,12 +75,12 @@ class MinMax(Weighting):
         return weights
 
     def state_dict(self) -> dict:
-        """With the weights of the next step and Adam's memory of them."""
+        """Return the state, with the weights of the next step and Adam's moments of them."""
         adam = self._adam and self._adam.state_dict()
         return {**super().state_dict(), "following": self._following, "adam": adam}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         super().load_state_dict(state_dict)
         if state_dict["adam"] is None:
             self._following, self._adam = None, None
@@ -117,7 +117,7 @@ class ReLoBRaLo(Weighting):
         self._last: Tensor | None = None
 
     def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
-        """Ones at first."""
+        """Return the weights, ones at first."""
         if self._first is None:
             self._first, weights = losses, torch.ones_like(losses)
         else:
@@ -128,13 +128,13 @@ class ReLoBRaLo(Weighting):
         return weights
 
     def state_dict(self) -> dict:
-        """With the first and the last losses, and where the draws are."""
+        """Return the state, with the first and the last losses, and the state of the draws."""
         random = self._generator.get_state()
         own = {"first": self._first, "last": self._last, "random": random}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         super().load_state_dict(state_dict)
         self._first, self._last = state_dict["first"], state_dict["last"]
         self._generator.set_state(state_dict["random"].cpu())
@@ -161,7 +161,7 @@ class LearningRateAnnealing(Weighting):
         self._beta = beta
 
     def next_weights(self, losses: Tensor, gradients: Tensor) -> Tensor:
-        """Averages that start from ones."""
+        """Return averages that start from ones."""
         sizes = gradients.abs()
         means = sizes[1:].mean(1)
         wanted = torch.where(means > 0, sizes[0].max() / means, 1.0)

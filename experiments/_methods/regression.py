@@ -38,7 +38,7 @@ class Regression(Problem):
         return nn.Sequential(*layers[:-1])
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Normal inputs, and what a random network of these widths makes of them.
+        """Draw normal inputs, and the outputs of a random network of these widths.
 
         Args:
             generator: CPU generator; its state alone decides the samples.
@@ -63,7 +63,7 @@ class Regression(Problem):
         return draw(), draw()
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What the network makes of ``input``: (B, widths[-1])."""
+        """Output of the network for ``input``: (B, widths[-1])."""
         return network(batch["input"])
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ Operator = Callable[[Tensor], Tensor]
 
 
 class _AlongGradients:
-    """The part of an optimiser that goes along ``.grad``."""
+    """Base class of optimisers that step along ``.grad``."""
 
     def __init__(self, base: optim.Optimizer):
         self._base = base
@@ -27,16 +27,16 @@ class _AlongGradients:
         self._base.zero_grad()
 
     def state_dict(self) -> dict:
-        """All that the next step depends on beside parameters and closure."""
+        """Return all that the next step depends on besides parameters and closure."""
         return {"base": self._base.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         self._base.load_state_dict(state_dict["base"])
 
 
 class Combined(_AlongGradients):
-    """Adam along the direction that an operator makes of the gradients of all losses.
+    """Adam along the combination of the gradients of all losses by an operator.
 
     Args:
         parameters: Parameters of a network.
@@ -65,12 +65,12 @@ class Combined(_AlongGradients):
         return torch.stack([loss.detach() for loss in losses]).sum()
 
     def state_dict(self) -> dict:
-        """With the memory of the operator, where it has one."""
+        """Return the state, with that of the operator if it has one."""
         state = getattr(self.operator, "state_dict", dict)()
         return {**super().state_dict(), "operator": state}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where one with the same kind of operator was."""
+        """Restore the state of one with the same kind of operator."""
         super().load_state_dict(state_dict)
         if state_dict["operator"]:
             device = self._parameters[0].device
@@ -118,11 +118,11 @@ class Alternating(_AlongGradients):
         return loss.detach()
 
     def state_dict(self) -> dict:
-        """With the momenta, and whose turn it is."""
+        """Return the state, with the momenta and the index of the next loss."""
         return {**super().state_dict(), "momenta": self._momenta and self._momenta.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where one with the same kind of operator was."""
+        """Restore the state of one with the same kind of operator."""
         super().load_state_dict(state_dict)
         momenta = state_dict["momenta"]
         self._momenta = momenta and self._new_momenta(len(momenta["operator"]["t_grads"]))
@@ -135,7 +135,7 @@ class Alternating(_AlongGradients):
 
 
 def placed(state: object, device: torch.device) -> object:
-    """The same state with its tensors on a device."""
+    """Copy a state with its tensors on a device."""
     if isinstance(state, Tensor):
         return state.to(device)
     if isinstance(state, dict):
@@ -146,10 +146,10 @@ def placed(state: object, device: torch.device) -> object:
 
 
 def combined(operator: Callable[[], Operator]) -> Callable[..., Combined]:
-    """What makes a `Combined` with an operator of its own."""
+    """Make the constructor of a `Combined` with an operator."""
     return lambda parameters, lr: Combined(parameters, lr, operator())
 
 
 def alternating(operator: Callable[[], GradientOperator]) -> Callable[..., Alternating]:
-    """What makes an `Alternating` with an operator of its own."""
+    """Make the constructor of an `Alternating` with an operator."""
     return partial(Alternating, operator=operator)

@@ -1,4 +1,4 @@
-"""The methods that the experiments compare."""
+"""Methods that the experiments compare."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,10 +29,10 @@ class Optimizer(Protocol):
         """Take one step; returns the loss before it."""
 
     def state_dict(self) -> dict:
-        """All that the next step depends on beside parameters and closure."""
+        """Return all that the next step depends on besides parameters and closure."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Method:
     Attributes:
         label: Name in legends.
         build: Makes the optimiser from parameters, step size and the options below.
-        options: Fields of `Settings`, beside batch and step size, that the method has, with
+        options: Fields of `Settings`, besides batch and step size, that the method has, with
             their defaults. All but the schedule are arguments of the optimiser.
-        closure: What the closure that the optimiser is given does: ``"backward"`` returns the
+        closure: Kind of closure that the optimiser takes: ``"backward"`` returns the
             loss after a backward pass, ``"outputs"`` returns ``(loss, prediction)``, ``"pairs"``
             a list of these, ``"losses"`` a list of losses, and ``"turns"`` the loss of a number.
     """
@@ -56,12 +56,12 @@ class Method:
 
     @property
     def jacobian(self) -> bool:
-        """Whether the optimiser reports on joint Jacobians."""
+        """Return whether the optimiser reports on joint Jacobians."""
         return self.closure in ("outputs", "pairs") and "engine" in self.options
 
     @property
     def several_losses(self) -> bool:
-        """Whether the method needs a problem with several losses."""
+        """Return whether the method needs a problem with several losses."""
         return self.closure in ("pairs", "losses", "turns")
 
     def complete(self, settings: Settings) -> Settings:
@@ -112,7 +112,7 @@ class MuonAdamW:
 
     @property
     def param_groups(self) -> list[dict]:
-        """Those of both halves."""
+        """Return those of both halves."""
         return [group for part in self.parts for group in part.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -129,11 +129,11 @@ class MuonAdamW:
         return loss
 
     def state_dict(self) -> dict:
-        """Those of both halves."""
+        """Return those of both halves."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
 

@@ -1,8 +1,8 @@
 """Archives of tensors, as torch.save writes them, read with distrust.
 
 ``torch.load`` with ``weights_only=True`` runs no foreign code, but a file made for it can still end
-the process, by a tuple of great depth as a key or an archive that is not what its tables say, or
-ask for any amount of memory. Here it is given what has been read before, piece by piece.
+the process, by a tuple of great depth as a key or an archive that contradicts its tables, or
+ask for any amount of memory. Here it gets a copy that has been read before, piece by piece.
 """
 
 import io
@@ -27,14 +27,14 @@ _STORAGE = object()
 def _tensor(
     storage: object, offset: int, size: tuple, stride: tuple, gradient: bool, hooks: dict
 ) -> None:
-    """Refuse what torch would make no tensor of; it prints some of that, at any length."""
+    """Refuse values that torch makes no tensor of; it would print some of them, at any length."""
     numbers = (offset, *size, *stride)
     plain = storage is _STORAGE and type(size) is type(stride) is tuple and type(gradient) is bool
     if not plain or hooks or any(type(number) is not int or number < 0 for number in numbers):
         raise ValueError("a tensor of something else than a storage and its shape")
 
 
-# All names in an archive of tensors and plain Python, and what is enough for a look at the rest.
+# All names in an archive of tensors and plain Python, and stand-ins that suffice for the rest.
 _NAMES = {
     ("collections", "OrderedDict"): lambda *_: {},
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
@@ -48,19 +48,19 @@ _HOLDERS = (dict, OrderedDict, list, tuple)
 
 
 def read(contents: bytes) -> object:
-    """Read what ``torch.save`` wrote into a file of ``io.BytesIO``.
+    """Read an archive that ``torch.save`` wrote.
 
     Args:
         contents: Tensors and plain Python.
 
     Returns:
-        What is in it, tensors on the CPU.
+        Its contents, tensors on the CPU.
 
     Raises:
         UnsafeResultError: It asks for a name or an opcode that tensors and plain Python do not
             need; the text is its name alone.
         UnpicklingError: Torch refuses it.
-        BadZipFile, ValueError and others: It is no whole archive.
+        BadZipFile, ValueError and others: It is not a whole archive.
     """
     members = _members(contents)
 
@@ -85,7 +85,7 @@ def read(contents: bytes) -> object:
 
 
 def _require_plain(value: object) -> None:
-    """Refuse what is not meant to be a value, such as the functions that make tensors."""
+    """Refuse objects that are not values, such as the functions that make tensors."""
     found, seen = [value], set()
     for item in found:  # grows meanwhile
         kind = type(item)

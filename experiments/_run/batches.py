@@ -1,24 +1,25 @@
-"""The batches of a run, with a memory of where they are."""
+"""Batches of a run, with a state that can be saved."""
 
 import math
 from collections.abc import Iterator
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from problems import Batch, Problem, samples
 
 
 class BatchSizeError(ValueError):
-    """A batch is to have more samples than there are; the text says how many may be asked for."""
+    """Batch size above the number of training samples; the text has the largest one."""
 
 
 def check_batch_size(size: int, train: Batch) -> None:
-    """Refuse what would otherwise be cut to the training data, under the name of the larger batch.
+    """Refuse a batch size that would be cut to the number of training samples.
 
     Args:
         size: Samples per batch.
-        train: What they are taken from.
+        train: Training data.
 
     Raises:
         BatchSizeError: There are fewer.
@@ -30,12 +31,19 @@ def check_batch_size(size: int, train: Batch) -> None:
         )
 
 
-class Batches:
-    """Draws the batches of a problem, and can go on where another one was.
+def first_batch(problem: Problem, size: int, device: str = "cpu") -> dict[str, Tensor]:
+    """Draw data of seed 0 and return their first batch, in float32, for measurements."""
+    train, _ = problem.data(torch.Generator().manual_seed(0))
+    train = {key: value.to(device, torch.float32) for key, value in train.items()}
+    return dict(next(iter(problem.batches(train, size, torch.Generator().manual_seed(0)))))
 
-    A problem draws from its generator now and then, and yields batches of what it has drawn. Where
-    it is follows from the state of the generator before the last draw and the number of batches
-    since; a problem that never draws has one order, from the start.
+
+class Batches:
+    """Iterator over the batches of a problem, with a state that can be restored.
+
+    A problem draws from its generator now and then, and yields batches of the samples drawn. The
+    state is that of the generator before the last draw, and the number of batches since; a problem
+    that never draws has one order, from the start.
 
     Args:
         problem: Whose `Problem.batches` to take.
@@ -77,10 +85,10 @@ class Batches:
         return {"before": self._before, "now": now, "taken": self._taken}
 
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        """Draw again what was drawn last and pass over the batches that have been taken.
+        """Repeat the last draw and skip the batches that have been taken.
 
         Raises:
-            RuntimeError: The generator is not where it was then: this problem's batches depend on
+            RuntimeError: The generator ends in another state: this problem's batches depend on
                 more than its state.
         """
         self._before, self._taken = state_dict["before"], state_dict["taken"]
@@ -90,7 +98,7 @@ class Batches:
             pass
         if not torch.equal(self._generator.get_state(), state_dict["now"]):
             raise RuntimeError(
-                f"after {self._taken} batches the generator is not where it was in the checkpoint: "
+                f"after {self._taken} batches the generator is not in the state of the checkpoint: "
                 "batches() of this problem keeps more between its draws than the generator's "
                 "state; run it without --resume"
             )

@@ -1,34 +1,25 @@
-"""Losses and steps of a run for TensorBoard, while the run lasts."""
+"""TensorBoard events of a run: settings, evaluations and steps, through ``SummaryWriter``."""
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
 
 from experiments._run.recorder import Recorder
 from hig import MultiStepReport, StepReport
 
-# Seconds of wall-clock from one step that is written to the next, at least.
+# Seconds of wall-clock between two steps that are written, at least.
 INTERVAL = 1.0
-
 # Metrics of more numbers, such as whole fields, are for figures from the result file.
 MOST_NUMBERS = 64
 
-_OF_A_STEP = ("step_size", "gain_ratio")
-_OF_A_JACOBIAN = ("rank", "damping", "error_estimate")
-
 
 class BoardError(RuntimeError):
-    """TensorBoard cannot be written for; the text says why and what would help."""
+    """TensorBoard events cannot be written; the text gives the reason and the remedy."""
 
 
 def writer_class() -> type:
-    """What writes event files.
-
-    Raises:
-        BoardError: The package that it needs is missing or broken.
-    """
+    """Import ``SummaryWriter``; raises a `BoardError` if tensorboard is missing or broken."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except (ImportError, TypeError) as error:  # TypeError: protobuf of an unsuitable version
@@ -40,104 +31,86 @@ def writer_class() -> type:
 
 
 def folder_of(result: Path) -> Path:
-    """Folder of the event files that belong to a result file, the last part being its stem."""
+    """Return the folder of the event files that belong to a result file."""
     return result.parent / "tensorboard" / result.stem
 
 
 class Board:
-    """Writes evaluations, and steps now and then, to an event file.
-
-    Everything is on the disk before training goes on, where its clock does not count it. A disk
-    that is full costs the events from there on, not the run.
+    """Event files of a run, on disk before training continues; a full disk does not end the run.
 
     Args:
-        folder: Where to write.
-        steps: Steps of the run so far. Events of later ones are hidden, as they are going to be
-            taken again; of a run that begins, the event files of the one before are removed.
-        warn: Tells the user that events cannot be written any more.
-        now: Wall clock in seconds.
+        folder: Directory of the event files; those of an earlier run are removed.
+        steps: Steps before a resumed run continues, 0 for a new run; later events are hidden.
+        warn: Reports to the user that events are lost.
 
     Raises:
-        BoardError: The folder cannot be written to, or the package is missing.
+        BoardError: The folder cannot be written, or the package is missing.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        steps: int,
-        warn: Callable[[str], None],
-        now: Callable[[], float] = time.monotonic,
-    ):
-        self.folder = folder
-        self._warn, self._now = warn, now
-        self._due = now()
-        make_writer = writer_class()
+    def __init__(self, folder: Path, steps: int, warn: Callable[[str], None]):
+        self.folder, self._warn, self._due = folder, warn, -math.inf
+        summary_writer = writer_class()
         try:
-            if not steps:
-                for old in folder.glob("events.out.tfevents.*"):
-                    old.unlink()
-            self._writer = make_writer(folder, purge_step=steps + 1 if steps else None)
-        except (OSError, UnicodeEncodeError) as error:  # it takes no path of other bytes than UTF-8
+            for old in () if steps else folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._writer = summary_writer(folder, purge_step=steps + 1 if steps else None)
+        except OSError as error:
             raise BoardError(
                 f"{folder} cannot be written to: {error}; give another --out, or leave out "
                 "--tensorboard"
             ) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write(lambda writer: writer.close())
-
-    def described(self, step: int, facts: Mapping[str, Mapping[str, object]]) -> None:
-        """Show settings and other facts in a table.
-
-        Args:
-            step: Steps of the run so far.
-            facts: Values by group and name.
-        """
-        rows = [
-            f"| {group} | {name} | `{value}` |"
-            for group, values in facts.items()
-            for name, value in values.items()
-        ]
-        text = "\n".join(["| | | |", "|---|---|---|", *rows])
-        text = text.encode(errors="backslashreplace").decode()  # of paths that are no UTF-8
-        self._write(lambda writer: writer.add_text("run", text, step))
+    def describe(self, step: int, facts: Mapping[str, Mapping[str, object]]) -> None:
+        """Write settings and other facts, by group and name, as a table."""
+        rows = ["| | | |", "|---|---|---|"]
+        for group, values in facts.items():
+            rows += [f"| {group} | {name} | `{value}` |" for name, value in values.items()]
+        self._write(lambda writer: writer.add_text("run", "\n".join(rows), step))
 
     def evaluated(self, step: int, recorder: Recorder) -> None:
-        """Take up the last evaluation: losses, metrics, epoch and seconds of training."""
+        """Write losses, small metrics, epoch and training time of the last evaluation."""
+        cosine = recorder.smallest_cosine[-1]
         numbers = {
-            "loss/train": recorder.train_loss[-1],
-            "loss/test": recorder.test_loss[-1],
-            "progress/epoch": recorder.epochs[-1],
-            "progress/training_seconds": recorder.seconds[-1],
+            "loss/train": recorder.train_loss[-1:],
+            "loss/test": recorder.test_loss[-1:],
+            "progress/epoch": recorder.epochs[-1:],
+            "progress/training_seconds": recorder.seconds[-1:],
+            "step/smallest_cosine": [None if math.isnan(cosine) else cosine],
         }
-        if not math.isnan(recorder.smallest_cosine[-1]):
-            numbers["step/smallest_cosine"] = recorder.smallest_cosine[-1]
-        for name, values in recorder.metrics[-1].items():
-            if values.size <= MOST_NUMBERS:
-                numbers |= _numbered(f"test/{name}", values.ravel().tolist())
-        self._add(step, numbers)
+        metrics = {f"test/{n}": v.ravel().tolist() for n, v in recorder.metrics[-1].items()}
+        self._add(step, numbers | {n: v for n, v in metrics.items() if len(v) <= MOST_NUMBERS})
 
     def stepped(self, step: int, report: StepReport | MultiStepReport) -> None:
-        """Take up the report of a step, unless the last one was only just taken up."""
-        if self._now() < self._due:
+        """Write the report of a step, at most one per `INTERVAL`."""
+        if time.monotonic() < self._due:
             return
-        self._due = self._now() + INTERVAL
-        parts = getattr(report, "parts", [report])
-        numbers = {"step/loss": float(report.loss)}
-        for name in _OF_A_STEP:
-            numbers |= _numbered(f"step/{name}", [getattr(report, name, None)])
-        for name in _OF_A_JACOBIAN:
-            numbers |= _numbered(f"step/{name}", [getattr(part, name) for part in parts])
-        cut_offs = [p.rcond * float(p.singular_values.max()) if p.rcond else None for p in parts]
-        self._add(step, numbers | _numbered("step/cut_off", cut_offs))
+        self._due = time.monotonic() + INTERVAL
+        parts = getattr(report, "parts", [report])  # one per Jacobian of several losses
+        numbers = {"step/loss": [float(report.loss)]}
+        for name in ("step_size", "gain_ratio"):
+            numbers[f"step/{name}"] = [getattr(report, name, None)]
+        for name in ("rank", "damping", "error_estimate"):
+            numbers[f"step/{name}"] = [getattr(part, name) for part in parts]
+        numbers["step/cut_off"] = [
+            # Without a cut-off the singular values may not have been computed yet.
+            part.rcond * float(part.singular_values.max()) if part.rcond else None
+            for part in parts
+        ]
+        self._add(step, numbers)
 
-    def _add(self, step: int, numbers: Mapping[str, float]) -> None:
+    def close(self) -> None:
+        """Close the event file."""
+        self._write(lambda writer: writer.close())
+
+    def _add(self, step: int, numbers: Mapping[str, Sequence[float | None]]) -> None:
+        """Write numbers by name, several of one name by index; None is left out."""
+
         def add(writer) -> None:
-            for name, value in numbers.items():
-                writer.add_scalar(name, value, step)
+            for name, values in numbers.items():
+                for index, value in enumerate(values):
+                    tag = name if len(values) == 1 else f"{name}/{index}"
+                    if value is not None:
+                        writer.add_scalar(tag, value, step)
 
         self._write(add)
 
@@ -145,17 +118,8 @@ class Board:
         if self._writer is None:
             return
         try:
-            if not self.folder.is_dir():  # its writer's thread would tell by a traceback
-                raise FileNotFoundError("the folder is gone")
             write(self._writer)
             self._writer.flush()
         except OSError as error:
             self._writer = None
             self._warn(f"nothing more for TensorBoard, {self.folder} cannot be written to: {error}")
-
-
-def _numbered(name: str, values: list[float | None]) -> dict[str, float]:
-    """Numbers by name, and by place where there are several; None is left out."""
-    names = [name] if len(values) == 1 else [f"{name}/{index}" for index in range(len(values))]
-    pairs = zip(names, values, strict=True)
-    return {name: float(value) for name, value in pairs if value is not None}

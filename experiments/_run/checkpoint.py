@@ -1,4 +1,4 @@
-"""Checkpoint files: where an interrupted run can go on."""
+"""Checkpoint files, from which an interrupted run is resumed."""
 
 import hashlib
 import io
@@ -23,11 +23,11 @@ from problems import Problem, Settings
 # Not .pickle, so that `*.pickle` finds the result files alone.
 ENDING = ".checkpoint"
 
-# The last checkpoint of a run that a fault has ended: that run is over, and yet can go on under
-# another policy.
+# The last checkpoint of a run that a fault has ended: that run is over, and yet can be resumed
+# under another policy.
 BEFORE_FAULT = ".before_fault"
 
-# A checkpoint is this text, the SHA-256 of the rest, and what torch.save makes of the state. Torch
+# A checkpoint is this text, the SHA-256 of the rest, and the output of torch.save. Torch
 # itself does not notice when bits of a tensor have changed.
 MAGIC = b"hig checkpoint 2\n"
 
@@ -37,15 +37,15 @@ SHARE = 0.01
 _OPTIONS = ("epochs", "time_budget", "evaluate_every", "clock", "average")
 _OPTIONS += ("seed", "device", "dtype")
 
-# What reading an archive raises that is none, or asks for impossible values.
+# Exceptions when bytes that are not an archive are read, or one with impossible values.
 _GARBAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError)
 _GARBAGE += (TypeError, ValueError, struct.error, zipfile.BadZipFile)
 
-_FRESH = "to start afresh remove it, or give another --out"
+_FRESH = "to start again remove it, or give another --out"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is not one of this run; the text says what differs and what would help."""
+    """Checkpoint of another run; the text has the difference and the remedy."""
 
 
 def identity(
@@ -55,11 +55,11 @@ def identity(
     options: Options,
     earlier: Pretraining | None,
 ) -> dict[str, str]:
-    """What decides on the course of a run, as texts by name.
+    """Collect the settings that determine the course of a run, as texts by name.
 
-    Where its files are and how many threads it has does not; nor what is done about faults, so
-    that a run that one has ended can go on under another policy. The number of processes does:
-    sums over them differ in their last bits.
+    The place of its files and the number of threads are not among them; nor is the policy for
+    faults, so that a run that a fault has ended can be resumed under another one. The number of
+    processes is: sums over them differ in their last bits.
     """
     values = {"problem": problem.name, "method": method}
     values |= {f.name: getattr(problem, f.name) for f in fields(problem) if f.compare}
@@ -73,15 +73,15 @@ def identity(
 
 
 def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> None:
-    """Write a checkpoint so that the one there before survives a failure at any moment.
+    """Write a checkpoint; the previous one survives a failure at any moment.
 
     Args:
-        path: Where to write.
-        run: What decides on the course of the run, as texts by name.
-        state: Where it is, in tensors and plain Python.
+        path: File to write.
+        run: Result of `identity`.
+        state: State of the run, in tensors and plain Python.
 
     Raises:
-        OSError: It cannot be written; the one there before is unchanged.
+        OSError: It cannot be written; the previous one is unchanged.
     """
     contents = io.BytesIO()
     torch.save({"run": dict(run), "state": dict(state)}, contents)
@@ -92,11 +92,11 @@ def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> Non
 def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     """Read a checkpoint. No code from the file runs, whoever wrote it.
 
-    Where several processes share the run the first one reads and hands out what it has read.
+    If several processes share the run, the first one reads and broadcasts the bytes.
 
     Args:
-        path: Where it is.
-        run: What decides on the course of the run that is to go on.
+        path: File to read.
+        run: Result of `identity` for the run to resume.
 
     Returns:
         The state, its tensors on the CPU; None if there is no file.
@@ -120,8 +120,8 @@ def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
     ]
     if differences:
         raise CheckpointError(
-            f"{path} is of another run: {'; '.join(differences)}; go on with the command line that "
-            f"it was written by and --resume, or {_FRESH}"
+            f"{path} is of another run: {'; '.join(differences)}; resume with the command line "
+            f"that it was written by and --resume, or {_FRESH}"
         )
     return contents["state"]
 
@@ -131,7 +131,7 @@ def _read(path: Path, data: bytes) -> dict[str, dict]:
     digest, contents = data[len(MAGIC) : start], data[start:]
     if not data.startswith(MAGIC):
         raise hig.CorruptResultError(
-            f"{path} ({len(data)} bytes) is no checkpoint of this version; {_FRESH}"
+            f"{path} ({len(data)} bytes) is not a checkpoint of this version; {_FRESH}"
         )
     if hashlib.sha256(contents).digest() != digest:
         raise hig.CorruptResultError(
@@ -141,27 +141,27 @@ def _read(path: Path, data: bytes) -> dict[str, dict]:
         found = archive.read(contents)
     except (hig.UnsafeResultError, pickle.UnpicklingError) as error:
         raise hig.UnsafeResultError(
-            f"{path} asks for what a checkpoint does not need, nothing of it was run "
+            f"{path} asks for objects that a checkpoint does not need, nothing of it was run "
             f"({str(error).splitlines()[0]}); {_FRESH}"
         ) from None
     except _GARBAGE as error:
         raise hig.CorruptResultError(
-            f"{path} is not what torch.save wrote: {error}; {_FRESH}"
+            f"{path} is not a file of torch.save: {error}; {_FRESH}"
         ) from error
     whole = isinstance(found, dict) and all(
         isinstance(found.get(k), dict) for k in ("run", "state")
     )
     if not whole:
-        raise hig.CorruptResultError(f"{path} holds no run and state; {_FRESH}")
+        raise hig.CorruptResultError(f"{path} has no run and state; {_FRESH}")
     return found
 
 
 def require_none(result: Path, run: Mapping[str, str]) -> None:
-    """Refuse to start afresh in the place of a run that was cut short: its work would be lost.
+    """Refuse to start in the place of a run that was cut short: its work would be lost.
 
     Args:
         result: The result file of the run that is to start.
-        run: What decides on its course.
+        run: Its `identity`.
 
     Raises:
         CheckpointError: There is a checkpoint, of the same run or of another one.
@@ -170,13 +170,13 @@ def require_none(result: Path, run: Mapping[str, str]) -> None:
     path = result.with_suffix(ENDING)
     if load(path, run) is not None:
         raise CheckpointError(
-            f"{path} is of a run of this command line that was cut short; go on from it with "
+            f"{path} is of a run of this command line that was cut short; resume it with "
             f"--resume, or {_FRESH}"
         )
 
 
 def remove(result: Path) -> None:
-    """Remove the checkpoints of a run, and what killed processes have left of writing one."""
+    """Remove the checkpoints of a run, and temporary files of killed processes."""
     path = result.with_suffix(ENDING)
     leftovers = path.parent.glob(f".{escape(path.name)}.*.tmp")
     for file in (path, result.with_suffix(BEFORE_FAULT), *leftovers):
@@ -184,14 +184,14 @@ def remove(result: Path) -> None:
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run from time to time.
+    """Writer of the checkpoints of a run, from time to time.
 
     Args:
-        result: The result file that they lie beside, each in the place of the one before.
-        run: What decides on the course of the run; see `identity`.
+        result: The result file, next to which they lie, each in the place of the previous one.
+        run: The `identity` of the run.
         every: Seconds of wall-clock from one to the next, at least; more where writing them would
             take more than a hundredth of the run.
-        warn: Tells the user about one that could not be written.
+        warn: Reports one that could not be written to the user.
         now: Wall clock in seconds.
     """
 
@@ -208,27 +208,27 @@ class Checkpoints:
         self._next = now() + every
 
     def load(self) -> dict[str, object] | None:
-        """The state to go on from, None where there is none; see `load`."""
+        """Read the state to resume from, None if there is none; see `load`."""
         return load(self.kept or self.path, self._run)
 
     @property
     def kept(self) -> Path | None:
-        """The file to go on from, None where there is none."""
+        """File to resume from, None if there is none."""
         return next((path for path in (self.path, self._aside) if path.exists()), None)
 
     @property
     def due(self) -> bool:
-        """Whether to write one now."""
+        """Return whether to write one now."""
         return self._now() >= self._next
 
     def write(self, state: Callable[[], Mapping[str, object]]) -> None:
         """Write one, measure how long that takes, and set the time of the next.
 
-        Of several processes the first one writes, and all call this. Where that fails, for want of
-        space or of the right to, the one before is unchanged and the user is told.
+        Of several processes the first one writes, and all call this. If it cannot be written, the
+        previous one is unchanged and the failure is reported.
 
         Args:
-            state: Gives the state of the run.
+            state: Returns the state of the run.
         """
         start = self._now()
         current = state()
@@ -237,7 +237,7 @@ class Checkpoints:
         try:
             save(self.path, self._run, current)
         except OSError as error:
-            left = "the one before is unchanged" if self.path.exists() else "there is none yet"
+            left = "the previous one is unchanged" if self.path.exists() else "there is none yet"
             self._warn(f"no checkpoint, {self.path} cannot be written: {error}; {left}")
         end = self._now()
         self._next = end + max(self._every, (end - start) / SHARE)

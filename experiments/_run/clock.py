@@ -10,7 +10,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def seconds_of(kind: str, device: str | torch.device) -> Callable[[], float]:
-    """What tells the seconds so far of a kind of clock.
+    """Look up the function that reads a kind of clock, in seconds.
 
     Args:
         kind: ``"wall"`` or ``"processor"``, see `TrainingClock`.
@@ -33,9 +33,9 @@ class TrainingClock:
 
     Args:
         device: Device of the training; work queued on a CUDA device is waited for, so that
-            it counts where it was asked for.
+            it counts by default.
         kind: ``"wall"``, or ``"processor"`` for the processor time of this process. With one
-            thread that is what a quiet machine would take, however busy this one is; several
+            thread that is the time on a quiet machine, however busy this one is; several
             threads add up.
 
     Attributes:

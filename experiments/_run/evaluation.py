@@ -25,15 +25,15 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def loss_per_sample(problem: Problem, loss: float, batch: Batch) -> float:
-    """The loss of a batch per sample, whether the problem takes the mean or the sum of them."""
+    """Convert the loss of a batch to the loss per sample, for either reduction."""
     return loss / samples(batch) if problem.loss_reduction == "sum" else loss
 
 
 def mean_loss(problem: Problem, network: nn.Module, data: Batch, chunk: int = CHUNK) -> float:
-    """The loss that is recorded, with the network in evaluation mode.
+    """Compute the recorded loss, with the network in evaluation mode.
 
     Args:
-        problem: Says what is recorded; the mean loss per sample unless it has something else.
+        problem: Defines the recorded loss, by default the mean per sample.
         network: The network to evaluate; its mode is restored.
         data: Training or test data of the problem.
         chunk: Samples evaluated at a time, which bounds the memory.
@@ -46,7 +46,7 @@ def mean_loss(problem: Problem, network: nn.Module, data: Batch, chunk: int = CH
 
 
 def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.ndarray]:
-    """The metrics of the problem with the network in evaluation mode.
+    """Compute the metrics of the problem, with the network in evaluation mode.
 
     Args:
         problem: Problem with any metrics, or none.
@@ -58,5 +58,5 @@ def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.n
     """
     with evaluating(network):
         values = problem.metrics(network, data)
-    # Copies: what a problem measures may be a part of the network, which trains on.
+    # Copies: a metric may be a part of the network, which is trained further.
     return {name: value.detach().double().cpu().numpy().copy() for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Runs that have been done before, told by their result files."""
+"""Result files of runs that have already finished, for ``--resume``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import hig
 from experiments._run.weights import Pretraining
 
-# What a run ends with that has used up its budget.
+# Values of ``stopped`` of a run that has used up its budget.
 _FINISHED = ("epochs", "time budget")
 
-# Settings that say where the files are and how fast they come.
+# Settings that change neither the course of a run nor its results.
 _FREE = {"out", "threads"}
 
 
@@ -22,13 +22,13 @@ def finished(
     """Read the results of a run of the same command line that has used up its budget.
 
     Args:
-        result: The result file, whose name tells problem, method and seed.
-        sim_par: All settings of the run that is asked for.
+        result: The result file, whose name has problem, method and seed.
+        sim_par: All settings of the requested run.
         processes: Those that share it.
-        earlier: The weights that it is to go on from, if any.
+        earlier: The weights that it starts from, if any.
 
     Returns:
-        The results; None where there are none, or those of something else.
+        The results; None if there are none, or if they are of another run.
     """
     try:
         found = hig.load_results(result)
@@ -47,7 +47,7 @@ def finished(
 
 
 def _same(found: object, wanted: Mapping[str, object], some: bool = False) -> bool:
-    """Whether settings are equal, of equal types; where some are wanted, whatever else there is."""
+    """Compare settings and their types; with ``some``, further entries found are ignored."""
     if not isinstance(found, dict) or not (some or found.keys() ^ wanted.keys() <= _FREE):
         return False
     return all(

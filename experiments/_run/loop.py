@@ -3,7 +3,7 @@
 import math
 
 import hig
-from experiments._run.checkpoint import Checkpoints
+from experiments._run.checkpoint import CheckpointError, Checkpoints
 from experiments._run.evaluation import loss_per_sample, mean_loss, metrics
 from experiments._run.faults import ERRORS
 from experiments._run.learning_rate import factor, set_learning_rate
@@ -15,28 +15,35 @@ from experiments._run.training import Training
 from experiments._run.weights import snapshot
 from problems import Batch
 
-# What a run ends with that a non-finite number has ended, before the error text.
+# Beginning of ``stopped`` of a run that a non-finite number has ended, before the error text.
 NON_FINITE = "non-finite"
 
 
 def begin(training: Training, checkpoints: Checkpoints, progress: Progress) -> None:
-    """Go on from a checkpoint, if that is wanted and there is one; tells which."""
+    """Resume from a checkpoint, if wanted and present; prints which."""
     if not training.options.resume:
         return
     state = checkpoints.load()
+    if state is not None and state["faults"].get("factor", 1.0) != 1.0:
+        raise CheckpointError(
+            f"{checkpoints.kept} is of a run with --on-fault restore, which is no longer supported "
+            f"and had reduced the step size to {state['faults']['factor']:g} times --lr; remove "
+            "the file and start again with a smaller --lr"
+        )
     if state is None:
-        progress.say(f"there is no checkpoint {checkpoints.path}: starting afresh")
+        progress.say(f"there is no checkpoint {checkpoints.path}: starting from the beginning")
         return
     training.load_state_dict(state)
-    progress.resumed(training.steps)
+    epoch = training.steps / training.steps_per_epoch
+    progress.resumed(training.steps, epoch, training.clock.seconds)
     progress.evaluated(training.recorder.train_loss[-1], training.recorder.test_loss[-1])
-    progress.say(f"going on from {checkpoints.kept}: {training.clock.seconds:.4g} s of training")
+    progress.say(f"resuming from {checkpoints.kept}: {training.clock.seconds:.4g} s of training")
 
 
 def train(
     training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
 ) -> tuple[str, Exception | None]:
-    """Train; returns why it ended, and the error to pass on once what is there is saved."""
+    """Train; returns the reason of the end, and an error to raise after the results are saved."""
     try:
         return _steps(training, checkpoints, signals, progress), None
     except hig.NonFiniteError as error:
@@ -52,7 +59,7 @@ def train(
 def _steps(
     training: Training, checkpoints: Checkpoints, signals: Signals, progress: Progress
 ) -> str:
-    """Step until the budget is used up or a signal has come; returns which it was."""
+    """Step until the budget is used up or a signal has come; returns the reason."""
     if not training.steps:
         _evaluate(training, progress, epoch=0.0)
     clock, options, processes = training.clock, training.options, training.processes
@@ -73,7 +80,7 @@ def _steps(
 
 
 def _step(training: Training, batch: Batch, progress: Progress) -> None:
-    """Take a step and note it, or note the fault that it failed by."""
+    """Take a step and record it, or record the fault."""
     problem, faults, loss = training.problem, training.faults, None
     epoch = training.steps / training.steps_per_epoch
     _set_step_size(training, epoch)
@@ -112,7 +119,7 @@ def _loss_of_step(training: Training, batch: Batch, epoch: float) -> float:
 
 def _set_step_size(training: Training, epoch: float) -> None:
     settings, options = training.settings, training.options
-    lr = training.faults.factor * settings.lr
+    lr = settings.lr
     if settings.schedule not in (None, "constant"):
         if options.epochs is not None:
             done = epoch / options.epochs
@@ -125,11 +132,11 @@ def _set_step_size(training: Training, epoch: float) -> None:
 def _meet(
     training: Training, error: Exception, during: str, epoch: float, progress: Progress
 ) -> None:
-    """Note a fault and tell it; raises the error again where the run does not survive it."""
+    """Note a fault and report it; raises the error again if the run does not survive it."""
     seconds, lr = training.clock.seconds, training.settings.lr
-    where = {"step": training.steps, "epoch": epoch, "seconds": seconds}
-    event = training.faults.meet(error, during, lr, **where)
-    progress.warn(training.faults.told(event))
+    where = {"step": training.steps, "epoch": epoch, "seconds": seconds, "step_size": lr}
+    event = training.faults.meet(error, during, **where)
+    progress.warn(training.faults.describe(event))
 
 
 def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | None:
@@ -142,11 +149,7 @@ def _budget_used_up(options: Options, epoch: float, seconds: float) -> str | Non
 
 def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     problem, network, seconds = training.problem, training.evaluated, training.clock.seconds
-    what, losses = f"training loss at epoch {epoch:.4g}", _mean_losses(training)
-    while training.faults.restores and not math.isfinite(losses[0]):
-        _meet(training, _non_finite(losses[0], what, training), "evaluation", epoch, progress)
-        training.faults.put_back()
-        losses = _mean_losses(training)  # of what the run goes on with
+    losses = [mean_loss(problem, network, part) for part in (training.train, training.test)]
     measured = metrics(problem, network, training.test)
     # Those of an evaluation, whenever the run ends: within a step they may be half changed.
     training.latest = snapshot(network, seconds, losses[1])
@@ -154,16 +157,9 @@ def _evaluate(training: Training, progress: Progress, epoch: float) -> None:
     progress.evaluated(*losses)
     if training.board:
         training.board.evaluated(training.steps, training.recorder)
-    if math.isfinite(losses[0]):
-        training.faults.evaluated()
-    else:
-        _meet(training, _non_finite(losses[0], what, training), "evaluation", epoch, progress)
-
-
-def _mean_losses(training: Training) -> list[float]:
-    """Mean losses of training and test data."""
-    data = training.train, training.test
-    return [mean_loss(training.problem, training.evaluated, part) for part in data]
+    if not math.isfinite(losses[0]):
+        error = _non_finite(losses[0], f"training loss at epoch {epoch:.4g}", training)
+        _meet(training, error, "evaluation", epoch, progress)
 
 
 def _conflict(training: Training) -> float:
@@ -176,8 +172,7 @@ def _conflict(training: Training) -> float:
 
 
 def _non_finite(loss: float, what: str, training: Training) -> hig.NonFiniteError:
-    lr = training.faults.factor * training.settings.lr
     return hig.NonFiniteError(
-        f"the {what} is {loss}; the step size is {lr:g}, "
-        "try a smaller one with --lr, or --step-rule trust where the method has it"
+        f"the {what} is {loss}; the step size is {training.settings.lr:g}, "
+        "try a smaller one with --lr, or --step-rule trust if the method has it"
     )

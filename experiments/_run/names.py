@@ -10,7 +10,7 @@ from problems import Problem, Settings
 
 
 def deviations(problem: Problem, method: str, settings: Settings, options: Options) -> list[str]:
-    """What sets a run apart from the default run of its method on its problem.
+    """Settings in which a run deviates from the default run of its method on its problem.
 
     Args:
         problem: Problem, possibly with changed parameters.
@@ -60,6 +60,6 @@ def _text(name: str, value: object) -> str:
 
 
 def _number(value: float) -> str:
-    """Six digits where they are all, else as many as tell it from every other number."""
+    """Format with six digits if they are exact, else with as many as identify the number."""
     short = f"{value:g}"
     return short if float(short) == value else repr(float(value))

@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class Options:
-    """How long, where and from which seed a run goes.
+    """Length, seed, device and output of a run.
 
     Attributes:
         epochs: Passes through the training data, or None for a time budget.
@@ -26,23 +26,23 @@ class Options:
         dtype: ``"float32"`` or ``"float64"``.
         threads: CPU threads of torch, or None for torch's own choice.
         out: Directory of the result file; made where missing.
-        clock: ``"wall"`` or ``"processor"``, which takes one thread; what seconds of training
-            are, see `TrainingClock`.
+        clock: ``"wall"`` or ``"processor"``, which takes one thread; see
+            `TrainingClock`.
         average: Evaluate, and keep, a running average of the weights in which the past counts with
             this factor after each step; None for the weights themselves.
         quiet: No progress and no summary.
         summary: The summary at the end even so.
-        tensorboard: Write events for TensorBoard beside the result file.
-        save_weights: Write the weights of the last evaluation beside the result file.
-        init_from: Weights file of an earlier run to go on from, or None for fresh weights.
-        resume: Go on from the checkpoint that an interrupted run of the same name has left; do
-            nothing where it is finished.
+        tensorboard: Write events for TensorBoard next to the result file.
+        save_weights: Write the weights of the last evaluation next to the result file.
+        init_from: Weights file of an earlier run to start from, or None for new weights.
+        resume: Resume from the checkpoint that an interrupted run of the same name has left; do
+            nothing if the run is finished.
         checkpoint_every: Seconds of wall-clock from one checkpoint to the next, at least.
-        on_fault: ``"raise"``, ``"skip"`` or ``"restore"``, see `Faults`.
+        on_fault: ``"raise"`` or ``"skip"``, see `Faults`.
         max_faults: Faults that are survived; the next one ends the run.
 
     Raises:
-        TypeError: If what should be a number or a path is none.
+        TypeError: If a value is not a number or not a path.
         ValueError: If a number lies outside its range, options do not go together, or there is no
             such device, dtype or clock.
     """

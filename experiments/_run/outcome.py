@@ -1,4 +1,4 @@
-"""What a run leaves behind: results, weights and a summary."""
+"""Outcome of a run: results, weights and a summary."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments._machine import machine
+from experiments._provenance import machine
 from experiments._run.checkpoint import Checkpoints
 from experiments._run.options import Options
 from experiments._run.progress import Progress
@@ -19,7 +19,7 @@ _HIDDEN = ("quiet", "summary", "tensorboard", "resume", "checkpoint_every")
 
 
 def save_weights(training: Training, path: Path, names: dict[str, object]) -> dict[str, str]:
-    """Write the weights of the last evaluation, if asked for and finite; tells in which file."""
+    """Write the weights of the last evaluation, if wanted and finite; returns the file name."""
     wanted = training.options.save_weights and training.processes.rank == 0
     if not wanted or not training.latest.usable:
         return {}
@@ -27,6 +27,7 @@ def save_weights(training: Training, path: Path, names: dict[str, object]) -> di
 
 
 def outcome(training: Training) -> dict[str, object]:
+    """Collect all results of a run."""
     return {
         **training.recorder.results(),
         **(training.jacobian_recorder.results() if training.method.jacobian else {}),
@@ -39,7 +40,7 @@ def outcome(training: Training) -> dict[str, object]:
 
 
 def circumstances(training: Training) -> dict[str, dict[str, object]]:
-    """What a run goes by and what it goes on, known before its first step."""
+    """Settings and machine of a run, known before its first step."""
     options = training.options
     return {
         "sim_par": sim_par(training.problem, training.settings, options),
@@ -60,7 +61,7 @@ def _pretraining(earlier: Pretraining | None) -> dict[str, object]:
 
 
 def _example(training: Training) -> dict[str, object]:
-    """What the problem shows of the first test samples; left out where it shows nothing."""
+    """Example of the problem on the first test samples; left out if it has none."""
     count = training.problem.examples
     batch = {key: value[:count] for key, value in training.test.items()}
     training.latest.put_into(training.network)
@@ -76,7 +77,7 @@ def summarise(
     path: Path,
     checkpoints: Checkpoints,
 ) -> None:
-    """Tell how a run ended, its last and its best losses, and where its files are."""
+    """Print how a run ended, its last and its best losses, and its files."""
     if training.options.quiet and not training.options.summary:
         return
     train, test = results["train_loss"], results["test_loss"]
@@ -87,7 +88,7 @@ def summarise(
     kinds = Counter(event["kind"] for event in results.get("faults", ()))
     faults = "".join(f"\n  faults {count} {kind}" for kind, count in kinds.items())
     board = f"\n  events {training.board.folder}" if training.board else ""
-    left = f"\n  left   {kept}: --resume goes on from it" if (kept := checkpoints.kept) else ""
+    left = f"\n  left   {kept}: --resume continues from it" if (kept := checkpoints.kept) else ""
     progress.warn(
         f"{results['label']} stopped: {results['stopped']}\n"
         f"  last   train {train[-1]:.4e}   test {test[-1]:.4e}   "

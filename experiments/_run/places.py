@@ -1,4 +1,4 @@
-"""The files that a run is going to write, tried before the hours that they are to hold."""
+"""Files that a run is going to write, tried before the training."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,25 +11,25 @@ from experiments._run.options import Options
 
 
 class ResultsError(OSError):
-    """The results of a run cannot be written; the text says why and what would help."""
+    """Results cannot be written; the text has the reason and the remedy."""
 
 
 def files_of(result: Path, options: Options) -> list[Path]:
-    """All files of a run but the events for TensorBoard.
+    """List all files of a run but the events for TensorBoard.
 
     Args:
         result: The result file.
-        options: Whether there are weights.
+        options: Determines whether there are weights.
     """
     holders = [result, weights.place(result)] if options.save_weights else [result]
     return [result.with_suffix(ENDING), *holders, *(file.with_suffix(".txt") for file in holders)]
 
 
 def try_places(files: Sequence[Path]) -> None:
-    """Make the folder of files, and try to write beside each of them.
+    """Make the folder of files, and try to write next to each of them.
 
     Args:
-        files: Where files are going to be written; those there are left as they are.
+        files: Paths of files to be written; existing files are left as they are.
 
     Raises:
         ResultsError: One is a folder, or cannot be written.
@@ -44,17 +44,17 @@ def try_places(files: Sequence[Path]) -> None:
             trial.unlink()
         except OSError as error:
             raise ResultsError(
-                f"the results could not be written: {error}; give another --out, or move what is "
-                "in the way"
+                f"the results could not be written: {error}; give another --out, or move the "
+                "file that is in the way"
             ) from error
 
 
 @contextmanager
-def told_what_to_do(checkpoint: Path | None) -> Iterator[None]:
-    """Tell the user what can be done where the files of the end cannot be written.
+def explain_write_failure(checkpoint: Path | None) -> Iterator[None]:
+    """Turn a failure to write the final files into an error with a remedy.
 
     Args:
-        checkpoint: What the run can go on from, None where there is nothing.
+        checkpoint: File that the run can be resumed from, None if there is none.
 
     Raises:
         ResultsError: One cannot be written.
@@ -64,7 +64,7 @@ def told_what_to_do(checkpoint: Path | None) -> Iterator[None]:
     except OSError as error:
         remedy = "there is no checkpoint: make room and run it again"
         if checkpoint is not None:
-            remedy = f"so is {checkpoint}: make room and go on with --resume"
+            remedy = f"so is {checkpoint}: make room and continue with --resume"
         raise ResultsError(
             f"the results cannot be written: {error}; the file there before is as it was, {remedy}"
         ) from error

@@ -1,4 +1,4 @@
-"""A run before its data are made: complete settings, what it is called and where it goes."""
+"""Plan of a run before its data are made: complete settings, names and paths."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +13,14 @@ from problems import Problem, Settings, SeveralLosses
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of a run from its command line.
+    """Properties of a run that follow from its command line.
 
     Attributes:
-        settings: All of the method, called published only if they are.
-        earlier: The weights to go on from, None for new ones.
-        heading: The keys that every file of the run begins with.
+        settings: All settings of the method, called published only if they are.
+        earlier: The weights to start from, None for new ones.
+        heading: The first keys of every file of the run.
         path: The result file.
-        course: All that determines the steps, for a checkpoint to tell.
+        course: All that determines the steps, as recorded in checkpoints.
     """
 
     settings: Settings
@@ -31,18 +31,18 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """What the run is called in a legend."""
+        """Label of the run in a legend."""
         return str(self.heading["label"])
 
 
 def plan(problem: Problem, method: str, settings: Settings, options: Options) -> Plan:
-    """Complete the settings, and name the run by what differs from the defaults.
+    """Complete the settings, and name the run by its deviations from the defaults.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         method: A name in the table of methods that the problem has settings for.
         settings: Of the method.
-        options: Length, seed, weights to go on from and output directory.
+        options: Length, seed, weights to start from and output directory.
 
     Raises:
         WeightsError: If those weights cannot be read or are of another problem.
@@ -78,7 +78,7 @@ def check_method(problem: Problem, method: str) -> None:
 
 
 def _as_published(problem: Problem, method: str, settings: Settings) -> Settings:
-    """Complete settings that are called published only if they are."""
+    """Complete settings, and mark them as published only if they are."""
     settings = METHODS[method].complete(settings)
     published = METHODS[method].complete(problem.settings[method])
     return settings if settings == published else replace(settings, published=False)

@@ -1,4 +1,4 @@
-"""One run on several processes, as ``torchrun`` starts them: each takes a share of every batch."""
+"""Run on several processes of ``torchrun``, each with a share of every batch."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from problems import Batch, Problem, SeveralLosses, samples
 
 
 class ProcessesError(ValueError):
-    """A run cannot be shared as asked; the text says why and what would help."""
+    """Run that cannot be shared as requested; the text has the reason and the remedy."""
 
 
 @contextmanager
@@ -63,7 +63,7 @@ class Processes:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def check(self, problem: Problem, method: Method) -> None:
-        """Refuse what cannot be shared.
+        """Refuse runs that cannot be shared.
 
         Raises:
             ProcessesError: The problem or the method has several losses, or the method steps in
@@ -77,7 +77,7 @@ class Processes:
         if self.size > 1 and (method.several_losses or isinstance(problem, SeveralLosses)):
             raise ProcessesError(
                 f"{problem.name} with {method.label} runs in one process, got {self.size}: several "
-                "losses are no mean or sum over one set of samples; start it without torchrun"
+                "losses are not a mean or sum over one set of samples; start it without torchrun"
             )
 
     def alone(self, option: str) -> None:
@@ -93,7 +93,7 @@ class Processes:
             )
 
     def share(self, batch: Batch) -> Batch:
-        """The samples of this process: consecutive, the first processes have one more.
+        """Take the samples of this process: consecutive; the first processes have one more.
 
         Raises:
             ProcessesError: There are fewer samples than processes.
@@ -108,7 +108,7 @@ class Processes:
         return {key: value.tensor_split(self.size)[self.rank] for key, value in batch.items()}
 
     def weight(self, problem: Problem, share: Batch, batch: Batch) -> float:
-        """What the loss of a share counts in the loss of the batch."""
+        """Weight of the loss of a share in the loss of the batch."""
         return 1.0 if problem.loss_reduction == "sum" else samples(share) / samples(batch)
 
     def add_up(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -134,11 +134,11 @@ class Processes:
     def wait(self) -> None:
         """Wait until all have come here: ``torchrun`` ends the others with the first that fails."""
         if self.size > 1:
-            with suppress(RuntimeError):  # raised where one is lost, which need not be waited for
+            with suppress(RuntimeError):  # raised if a process is lost
                 dist.barrier()
 
     def first(self, seconds: float, signal: int, due: bool) -> tuple[float, int, bool]:
-        """Clock, signal and need of a checkpoint of the first process: all decide alike."""
+        """Broadcast clock, signal and need of a checkpoint of the first process."""
         if self.size == 1:
             return seconds, signal, due
         numbers = torch.tensor([seconds, signal, due], dtype=torch.float64, device=self._device)
@@ -147,11 +147,11 @@ class Processes:
         return seconds, int(signal), bool(due)
 
     def first_has(self, found: bool) -> bool:
-        """What the first process has found; all call this."""
+        """Broadcast a decision of the first process; all call this."""
         return self.first(0.0, 0, found)[2]
 
     def each(self, value: Tensor) -> Tensor:
-        """What every process has in the place of a tensor, stacked by rank; all call this."""
+        """Gather a tensor of every process, stacked by process rank; all call this."""
         found = [value]
         if self.size > 1:
             found = [torch.empty_like(value, device=self._device) for _ in range(self.size)]
@@ -159,7 +159,7 @@ class Processes:
         return torch.stack(found).cpu()
 
     def hand_out(self, data: bytes | None) -> bytes | None:
-        """The bytes of the first process, None where it has none; all call this."""
+        """Broadcast the bytes of the first process, or None; all call this."""
         if self.size == 1:
             return data
         length = torch.tensor(-1 if data is None else len(data), device=self._device)
@@ -174,5 +174,5 @@ class Processes:
 
     @property
     def _device(self) -> str:
-        """Where tensors travel."""
+        """Device on which tensors are exchanged."""
         return "cuda" if dist.get_backend() == "nccl" else "cpu"

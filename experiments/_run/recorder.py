@@ -1,4 +1,4 @@
-"""What a run writes down."""
+"""Records of a run: evaluations and steps."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hig import MultiStepReport, StepReport
 
-# Spectra are large beside everything else: they are kept after 1, 4, 16, … steps and at the end.
+# Spectra are large compared with the rest: they are kept after 1, 4, 16, … steps and at the end.
 SPECTRUM_SPACING = 4
 
 
@@ -34,10 +34,10 @@ class Recorder:
         metrics: Mapping[str, np.ndarray],
         smallest_cosine: float = math.nan,
     ) -> None:
-        """Note the mean losses and the metrics after ``epoch`` passes and ``seconds`` of training.
+        """Record mean losses and metrics after ``epoch`` passes and ``seconds`` of training.
 
         With them the smallest cosine between the last step and the direction of a loss of several;
-        NaN where there is none.
+        NaN if there is none.
 
         Raises:
             ValueError: If a metric has the name ``"loss"``, whose place is taken.
@@ -81,7 +81,7 @@ class Recorder:
         return {**{name: list(getattr(self, name)) for name in _LISTS}, "metrics": metrics}
 
     def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         for name in _LISTS:
             setattr(self, name, list(state_dict[name]))
         self.metrics = [
@@ -95,10 +95,10 @@ _LISTS = ("epochs", "seconds", "train_loss", "test_loss", "smallest_cosine")
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What is left of a report once its run has been interrupted.
+    """Spectrum of the last report before an interruption.
 
     Attributes:
-        singular_values: Those of the step.
+        singular_values: Singular values of the step.
     """
 
     singular_values: Tensor
@@ -123,7 +123,7 @@ class JacobianRecorder:
     due: int = 1
 
     def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> None:
-        """Note one step; nothing of one for several losses that have a Jacobian each.
+        """Record one step; nothing of one for several losses that have a Jacobian each.
 
         Args:
             epoch: Passes through the data before the step.
@@ -182,7 +182,7 @@ class JacobianRecorder:
         }
 
     def _latest_spectrum(self) -> tuple[float, Tensor] | None:
-        """Epoch and singular values of the last step on a whole batch, where they can be had."""
+        """Epoch and singular values of the last step on a whole batch, None if they are lost."""
         if self.latest is None:
             return None
         try:
@@ -191,7 +191,7 @@ class JacobianRecorder:
             return None
 
     def load_state_dict(self, state_dict: Mapping[str, object]) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         for name in ("seconds", "rank", "step_size"):
             setattr(self, name, state_dict[name].tolist())
         self.notes = dict.fromkeys(state_dict["notes"])

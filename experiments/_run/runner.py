@@ -1,13 +1,13 @@
 """A run from its settings to its results, the same for all problems and methods."""
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import hig
 from experiments._methods import METHODS
-from experiments._origin import origin
+from experiments._provenance import origin
 from experiments._run.board import Board, folder_of, writer_class
 from experiments._run.checkpoint import ENDING as CHECKPOINT
 from experiments._run.checkpoint import Checkpoints, remove, require_none
@@ -15,18 +15,16 @@ from experiments._run.finished import finished
 from experiments._run.loop import NON_FINITE, begin, train
 from experiments._run.options import Options
 from experiments._run.outcome import circumstances, outcome, save_weights, sim_par, summarise
-from experiments._run.places import files_of, told_what_to_do, try_places
+from experiments._run.places import explain_write_failure, files_of, try_places
 from experiments._run.plan import Plan, check_method, plan
 from experiments._run.processes import Processes
 from experiments._run.progress import Progress
 from experiments._run.setup import check_shares, prepare
 from experiments._run.signals import EXIT_STATUS, Signals
-from experiments._run.stderr import unfailing_stderr
 from experiments._run.training import Training
 from problems import Problem, Settings
 
 
-@unfailing_stderr()
 def run(problem: Problem, method: str, settings: Settings, options: Options) -> dict[str, object]:
     """Train a network on a problem and save the results.
 
@@ -37,20 +35,19 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     Losses are recorded per sample, when the problem says: after every epoch or by training time.
     Drawing batches and evaluating count as no training time.
 
-    A run that goes on from weights starts with a new optimiser, and with the clock at zero; the
-    results tell by ``pretraining`` and ``pretraining_time`` what came before. Where fresh samples
-    are drawn it does not see those of the earlier run again.
+    A run from saved weights starts with a new optimiser, and with the clock at zero; the results
+    name the earlier run in ``pretraining`` and ``pretraining_time``. If fresh samples are drawn, it
+    does not see those of the earlier run again.
 
     A run that is interrupted from the keyboard, terminated by a signal or meets a non-finite loss
-    ends early; what it has recorded is saved all the same and ``stopped`` tells the reason. So it
-    is before an error is passed on that comes from the simulator, from the decomposition or for
-    want of memory. Numerical faults are survived where ``options.on_fault`` says so, and listed in
-    ``faults``.
+    ends early; its records are saved, and ``stopped`` has the reason. They are also saved before an
+    error of the simulator, of the decomposition or of memory is raised. Numerical faults
+    are survived if ``options.on_fault`` says so, and listed in ``faults``.
 
-    A checkpoint lies beside the result file while the run lasts, and stays where it has been cut
-    short; no other run then starts in its place. With ``options.resume`` a run goes on from there
-    as if nothing had happened, and the results tell by ``resumed_at`` at which training times that
-    was. One that has used up its budget is not repeated: its results are returned.
+    A checkpoint lies next to the result file while the run lasts, and stays if it has been cut
+    short; no other run then starts in its place. With ``options.resume`` a run resumes from it as
+    if nothing had happened, and ``resumed_at`` in the results has the training times of that. One
+    that has used up its budget is not repeated: its results are returned.
 
     With ``options.tensorboard`` losses, metrics and, of Jacobian methods, the latest step are
     written as they come, to an event file in ``<out>/tensorboard``, which takes no training time.
@@ -59,7 +56,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     process. All of them evaluate; the first one has the clock, reads the checkpoint and writes.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         method: A name in the table of methods, such as ``"hig"``.
         settings: Batch size, step size and so on of the method.
         options: Length, seed, device, dtype and output directory.
@@ -71,9 +68,9 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
         ValueError: If the method is unknown, the problem has no settings for it, or it refuses
             those given.
         DataError: If the files of the problem cannot be read; a `ValueError`.
-        WeightsError: If the weights to go on from cannot be read or do not fit; a `ValueError`.
-        CheckpointError: If the checkpoint there is that of another run, or is not to be gone on
-            from; a `ValueError`.
+        WeightsError: If the weights to start from cannot be read or do not fit; a `ValueError`.
+        CheckpointError: If there is a checkpoint of another run, or one that is not to be
+            resumed; a `ValueError`.
         CorruptResultError: If it is damaged; a `ValueError`.
         UnsafeResultError: If it asks for anything but tensors and plain Python; a `ValueError`.
         ResultsError: If the results cannot be written, at the start or at the end; an `OSError`.
@@ -87,7 +84,7 @@ def run(problem: Problem, method: str, settings: Settings, options: Options) -> 
     begun = origin()  # not later: the files of the code may change while the run lasts
     processes = Processes()
     processes.check(problem, METHODS[method])
-    if options.on_fault != "raise":  # what goes back must do so on all of them
+    if options.on_fault != "raise":  # all of them would have to undo the step
         processes.alone(f"--on-fault {options.on_fault}")
     if processes.rank > 0:
         options = replace(options, quiet=True, summary=False, tensorboard=False)
@@ -131,6 +128,7 @@ def _trained(
         begin(training, checkpoints, progress)
         with _board(training, planned.path, begun, progress):
             stopped, failure = train(training, checkpoints, signals, progress)
+        progress.close()
         results = _saved(training, planned, begun, stopped, checkpoints.kept)
         if training.processes.rank == 0 and failure is None and stopped not in EXIT_STATUS:
             if stopped.startswith(NON_FINITE):  # over, but under another policy
@@ -148,7 +146,7 @@ def _saved(
     stopped: str,
     checkpoint: Path | None,
 ) -> dict[str, object]:
-    """The results, once they and the weights are in their files."""
+    """Save results and weights; returns the results."""
     tested_by = training.problem.tested_by
     results = {
         **planned.heading,
@@ -157,7 +155,7 @@ def _saved(
         "origin": begun,
         **outcome(training),
     }
-    with told_what_to_do(checkpoint):
+    with explain_write_failure(checkpoint):
         results |= save_weights(training, planned.path, planned.heading)
         if training.processes.rank == 0:
             hig.save_results(planned.path, results)
@@ -167,21 +165,21 @@ def _saved(
 def _board(
     training: Training, path: Path, begun: dict[str, str], progress: Progress
 ) -> AbstractContextManager[Board | None]:
-    """What writes for TensorBoard, if that is wanted, with the circumstances written."""
+    """Open the event file for TensorBoard, if wanted, and write the settings of the run to it."""
     if not training.options.tensorboard:
         return nullcontext()
     training.board = Board(folder_of(path), training.steps, progress.warn)
-    training.board.described(training.steps, {"origin": begun, **circumstances(training)})
-    return training.board
+    training.board.describe(training.steps, {"origin": begun, **circumstances(training)})
+    return closing(training.board)
 
 
 def _finished(planned: Plan, wanted: dict[str, object]) -> dict[str, object] | None:
-    """The results of a run that is over, {} where another process has them; None of any other."""
+    """Return the results of a finished run, {} if another process has them; None otherwise."""
     processes, found = Processes(), None
     if processes.rank == 0 and not planned.path.with_suffix(CHECKPOINT).exists():
         found = finished(planned.path, wanted, processes.size, planned.earlier)
     if not processes.first_has(found is not None):
         return None
     if processes.rank == 0:
-        remove(planned.path)  # what a process that was killed at its very end has left
+        remove(planned.path)  # left by a process that was killed at its very end
     return found or {}

@@ -1,5 +1,6 @@
-"""When a run is evaluated."""
+"""Schedules of evaluations."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from experiments._run.options import Options
@@ -10,10 +11,10 @@ GROWTH, SHORTEST = 1.05, 0.05
 
 
 class Schedule(Protocol):
-    """Decides after each step; the start and the end of a run are evaluated in any case."""
+    """Schedule of evaluations after steps; start and end of a run are evaluated in any case."""
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether to evaluate now, to be asked once after each step.
+        """Decide whether to evaluate now; called once after each step.
 
         Args:
             step: Steps so far.
@@ -21,14 +22,14 @@ class Schedule(Protocol):
         """
 
     def state_dict(self) -> dict:
-        """What the next answers depend on beside their questions."""
+        """Return the state that later decisions depend on."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
 
 
 class EpochSchedule:
-    """After each pass through the training data.
+    """Evaluation after each pass through the training data.
 
     Args:
         steps_per_epoch: Steps of one pass.
@@ -38,65 +39,51 @@ class EpochSchedule:
         self._steps_per_epoch = steps_per_epoch
 
     def due(self, step: int, seconds: float) -> bool:
-        """Whether a pass ends with this step."""
+        """Return whether a pass ends with this step."""
         return step % self._steps_per_epoch == 0
 
     def state_dict(self) -> dict:
-        """Nothing."""
+        """Return no state."""
         return {}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Nothing to do."""
+        """Ignore the empty state."""
 
 
-class _ByTime:
-    """The part of a schedule that knows the next time."""
+class TimeSchedule:
+    """Evaluation at training times.
 
-    _next: float
+    Args:
+        first: The first time, in seconds.
+        following: Computes the next time from that of an evaluation.
+    """
+
+    def __init__(self, first: float, following: Callable[[float], float]):
+        self._next, self._following = first, following
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Return whether the next time is reached; a slow step may pass several, counted as one."""
+        if seconds < self._next:
+            return False
+        self._next = self._following(seconds)
+        return True
 
     def state_dict(self) -> dict:
-        """The training time of the next evaluation."""
+        """Return the training time of the next evaluation."""
         return {"next": self._next}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on where another one was."""
+        """Restore a state."""
         self._next = state_dict["next"]
 
 
-class TimeSchedule(_ByTime):
-    """At training times that grow by a constant factor, evenly spaced on a logarithmic axis."""
-
-    def __init__(self):
-        self._next = SHORTEST
-
-    def due(self, step: int, seconds: float) -> bool:
-        """Whether the next time is reached; a slow step may pass several, which count as one."""
-        if seconds < self._next:
-            return False
-        self._next = max(GROWTH * seconds, seconds + SHORTEST)
-        return True
-
-
-class EvenSchedule(_ByTime):
-    """At even training times.
-
-    Args:
-        seconds: From one evaluation to the next.
-    """
-
-    def __init__(self, seconds: float):
-        self._seconds, self._next = seconds, seconds
-
-    def due(self, step: int, seconds: float) -> bool:
-        """Whether the next time is reached; a slow step may pass several, which count as one."""
-        if seconds < self._next:
-            return False
-        self._next = (seconds // self._seconds + 1) * self._seconds
-        return True
+def growing() -> TimeSchedule:
+    """Make a schedule of times that are evenly spaced on a logarithmic axis."""
+    return TimeSchedule(SHORTEST, lambda seconds: max(GROWTH * seconds, seconds + SHORTEST))
 
 
 def schedule(problem: Problem, steps_per_epoch: int, options: Options) -> Schedule:
-    """The schedule that the options ask for, or else the problem by ``evaluate_by``."""
-    if options.evaluate_every is not None:
-        return EvenSchedule(options.evaluate_every)
-    return TimeSchedule() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)
+    """Choose the schedule of the options, or else of the problem by ``evaluate_by``."""
+    if (every := options.evaluate_every) is not None:
+        return TimeSchedule(every, lambda seconds: (seconds // every + 1) * every)
+    return growing() if problem.evaluate_by == "time" else EpochSchedule(steps_per_epoch)

@@ -1,4 +1,4 @@
-"""What a run starts with: network, data, batches and optimiser."""
+"""Setup of a run: network, data, batches and optimiser."""
 
 import math
 
@@ -18,7 +18,7 @@ from experiments._run.training import Training
 from experiments._run.weights import Pretraining
 from problems import Batch, Problem, Settings, samples
 
-# Streams of random numbers beside that of the initial weights, at every seed.
+# Streams of random numbers besides that of the initial weights, at every seed.
 DATA_STREAM, BATCH_STREAM = 1, 2
 
 
@@ -30,14 +30,14 @@ def prepare(
     earlier: Pretraining | None,
     processes: Processes,
 ) -> Training:
-    """Make all that a run needs; problem and seed alone decide on weights, data and batches.
+    """Build a run; weights, data and batches depend on problem and seed alone.
 
     Args:
-        problem: What to train on.
-        method: What trains.
+        problem: Problem to train on.
+        method: Method that trains.
         settings: Batch size, step size and so on of the method.
         options: Length, seed, device and dtype.
-        earlier: Weights to go on from, if any.
+        earlier: Weights to start from, if any.
         processes: Those that share the run.
 
     Returns:
@@ -83,7 +83,7 @@ def _average(network: nn.Module, options: Options) -> AveragedModel | None:
 
 
 def _placed(data: Batch, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Data on the device, real numbers in the dtype; whole numbers stay as small as they are."""
+    """Move data to the device, real numbers to the dtype; whole numbers keep theirs."""
     return {
         key: value.to(device, dtype if value.is_floating_point() else None)
         for key, value in data.items()
@@ -91,13 +91,13 @@ def _placed(data: Batch, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def generator(seed: int, stream: int) -> torch.Generator:
-    """A generator of its own: equal seeds would give equal numbers in weights, data, batches."""
+    """Make an independent generator: equal seeds would give equal weights, data and batches."""
     state = np.random.SeedSequence((seed, stream)).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def check_shares(training: Training) -> None:
-    """Refuse a last batch of an epoch that has too few samples, before the epoch is trained."""
+    """Refuse a last batch of an epoch with fewer samples than processes, before training."""
     if type(training.problem).batches is Problem.batches:
         last = samples(training.train) % training.settings.batch_size
         training.processes.share({key: value[-last:] for key, value in training.train.items()})

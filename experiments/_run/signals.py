@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run is asked to stop, and stops between two steps."""
+"""Ctrl-C and SIGTERM: requests to stop a run between two steps."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from typing import Self
 
 INTERRUPTED, TERMINATED = "interrupted", "terminated"
 STOPPED = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
-# What a shell reports for a process that the signal has ended.
+# Exit status that a shell reports for a process that the signal has ended.
 EXIT_STATUS = {name: 128 + number for number, name in STOPPED.items()}
 
 
 class Signals:
-    """Takes note of the first of these signals; a second of the same kind ends the process at once.
+    """Handler of these signals: records the first; a second of the same kind ends the process.
 
     Parameters that a step is changing are of no use to anyone, hence the wait for its end. Signals
     that are ignored, as in the background of a shell script, stay ignored. Python lets the main
@@ -24,10 +24,10 @@ class Signals:
     Args:
         passed_on: Take note of further ones too: ``torchrun`` passes on those that its processes
             have had already, and ends them itself after half a minute.
-        quiet: Do not tell on stderr that the first signal has come.
+        quiet: Do not report the first signal on stderr.
 
     Attributes:
-        number: That of the last signal, 0 while there was none.
+        number: Number of the last signal, 0 if there was none.
     """
 
     def __init__(self, quiet: bool = False, passed_on: bool = False):
@@ -49,12 +49,12 @@ class Signals:
             signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # The system's own: it ends the process also amid a long call that is not Python's.
+        # The system's default handler ends the process also during a long call outside Python.
         if not self._passed_on:
             signal.signal(number, signal.SIG_DFL)
         self.number = number
         if not self._quiet:
             # Not print, which may be interrupted by this very handler and then refuses.
-            with suppress(OSError, ValueError, AttributeError):  # where stderr is closed or none
-                text = f"\n{STOPPED[number]}: stopping after this step; once more ends it at once\n"
+            text = f"\n{STOPPED[number]}: stopping after this step; once more ends it at once\n"
+            with suppress(OSError):  # a terminal that has hung up must not end the step half-way
                 os.write(sys.__stderr__.fileno(), text.encode())

@@ -10,14 +10,26 @@ from experiments._run.processes import Processes
 from problems import Batch, Problem, Settings
 
 
+def outputs_closure(
+    problem: Problem, network: nn.Module, batch: Batch
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Make the closure of a Jacobian method: loss and prediction of a batch."""
+
+    def closure() -> tuple[Tensor, Tensor]:
+        prediction = problem.predict(network, batch)
+        return problem.loss(prediction, batch), prediction
+
+    return closure
+
+
 def take_step(
     problem: Problem, method: Method, network: nn.Module, optimizer: Optimizer, batch: Batch
 ) -> Tensor:
-    """Let the optimiser step once on a batch, or on the share of it that this process takes.
+    """Take one optimiser step on a batch, or on this process's share of it.
 
     Args:
-        problem: What to train on.
-        method: The method of the optimiser, which tells what closure it takes.
+        problem: Problem to train on.
+        method: The method of the optimiser, which determines its closure.
         network: The network, whose parameters the optimiser has.
         optimizer: Takes the step.
         batch: Tensors of equal leading dimension, of the network's dtype and device.
@@ -32,10 +44,6 @@ def take_step(
         count = len(problem.loss_names)
         return optimizer.step(lambda index: problem.single_loss(network, batch, index), count)
 
-    def outputs() -> tuple[Tensor, Tensor]:
-        prediction = problem.predict(network, batch)
-        return problem.loss(prediction, batch), prediction
-
     def backward() -> Tensor:
         optimizer.zero_grad()
         loss = processes.weight(problem, batch, whole) * problem.batch_loss(network, batch)
@@ -44,7 +52,7 @@ def take_step(
 
     closures = {
         "backward": backward,
-        "outputs": outputs,
+        "outputs": outputs_closure(problem, network, batch),
         "losses": lambda: problem.losses(network, batch),
         "pairs": lambda: problem.loss_pairs(network, batch),
     }
@@ -54,12 +62,12 @@ def take_step(
 def repeatable_step(
     problem: Problem, method: Method, network: nn.Module, settings: Settings, batch: Batch
 ) -> Callable[[], Tensor]:
-    """The same training step as often as wanted, each from the present weights, for timing.
+    """Make a training step that always starts from the present weights, for timing.
 
     Step sizes that are meant for one batch size may diverge at another, or on one batch for long.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         method: The method that steps.
         network: The network; its weights now are those that every step starts from.
         settings: Settings of the method.

@@ -1,4 +1,4 @@
-"""A run in one hand, and where it is."""
+"""State of a training run."""
 
 import math
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ from problems import Problem, Settings, samples
 
 # Parts with a state of their own; `average` and `jacobian_recorder` may have none.
 _PARTS = ("network", "average", "optimizer", "batches", "evaluations", "recorder")
-_PARTS += ("jacobian_recorder", "faults")  # faults last: they may remember where the others are
+_PARTS += ("jacobian_recorder", "faults")
 
 
 @dataclass
 class Training:
-    """Everything that a run needs in one hand.
+    """Parts and state of a training run.
 
     Attributes:
         latest: Weights at the last evaluation, None before the first.
         steps: Steps that have been taken.
-        resumed_at: Training time at which the run went on after each interruption.
-        board: Takes part in evaluations and steps where TensorBoard is wanted.
+        resumed_at: Training time at which the run was resumed after each interruption.
+        board: Writer of TensorBoard events, None if they are not wanted.
     """
 
     problem: Problem
@@ -65,11 +65,11 @@ class Training:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that is evaluated and kept."""
+        """Network that is evaluated and saved."""
         return self.network if self.average is None else self.average.module
 
     def state_dict(self) -> dict[str, object]:
-        """Where the run is between two steps, in tensors and plain Python.
+        """Return the state of the run between two steps, in tensors and plain Python.
 
         Processes that share the run differ in their random numbers alone; all call this.
         """
@@ -92,10 +92,10 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Go on where the same run was interrupted.
+        """Resume where the same run was interrupted.
 
         Args:
-            state: What `state_dict` gave, its tensors on the CPU.
+            state: Result of `state_dict`, its tensors on the CPU.
         """
         for name in _PARTS:
             part = getattr(self, name)

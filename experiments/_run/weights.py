@@ -1,4 +1,4 @@
-"""Weights files: where one run ends and another goes on."""
+"""Weights files, from which another run can start."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _KINDS = {
     "problem": str, "weights": dict, "label": str, "seed": int, "training_time": float, "runs": int
 }  # fmt: skip
 
-# What goes into names, times and random numbers of the run that goes on.
+# Entries that names, times and random numbers of the later run depend on.
 _RANGES = {
     "label": ("a line of at most 1000 characters", lambda x: x.isprintable() and len(x) <= 1000),
     "seed": ("from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32),
@@ -29,7 +29,7 @@ _RANGES = {
 
 
 class WeightsError(ValueError):
-    """Weights cannot be read or do not fit; the text says why and what would help."""
+    """Weights cannot be read or do not fit; the text has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Snapshot:
 
     @property
     def usable(self) -> bool:
-        """Whether weights and loss are finite."""
+        """Return whether weights and loss are finite."""
         numbers = (*self.weights.values(), self.test_loss)
         return all(bool(np.isfinite(value).all()) for value in numbers)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a run goes on from.
+    """Earlier run whose weights a run starts from.
 
     Attributes:
         path: The weights file.
@@ -105,8 +105,8 @@ class Pretraining:
                 raise TypeError("they are complex")
         except (OverflowError, RuntimeError, TypeError, ValueError) as error:
             raise WeightsError(
-                f"the weights in {self.path} are no numbers that torch has: {error}; give a file "
-                "that a run with --save-weights wrote"
+                f"the weights in {self.path} are not numbers of a dtype of torch: {error}; give a "
+                "file that a run with --save-weights wrote"
             ) from error
         network.load_state_dict(tensors)
 
@@ -119,20 +119,20 @@ def snapshot(network: nn.Module, seconds: float, test_loss: float) -> Snapshot:
 
 
 def place(result: Path) -> Path:
-    """The weights file beside a result file."""
+    """Path of the weights file next to a result file."""
     return result.with_name(result.stem + ENDING)
 
 
 def save(
     result: Path, latest: Snapshot, run: dict[str, object], earlier: Pretraining | None
 ) -> Path:
-    """Write weights beside a result file.
+    """Write weights next to a result file.
 
     Args:
         result: Path of the result file.
         latest: Finite weights.
         run: ``problem``, ``method``, ``label`` and ``seed`` of the run.
-        earlier: What the run went on from, if anything.
+        earlier: The earlier run that the run started from, if any.
 
     Returns:
         Path of the weights file.
@@ -157,7 +157,7 @@ def load(path: Path, problem: str) -> Pretraining:
         problem: Name of the problem to train on.
 
     Returns:
-        What it holds.
+        Its contents.
 
     Raises:
         WeightsError: There is no such file, it holds something else, or it belongs to another
@@ -175,9 +175,9 @@ def load(path: Path, problem: str) -> Pretraining:
         raise WeightsError(str(error)) from error
     for key, kind in _KINDS.items():
         if not isinstance(contents.get(key), kind):
-            found = f"'{key}' is no {kind.__name__}" if key in contents else f"it has no '{key}'"
+            found = f"'{key}' is not a {kind.__name__}" if key in contents else f"it has no '{key}'"
             raise WeightsError(
-                f"{path} is no weights file, {found}; "
+                f"{path} is not a weights file, {found}; "
                 f"give the *{ENDING} that a run with --save-weights wrote"
             )
     for key, (what, holds) in _RANGES.items():

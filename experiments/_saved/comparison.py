@@ -2,7 +2,7 @@
 
 Files of one method label are the seeds of one experiment: numbers are the median over them, with
 the range from the lowest to the highest. Of two files of one seed the newest is taken. The training
-time of a run that started from saved weights goes on from that of the run that made them. Files of
+time of a run that started from saved weights is added to that of the run that made them. Files of
 the published training scripts go by their file names.
 """
 
@@ -29,7 +29,7 @@ def tables(runs: Sequence[Run], quantity: str, target: float | None = None) -> s
     Args:
         runs: Runs of different identity.
         quantity: ``"test"`` or ``"train"``, for the header.
-        target: Loss whose time is told; None for no such column.
+        target: Loss whose time is shown; None for no such column.
     """
     problems: dict[str, list[Run]] = {}
     for run in runs:
@@ -41,7 +41,7 @@ def tables(runs: Sequence[Run], quantity: str, target: float | None = None) -> s
 
 
 def _meaning(runs: Sequence[Run], quantity: str) -> str:
-    """What the test loss is where it is not the loss that is trained."""
+    """Describe the test loss if it is not the trained loss."""
     found = {printable(run.results.get("tested_by") or "") for run in runs}
     if quantity == "train" or len(found) > 1 or "" in found:
         return ""
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results", nargs="+", type=Path, metavar="RESULTS", help="result files, or folders of them"
     )
     parser.add_argument(
-        "--target", type=_target, metavar="LOSS", help="tell the time until this loss too"
+        "--target", type=_target, metavar="LOSS", help="show the time until this loss too"
     )
     parser.add_argument(
         "--quantity", choices=("test", "train"), default="test", help="which loss (test)"

@@ -22,7 +22,7 @@ import numpy as np
 from experiments._saved.folders import make_folder
 from experiments._saved.result_files import ERRORS, ResultFileError, fail, files_in, note, read
 
-# What the libraries raise for values that their formats have not.
+# Exceptions of the libraries for values that their formats do not have.
 _FAILURES = (OverflowError, RecursionError, ValueError, struct.error)
 
 
@@ -30,7 +30,7 @@ def as_json(results: Mapping[object, object]) -> bytes:
     """Results as JSON in UTF-8.
 
     Args:
-        results: What `hig.load_results` returns.
+        results: Result of `hig.load_results`.
 
     Raises:
         ResultFileError: Two keys of one dict are the same as texts.
@@ -44,10 +44,10 @@ def as_npz(results: Mapping[object, object]) -> tuple[bytes, list[str]]:
     """Arrays and numbers of results as an archive that ``numpy.load`` reads without pickle.
 
     Args:
-        results: What `hig.load_results` returns.
+        results: Result of `hig.load_results`.
 
     Returns:
-        The archive, and the keys of what is left out.
+        The archive, and the keys that are left out.
 
     Raises:
         ResultFileError: Two values would have the same key.
@@ -93,7 +93,7 @@ def _array(value: object) -> np.ndarray | None:
 
 
 def _plain(value: object, key: str) -> object:
-    """What JSON has, of anything that a result file can hold."""
+    """Convert any value of a result file to values of JSON."""
     if isinstance(value, np.generic | np.ndarray):
         # Numbers of more than eight bytes have no Python type to become.
         wide = {"f": float, "c": complex}.get(value.dtype.kind)
@@ -126,7 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", choices=("json", "npz"), required=True, help="the format")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the new files (beside the result files)"
+        "--out", type=Path, metavar="DIR", help="folder of the new files (next to the result files)"
     )
     parser.set_defaults(command=main)
 
@@ -145,7 +145,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _targets(options: argparse.Namespace) -> dict[Path, Path]:
-    """Where each file goes; an error where one would go over another."""
+    """Choose the path of each file; an error if one would overwrite another."""
     targets: dict[Path, Path] = {}
     for path, _ in files_in(options.results):
         target = (options.out or path.parent) / f"{path.stem}.{options.to}"
@@ -169,12 +169,12 @@ def _export(path: Path, target: Path) -> None:
         else:
             data, left_out = as_npz(results)
             if left_out:
-                note(f"no numbers, hence only in JSON files: {', '.join(left_out)} of {path}")
+                note(f"not numbers, hence only in JSON files: {', '.join(left_out)} of {path}")
     except ResultFileError as error:
         raise ResultFileError(f"{path}: {error}") from error
     except _FAILURES as error:
         raise ResultFileError(
-            f"{path} holds what no {target.suffix[1:]} file does, such as lists of great depth, "
-            f"names of great length or whole numbers of thousands of digits: {error}; change it"
+            f"{path} holds values that no {target.suffix[1:]} file can, such as lists of great "
+            f"depth, long names or whole numbers of thousands of digits: {error}; change it"
         ) from error
     target.write_bytes(data)

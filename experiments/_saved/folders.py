@@ -1,4 +1,4 @@
-"""The folders that result files go to."""
+"""Folders of result files."""
 
 import os
 import sys
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def make_folder(folder: Path, option: str = "--out") -> None:
-    """Make the folder of an option before anything is computed that would be lost without it.
+    """Make the folder of an option, before anything is computed that would be lost without it.
 
     Args:
-        folder: Where files are going to be written; parents that are missing are made too.
-        option: What the user gave it by, for the error text.
+        folder: Folder of files to be written; missing parents are made too.
+        option: Option that it was given by, for the error text.
 
     Raises:
         SystemExit: With an error message, where something else has the name, it cannot be made or
@@ -33,11 +33,11 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
 
 def make_place(file: Path, option: str) -> None:
-    """The same for a file: its folder is made, and it is no folder itself.
+    """Make the folder of a file, and check that the file is not a folder itself.
 
     Args:
-        file: Where a file is going to be written.
-        option: What the user gave it by, for the error text.
+        file: File to be written.
+        option: Option that it was given by, for the error text.
 
     Raises:
         SystemExit: As for `make_folder`.

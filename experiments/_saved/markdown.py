@@ -1,4 +1,4 @@
-"""Numbers of several runs as cells of a Markdown table."""
+"""Cells of Markdown tables from the numbers of several runs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """A table in a terminal too: words at both ends to the left, numbers to the right.
+    """Format a Markdown table, aligned for terminals: words at both ends, numbers between.
 
     Args:
         lines: Cells of the header and of each row, equally many, at least two.
@@ -24,7 +24,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def median_and_range(numbers: Sequence[float], shown: Callable[[float], str]) -> str:
-    """The median, and the lowest and highest where they differ as shown."""
+    """Format the median, and the range if it differs as shown."""
     middle, low, high = (shown(float(of(numbers))) for of in (np.median, np.min, np.max))
     return middle if low == high else f"{middle} ({low} to {high})"
 

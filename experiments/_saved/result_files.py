@@ -11,7 +11,7 @@ SUFFIX = ".pickle"
 
 
 class ResultFileError(ValueError):
-    """Result files are not what a command needs; the text says why and what would help."""
+    """Result files without the data that a command needs; the text has the remedy."""
 
 
 def files_in(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
@@ -45,24 +45,24 @@ def read(path: Path) -> dict[str, object]:
         path: That of a file.
 
     Raises:
-        ResultFileError: The file is the text beside a result file.
+        ResultFileError: The file is the text next to a result file.
         OSError: There is no such file, or it cannot be read.
-        CorruptResultError: It is no result file.
+        CorruptResultError: It is not a result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
-    beside = path.with_suffix(SUFFIX)
-    if path.suffix == ".txt" and beside.exists():
-        raise ResultFileError(f"{path} is the text beside a result file; give {beside}")
+    result = path.with_suffix(SUFFIX)
+    if path.suffix == ".txt" and result.exists():
+        raise ResultFileError(f"{path} is the text next to a result file; give {result}")
     return hig.load_results(path)
 
 
 def note(text: str) -> None:
-    """Tell on stderr what a command leaves out."""
+    """Report on stderr what a command leaves out."""
     print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def fail(error: Exception) -> int:
-    """Tell on stderr why a command ends; returns its exit status, 2."""
+    """Report on stderr why a command ends; returns its exit status, 2."""
     print(f"error: {printable(error)}", file=sys.stderr)
     return 2
 

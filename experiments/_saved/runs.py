@@ -15,12 +15,12 @@ _KEYS = ("problem", "method", "label", "seed", "stopped", "time", "epochs", "sim
 
 @dataclass(frozen=True)
 class Run:
-    """What a comparison takes from one result file.
+    """Entries of a result file that a comparison uses.
 
     Attributes:
         path: The file.
         results: Its contents.
-        losses: (E,) float64, one for each evaluation; infinite where they are not finite.
+        losses: (E,) float64, one for each evaluation; infinite if they are not finite.
         seconds: (E,) float64, training time until each evaluation, ascending.
     """
 
@@ -31,17 +31,17 @@ class Run:
 
     @property
     def experiment(self) -> tuple[str, ...]:
-        """What the seeds of one experiment have in common."""
+        """Key that the seeds of one experiment have in common."""
         return tuple(printable(self.results[key]) for key in ("problem", "method", "label"))
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What two files of one run have in common; seeds may go on from several weights."""
+        """Key that two files of one run have in common; seeds may start from several weights."""
         start = self.fact("sim_par", "init_from")
         return (*self.experiment, printable(self.results["seed"]), printable(start))
 
     def fact(self, group: str, key: str) -> object:
-        """A value of a dict among the results, None where there is none."""
+        """Look up a value in a dict of the results, None if there is none."""
         facts = self.results.get(group)
         return facts.get(key) if isinstance(facts, dict) else None
 
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def steps(self) -> float:
-        """Number of steps; NaN where neither the run nor its settings tell."""
+        """Number of steps; NaN if neither the run nor its settings determine it."""
         names = ("train_size", "points_interior")  # samples of an epoch; those of equations
         samples = next(filter(None, (self.fact("sim_par", name) for name in names)), None)
         batch = self.fact("sim_par", "batch_size")
@@ -88,7 +88,7 @@ class Run:
 
 
 def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
-    """Take from the contents of a result file what a comparison needs.
+    """Extract the entries of a result file that a comparison needs.
 
     Args:
         path: The file, for error texts.
@@ -110,7 +110,7 @@ def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
         curves = [_real(results[name]) for name in (key, "time", "epochs")]
         earlier = float(results.get("pretraining_time") or 0.0)
     except (OverflowError, TypeError, ValueError) as error:
-        raise ResultFileError(f"losses or times in {path} are no numbers: {error}") from error
+        raise ResultFileError(f"losses or times in {path} are not numbers: {error}") from error
     if len({curve.shape for curve in curves}) > 1 or curves[0].ndim != 1 or not len(curves[0]):
         shapes = ", ".join(str(curve.shape) for curve in curves)
         raise ResultFileError(
@@ -129,9 +129,9 @@ def _real(values: object) -> np.ndarray:
 
 
 def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
-    """Results of a published training script, with what it leaves to the name of its file.
+    """Results of a published training script, with the entries in the name of its file.
 
-    It tells one number of epochs or those of its evaluations, and the seconds of each or in all.
+    It has one number of epochs or those of its evaluations, and the seconds of each or in all.
 
     Args:
         path: The file.
@@ -151,14 +151,14 @@ def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
             ends = np.linspace(0.0, float(results["simulation_time"]), int(epochs[-1]) + 1)
         time = np.interp(epochs, np.arange(len(ends)), ends)
     except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise ResultFileError(f"losses or times in {path} are no numbers: {error}") from error
+        raise ResultFileError(f"losses or times in {path} are not numbers: {error}") from error
     names = {"problem": "problem not named", "method": path.stem, "label": path.stem}
-    told = {"seed": str(path), "stopped": "not told", "sim_par": {}, **results}
-    return {**names, **told, "epochs": epochs, "time": time}
+    known = {"seed": str(path), "stopped": "not recorded", "sim_par": {}, **results}
+    return {**names, **known, "epochs": epochs, "time": time}
 
 
 def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
-    """Read the runs to compare, each seed of an experiment once, with notes on what is left out.
+    """Read the runs to compare, each seed of an experiment once, and note the files left out.
 
     Args:
         paths: Of files, and of folders, whose files of other kinds are left out.
@@ -167,7 +167,7 @@ def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
     Raises:
         ResultFileError: A file that was named, or all in the folders, is not of a training run.
         OSError: A file cannot be read.
-        CorruptResultError: It is no result file.
+        CorruptResultError: It is not a result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
     runs: dict[tuple[str, ...], Run] = {}

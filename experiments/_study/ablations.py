@@ -1,4 +1,4 @@
-"""Tables of what varying a setting does."""
+"""Tables of final losses against a setting."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -46,10 +46,10 @@ def _values(runs: Mapping[str, Iterable[Run]], names: Sequence[str]) -> str:
 def _pairs(runs: Iterable[Run], down: str, across: str) -> str:
     """A row for each value of one setting, a column for each of the other."""
     found = _by_values(runs, [down, across])
-    above, beside = (_in_order((pair[i],) for pair in found) for i in (1, 0))
-    lines = [[f"{down} \\ {across}", *(value_text(value) for (value,) in above)]]
-    for (value,) in beside:
-        cells = [_cell(found.get((value, other)), found) for (other,) in above]
+    columns, rows = (_in_order((pair[i],) for pair in found) for i in (1, 0))
+    lines = [[f"{down} \\ {across}", *(value_text(value) for (value,) in columns)]]
+    for (value,) in rows:
+        cells = [_cell(found.get((value, other)), found) for (other,) in columns]
         lines.append([value_text(value), *cells])
     return markdown.table(lines)
 
@@ -62,7 +62,7 @@ def _by_values(runs: Iterable[Run], names: Sequence[str]) -> _Varied:
 
 
 def _in_order(values: Iterable[tuple[object, ...]]) -> list[tuple[object, ...]]:
-    """Each once; numbers by size, before texts."""
+    """Sort distinct values: numbers by size, before texts."""
 
     def key(value: object) -> tuple[bool, float, str]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -72,7 +72,7 @@ def _in_order(values: Iterable[tuple[object, ...]]) -> list[tuple[object, ...]]:
 
 
 def _cell(seeds: Seeds | None, among: _Varied) -> str:
-    """The median loss; the lowest in bold."""
+    """Format the median loss; the lowest in bold."""
     if seeds is None:
         return "–"
     text = markdown.loss(seeds.final)

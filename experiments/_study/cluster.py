@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 # Status of a job that the cluster has ended.
 _LOST = 255
-# What submitit raises where it is given parameters that it cannot use, or finds no cluster.
+# Exceptions of submitit for parameters that it cannot use, or without a cluster.
 _REFUSALS = (RuntimeError, NameError, AssertionError, TypeError, ValueError)
 
 
@@ -23,17 +23,17 @@ def run_on_cluster(
     cluster: str,
     parameters: Mapping[str, object],
     workers: int,
-    told: Callable[[Outcome], None],
+    report: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Hand jobs to a cluster through submitit, and wait for them.
+    """Submit jobs to a cluster through submitit, and wait for them.
 
     Args:
         jobs: The jobs.
         out: Folder of the study, which all machines see.
         cluster: ``"slurm"``, or ``"local"`` for processes of this machine.
-        parameters: What the scheduler is to know, such as ``slurm_partition``.
+        parameters: Parameters of the scheduler, such as ``slurm_partition``.
         workers: Processes at a time on this machine; a cluster has all jobs at once.
-        told: Called with each outcome as it comes.
+        report: Called with each outcome as it comes.
 
     Returns:
         The outcomes, in the order of the jobs.
@@ -60,10 +60,10 @@ def run_on_cluster(
         for job, submitted in zip(chosen, waiting, strict=True):
             try:
                 outcome = submitted.result()
-            except lost:  # others go on
+            except lost:  # others continue
                 outcome = Outcome(job, _LOST, submitted.paths.stderr)
             outcomes.append(outcome)
-            told(outcome)
+            report(outcome)
     return outcomes
 
 

@@ -12,22 +12,22 @@ from experiments._run.weights import ENDING as WEIGHTS
 from experiments._study.jobs import Job
 from experiments._study.process import run_module
 
-# How a run ends whose results count: a method that diverges has lost, and that is a result.
+# Exit status of runs whose results count: a method that diverges has lost, and that is a result.
 _DONE = (0, 1)
 
 
 class StudyError(ValueError):
-    """A study cannot go on; the text says why and what would help."""
+    """A study cannot continue; the text has the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """Outcome of a job.
 
     Attributes:
         job: The job.
         status: Exit status of its process; 0 for one that had been done before.
-        log: What it told, where it failed.
+        log: Its output.
     """
 
     job: Job
@@ -36,31 +36,31 @@ class Outcome:
 
     @property
     def done(self) -> bool:
-        """Whether there is a result file that counts."""
+        """Return whether there is a result file that counts."""
         return self.status in _DONE and _is_done(self.job, self.log.parent)
 
     @property
     def last_words(self) -> str:
-        """The last line of what it told."""
+        """Last line of its output."""
         if not self.log.is_file():
             return ""
         return (self.log.read_text(encoding="utf-8", errors="replace").splitlines() or [""])[-1]
 
 
 def result_of(place: Path) -> Path | None:
-    """The result file of a job that is done, None before."""
+    """Find the result file of a finished job, None before."""
     if any(place.glob("*.checkpoint")):
-        return None  # of a run that was cut short, and goes on
+        return None  # of a run that was cut short, to be resumed
     return next(iter(sorted(place.glob("*.pickle"))), None)
 
 
 def weights_of(place: Path) -> Path | None:
-    """The weights that a job with ``--save-weights`` has left, None where there are none."""
+    """Find the weights of a job with ``--save-weights``, None if there are none."""
     return next(iter(sorted(place.glob(f"*{WEIGHTS}"))), None)
 
 
 def _is_done(job: Job, place: Path) -> bool:
-    """Whether a job has left all that it should, whole; what is damaged is made again."""
+    """Return whether all files of a job are there and whole; damaged ones are made again."""
     path = result_of(place)
     if path is None or ("--save-weights" in job.arguments and weights_of(place) is None):
         return False
@@ -71,7 +71,7 @@ def _is_done(job: Job, place: Path) -> bool:
 
 
 def run_job(job: Job, out: Path) -> Outcome:
-    """Run one job, or go on with it, unless it is done; before it the one that it goes on from.
+    """Run or resume a job, unless it is done; before it the job whose weights it starts from.
 
     Args:
         job: The job.
@@ -93,7 +93,7 @@ def run_job(job: Job, out: Path) -> Outcome:
     _make(place)
     arguments = [*job.arguments, *begin, "--out", str(place), "--threads", "1", "--resume"]
     if "--device" not in job.arguments:
-        arguments += ["--clock", "processor"]  # what a quiet machine would take
+        arguments += ["--clock", "processor"]  # the time on a quiet machine
     return Outcome(job, run_module(job.module, arguments, log), log)
 
 
@@ -102,21 +102,21 @@ def _make(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(
-            f"the folder {place} of a run cannot be made: {error.strerror}; remove what is in its "
+            f"the folder {place} of a run cannot be made: {error.strerror}; remove the file in its "
             "way, or make room"
         ) from error
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path, workers: int, told: Callable[[Outcome], None]
+    jobs: Sequence[Job], out: Path, workers: int, report: Callable[[Outcome], None]
 ) -> list[Outcome]:
-    """Run jobs in so many processes at a time, each on one thread.
+    """Run jobs in several processes at a time, each on one thread.
 
     Args:
         jobs: The jobs.
         out: Folder of the study.
         workers: Processes at a time.
-        told: Called with each outcome as it comes; the next job begins after it.
+        report: Called with each outcome as it comes; the next job begins after it.
 
     Returns:
         The outcomes, in the order of the jobs.
@@ -129,19 +129,19 @@ def run_jobs(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(future)
                     outcomes[job] = future.result()
-                    told(outcomes[job])
-                    # Only now, for what is told may end it all.
+                    report(outcomes[job])
+                    # Only now: the report may end the study.
                     running |= {pool.submit(run_job, job, out): job for job in islice(left, 1)}
-        finally:  # after an interruption: those that run save, told by the same signal
+        finally:  # after an interruption: running jobs save, as they get the same signal
             pool.shutdown(cancel_futures=True)
     return [outcomes[job] for job in jobs]
 
 
 def workers_of_this_machine() -> int:
-    """One for each core that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def failures(outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Those without a result that counts."""
+    """Select the outcomes without a result that counts."""
     return [outcome for outcome in outcomes if not outcome.done]

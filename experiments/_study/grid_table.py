@@ -1,4 +1,4 @@
-"""The grid of a study as a table: what was tried, and what has won."""
+"""Grid of a study as a table: settings tried, and settings that have won."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +11,9 @@ from experiments._study.titles import place, title
 
 
 def grid_table(entries: Sequence[Mapping[str, object]]) -> str:
-    """What was tried, the best of it in longer runs after an arrow, and in bold what has won.
+    """Tabulate the settings tried, the best in longer runs after an arrow, the winners in bold.
 
-    A dagger marks what has won at an end of what was tried.
+    A dagger marks winners at an end of the values tried.
     """
     lines = [["problem", "method", "final test loss on the seed of the grid"]]
     for entry in sorted(entries, key=lambda entry: place(str(entry["problem"]))[0]):
@@ -30,8 +30,8 @@ def grid_table(entries: Sequence[Mapping[str, object]]) -> str:
     if len(lines) == 1:
         return "Nothing was tuned."
     text = (
-        "In bold what has won, after an arrow the losses of longer runs. A dagger tells which of "
-        "the settings has won at an end of what was tried: beyond it may be better ones."
+        "In bold the winners, after an arrow the losses of longer runs. A dagger shows which of "
+        "the settings has won at an end of the values tried: there may be better ones beyond."
     )
     return f"{text}\n\n{markdown.table(lines)}"
 
@@ -50,6 +50,6 @@ def _at_an_end(entry: Mapping[str, object]) -> list[str]:
 
 
 def _tried(entry: Mapping[str, object]) -> tuple[tuple[tuple[str, object], ...], str]:
-    """Settings, and the loss as it is told."""
+    """Format settings and their loss."""
     loss = np.inf if entry["loss"] is None else float(str(entry["loss"]))
     return tuple(item for item in entry.items() if item[0] != "loss"), markdown.loss(loss)

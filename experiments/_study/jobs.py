@@ -1,4 +1,4 @@
-"""From the table of a study to command lines, each with a folder of its own."""
+"""Command lines of a study, made from its table, each with a folder of its own."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ class Job:
 
     @property
     def place(self) -> Path:
-        """Where its files are, below the folder of the study; no other job has that place."""
+        """Folder of its files, below that of the study; no other job has it."""
         words = [re.sub(r"[^\w.+-]", "", word) for word in self.arguments]
         return Path(self.part, self.folder, f"{self.method}_{'_'.join(words)}".replace("--", ""))
 
@@ -48,7 +48,7 @@ class Job:
 
 
 def grid(preset: Preset, folder: str, method: str) -> list[Point]:
-    """The settings that are tried for a method: no fewer for one that sees no Jacobian."""
+    """List the settings to try for a method: no fewer for one that sees no Jacobian."""
     own = make(folder).settings[method]
     if method in TRUNCATED:
         return [
@@ -60,14 +60,14 @@ def grid(preset: Preset, folder: str, method: str) -> list[Point]:
 
 
 def tuning_jobs(preset: Preset) -> list[tuple[Job, Point]]:
-    """The grid: every tuned method at every point, on a seed that nothing else sees."""
+    """Make the grid: every tuned method at every point, on a seed that nothing else sees."""
     return _tried(preset, preset.tuning_seconds, lambda *of: grid(preset, *of))
 
 
 def final_jobs(
     preset: Preset, best: Mapping[tuple[str, str], Sequence[Point]]
 ) -> list[tuple[Job, Point]]:
-    """The best points of the grid once more, for as long as the runs that are told.
+    """Make jobs of the best points of the grid again, for as long as the reported runs.
 
     Args:
         preset: The study.
@@ -77,7 +77,7 @@ def final_jobs(
 
 
 def comparison_jobs(preset: Preset, winners: Winners) -> list[Job]:
-    """What is told, at the settings that have won; methods without a grid at their own.
+    """Make the reported runs, at the settings that have won; methods without a grid at their own.
 
     Args:
         preset: The study.
@@ -96,7 +96,7 @@ def comparison_jobs(preset: Preset, winners: Winners) -> list[Job]:
 
 
 def ablation_jobs(preset: Preset, winners: Winners) -> list[Job]:
-    """Options at several values, all other settings as they have won."""
+    """Make runs of options at several values, all other settings as they have won."""
     jobs = []
     for ablation in preset.ablations:
         flags, folder, method = tuple(ablation.values), ablation.folder, ablation.method
@@ -113,7 +113,7 @@ def ablation_jobs(preset: Preset, winners: Winners) -> list[Job]:
 
 
 def relay_jobs(preset: Preset, winners: Winners) -> list[Job]:
-    """The methods that go on, each with the job whose weights it needs, for half the time each."""
+    """Make the second runs of relays, each after the job whose weights it needs."""
     jobs = []
     for relay in preset.relays:
         first, then = (
@@ -141,7 +141,7 @@ def _tried(
 
 
 def _line(point: Point) -> tuple[str, ...]:
-    """Settings as on a command line."""
+    """Write settings as on a command line."""
     words = ((f"--{name}", v if isinstance(v, str) else f"{v:g}") for name, v in point.items())
     return tuple(word for pair in words for word in pair)
 

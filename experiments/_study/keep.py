@@ -21,7 +21,7 @@ from experiments._study.winners import WINNERS, load_winners
 
 COMPARISON, TUNING = "comparison", "tuning"
 
-# Recorded among the settings, but not what runs of one part of a study are to differ in.
+# Recorded among the settings, but not a difference between runs of one part of a study.
 _NO_SETTINGS = ("seed", "out", "published", "init_from", "save_weights", "threads", "time_budget")
 _OF_STEPS = ("step_time", "rank", "step_size")
 _MOST_STEPS = 500
@@ -44,14 +44,14 @@ def differing(runs: Iterable[Mapping[str, object]]) -> list[str]:
 
 
 def value_text(value: object) -> str:
-    """The value of a setting as on a command line."""
+    """Write the value of a setting as on a command line."""
     if isinstance(value, float):
         return f"{value:g}".replace("e-0", "e-").replace("e+0", "e")
     return "-".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def keep(study: Path, out: Path) -> list[Path]:
-    """Write what is kept of a study.
+    """Write the kept part of a study.
 
     Args:
         study: Folder that ``python -m experiments.study`` has filled for one preset.
@@ -64,14 +64,14 @@ def keep(study: Path, out: Path) -> list[Path]:
         ResultFileError: There are no runs, they are not those of the settings that have won, or
             files of another study are in the way.
         OSError: A file cannot be read or written.
-        CorruptResultError: A file is no result file.
+        CorruptResultError: A file is not a result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
     where, there = out.resolve(), study.resolve()
     if where.is_relative_to(there) or there.is_relative_to(where):
         raise ResultFileError(
-            f"what is kept cannot be written to {out}, in one folder with the study {study}; give "
-            "another --out, such as study/desk"
+            f"the kept files cannot be written to {out}, in one folder with the study {study}; "
+            "give another --out, such as study/desk"
         )
     found, written = _runs(study), []
     _require_winners(load_winners(study / WINNERS), found)
@@ -88,7 +88,7 @@ def keep(study: Path, out: Path) -> list[Path]:
             names[path] = place
             first = run["seed"] == min(other["seed"] for other in alike)
             hig.save_results(path, cut(_placed(run, place), first and part == COMPARISON))
-            path.with_suffix(".txt").unlink()  # what it tells is in the file
+            path.with_suffix(".txt").unlink()  # its contents are in the result file
         written += names
     others = sorted(set(out.rglob(f"*{SUFFIX}")) - set(written))
     if others:
@@ -100,11 +100,11 @@ def keep(study: Path, out: Path) -> list[Path]:
 
 
 def cut(results: Mapping[str, object], whole: bool) -> dict[str, object]:
-    """What is kept of a run.
+    """Cut a run down to the entries that are kept.
 
     Args:
-        results: What `hig.load_results` returns.
-        whole: Whether spectra, steps and an example are wanted too.
+        results: Result of `hig.load_results`.
+        whole: Keep spectra, steps and an example too.
     """
     kept = {}
     for key, value in results.items():
@@ -127,7 +127,7 @@ def _chosen_steps(count: int) -> slice:
 
 
 def _one_example(example: Mapping[str, object]) -> dict[str, object]:
-    """The first example; of solutions on a grid fewer places."""
+    """Keep the first example; of solutions on a grid fewer places."""
     if "points" in example:
         rows = _coarse(np.asarray(example["points"]))
         return {k: v[rows] if isinstance(v, np.ndarray) else v for k, v in example.items()}
@@ -139,7 +139,7 @@ def _one_example(example: Mapping[str, object]) -> dict[str, object]:
 
 
 def _coarse(points: np.ndarray) -> np.ndarray:
-    """Which rows of the points (N, D) of a grid make a grid of few places along each side."""
+    """Select the rows of the points (N, D) of a grid that make a coarser grid."""
     rows = np.full(len(points), True)
     for index, column in enumerate(points.T):
         places = np.unique(column)
@@ -155,7 +155,7 @@ def _single(value: object) -> object:
 
 
 def _runs(study: Path) -> dict[tuple[str, str], dict[str, dict[str, object]]]:
-    """Results by part and folder of the submit scripts, and by the place of each run."""
+    """Load results by part and folder of the submit scripts, and by the place of each run."""
     found: dict[tuple[str, str], dict[str, dict[str, object]]] = {}
     for place in sorted({path.parent for path in study.rglob(f"*{SUFFIX}")}):
         part, *folder = place.relative_to(study).parts or ("",)
@@ -165,14 +165,14 @@ def _runs(study: Path) -> dict[tuple[str, str], dict[str, dict[str, object]]]:
         results = run_of(path, read(path), "test").results
         if str(results["sim_par"].get("out", "")).startswith(f"{part}/"):
             raise ResultFileError(
-                f"{study} is what has been kept of a study already; give the folder of the study "
+                f"{study} is a study that has been kept already; give the folder of the study "
                 "itself, such as results/study/desk"
             )
         runs = found.setdefault((part, "/".join(folder[:-1])), {})
         runs[place.relative_to(study).as_posix()] = results
     if not found or not (study / WINNERS).exists():
         raise ResultFileError(
-            f"{study} is no folder of a study: it has no {WINNERS} or no runs that are done; give "
+            f"{study} is not the folder of a study: it has no {WINNERS} or no finished runs; give "
             "such as results/study/desk"
         )
     return found
@@ -182,7 +182,7 @@ def _require_winners(
     grid: Sequence[Mapping[str, object]],
     found: Mapping[tuple[str, str], Mapping[str, Mapping[str, object]]],
 ) -> None:
-    """Refuse runs of a comparison at settings that have won once and do no longer."""
+    """Refuse runs of a comparison at settings that won an earlier grid."""
     won = {(entry["problem"], entry["method"]): entry["won"] for entry in grid}
     for (part, folder), runs in found.items():
         for place, run in runs.items() if part == COMPARISON else ():
@@ -203,7 +203,7 @@ def _name(run: Mapping[str, object], settings: Sequence[str]) -> str:
 
 
 def _placed(run: Mapping[str, object], place: str) -> dict[str, object]:
-    """Without the folder that the study was in, which means nothing elsewhere."""
+    """Remove the folder of the study, which means nothing elsewhere."""
     out = str(run["sim_par"].get("out", ""))
     root = out.removesuffix(place) if out.endswith(place) else out
 

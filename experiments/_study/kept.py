@@ -1,4 +1,4 @@
-"""What `python -m experiments keep` has written, read again."""
+"""Reader of the files that `python -m experiments keep` writes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Kept:
     Attributes:
         name: That of its folder.
         parts: Runs by part and by folder of the submit scripts, in the order of the results page.
-        grid: What was tried and what has won, for each method on each problem.
+        grid: Settings tried and settings that have won, for each method on each problem.
     """
 
     name: str
@@ -32,20 +32,20 @@ class Kept:
 
 
 def read_kept(study: Path) -> Kept:
-    """Read all of it.
+    """Read a kept study.
 
     Args:
         study: Folder that ``python -m experiments keep`` has filled.
 
     Raises:
-        ResultFileError: There are no runs of a comparison, or a file is of no training run.
+        ResultFileError: There are no runs of a comparison, or a file is not of a training run.
         OSError: A file cannot be read.
-        CorruptResultError: It is no result file.
+        CorruptResultError: It is not a result file.
         UnsafeResultError: It asks for more than plain Python and numpy.
     """
     if (study / TUNING).is_dir():
         raise ResultFileError(
-            f"{study} is the folder of a study, not what is kept of one; first "
+            f"{study} is the folder of a study, not of its kept files; first "
             f"python -m experiments keep {study} --out DIR, and then give DIR"
         )
     found: dict[str, dict[str, list[Run]]] = {}
@@ -55,8 +55,8 @@ def read_kept(study: Path) -> Kept:
         found.setdefault(part, {}).setdefault("/".join(folder), []).append(run)
     if COMPARISON not in found:
         raise ResultFileError(
-            f"{study} has no result files in {COMPARISON}/; give what python -m experiments keep "
-            "has written"
+            f"{study} has no result files in {COMPARISON}/; give the output of python -m "
+            "experiments keep"
         )
     parts = {
         part: dict(sorted(runs.items(), key=lambda item: place(item[0])))

@@ -1,4 +1,4 @@
-"""A training run in a process of its own, which has not to import torch first."""
+"""Training run in a copy of a process that has imported torch already."""
 
 import multiprocessing
 import os
@@ -11,29 +11,28 @@ from multiprocessing import connection
 from pathlib import Path
 
 # Imported once for all runs of a study: each of them would take three seconds for it. The last one
-# is what every optimiser of torch imports when it is made.
+# is imported by every optimiser of torch when it is made.
 _IMPORTED = ("experiments", "problems._fields", "torch._dynamo")
 
-# To start a process asks all others for their exit status, which can be had once. Where that is
-# done while a thread waits for one of them, the thread may get none.
+# Starting a process collects the exit status of all others, which can be read once. A thread that
+# waits for one of them meanwhile may get none.
 _STATUS = threading.Lock()
 
 
 def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
-    """What ``python -m <module> <arguments>`` does, in a copy of a process that has all it needs.
+    """Run ``python -m <module> <arguments>`` in a copy of a process that has imported torch.
 
-    May be called from several threads. The first call starts that process, which does nothing but
-    to be copied. Where the system can copy none (Windows), a run begins from nothing.
+    May be called from several threads. The first call starts that process, which only has to
+    wait to be copied. If the system cannot copy processes (Windows), a run starts a new one.
 
     Args:
         module: The module, by its full name.
         arguments: Command line.
-        log: Gets what the run prints; overwritten.
+        log: File of the run's output; overwritten.
 
     Returns:
         Exit status; minus the number of the signal that has ended the process.
     """
-    _open_standard_streams()
     can_copy = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_copy else "spawn")
     context.set_forkserver_preload(list(_IMPORTED))
@@ -46,27 +45,17 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
         return process.exitcode
 
 
-def _open_standard_streams() -> None:
-    """Let no pipe to another process take the number of a standard stream that is closed."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-            os.set_inheritable(number, True)
-
-
 def _run(module: str, arguments: list[str], log: str) -> None:
     _write_to(log)
     threading.Thread(target=_end_with_the_study, daemon=True).start()
-    # The results tell by what command they come.
+    # Recorded in the results as their command.
     sys.orig_argv = [sys.executable, "-m", module, *arguments]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _end_with_the_study() -> None:
-    """Save and stop where the process has gone that wants the results."""
+    """Save and stop if the process that wants the results has gone."""
     study = multiprocessing.parent_process()
     if study is not None:
         connection.wait([study.sentinel])
@@ -74,12 +63,11 @@ def _end_with_the_study() -> None:
 
 
 def _write_to(log: str) -> None:
-    """Let all that is printed go to a file, also where there was nothing to print to."""
+    """Redirect standard output and error to a file, also those of the copied process."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for number in (1, 2):
         os.dup2(file, number)
-    if file > 2:
-        os.close(file)
+    os.close(file)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(  # noqa: SIM115
         2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False

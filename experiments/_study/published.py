@@ -1,4 +1,4 @@
-"""Numbers of others, to stand beside those of a study."""
+"""Published numbers of others, to compare with a study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Published:
 
     Attributes:
         losses: The texts as they are published, by method.
-        circumstances: How they came about and whose they are.
+        circumstances: Their source and conditions.
     """
 
     losses: Mapping[str, str]
@@ -26,8 +26,8 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
     {
         "nonlinear_oscillators": Published(
             MappingProxyType({"hig": "1.1e-3"}),
-            f"no number of {_HIG}, but what its code (TensorFlow, float32, seed 22) reached on two "
-            "cores after 8 epochs of about 41 s each",
+            f"not a number of {_HIG}, but the result of its code (TensorFlow, float32, seed 22) on "
+            "two cores after 8 epochs of about 41 s each",
         ),
         "conditioning_toy": Published(
             MappingProxyType({"hig": "2.9e-3", "gn": "0.40", "adam": "0.24"}),

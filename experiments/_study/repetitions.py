@@ -1,4 +1,4 @@
-"""How far runs are apart that differ in nothing but the moment."""
+"""Spread of runs that were repeated with equal settings."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments._saved.runs import Run
 
-# Recorded among the settings without a say in the results.
+# Recorded among the settings without an effect on the results.
 _FREE = ("out", "published", "save_weights", "threads")
 
 

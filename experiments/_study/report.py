@@ -1,4 +1,4 @@
-"""The results page of a kept study: what there is to tell of it, every number from its files.
+"""Results page of a kept study, every number from its files.
 
 Numbers are medians over the seeds, in brackets the lowest and the highest.
 """
@@ -32,11 +32,11 @@ _RELAY, _FIRST_HALF = "relay", "relay_first"
 
 
 def report(kept: Kept, images: Mapping[str, str]) -> str:
-    """The page as Markdown; the same files give the same bytes.
+    """Write the page as Markdown; the same files give the same bytes.
 
     Args:
         kept: The study.
-        images: Where each figure is, as seen from the page, by its name without the suffix;
+        images: Path of each figure, relative to the page, by its name without the suffix;
             ``<problem>_<figure>`` and ``ablation_<part>``.
     """
     parts = dict(kept.parts)
@@ -49,7 +49,7 @@ def report(kept: Kept, images: Mapping[str, str]) -> str:
         _circumstances(every, repetitions(kept.parts)),
         *_missing(kept.name, {COMPARISON: compared, _RELAY: relayed, **parts}),
         *(_problem(folder, found, images) for folder, found in compared.items()),
-        "## Where HIG does not win",
+        "## Problems on which HIG does not win",
         _lost(compared),
         *(["## One after the other", _relays(relayed, begun, compared)] if relayed else []),
         *(text for folder in relayed for text in _shown(_prefix(folder, _RELAY), images, folder)),
@@ -61,11 +61,11 @@ def report(kept: Kept, images: Mapping[str, str]) -> str:
     return "\n\n".join(texts) + "\n"
 
 
-# -- what there is -------------------------------------------------------------------------------
+# -- missing runs --------------------------------------------------------------------------------
 
 
 def _missing(name: str, found: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """What a preset of this name would run, and has not yet."""
+    """List the runs of the preset of this name that are missing."""
     if name not in PRESETS:
         return []
     preset = PRESETS[name]
@@ -92,7 +92,7 @@ def _circumstances(runs: Sequence[Run], repeated: Sequence[float]) -> str:
         found = Counter(str(run.fact(group, key)) for run in runs)
         del found["None"]
         if len(found) < 2:
-            return ", ".join(found) or "not told"
+            return ", ".join(found) or "not recorded"
         return ", ".join(
             f"{value} ({count} of {len(runs)})" for value, count in found.most_common()
         )
@@ -107,7 +107,7 @@ def _circumstances(runs: Sequence[Run], repeated: Sequence[float]) -> str:
     lines += [[key, all_of(where, key)] for key, where in facts]
     lines.append(["clock of the training time", all_of("sim_par", "clock")])
     hours = sum(run.duration for run in runs) / 3600
-    lines.append(["runs told of here", f"{len(runs)}, {hours:.3g} h of training"])
+    lines.append(["runs reported here", f"{len(runs)}, {hours:.3g} h of training"])
     text = (
         "This page is made from result files (in the repository by `make figures`); no number on "
         "it has been typed. Methods are compared at equal training time, at the settings that have "
@@ -115,13 +115,13 @@ def _circumstances(runs: Sequence[Run], repeated: Sequence[float]) -> str:
         "own. Numbers are the median over the seeds, in brackets the lowest and the highest; times "
         "to a loss are those of the runs that got there, with their number. A run that diverges "
         "ends at no finite loss. Figures of solutions, and the errors in them, are of some places "
-        "of the test grid. Where ranges overlap, so few seeds do not decide which method is lower."
+        "of the test grid. If ranges overlap, so few seeds do not decide which method is lower."
     )
     if repeated:
         text += (
             f" Runs in several parts that differ in nothing ({len(repeated)} sets) end up to "
             f"{max(repeated):.2g} times apart, since none takes the same number of steps in its "
-            "time: smaller differences tell nothing."
+            "time: smaller differences mean nothing."
         )
     return f"{text}\n\n{markdown.table(lines)}"
 
@@ -134,7 +134,7 @@ def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> 
     header += ["epochs", "diverged", *(["elsewhere"] if published else []), "settings"]
     lines = [header]
     for seeds in found:
-        beside = [published.losses.get(seeds.method, "–")] if published else []
+        elsewhere = [published.losses.get(seeds.method, "–")] if published else []
         cells = [
             seeds.losses,
             markdown.median_and_range([run.best for run in seeds.runs], markdown.loss),
@@ -144,7 +144,7 @@ def _problem(folder: str, found: Sequence[Seeds], images: Mapping[str, str]) -> 
                 for name in ("duration", "steps", "epochs")
             ),
             f"{seeds.diverged} of {len(seeds.runs)}",
-            *beside,
+            *elsewhere,
             seeds.settings,
         ]
         lines.append([seeds.name(found), *cells])
@@ -167,7 +167,7 @@ def _prefix(folder: str, figure: str = "") -> str:
 
 
 def _shown(prefix: str, images: Mapping[str, str], folder: str, but: str = "none") -> list[str]:
-    """Links to the figures whose names begin like that, but for one."""
+    """Link the figures whose names begin with a prefix, except one."""
     about = title(folder)
     return [
         f"![{about}: {name.removeprefix(_prefix(folder)).replace('_', ' ')}]({place})"
@@ -177,7 +177,7 @@ def _shown(prefix: str, images: Mapping[str, str], folder: str, but: str = "none
 
 
 def _lost(compared: Mapping[str, Sequence[Seeds]]) -> str:
-    """Who is lower and who is sooner, problem by problem."""
+    """Tabulate the methods that are lower or sooner than HIG, problem by problem."""
     lines = [["problem", "a lower loss at the end", "sooner at the target"]]
     without = []
     for folder, found in compared.items():
@@ -192,16 +192,16 @@ def _lost(compared: Mapping[str, Sequence[Seeds]]) -> str:
             lines.append([title(folder), lower or "none", sooner or "none"])
     text = (
         "Problems on which another method ends at a lower median test loss than HIG, or is sooner "
-        "at the target, and by what factor; alone is who gets to a target, or to a finite loss, "
-        "where HIG in the median does not."
+        "at the target, and by which factor; alone means that it gets to a target, or to a finite "
+        "loss, and HIG in the median does not."
     )
     end = f"HIG is not compared on: {', '.join(without)}." if without else ""
-    told = markdown.table(lines) if len(lines) > 1 else "There are none in this study."
-    return "\n\n".join(filter(None, [text, told, end]))
+    table = markdown.table(lines) if len(lines) > 1 else "There are none in this study."
+    return "\n\n".join(filter(None, [text, table, end]))
 
 
 def _ahead(ours: Seeds, found: Sequence[Seeds], of: Callable[[Seeds], float]) -> str:
-    """The methods with a smaller number, the smallest first."""
+    """List the methods with a smaller number, the smallest first."""
     mine = of(ours)
     others = sorted(
         ((of(seeds), seeds.name(found)) for seeds in found if seeds.method != _OURS),
@@ -220,7 +220,7 @@ def _relays(
     begun: Mapping[str, list[Run]],
     compared: Mapping[str, Sequence[Seeds]],
 ) -> str:
-    """One method goes on with the weights of another, beside each alone for the same time."""
+    """Tabulate methods that continue from the weights of another, next to each alone."""
     lines = [["problem", "methods", "final test loss", "settings"]]
     for folder, runs in relayed.items():
         problem, found = title(folder), experiments(runs)
@@ -231,20 +231,19 @@ def _relays(
             name = f"{first}, then {seeds.name()}"
             lines.append([problem, name, seeds.losses, seeds.settings])
         for seeds in alone:
-            told = [f"{seeds.name()} alone", seeds.losses, seeds.settings]
-            lines.append([problem, *told])
+            lines.append([problem, f"{seeds.name()} alone", seeds.losses, seeds.settings])
     return f"Each for half of the time that one alone has.\n\n{markdown.table(lines)}"
 
 
 def _varied(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str]) -> list[str]:
-    """An ablation, with its figure."""
+    """Section of an ablation, with its figure."""
     name, image = part.replace("_", " "), images.get(f"ablation_{part}")
     shown = [f"![Ablation: {name}]({image})"] if image else []
     return [f"### {name}", _held(runs), *ablation(runs), *shown]
 
 
 def _held(runs: Mapping[str, Iterable[Run]]) -> str:
-    """What runs of an ablation have in common, in words; settings that have won go unsaid."""
+    """Describe the common settings of the runs of an ablation; those of the grid are left out."""
 
     def all_of(key: str) -> set[str]:
         values = (run.fact("sim_par", key) for found in runs.values() for run in found)
@@ -267,12 +266,12 @@ def _held(runs: Mapping[str, Iterable[Run]]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("study", type=Path, metavar="STUDY", help="what `keep` has written")
+    parser.add_argument("study", type=Path, metavar="STUDY", help="output of `keep`")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="PAGE", help="such as results.md"
     )
     parser.add_argument(
-        "--images", type=Path, metavar="DIR", help="PNG figures, in a folder beside or below PAGE"
+        "--images", type=Path, metavar="DIR", help="PNG figures, in a folder next to or below PAGE"
     )
     parser.add_argument(
         "--into",
@@ -280,7 +279,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=(),
         metavar="FILE",
-        help=f"pages that shall have the comparison in one table, where they say {BEGIN}",
+        help=f"pages that get the comparison in one table, after the mark {BEGIN}",
     )
     parser.set_defaults(command=main)
 
@@ -292,8 +291,8 @@ def main(options: argparse.Namespace) -> int:
         images = _images(options.images, options.out) if options.images else {}
         if options.out.resolve() in {page.resolve() for page in options.into}:
             raise ResultFileError(
-                f"the page {options.out} would replace what its table is to go into; give another "
-                "--out or --into"
+                f"the page {options.out} would replace the page that its table goes into; give "
+                "another --out or --into"
             )
         kept = read_kept(options.study)
         texts = {page: filled(page, summary(kept)) for page in options.into}
@@ -307,7 +306,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _images(folder: Path, page: Path) -> dict[str, str]:
-    """Where the figures are as seen from the page, by name."""
+    """Find the figures; returns their paths relative to the page, by name."""
     whole, above = folder.resolve(), page.resolve().parent
     found = sorted(whole.glob("*.png"))
     if not found or not whole.is_relative_to(above):

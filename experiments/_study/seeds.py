@@ -1,4 +1,4 @@
-"""One method on one problem with settings of its own: the runs of all seeds, and what they tell."""
+"""Runs of all seeds of one method on one problem with one choice of settings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from experiments._saved.runs import Run
 from experiments._study.keep import value_text
 
 _BASELINE = "adam"
-_USUAL = ("fixed", "schedule constant", "float32")  # settings that go without saying
+_USUAL = ("fixed", "schedule constant", "float32")  # settings that are not shown
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Seeds:
 
     @property
     def ends(self) -> list[float]:
-        """The last losses; what diverges has lost, whatever was last recorded."""
+        """Last losses; infinite for runs that diverge, whatever was last recorded."""
         return [np.inf if run.stopped == "non-finite" else run.final for run in self.runs]
 
     @property
@@ -46,12 +46,12 @@ class Seeds:
 
     @property
     def diverged(self) -> int:
-        """How many runs have diverged."""
+        """Number of runs that have diverged."""
         return sum(np.isinf(self.ends))
 
     @property
     def settings(self) -> str:
-        """Settings that do not go without saying, as a cell of a table."""
+        """Settings other than the usual ones, as a cell of a table."""
         given = self.runs[0].results["sim_par"]
         names = {"lr": "lr", "rcond": "rcond", "schedule": "schedule", "batch_size": "batch"}
         texts = [f"{name} {value_text(given[key])}" for key, name in names.items() if key in given]
@@ -59,19 +59,19 @@ class Seeds:
         return ", ".join(text for text in texts if text not in _USUAL)
 
     def seconds_to(self, target: float) -> float:
-        """Median of the seconds to a target, infinite where most seeds do not get there."""
+        """Median of the seconds to a target, infinite if most seeds do not reach it."""
         seconds = np.array([run.seconds_to(target) for run in self.runs])
         return float(np.median(np.where(np.isnan(seconds), np.inf, seconds)))
 
     def name(self, among: Iterable["Seeds"] = ()) -> str:
-        """The name of the method; the whole label where another experiment has that name too."""
+        """Name of the method; the whole label if another experiment has that name too."""
         if sum(other.method == self.method for other in among) < 2:
             return METHODS[self.method].label
         return self.runs[0].experiment[-1].replace("|", r"\|")
 
 
 def experiments(runs: Iterable[Run]) -> list[Seeds]:
-    """Runs by method and label, the lowest median of the last loss first."""
+    """Group runs by method and label, the lowest median of the last loss first."""
     found: dict[tuple[str, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: (*run.experiment, int(run.results["seed"]))):
         found.setdefault(run.experiment, []).append(run)
@@ -79,9 +79,9 @@ def experiments(runs: Iterable[Run]) -> list[Seeds]:
 
 
 def target_of(found: Sequence[Seeds]) -> tuple[float, str]:
-    """The loss whose time is told, and in words what it is; NaN and nothing where all diverge.
+    """Choose the loss whose time is reported, with a description; NaN and "" if all diverge.
 
-    Where Adam ends, or the second-best method where Adam is the best or missing.
+    It is the final loss of Adam, or of the second-best method if Adam is the best or missing.
     """
     finite = [seeds for seeds in found if np.isfinite(seeds.final)]
     baseline = [seeds for seeds in finite if seeds.method == _BASELINE][:1]

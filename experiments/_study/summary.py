@@ -1,4 +1,4 @@
-"""The comparison in one table, and pages that have it between two marks."""
+"""Comparison in one table, and pages that have it between two marks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def summary(kept: Kept) -> str:
     lines = [["", *(METHODS[name].label for name in _COLUMNS), "best of the others"]]
     for folder, runs in kept.compared.items():
         found = experiments(runs)
-        texts = {seeds.method: _told(seeds, found[0]) for seeds in reversed(found)}
+        texts = {seeds.method: _two_digits(seeds, found[0]) for seeds in reversed(found)}
         others = [f"{seeds.name()} {texts[seeds.method]}" for seeds in found if _is_other(seeds)]
         numbers = [texts.get(name, "") for name in _COLUMNS]
         lines.append([_problem(folder, runs), *numbers, *(others or [""])[:1]])
@@ -41,19 +41,19 @@ def _is_other(seeds: Seeds) -> bool:
     return seeds.method not in _COLUMNS
 
 
-def _told(seeds: Seeds, best: Seeds) -> str:
-    """Two digits, which are more than the seeds agree on."""
+def _two_digits(seeds: Seeds, best: Seeds) -> str:
+    """Format with two digits, which are more than the seeds agree on."""
     number = seeds.final
     text = f"{number:.1e}".replace("e-0", "e-") if number < 1e-2 else markdown.loss(number)
     return f"**{text}**" if seeds is best else text
 
 
 def filled(page: Path, table: str) -> str:
-    """The text of a page with a table instead of what is between its marks.
+    """Insert a table between the marks of a page; returns the new text.
 
     Args:
         page: A file with `BEGIN` and, later, `END`.
-        table: What shall be there.
+        table: The new text between the marks.
 
     Raises:
         ResultFileError: The page has not both marks once, in that order.
@@ -62,12 +62,12 @@ def filled(page: Path, table: str) -> str:
     try:
         text = page.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ResultFileError(f"{page} is no text in UTF-8: {error}; give a page") from error
+        raise ResultFileError(f"{page} is not a text in UTF-8: {error}; give a page") from error
     before, begin, rest = text.partition(BEGIN)
     old, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in old + after or END in before + after:
         raise ResultFileError(
             f"{page} must have the lines {BEGIN} and {END} once each, with the table between them; "
-            "write them where the table shall be"
+            "write them at the place of the table"
         )
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"

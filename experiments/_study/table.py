@@ -1,4 +1,4 @@
-"""What the study runs: problems, methods, budgets, grids and ablations, as one table.
+"""Table of the study: problems, methods, budgets, grids and ablations.
 
 Nothing is computed here: `jobs.py` makes command lines of it.
 """
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-# Tuning sees a seed of its own, hence other weights, training and test samples than what is told.
+# Tuning has a seed of its own, hence other weights and samples than the reported runs.
 TUNING_SEED = 1000
 
 # The grid of methods that cut singular values off: step sizes over the default one, cut-offs.
@@ -44,7 +44,7 @@ class Ablation:
     """One method on one problem with options at several values.
 
     Attributes:
-        name: What is varied.
+        name: Name of the varied option.
         folder: That of the submit scripts.
         method: Name of the method.
         values: Values of each option, as on a command line, such as ``{"--kappa": ("-1", "0")}``;
@@ -61,12 +61,12 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Relay:
-    """One method goes on where another stops, each for half the time.
+    """Relay: one method continues from the weights of another, each for half the time.
 
     Attributes:
         folder: That of the submit scripts.
         first: Name of the method that begins.
-        then: Name of the method that goes on with its weights.
+        then: Name of the method that continues from its weights.
         options: Further command line for each method.
     """
 
@@ -82,18 +82,18 @@ class Preset:
 
     Attributes:
         name: Its name on the command line.
-        seconds: Training time of a run that is told, by folder.
-        seeds: Seeds of the runs that are told.
-        comparisons: What is compared.
-        ablations: What is varied.
-        relays: What goes on where something else stops.
+        seconds: Training time of a reported run, by folder.
+        seeds: Seeds of the reported runs.
+        comparisons: Comparisons of methods.
+        ablations: Variations of options.
+        relays: Relays of two methods.
         factors: Step sizes of the grid over the default, of methods with a cut-off.
         cutoffs: Cut-offs of that grid.
         rates: Step sizes of the grid of all others, each under every schedule.
         tuning_seconds: Training time of a run of the grid over that of a comparison.
-        finalists: So many of the best of the grid are tried for as long as a comparison, since
-            what is best in a short run need not be in a long one, and one with a smaller step size
-            where there are schedules; 1 takes the best as it is.
+        finalists: Number of the best of the grid that are tried for as long as a comparison, since
+            the best in a short run need not be the best in a long one, and one with a smaller step
+            size if there are schedules; 1 takes the best as it is.
         ablation_seconds: Training time of a run of an ablation over that of a comparison.
         device: torch device.
     """
@@ -127,7 +127,7 @@ def _simulator(
     jacobian: tuple[str, ...] = _TRUST,
     further: tuple[str, ...] = (),
 ) -> Comparison:
-    """HIG, Gauss-Newton and what else is named beside first-order methods.
+    """Compare HIG, Gauss-Newton and further methods with first-order methods.
 
     Args:
         folder: That of the submit scripts.
@@ -146,7 +146,7 @@ def _simulator(
 
 
 _SIMULATORS = (
-    # Adam comes further with the small batches of HIG than with its published ones.
+    # Adam reaches a lower loss with the small batches of HIG than with its published ones.
     _simulator("nonlinear_oscillators", 128, further=("lm",)),
     # A step on the published batch of 64 would take a sixth of a minute.
     _simulator("poisson", jacobian=("--batch-size", "8")),
@@ -270,6 +270,6 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def known_folders(preset: Preset) -> Sequence[str]:
-    """The folders that a preset runs anything in, each once."""
+    """List the folders of a preset, each once."""
     parts = (*preset.comparisons, *preset.ablations, *preset.relays)
     return tuple(dict.fromkeys(part.folder for part in parts))

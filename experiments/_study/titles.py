@@ -1,4 +1,4 @@
-"""What problems are called on a page, and in which order they come."""
+"""Titles of the problems on a page, and their order."""
 
 # As in the publication, then equations, then problems of our own; others after these.
 _TITLES = {
@@ -18,7 +18,7 @@ _PLACES = {folder: place for place, folder in enumerate(_TITLES)}
 
 
 def title(folder: str) -> str:
-    """The title of a problem, by the folder of its submit scripts; the folder where it has none."""
+    """Title of a problem, by the folder of its submit scripts; the folder if it has none."""
     return _TITLES.get(folder, folder)
 
 

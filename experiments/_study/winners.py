@@ -1,4 +1,4 @@
-"""The settings that have won the grid, for each method on each problem."""
+"""Settings that have won the grid, for each method on each problem."""
 
 import json
 import math
@@ -19,15 +19,15 @@ WINNERS = "winners.json"
 def best_points(
     grid: Sequence[tuple[Job, Point]], out: Path, count: int
 ) -> dict[tuple[str, str], list[Point]]:
-    """By folder and method, the settings of the lowest final test losses, the lowest first.
+    """Rank the settings by the final test loss, by folder and method, the lowest first.
 
-    The test samples of the tuning seed are other ones than those of the seeds that are told. What
-    diverges loses against everything; where all do, the smallest step size is taken.
+    The test samples of the tuning seed differ from those of the reported seeds. A run that
+    diverges loses against all others; if all do, the smallest step size is taken.
 
     Args:
         grid: The jobs of the grid with their settings; without results they count as diverged.
         out: Folder of the study.
-        count: At most so many for each.
+        count: Most settings for each.
     """
     best = {}
     for of, tried in _by_method(grid).items():
@@ -39,7 +39,7 @@ def best_points(
 def finalists(
     grid: Sequence[tuple[Job, Point]], out: Path, count: int
 ) -> dict[tuple[str, str], list[Point]]:
-    """By folder and method, what of a short grid is worth trying for longer.
+    """Choose the settings of a short grid to try for longer, by folder and method.
 
     The best points; and since a short run flatters large step sizes and those that do not fall,
     the best cosine schedule at the next smaller step size as well.
@@ -47,7 +47,7 @@ def finalists(
     Args:
         grid: The jobs of the grid with their settings.
         out: Folder of the study.
-        count: So many of the best.
+        count: Number of the best settings.
     """
     found = {}
     for of, ranked in best_points(grid, out, len(grid)).items():
@@ -59,20 +59,20 @@ def finalists(
 
 
 def winners(grid: Sequence[tuple[Job, Point]], out: Path) -> dict[tuple[str, str], Point]:
-    """By folder and method, the settings of the lowest final test loss; see `best_points`."""
+    """Choose the settings of the lowest final test loss, by folder and method."""
     return {of: points[0] for of, points in best_points(grid, out, 1).items()}
 
 
 def save_winners(
     grid: Sequence[tuple[Job, Point]], finals: Sequence[tuple[Job, Point]], out: Path
 ) -> None:
-    """Write the whole grid, with losses and winners, as JSON beside the results.
+    """Write the whole grid, with losses and winners, as JSON next to the results.
 
     Entries of problems that the grid does not have stay as they are.
 
     Args:
         grid: The jobs of the grid with their settings.
-        finals: Those of its best that were tried for longer; none where the grid decides.
+        finals: Those of its best that were tried for longer; empty if the grid decides.
         out: Folder of the study.
     """
     path = out / WINNERS
@@ -85,8 +85,8 @@ def save_winners(
             "problem": folder,
             "method": method,
             "won": dict(won[folder, method]),
-            "tried": _told(tried, out),
-            "finals": _told(longer.get((folder, method), ()), out),
+            "tried": _with_losses(tried, out),
+            "finals": _with_losses(longer.get((folder, method), ()), out),
         }
         for (folder, method), tried in _by_method(grid).items()
     ]
@@ -94,7 +94,7 @@ def save_winners(
 
 
 def load_winners(path: Path) -> list[dict[str, object]]:
-    """Read what `save_winners` has written.
+    """Read the file of `save_winners`.
 
     Raises:
         ResultFileError: There is no such file, or it is something else.
@@ -111,14 +111,14 @@ def load_winners(path: Path) -> list[dict[str, object]]:
     except FileNotFoundError as error:
         raise ResultFileError(f"there is no {path}; {remedy}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise ResultFileError(f"{path} is no grid of a study ({error!r}); {remedy}") from error
+        raise ResultFileError(f"{path} is not a grid of a study ({error!r}); {remedy}") from error
     if not all(whole):
-        raise ResultFileError(f"{path} is no grid of a study: an entry is not whole; {remedy}")
+        raise ResultFileError(f"{path} is not a grid of a study: an entry is not whole; {remedy}")
     return entries
 
 
 def _earlier(path: Path) -> list[dict[str, object]]:
-    """What was written there before; what is damaged is made anew from the results."""
+    """Read the entries written before; a damaged file is written again from the results."""
     try:
         return load_winners(path)
     except ResultFileError:
@@ -134,7 +134,7 @@ def _by_method(
     return found
 
 
-def _told(tried: Sequence[tuple[Job, Point]], out: Path) -> list[dict[str, object]]:
+def _with_losses(tried: Sequence[tuple[Job, Point]], out: Path) -> list[dict[str, object]]:
     return [{**point, "loss": _finite(_final(out / job.place))} for job, point in tried]
 
 
@@ -143,7 +143,7 @@ def _finite(loss: float) -> float | None:
 
 
 def _final(place: Path) -> float:
-    """The last test loss; infinite where there is none, or it is not finite."""
+    """Read the last test loss; infinite if there is none, or if it is not finite."""
     found = result_of(place)
     if found is None:
         return math.inf

@@ -1,6 +1,6 @@
-"""Pretraining: one method starts on the Poisson problem, another goes on from its weights.
+"""Pretraining on the Poisson problem: one method starts, another continues from its weights.
 
-Adam trains for a while and both HIG and Adam go on from where it ends; then the same with HIG
+Adam trains for a while and both HIG and Adam continue from where it ends; then the same with HIG
 first. Six runs in one process, one result file each.
 """
 
@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import Options, run
-from experiments._arguments import add_run
+from experiments._cli.argument_types import positive_float, positive_int
+from experiments._cli.arguments import add_run
+from experiments._cli.parser import Parser
 from experiments._run.signals import EXIT_STATUS
 from experiments._saved.folders import make_folder
-from experiments._values import positive_float, positive_int
 from problems import Poisson, Problem
 
 METHODS = ("adam", "hig")
@@ -23,19 +24,19 @@ METHODS = ("adam", "hig")
 def pretraining(
     problem: Problem, seconds: float, hig_batch_size: int, options: Options
 ) -> list[dict[str, object]]:
-    """Let each method start, and each go on from each.
+    """Let each method start, and each continue from each.
 
     Args:
-        problem: What to train on.
+        problem: Problem to train on.
         seconds: Training time of the first runs.
         hig_batch_size: Samples per step of HIG; Adam has its published batch.
-        options: Options of the runs that go on, with their length.
+        options: Options of the second runs, with their length.
 
     Returns:
-        The results of each first run and of the two that go on from it.
+        The results of each first run and of the two that continue from it.
 
     Raises:
-        SystemExit: If a run is interrupted, or a first one leaves no weights to go on from.
+        SystemExit: If a run is interrupted, or a first one leaves no weights to continue from.
     """
     settings = {method: problem.settings[method] for method in METHODS}
     settings["hig"] = replace(settings["hig"], batch_size=hig_batch_size)
@@ -45,8 +46,8 @@ def pretraining(
         results.append(_run(problem, first, settings, start))
         if "weights_file" not in results[-1]:
             sys.exit(f"error: {results[-1]['label']} left no weights: {results[-1]['stopped']}")
-        go_on = replace(options, init_from=options.out / results[-1]["weights_file"])
-        results += [_run(problem, method, settings, go_on) for method in METHODS]
+        second = replace(options, init_from=options.out / results[-1]["weights_file"])
+        results += [_run(problem, method, settings, second) for method in METHODS]
     return results
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser(problem: Problem) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.poisson.pretraining",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -95,7 +96,7 @@ def _parser(problem: Problem) -> argparse.ArgumentParser:
         type=positive_float,
         metavar="S",
         default=60.0,
-        help="seconds of training of each run that goes on",
+        help="seconds of training of each second run",
     )
     parser.add_argument(
         "--batch-size-hig",

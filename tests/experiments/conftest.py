@@ -1,4 +1,4 @@
-"""What the tests of a run share."""
+"""Fixtures of the tests of a run."""
 
 import pytest
 

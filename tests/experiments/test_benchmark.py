@@ -44,28 +44,6 @@ def test_table_and_json(one_process, tmp_path, capsys):
     assert report["origin"].keys() == {"command", "revision", "started"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["unknown"], "must be one of nonlinear_oscillators, quantum_dipole"),
-        (["--rounds", "0"], "must be at least 1, got 0"),
-        (["--device", "tpu"], "must be cpu, cuda"),
-        (["--busy", "-1"], "must be at least 1, got -1"),
-        (["--busy", "1", "--peers"], "argument --peers: not allowed with argument --busy"),
-        (["--clock", "sun"], "invalid choice: 'sun'"),
-        (
-            ["poisson", "--peers"],
-            "must be one of nonlinear_oscillators, quantum_dipole, regression",
-        ),
-        (["regression"], "must be one of nonlinear_oscillators, quantum_dipole, poisson"),
-    ],
-)
-def test_bad_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.main(arguments)
-    assert message in capsys.readouterr().err
-
-
 def test_a_processor_clock_does_not_go_with_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -97,7 +75,7 @@ def test_other_packages_table_and_json(tmp_path, capsys):
         assert f"| {row['case']} |" in printed
 
 
-def test_beside_busy_processes(monkeypatch, tmp_path, capsys):
+def test_next_to_busy_processes(monkeypatch, tmp_path, capsys):
     asked = []
 
     def steps(case, method, seconds, threads):

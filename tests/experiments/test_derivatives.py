@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from experiments import derivatives
 from experiments._measure.derivative_cases import operations
 from experiments._measure.derivatives import WAYS
@@ -37,9 +35,3 @@ def test_the_page_has_each_way_and_operations_that_exist():
         wrong = [] if listed == "–" else [entry.rsplit(" ", 1)[0] for entry in listed.split(", ")]
         assert set(wrong) <= set(operations())
         assert int(right) + int(absent.replace("–", "0")) + len(wrong) == total
-
-
-def test_unknown_operations_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        derivatives.main(["weather"])
-    assert "invalid choice: 'weather'" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-# Tells what torch would find, in its place.
+# Stands in for torch and prints the environment at its import.
 PROBE = f"""
 import os, sys
 
@@ -28,7 +28,7 @@ import experiments
         ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
     ],
 )
-def test_waiting_threads_sleep_soon_unless_told_otherwise(given, expected):
+def test_waiting_threads_sleep_soon_unless_set_otherwise(given, expected):
     environment = {key: value for key, value in os.environ.items() if key not in NAMES} | given
     command = [sys.executable, "-c", PROBE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

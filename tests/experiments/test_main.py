@@ -46,10 +46,10 @@ def test_a_reader_that_has_seen_enough(reader):
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_interruptions_are_told_in_a_word(monkeypatch, capsys):
+def test_interruptions_are_reported_in_a_word(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command._catalogue, "entry", interrupted)
+    monkeypatch.setattr(command.catalogue, "entry", interrupted)
     assert command.main(["list"]) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -21,9 +21,3 @@ def test_every_phase_has_a_row(tmp_path, capsys):
     assert gram["above_floor"] == pytest.approx(gram["ms"] / gram["floor_ms"])
     printed = capsys.readouterr().out
     assert "conditioning_toy, medians of 2 steps" in printed and "| gram |" in printed
-
-
-def test_unknown_problems_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        phases.main(["weather"])
-    assert "invalid choice: 'weather'" in capsys.readouterr().err

@@ -28,7 +28,7 @@ def options(tmp_path):
     return Options(out=tmp_path, time_budget=0.02, quiet=True)
 
 
-def test_each_goes_on_from_each(options, tmp_path):
+def test_each_continues_from_each(options, tmp_path):
     results = pretraining.pretraining(SMALL, 0.01, 4, options)
     assert [run["label"] for run in results] == [
         "Adam",

@@ -28,10 +28,10 @@ SMALL = {
     "multitask/toy": ["--start=3"],
     "multitask/celeba": ["--batch-size=4", "--width=2", "--data=faces"],
 }
-# What a method has beside a Jacobian where that does not fit.
+# Methods for problems that a Jacobian does not fit.
 METHODS = {folder: ("adam", "config" if "multitask" in folder else "hig") for folder in FOLDERS}
 
-# Ends after a few steps, whatever the length of an epoch, and tells every bit of what came out.
+# Ends after a few steps, whatever the length of an epoch, and prints every bit of the results.
 CHILD = """
 import json, sys
 import hig

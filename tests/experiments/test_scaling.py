@@ -4,10 +4,10 @@ import torch
 
 import hig
 from experiments import scaling
-from experiments._machine import machine
 from experiments._measure.scaling_cases import dense_case, field_case
 from experiments._measure.scaling_point import STEPS, build, measure
 from experiments._measure.unet import UNet
+from experiments._provenance import machine
 
 
 @pytest.mark.parametrize("parameters", [10_000, 123_456, 1_000_000])

@@ -1,5 +1,3 @@
-import pytest
-
 from experiments import shared_step
 from tests.experiments.runs import TINY
 
@@ -10,9 +8,3 @@ def test_one_process_shares_with_nobody():
     assert found["alone"] > 0 and found["shared"] > 0
     assert found["exchanges"] == found["received"] == found["waiting"] == 0
     assert len(said) == 1 and "32 x 1108, engine layerwise, 1 processes" in said[0]
-
-
-def test_a_problem_that_cannot_be_measured(capsys):
-    with pytest.raises(SystemExit):
-        shared_step.main(["weather"])
-    assert "invalid choice: 'weather'" in capsys.readouterr().err

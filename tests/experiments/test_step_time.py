@@ -1,9 +1,8 @@
 import numpy as np
-import pytest
 
 import hig
 from experiments import step_time
-from experiments._machine import machine
+from experiments._provenance import machine
 from problems import NonlinearOscillators
 
 TINY = NonlinearOscillators(time_steps=6, dt=0.5, hidden=(5,), train_size=8, test_size=1)
@@ -59,20 +58,3 @@ def test_sizes_beyond_the_training_data_are_left_out():
 def test_methods_without_any_size_have_no_result():
     results, _ = measure(["hig", "adam"], [8], memory=1e-9)
     assert set(results) == {"adam"}
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("unknown", "invalid choice: 'unknown'"),
-        ("conditioning_toy --methods soap", "conditioning_toy has no settings for soap; it has"),
-        ("conditioning_toy --methods hig --batch-sizes 4 --memory 1e-9", "nothing was measured"),
-        ("conditioning_toy --batch-sizes 0", "must be at least 1, got 0"),
-        ("conditioning_toy --memory 0", "must be positive and finite, got 0"),
-    ],
-)
-def test_bad_arguments(line, message, capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        step_time.main([*line.split(), "--out", str(tmp_path)])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err

@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 import hig
 from hig.arguments import (
+    ENGINES,
     FRACTION,
     KAPPA,
+    METHODS,
+    MOMENTUM_KINDS,
     NON_NEGATIVE,
     POSITIVE,
+    REDUCTIONS,
+    STEP_RULES,
     check_choice,
     check_count,
     check_function,
@@ -363,3 +368,22 @@ def test_paths_and_bytes_of_files(value, tmp_path):
 def test_slices(n):
     with pytest.raises((TypeError, ValueError), match="n must be"):
         OrderedSliceSelector().select(n, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("engine", ENGINES),
+        ("method", METHODS),
+        ("step_rule", STEP_RULES),
+        ("momentum_kind", MOMENTUM_KINDS),
+        ("reduction", REDUCTIONS),
+    ],
+)
+def test_the_names_that_optimisers_accept(name, choices):
+    parameters = list(torch.nn.Linear(1, 1).parameters())
+    for choice in choices:
+        hig.HIG(parameters, **{name: choice})
+    with pytest.raises(ValueError, match=f"{name} must be one of") as error:
+        hig.HIG(parameters, **{name: "other"})
+    assert all(choice in str(error.value) for choice in choices)

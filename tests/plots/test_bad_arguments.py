@@ -19,7 +19,9 @@ EVERY = [
     (["missing.pickle", OUT], "no result file missing.pickle"),
     (["", OUT], "is a folder; give a result file"),
     (["file", OUT], "is not a whole result file"),
+    (["other.pickle", OUT], "other.pickle has no '"),
     (["other.pickle", OUT], "it has a. "),
+    (["run.txt", OUT], "run.txt is not a result file; give run.pickle"),
     (["run.pickle", OUT, "--no-such-option"], "unrecognized arguments: --no-such-option"),
 ]
 LINES = [(figure, *line) for figure in FIGURES for line in EVERY]
@@ -30,7 +32,7 @@ LINES += [
 LINES += [
     ("ablation", ["run.pickle", OUT, "--setting"], "expected at least one argument"),
     ("loss", ["run.pickle", OUT, "--x=hours"], "invalid choice: 'hours'"),
-    ("loss", ["run.pickle", OUT, "--x=steps"], "does not tell how many steps an epoch has"),
+    ("loss", ["run.pickle", OUT, "--x=steps"], "does not say how many steps an epoch has"),
     ("loss", ["run.pickle", OUT, "--quantity=x"], "--quantity can be"),
     ("loss", ["run.pickle", OUT, "--component", "x"], "has no components; leave --component out"),
     ("loss", ["run.pickle", OUT, "--log-x=1"], "ignored explicit argument '1'"),
@@ -38,7 +40,11 @@ LINES += [
     ("loss", ["run.pickle", "--out=folder.png"], "--out must be a file that can be written"),
     ("loss", ["run.pickle", "--out=file/figure.png"], "--out must be a file that can be written"),
     ("rank", ["run.pickle", OUT, "--x=epochs"], "invalid choice: 'epochs'"),
-    ("solution", ["run.pickle", OUT, "--at", "t"], "must be a coordinate and a value, got 't'"),
+    (
+        "solution",
+        ["run.pickle", OUT, "--at", "t"],
+        "a coordinate and a value, got 't'; for example t=0.5",
+    ),
     ("spectrum", ["run.pickle", OUT, "--moments=0"], "must be a positive whole number, got '0'"),
     ("target", ["run.pickle", OUT, "--target=low"], "must be a finite number, got 'low'"),
 ]

@@ -48,7 +48,7 @@ def test_what_is_missing_is_named():
         curve(published(time=[0, 1]), "test", "time")
 
 
-def test_points_without_a_logarithm_are_left_out_and_told(capsys):
+def test_points_without_a_logarithm_are_left_out_and_reported(capsys):
     file = published(time=[0, 1, 2, 3], test_loss=[1.0, np.nan, 0.0, 0.5])
     position, loss = curve(file, "test", "time")
     assert position.tolist() == [0, 3] and loss.tolist() == [1.0, 0.5]
@@ -115,7 +115,7 @@ def test_components_of_a_quantity():
         components(named, "mse", ["q"])
 
 
-def test_more_components_than_a_figure_tells_apart():
+def test_more_components_than_a_figure_distinguishes():
     file = published(test_f1=np.ones((4, 40)), example={"tasks": [f"task {i}" for i in range(40)]})
     with pytest.raises(PlotError, match=r"40 components, more than the 12 .* can be task 0, task"):
         components(file, "f1")
@@ -147,7 +147,7 @@ def test_steps_of_evaluations_and_of_what_is_kept_of_the_steps():
             positions(published(epochs=[0.0, 1.0], sim_par=settings), "steps", 2)
 
 
-def test_a_run_from_saved_weights_goes_on_where_they_were_made():
+def test_a_run_from_saved_weights_starts_at_their_time():
     file = published(time=[0, 1, 2, 3], epochs=[0, 2, 4, 6], pretraining_time=10.0)
     assert positions(file, "time", 4).tolist() == [10, 11, 12, 13]
     assert positions(file, "epochs", 4).tolist() == [0, 2, 4, 6]

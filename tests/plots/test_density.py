@@ -1,4 +1,4 @@
-"""What the figure of a controlled quantum state shows."""
+"""Figure of a controlled quantum state."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the figure of a diagnosis shows."""
+"""Figure of a diagnosis."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the figure of predicted fields shows."""
+"""Figure of predicted fields."""
 
 import numpy as np
 import pytest

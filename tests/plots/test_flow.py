@@ -1,4 +1,4 @@
-"""What the figure of a controlled flow shows."""
+"""Figure of a controlled flow."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the figure of trajectories over a landscape shows."""
+"""Figure of trajectories over a landscape."""
 
 import numpy as np
 import pytest

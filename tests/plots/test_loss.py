@@ -1,4 +1,4 @@
-"""What the loss figure shows."""
+"""Loss figure."""
 
 import numpy as np
 import pytest

@@ -40,7 +40,7 @@ def test_points_in_any_order_become_an_array(solved_run):
 def test_points_that_are_no_full_grid(points, found, solved_run):
     changes = {"points": points, "prediction": np.ones((4, 1)), "solution": np.ones((4, 1))}
     file = solved_run(changes=changes)
-    text = rf"the 4 points of .*run\.pickle are no full grid: they have {found} different places"
+    text = rf"the 4 points of .*run\.pickle are not a full grid: they have {found} different places"
     with pytest.raises(PlotError, match=text):
         _on_grid.read(file)
 
@@ -49,7 +49,7 @@ def test_scattered_points_of_many_coordinates(solved_run):
     points = np.random.default_rng(0).random((1000, 7))  # 10^21 combinations
     changes = {"points": points, "coordinates": list("abcdefg")}
     changes |= dict.fromkeys(("prediction", "solution"), np.ones((1000, 1)))
-    with pytest.raises(PlotError, match="no full grid"):
+    with pytest.raises(PlotError, match="not a full grid"):
         _on_grid.read(solved_run(changes=changes))
 
 

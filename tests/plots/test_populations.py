@@ -1,4 +1,4 @@
-"""What the figure of populations shows."""
+"""Figure of populations."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the rank figure shows."""
+"""Rank figure."""
 
 import numpy as np
 import pytest

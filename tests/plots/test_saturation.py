@@ -1,4 +1,4 @@
-"""What the figure of activations shows."""
+"""Figure of activations."""
 
 import numpy as np
 import pytest
@@ -60,10 +60,3 @@ def test_nothing_but_the_start_has_no_place_on_a_log_axis(run_file):
 def test_files_without_activations_are_left_out_with_a_note(full_run, run_file, capsys):
     assert len(saturation.draw([load(full_run), run_file("bare")]).axes) == 2
     assert "has no 'test_activation_mean' and is left out" in capsys.readouterr().err
-
-
-def test_the_epilog_says_what_saturated_means(capsys):
-    with pytest.raises(SystemExit):
-        saturation.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "mean is near -1 or 1 and whose spread (standard deviation) is near 0" in text

@@ -1,4 +1,4 @@
-"""What the figure of growing steps shows."""
+"""Figure of growing steps."""
 
 import numpy as np
 import pytest

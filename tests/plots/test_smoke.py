@@ -1,4 +1,4 @@
-"""What the figure of controlled smoke shows."""
+"""Figure of controlled smoke."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the spectrum figure shows."""
+"""Spectrum figure."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_a_cut_off_has_few_digits(full_run):
     assert spectrum.draw([file]).axes[0].lines[-1].get_label() == "cut-off 1.1e-7"
 
 
-def test_rounding_is_shaded_where_the_file_tells_the_dtype(full_run, run_file):
+def test_rounding_is_shaded_where_the_file_has_the_dtype(full_run, run_file):
     file = load(full_run)
     assert not spectrum.draw([file]).axes[0].patches
     file.results["sim_par"]["dtype"] = "float32"
@@ -81,12 +81,6 @@ def test_parts_that_do_not_fit(run_file):
         spectrum.draw([file])
     with pytest.raises(PlotError, match=r"no 'spectrum\.epochs'.*such as HIG"):
         spectrum.draw([run_file()])
-
-
-def test_moments_must_be_positive(full_run, capsys):
-    with pytest.raises(SystemExit):
-        spectrum.main([full_run, "--out", "a.png", "--moments", "0"])
-    assert "must be a positive whole number, got '0'" in capsys.readouterr().err
 
 
 def test_files_without_a_spectrum_are_left_out_with_a_note(full_run, run_file, capsys):

@@ -1,4 +1,4 @@
-"""What the figure of step times shows."""
+"""Figure of step times."""
 
 import numpy as np
 import pytest

@@ -134,7 +134,7 @@ def test_files_are_small_and_the_same_every_time(kept, tmp_path, capsys):
 
 
 def test_errors(kept, tmp_path, capsys):
-    with pytest.raises(_files.PlotError, match="no result files in comparison/; give what"):
+    with pytest.raises(_files.PlotError, match="no result files in comparison/; give the output"):
         study.figures(tmp_path)
     assert study.main([str(tmp_path), "--out", str(tmp_path / "figures")]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -1,4 +1,4 @@
-"""Colours belong to methods, whichever others stand beside them."""
+"""Colours belong to methods, whichever others a figure."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""What the figure of times to a target shows."""
+"""Figure of times to a target."""
 
 import numpy as np
 import pytest

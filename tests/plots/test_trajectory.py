@@ -1,4 +1,4 @@
-"""What the trajectory figure shows."""
+"""Trajectory figure."""
 
 import numpy as np
 import pytest

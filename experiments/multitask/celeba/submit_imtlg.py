@@ -1,4 +1,4 @@
-"""Train to tell the attributes of CelebA's images with IMTL-G (published settings)."""
+"""Train to predict the attributes of CelebA's images with IMTL-G (published settings)."""
 
 from experiments import submit
 from problems.multitask import CelebA

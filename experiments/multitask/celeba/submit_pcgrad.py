@@ -1,4 +1,4 @@
-"""Train to tell the attributes of CelebA's images with PCGrad (published settings)."""
+"""Train to predict the attributes of CelebA's images with PCGrad (published settings)."""
 
 from experiments import submit
 from problems.multitask import CelebA

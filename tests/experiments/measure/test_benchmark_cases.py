@@ -1,4 +1,4 @@
-"""What the benchmark calls the same step is the same step."""
+"""The cases of the benchmark take the same step."""
 
 from dataclasses import replace
 

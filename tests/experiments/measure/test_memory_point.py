@@ -54,16 +54,3 @@ def test_the_command(tmp_path, capsys):
     assert report["machine"]["clock"] == "processor, one thread"
     assert len(report["memory"]["loop"]["cases"]) == 6
     assert "| default |" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["poisson", "--memory"], "must be one of equation, fields"),
-        (["--memory", "--peers"], "not allowed with argument"),
-    ],
-)
-def test_bad_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.main(arguments)
-    assert message in capsys.readouterr().err

@@ -20,7 +20,7 @@ class OwnCases(peer_comparison.PeerCases):
         return [*own, PeerCase(GRAM, "another", half, "too much of it")]
 
 
-def test_rows_tell_time_and_error_relative_to_ours(monkeypatch):
+def test_rows_have_time_and_error_relative_to_ours(monkeypatch):
     monkeypatch.setattr(peer_comparison, "PeerCases", OwnCases)
     rows = compare(TINY, 8, rounds=3, device="cpu", clock="processor", patience=60.0)
     assert all(row["rounds"] == 3 for row in rows)

@@ -1,4 +1,4 @@
-"""What the comparison calls the same computation is the same, in this package and in others."""
+"""The cases of a comparison compute the same, in this package and in others."""
 
 import sys
 

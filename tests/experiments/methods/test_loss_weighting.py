@@ -87,7 +87,7 @@ def test_weights_need_losses():
 
 @pytest.mark.parametrize("kind", [MinMax, lambda: ReLoBRaLo(rho=0.5), LearningRateAnnealing])
 @pytest.mark.parametrize("steps", [0, 1, 6])
-def test_another_goes_on_where_one_was(kind, steps):
+def test_a_state_is_restored_by_another(kind, steps):
     losses = [(2.0 / k, 0.1 * k) for k in range(1, 13)]
     whole = kind()
     weights_of(whole, *losses[:steps])

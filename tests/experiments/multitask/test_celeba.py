@@ -56,7 +56,7 @@ def test_a_run(method, folder, submit):
     np.testing.assert_allclose(results["test_mean_f1"], results["test_f1"].mean(1))
     assert results["example"]["tasks"][31] == "Smiling"
     assert results["sim_par"]["folder"] == str(folder)
-    # Where the images lie is no setting that tells runs apart.
+    # The folder of the images is not a setting that distinguishes runs.
     assert str(folder) not in results["label"]
 
 

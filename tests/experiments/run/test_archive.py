@@ -50,7 +50,7 @@ class Calls:
 def refused(contents, folder, error, match):
     path = folder / "a.checkpoint"
     path.write_bytes(MAGIC + sha256(contents).digest() + contents)
-    with pytest.raises(error, match=rf"a\.checkpoint .*{match}.*start afresh"):
+    with pytest.raises(error, match=rf"a\.checkpoint .*{match}.*start again"):
         load(path, RUN)
     assert [file.name for file in folder.iterdir()] == [path.name]
 
@@ -91,7 +91,7 @@ def test_a_pickle_in_the_place_of_a_storage_stays_bytes(tmp_path, monkeypatch):
     assert found["state"]["a"].numpy().tobytes() == evil
     assert list(tmp_path.iterdir()) == []
     for contents in (evil, torch_bytes({}, _use_new_zipfile_serialization=False)):
-        refused(contents, tmp_path, hig.CorruptResultError, "is not what torch.save wrote")
+        refused(contents, tmp_path, hig.CorruptResultError, "is not a file of torch.save")
 
 
 def nested(depth):
@@ -114,7 +114,7 @@ def nested(depth):
         (lambda _: {STORAGE: b"abc"}, "a storage of 3 bytes"),
         (lambda _: {STORAGE: None}, "data/0"),
         (lambda _: {DATA: None}, "data.pkl"),
-        (lambda _: {DATA: b"\x80\x02]."}, "holds no run"),
+        (lambda _: {DATA: b"\x80\x02]."}, "has no run"),
         (lambda _: {"archive/byteorder": b"middle"}, "endian"),
     ],
 )

@@ -16,7 +16,7 @@ def batches(kind, seed=0):
 
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("taken", [0, 1, 3, 5])
-def test_another_goes_on_where_one_was(kind, taken):
+def test_a_state_is_restored_by_another(kind, taken):
     whole = batches(kind)
     for _ in range(taken):
         next(whole)
@@ -41,7 +41,7 @@ def test_fixed_slices_are_not_all_passed_over():
 
 
 class Stubborn(Fresh):
-    """Starts with another draw than it goes on with."""
+    """Starts with another draw than the later ones."""
 
     def batches(self, train, size, generator):
         torch.rand(3, generator=generator)

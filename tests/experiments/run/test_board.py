@@ -1,10 +1,10 @@
-"""What TensorBoard gets to see, read back with its own reader."""
+"""Event files of runs, read back with TensorBoard's own reader."""
 
 import itertools
-import os
-import shutil
 import sys
+from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +15,11 @@ from tensorboard.summary.writer import event_file_writer
 from experiments import run, submit
 from experiments._run import board, setup
 from experiments._run.board import Board, BoardError, folder_of
-from experiments._run.recorder import Recorder
 from hig import MultiStepReport, StepReport
 from problems import NonlinearOscillators
 from tests.experiments.clocks import SteppingClock
 from tests.experiments.run.test_training import interrupted_after
-from tests.experiments.runs import TINY, Failing, Fresh, settings
+from tests.experiments.runs import TINY, Fresh, settings
 
 TEXT = "run/text_summary"
 
@@ -118,29 +117,13 @@ def in_order(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_order")
-def test_a_resumed_run_goes_on_where_it_was(shown, monkeypatch):
+def test_a_resumed_run_appends_its_events(shown, monkeypatch):
     with monkeypatch.context() as patch:
         interrupted_after(3, patch)
         run(TINY, "adam", settings("adam"), shown)
     assert [step for step, _ in of_run(shown.out)[0]["loss/test"]] == [0, 2]
     results = run(TINY, "adam", settings("adam"), replace(shown, resume=True))
     assert of_run(shown.out)[0]["loss/test"] == paired([0, 2, 4, 6], results["test_loss"])
-
-
-def recorder(loss):
-    found = Recorder()
-    found.evaluation(0.0, 0.0, loss, loss, {})
-    return found
-
-
-@pytest.mark.usefixtures("in_order")
-def test_steps_that_are_taken_again_hide_the_first_ones(tmp_path):
-    with Board(tmp_path, 0, pytest.fail) as first:
-        for step in (0, 1, 2, 3):
-            first.evaluated(step, recorder(1.0))
-    with Board(tmp_path, 1, pytest.fail) as second:
-        second.evaluated(2, recorder(5.0))
-    assert events(tmp_path)[0]["loss/train"] == [(0, 1.0), (1, 1.0), (2, 5.0)]
 
 
 def report(rank=2, **changes):
@@ -150,9 +133,10 @@ def report(rank=2, **changes):
     )
 
 
-def test_steps_are_written_at_a_bounded_rate(tmp_path):
+def test_steps_are_written_at_a_bounded_rate(tmp_path, monkeypatch):
     now = [0.0]
-    with Board(tmp_path, 0, pytest.fail, lambda: now[0]) as found:
+    monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with closing(Board(tmp_path, 0, pytest.fail)) as found:
         for step in range(1, 101):
             found.stepped(step, report())
             now[0] += 0.125
@@ -166,7 +150,7 @@ def test_what_a_step_has_and_the_jacobians_of_several_losses(tmp_path):
         torch.ones(2), [report(2), report(3)], torch.ones(2), torch.ones(2), step_size=0.125
     )
     for name, given in {"one": one, "several": several}.items():
-        with Board(tmp_path / name, 0, pytest.fail) as found:
+        with closing(Board(tmp_path / name, 0, pytest.fail)) as found:
             found.stepped(1, given)
     values = [{tag: pairs[0][1] for tag, pairs in events(tmp_path / n)[0].items()} for n in (
         "one", "several")]  # fmt: skip
@@ -183,16 +167,9 @@ def test_what_a_step_has_and_the_jacobians_of_several_losses(tmp_path):
 
 def test_a_step_without_a_cut_off_computes_no_singular_values(tmp_path):
     damped = StepReport(torch.tensor(0.5), "rows", "rows", 3, 9, pytest.fail, 0.0, damping=0.25)
-    with Board(tmp_path, 0, pytest.fail) as found:
+    with closing(Board(tmp_path, 0, pytest.fail)) as found:
         found.stepped(1, damped)
     assert events(tmp_path)[0].keys() == {"step/loss", "step/rank", "step/damping"}
-
-
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_the_events_of_a_run_that_ends_early_are_there(error, failing, shown, monkeypatch):
-    monkeypatch.setattr(Failing, "error", error)
-    run(failing, "hig", settings("hig"), shown)
-    assert [step for step, _ in of_run(shown.out)[0]["loss/test"]] == [0, 2]
 
 
 def test_writing_takes_no_training_time(shown, monkeypatch):
@@ -230,32 +207,6 @@ def test_a_full_disk_costs_the_events_and_not_the_run(shown, monkeypatch, capsys
     assert results["stopped"] == "epochs" and len(flushed) == 3
     error = capsys.readouterr().err
     assert error.count("nothing more for TensorBoard, ") == 1 and "No space left" in error
-
-
-def test_a_folder_that_is_gone_costs_the_events_and_not_the_run(shown, monkeypatch, capsys):
-    original = Board.evaluated
-
-    def removing(self, step, recorder):
-        shutil.rmtree(self.folder.parent, ignore_errors=True)
-        original(self, step, recorder)
-
-    monkeypatch.setattr(Board, "evaluated", removing)
-    results = run(TINY, "adam", settings("adam"), shown)
-    assert results["stopped"] == "epochs"
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "nothing more for TensorBoard, " in told and "the folder is gone" in told
-
-
-def test_a_folder_whose_name_is_no_text(shown):
-    out = shown.out / os.fsdecode(b"\xff")
-    with pytest.raises(BoardError, match=r"cannot be written to: .*; give another --out, or"):
-        run(TINY, "adam", settings("adam"), replace(shown, out=out))
-
-
-def test_texts_that_no_encoding_has(tmp_path):
-    with Board(tmp_path, 0, print) as written:
-        written.described(0, {"origin": {"command": "python --data=\udcff"}})
-    assert r"--data=\udcff" in events(tmp_path)[1]
 
 
 def test_a_file_in_the_place_of_the_folder(shown):

@@ -1,7 +1,6 @@
 import errno
 import hashlib
 import io
-import os
 from dataclasses import replace
 
 import pytest
@@ -43,7 +42,7 @@ def test_what_is_saved_is_loaded(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_without_a_file_there_is_nothing_to_go_on_from(tmp_path):
+def test_without_a_file_there_is_nothing_to_resume_from(tmp_path):
     assert load(tmp_path / "none.checkpoint", RUN) is None
 
 
@@ -60,9 +59,7 @@ def test_another_run_is_refused_with_all_that_differs(path):
 def test_truncated_files(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(
-        hig.CorruptResultError, match=r"run_seed0\.checkpoint .*start afresh remove"
-    ):
+    with pytest.raises(hig.CorruptResultError, match=r"run_seed0\.checkpoint .*start again remove"):
         load(path, RUN)
 
 
@@ -72,23 +69,8 @@ def test_no_flipped_bit_goes_unnoticed(path):
         flipped = bytearray(data)
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
-        with pytest.raises(hig.CorruptResultError, match="start afresh"):
+        with pytest.raises(hig.CorruptResultError, match="start again"):
             load(path, RUN)
-
-
-class Calls:
-    def __reduce__(self):
-        return os.mkdir, ("unsafe",)
-
-
-def test_files_that_would_run_code_are_refused_unrun(path, monkeypatch):
-    monkeypatch.chdir(path.parent)
-    contents = io.BytesIO()
-    torch.save({"run": RUN, "state": {"a": Calls()}}, contents)
-    path.write_bytes(with_digest(contents.getvalue()))
-    with pytest.raises(hig.UnsafeResultError, match=r"nothing of it was run.*start afresh"):
-        load(path, RUN)
-    assert not (path.parent / "unsafe").exists()
 
 
 def torch_bytes(value):
@@ -104,7 +86,7 @@ def torch_bytes(value):
 def test_foreign_files(path, data):
     for written in (data, with_digest(data)):
         path.write_bytes(written)
-        with pytest.raises((hig.CorruptResultError, hig.UnsafeResultError), match="start afresh"):
+        with pytest.raises((hig.CorruptResultError, hig.UnsafeResultError), match="start again"):
             load(path, RUN)
 
 
@@ -132,7 +114,7 @@ def test_all_that_decides_on_the_course_is_compared():
 
 
 class Clock:
-    """Time passes when it is told to."""
+    """Clock that is set by hand."""
 
     seconds = 0.0
 
@@ -178,7 +160,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(_atomic.os, "fsync", full)
         checkpoints.write(lambda: {"steps": 2})
-    assert "the one before is unchanged" in warnings[-1] and len(warnings) == 2
+    assert "the previous one is unchanged" in warnings[-1] and len(warnings) == 2
     assert checkpoints.load() == {"steps": 1}
     assert not checkpoints.due  # not again in every step
 
@@ -190,7 +172,3 @@ def test_removing_takes_leftovers_along_and_nothing_else(tmp_path):
     for _ in range(2):
         checkpoint.remove(tmp_path / "a.pickle")
     assert {path.name for path in tmp_path.iterdir()} == set(others)
-
-
-def test_the_share_of_a_run():
-    assert checkpoint.SHARE == 0.01

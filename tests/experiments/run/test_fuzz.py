@@ -1,7 +1,7 @@
 """Thousands of mutated files: each is loaded or refused by name, and nothing of it is run.
 
 The suite tries some hundred of each kind; ``HIG_FUZZ=20000 python -m pytest
-tests/experiments/run/test_fuzz.py -s`` as many as wanted, and tells how they ended.
+tests/experiments/run/test_fuzz.py -s`` as many as wanted, and prints how they ended.
 """
 
 import json

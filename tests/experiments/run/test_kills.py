@@ -2,7 +2,7 @@
 
 The suite kills a few times;
 ``HIG_KILLS=50 python -m pytest tests/experiments/run/test_kills.py`` does so as often as wanted, at
-random moments, and with ``-s`` tells which.
+random moments, and with ``-s`` prints which.
 """
 
 import os
@@ -45,7 +45,7 @@ def start(moment, count, out):
 
 
 def check_files(folder):
-    """Whatever is there is whole."""
+    """Checks that all files are whole."""
     for path in folder.glob("*.checkpoint"):
         assert checkpoint._read(path, path.read_bytes())["state"]["steps"] > 0
     for path in [*folder.glob("*.pickle"), *folder.glob("*.weights")]:
@@ -58,7 +58,7 @@ def outcome(folder):
     return hig.load_results(results), hig.load_results(weights)["weights"]
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path):
+def test_a_killed_run_resumes_and_ends_as_if_it_had_not_been(tmp_path):
     assert start("never", 0, tmp_path / "whole") == 0
     whole, weights = outcome(tmp_path / "whole")
     folder, runs = tmp_path / "0", 0

@@ -18,7 +18,7 @@ class Switched(NonlinearOscillators):
     target: str = parameter("superposition", "where to", ["superposition", "state2"])
 
     def __post_init__(self):
-        """Switches are no positive numbers."""
+        """Skip the check of numbers: switches are not positive numbers."""
 
 
 OPTIONS = Options(out=Path("out"), epochs=1, seed=4)

@@ -41,7 +41,7 @@ SMALL = [
 
 
 def of(rank, size):
-    """What a process of several has; nothing that it says reaches another."""
+    """One of several processes, without communication."""
     processes = Processes()
     processes.rank, processes.size = rank, size
     return processes
@@ -99,7 +99,7 @@ SHAKEN = Shaken(time_steps=8, dt=0.5, train_size=16, test_size=6)
 
 
 def whole_and_resumed(rank, folder, method):
-    """A run of this process and the other ones, and one that stops after five steps and goes on.
+    """A run of this process and the other ones, and one that stops after five steps and resumes.
 
     Its shares of 4 and 3 samples draw different random numbers. A third run is left stopped.
     """
@@ -117,12 +117,12 @@ def whole_and_resumed(rank, folder, method):
 
 
 @pytest.mark.parametrize("method", ["adam", "hig"])
-def test_processes_go_on_from_one_checkpoint(method, tmp_path):
+def test_processes_resume_from_one_checkpoint(method, tmp_path):
     first, second = on_processes(whole_and_resumed, 2, tmp_path, tmp_path, method)
     for key in ("train_loss", "test_loss", "resumed_at"):  # seconds of the first one's clock
         assert first[key].tolist() == second[key].tolist()
     options = Options(out=tmp_path / "left", epochs=4, save_weights=True, quiet=True, resume=True)
-    with pytest.raises(CheckpointError, match="processes is 1, there 2; go on with the command"):
+    with pytest.raises(CheckpointError, match="processes is 1, there 2; resume with the command"):
         run(SHAKEN, method, settings(method, batch_size=7), options)
 
 
@@ -192,7 +192,7 @@ def test_a_last_batch_with_too_few_samples_is_refused_at_the_start(options, monk
 
 @pytest.mark.parametrize("method", ["hig", "mconfig"])
 def test_several_losses_are_not_shared(method):
-    with pytest.raises(ProcessesError, match=r"several losses are no mean .* without torchrun"):
+    with pytest.raises(ProcessesError, match=r"several losses are not a mean .* without torchrun"):
         of(1, 2).check(Toy(), METHODS[method])
     Processes().check(Toy(), METHODS[method])
 

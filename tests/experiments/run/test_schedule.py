@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments._run.options import Options
-from experiments._run.schedule import SHORTEST, EpochSchedule, TimeSchedule, schedule
+from experiments._run.schedule import SHORTEST, EpochSchedule, growing, schedule
 from problems import NonlinearOscillators
 from problems.conditioning_toy import ConditioningToy
 
@@ -13,7 +13,7 @@ OPTIONS = Options(out=Path("unused"), epochs=1)
 
 
 def evaluated(times):
-    by_time = TimeSchedule()
+    by_time = growing()
     return np.array([t for step, t in enumerate(times, 1) if by_time.due(step, t)])
 
 

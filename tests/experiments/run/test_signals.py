@@ -55,7 +55,7 @@ def test_other_threads_leave_signals_alone():
     assert found == [before]
 
 
-def test_the_first_is_told_and_the_second_ends_the_process():
+def test_the_first_is_reported_and_the_second_ends_the_process():
     code = (
         "import signal; from experiments._run.signals import Signals\n"
         "with Signals():\n"

@@ -1,4 +1,4 @@
-"""Runs that are interrupted and go on equal runs that are not, bit for bit."""
+"""Runs that are interrupted and resumed equal runs that are not, bit for bit."""
 
 import signal
 from dataclasses import dataclass, replace
@@ -174,10 +174,10 @@ def test_random_numbers_of_the_step(method, kept, monkeypatch):
     assert_same_runs(whole, resumed, kept.out)
 
 
-def test_going_on_from_weights(kept, monkeypatch):
+def test_starting_from_weights(kept, monkeypatch):
     first = run(TINY, "sgd", settings("sgd"), replace(kept, epochs=1))
-    goes_on = replace(kept, init_from=kept.out / first["weights_file"])
-    whole, resumed = whole_and_in_parts(TINY, "adam", settings("adam"), goes_on, monkeypatch)
+    second_options = replace(kept, init_from=kept.out / first["weights_file"])
+    whole, resumed = whole_and_in_parts(TINY, "adam", settings("adam"), second_options, monkeypatch)
     assert_same_runs(whole, resumed, kept.out)
 
 

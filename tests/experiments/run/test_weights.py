@@ -101,7 +101,7 @@ def test_other_files(tmp_path):
     hig.save_results(result, RUN)
     text.write_text("no pickle")
     with pytest.raises(
-        WeightsError, match=r"no weights file, it has no 'weights'; give the \*_net"
+        WeightsError, match=r"not a weights file, it has no 'weights'; give the \*_net"
     ):
         weights.load(result, "chain")
     with pytest.raises(WeightsError, match="is not a whole result file"):
@@ -139,6 +139,8 @@ def test_complex_weights(tmp_path):
     hig.save_results(path, contents)
     other = network(seed=1)
     before = {name: value.clone() for name, value in other.state_dict().items()}
-    with pytest.raises(WeightsError, match="no numbers that torch has: they are complex; give"):
+    with pytest.raises(
+        WeightsError, match="not numbers of a dtype of torch: they are complex; give"
+    ):
         weights.load(path, "chain").put_into(other)
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())

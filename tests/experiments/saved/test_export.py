@@ -108,11 +108,11 @@ def test_a_run_there_and_back(tmp_path, capsys):
     path, out = save(tmp_path / "run.pickle"), tmp_path / "new" / "folder"
     assert command.main(["export", str(path), "--to", "json"]) == 0
     assert command.main(["export", str(tmp_path), "--to", "npz", "--out", str(out)]) == 0
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
         f"{path} written to {tmp_path / 'run.json'}", f"{path} written to {out / 'run.npz'}",
     ]  # fmt: skip
-    assert "only in JSON files: problem, method, label, stopped, sim_par.init_from" in told.err
+    assert "only in JSON files: problem, method, label, stopped, sim_par.init_from" in printed.err
     expected = results_of_a_run()
     found = strict((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert list(found) == list(expected)

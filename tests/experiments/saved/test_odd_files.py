@@ -65,13 +65,13 @@ def odd(request, tmp_path):
 def test_every_command_ends_in_words(line, odd, capsys):
     name, *options = line.split()
     status = command.main([name, str(odd), *options])
-    told = capsys.readouterr()
-    shown = told.out.replace("\n", "") + told.err.replace("\n", "")
+    printed = capsys.readouterr()
+    shown = printed.out.replace("\n", "") + printed.err.replace("\n", "")
     assert shown.isprintable()
     if status:
-        assert status == 2 and told.out == ""
-        assert len(told.err.splitlines()) == 1 and told.err.startswith("error: ")
-        assert "odd.pickle" in told.err
+        assert status == 2 and printed.out == ""
+        assert len(printed.err.splitlines()) == 1 and printed.err.startswith("error: ")
+        assert "odd.pickle" in printed.err
 
 
 def refused(tmp_path, capsys, line, **changes):
@@ -84,9 +84,9 @@ def refused(tmp_path, capsys, line, **changes):
 def test_what_is_refused(tmp_path, capsys):
     for changes in ({"test_loss": LOSSES + 1j}, {"epochs": LOSSES + 1j}, {"time": [10**400] * 3}):
         text = refused(tmp_path, capsys, ["compare"], **changes)
-        assert "losses or times in" in text and "are no numbers" in text
+        assert "losses or times in" in text and "are not numbers" in text
     text = refused(tmp_path, capsys, ["export", "--to", "json"], notes=1 << 20_000)
-    assert "holds what no json file does" in text and not list(tmp_path.glob("*.json"))
+    assert "holds values that no json file can" in text and not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize("deep", DEEP)
@@ -95,7 +95,7 @@ def test_deep_nesting_in_json(deep, tmp_path, capsys):
     path = tmp_path / "odd.pickle"
     path.write_bytes(dumped(results_of_a_run() | {"notes": deep}))
     if command.main(["export", str(path), "--to", "json"]) == 2:
-        assert "holds what no json file does" in capsys.readouterr().err
+        assert "holds values that no json file can" in capsys.readouterr().err
         assert not list(tmp_path.glob("*.json"))
     else:
         text = path.with_suffix(".json").read_text()

@@ -52,7 +52,7 @@ def test_they_are_loaded_drawn_and_compared(protocol, tmp_path, capsys):
     assert main(["compare", str(path), "--target", "0.03"]) == 0
     row = capsys.readouterr().out.splitlines()[-1]
     cells = ["hig_oscillators", "1", "0.0011", "0.0011", "122", "–", "3", "81.5, 1 of 1"]
-    assert [cell.strip() for cell in row.strip("|").split("|")] == [*cells, "not told"]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [*cells, "not recorded"]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_folder_of_them(tmp_path):
     assert "## problem not named" in comparison.tables(read_runs([tmp_path], "test"), "test")
 
 
-def test_what_is_no_number_is_told_and_other_results_stay(tmp_path):
-    with pytest.raises(ResultFileError, match=r"a\.pickle are no numbers"):
+def test_values_that_are_not_numbers_are_reported_and_other_results_stay(tmp_path):
+    with pytest.raises(ResultFileError, match=r"a\.pickle are not numbers"):
         completed(tmp_path / "a.pickle", published(epochs="three"))
     assert completed(tmp_path / "a.pickle", {"label": "HIG"}) == {"label": "HIG"}

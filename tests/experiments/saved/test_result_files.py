@@ -13,7 +13,7 @@ def test_files_and_those_in_folders(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_folder_without_result_files_tells_those_below_that_have_some(tmp_path):
+def test_a_folder_without_result_files_names_those_below(tmp_path):
     with pytest.raises(ResultFileError, match=r"has no result files \(\*\.pickle\).*another"):
         list(files_in([tmp_path]))
     hig.save_results(tmp_path / "below" / "c.pickle", {})
@@ -25,7 +25,7 @@ def test_reads_and_says_what_cannot_be_read(tmp_path):
     path = tmp_path / "run.pickle"
     hig.save_results(path, {"seed": 3})
     assert read(path) == {"seed": 3}
-    with pytest.raises(ResultFileError, match=f"the text beside a result file; give {path}"):
+    with pytest.raises(ResultFileError, match=f"the text next to a result file; give {path}"):
         read(tmp_path / "run.txt")
     (tmp_path / "broken.pickle").write_bytes(path.read_bytes()[:-5])
     for name in ("none.pickle", "broken.pickle", "."):

@@ -32,7 +32,7 @@ def test_time_to_a_target_is_that_of_the_first_evaluation_there():
     assert math.isnan(found.seconds_to(0.05))
 
 
-def test_time_goes_on_from_that_before():
+def test_time_adds_to_that_of_the_earlier_run():
     found = run(pretraining="HIG", pretraining_time=100.0)
     assert (found.duration, found.seconds_to(0.1)) == (120.0, 110.0)
 
@@ -48,7 +48,7 @@ def test_losses_that_are_not_finite_are_no_low_ones():
     [
         ({"time": np.arange(2.0)}, r"shapes \(3,\), \(2,\), \(3,\)"),
         ({"losses": []}, r"at least 1, and have shapes \(0,\)"),
-        ({"test_loss": "low"}, "are no numbers"),
+        ({"test_loss": "low"}, "are not numbers"),
     ],
 )
 def test_results_that_are_not_as_they_should_be(changes, text):

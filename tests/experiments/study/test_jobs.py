@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments._arguments import parse
+from experiments._cli.arguments import parse
 from experiments._problems import make
 from experiments._study.jobs import (
     ablation_jobs,

@@ -1,4 +1,4 @@
-"""What is kept of a study."""
+"""Kept files of a study."""
 
 import pickle
 
@@ -21,7 +21,7 @@ def names(out):
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def test_names_tell_method_value_and_seed(made, tmp_path):
+def test_names_have_method_value_and_seed(made, tmp_path):
     for seed in (0, 1):
         made.run("comparison", "pinn/burgers", seed=seed)
         for kappa in (-1.0, -0.5):
@@ -88,7 +88,7 @@ def test_solutions_are_kept_on_a_grid_of_some_places(made):
     assert cut({"example": functions}, whole=True)["example"]["prediction"].shape == (5, 2)
 
 
-def test_no_file_tells_where_the_study_was(made, tmp_path):
+def test_no_file_has_the_folder_of_the_study(made, tmp_path):
     made.run("comparison", "toy", settings={"init_from": str(made.folder / "relay" / "a.weights")})
     (path,) = keep(made.folder, tmp_path / "kept")
     assert str(tmp_path) not in repr(hig.load_results(path))
@@ -123,7 +123,7 @@ def test_a_study_and_what_is_kept_have_folders_of_their_own(made, tmp_path):
 def test_what_is_kept_already(made, tmp_path):
     made.run("comparison", "toy")
     keep(made.folder, tmp_path / "kept")
-    with pytest.raises(ResultFileError, match="has been kept of a study already"):
+    with pytest.raises(ResultFileError, match="that has been kept already"):
         keep(tmp_path / "kept", tmp_path / "again")
 
 
@@ -149,7 +149,7 @@ def test_files_of_something_else(made, tmp_path):
 def test_errors(made, tmp_path, capsys):
     out = tmp_path / "kept"
     assert command.main(["keep", str(tmp_path / "none"), "--out", str(out)]) == 2
-    assert "is no folder of a study: it has no winners.json" in capsys.readouterr().err
+    assert "is not the folder of a study: it has no winners.json" in capsys.readouterr().err
     made.run("comparison", "toy")
     assert command.main(["keep", str(made.folder), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"1 files, 0.0 MB, in {out}\n"

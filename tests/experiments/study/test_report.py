@@ -110,13 +110,13 @@ def test_problems_stand_in_the_order_of_the_publication(made, page):
     ]  # fmt: skip
 
 
-def test_published_numbers_stand_beside_ours(made, page):
+def test_published_numbers_stand_next_to_ours(made, page):
     made.run("comparison", "conditioning_toy")
     made.run("comparison", "conditioning_toy", "lm")
     section = page()["Conditioning toy"]
-    beside = {name: row["elsewhere"] for name, row in rows(section).items()}
+    elsewhere = {name: row["elsewhere"] for name, row in rows(section).items()}
     losses = PUBLISHED["conditioning_toy"].losses
-    assert beside == {"HIG": losses["hig"], "Levenberg–Marquardt": "–"}
+    assert elsewhere == {"HIG": losses["hig"], "Levenberg–Marquardt": "–"}
     assert section[-1].startswith("Elsewhere: losses after 20 s at λ = 0.01, [Schnell")
 
 
@@ -129,7 +129,7 @@ def test_where_hig_does_not_win(made, page):
     made.run("comparison", "toy", "adam")
     made.run("comparison", "quantum_dipole", losses=(1, np.nan))
     made.run("comparison", "quantum_dipole", "adam", losses=(1, 0.5))
-    section = page()["Where HIG does not win"]
+    section = page()["Problems on which HIG does not win"]
     lost = {name: list(row.values())[1:] for name, row in rows(section).items()}
     assert lost == {
         "Poisson": [
@@ -145,7 +145,7 @@ def test_where_hig_does_not_win(made, page):
 def test_hig_may_win_everywhere(made, page):
     made.run("comparison", "poisson")
     made.run("comparison", "poisson", losses=(1, 0.1, 0.001), settings={"lr": 2.0}, label="HIG (2)")
-    assert page()["Where HIG does not win"][-1] == "There are none in this study."
+    assert page()["Problems on which HIG does not win"][-1] == "There are none in this study."
 
 
 def test_ablations_with_the_lowest_in_bold(made, page):
@@ -178,8 +178,8 @@ def test_one_after_the_other(made, page):
     found = page({"toy_relay": "relay.png", "toy_loss": "loss.png"})
     assert found["One after the other"][-1] == "![toy: relay](relay.png)"
     assert found["toy"][-1] == "![toy: loss](loss.png)"
-    told = [line[1:3] for line in found["One after the other"] if isinstance(line, list)]
-    assert told[1:] == [
+    lines = [line[1:3] for line in found["One after the other"] if isinstance(line, list)]
+    assert lines[1:] == [
         ["Adam, then HIG", "0.2"], ["HIG alone", "0.3"], ["Adam alone", "0.4"],
     ]  # fmt: skip
     assert "relay first" not in found
@@ -213,12 +213,12 @@ def test_circumstances_come_from_the_files(made, page):
     made.run("comparison", "toy", machine={"processor": "an abacus", "threads": 2})
     found = rows(page()["Results of the study: desk"])
     assert found["processor"]["value"] == "an abacus" and found["threads"]["value"] == "2"
-    assert found["seeds"]["value"] == "0" and found["torch"]["value"] == "not told"
+    assert found["seeds"]["value"] == "0" and found["torch"]["value"] == "not recorded"
     assert found["revision"]["value"] == "abc"
-    assert found["runs told of here"]["value"] == "1, 0.00556 h of training"
+    assert found["runs reported here"]["value"] == "1, 0.00556 h of training"
 
 
-def test_what_differs_by_chance_is_told(made, page):
+def test_differences_by_chance_are_reported(made, page):
     facts = {"settings": {"kappa": -1}}
     made.run("comparison", "toy")
     for part, end, revision in (("a", 0.2, "abc"), ("b", 0.5, "abd")):
@@ -229,13 +229,13 @@ def test_what_differs_by_chance_is_told(made, page):
     assert found["revision"]["value"] == "abc (2 of 3), abd (1 of 3)"
 
 
-def test_an_ablation_tells_what_it_holds(made, page):
+def test_an_ablation_has_its_common_settings(made, page):
     made.run("comparison", "toy")
     for kappa in (0, 1):
         settings = {"kappa": kappa, "step_rule": "trust", "time_budget": 9.0}
         made.run("kappa", "toy", settings=settings)
-    told = "losses of HIG with the step rule trust at the end of 9 s of training; all other"
-    assert told in page()["kappa"][0]
+    text = "losses of HIG with the step rule trust at the end of 9 s of training; all other"
+    assert text in page()["kappa"][0]
 
 
 def test_figures_are_shown_where_there_are_any(made, page, tmp_path):
@@ -258,7 +258,7 @@ def test_figures_are_shown_where_there_are_any(made, page, tmp_path):
 
 
 def test_errors(made, tmp_path, capsys):
-    with pytest.raises(ResultFileError, match="no result files in comparison/; give what"):
+    with pytest.raises(ResultFileError, match="no result files in comparison/; give the output"):
         report(read_kept(tmp_path), {})
     out = tmp_path / "page.md"
     assert command.main(["report", str(tmp_path), "--out", str(out)]) == 2
@@ -282,17 +282,17 @@ def command_fails(made, tmp_path, capsys):
 
 def test_what_is_no_kept_study(made, command_fails, tmp_path):
     (made.folder / "tuning").mkdir()
-    told = command_fails(study=made.folder)
-    assert f"first python -m experiments keep {made.folder} --out DIR" in told
+    text = command_fails(study=made.folder)
+    assert f"first python -m experiments keep {made.folder} --out DIR" in text
     for text, fault in {
-        "{": "is no grid of a study",
-        '{"a": 1}': "is no grid of a study",
-        '[{"method": "none"}]': "is no grid of a study",
+        "{": "is not a grid of a study",
+        '{"a": 1}': "is not a grid of a study",
+        '[{"method": "none"}]': "is not a grid of a study",
         '[{"method": "hig", "tried": [{"lr": 1}], "won": {}}]': "an entry is not whole",
     }.items():
         (tmp_path / "kept" / "winners.json").write_text(text)
-        told = command_fails()
-        assert fault in told and "winners.json" in told
+        text = command_fails()
+        assert fault in text and "winners.json" in text
     (tmp_path / "kept" / "winners.json").unlink()
     assert "there is no" in command_fails()
 
@@ -307,12 +307,12 @@ def test_pages_and_figures_in_the_wrong_place(command_fails, tmp_path):
     other = tmp_path / "other.md"
     assert "No such file" in command_fails("--into", other)
     other.write_bytes(b"\xff\xfe")
-    assert f"{other} is no text in UTF-8" in command_fails("--into", other)
-    assert "would replace what its table" in command_fails("--into", other, out=other)
+    assert f"{other} is not a text in UTF-8" in command_fails("--into", other)
+    assert "would replace the page that its table" in command_fails("--into", other, out=other)
     assert other.read_bytes() == b"\xff\xfe"
 
 
-def test_what_a_preset_has_not_run_yet_is_told(made, page):
+def test_missing_runs_of_a_preset_are_listed(made, page):
     made.run("comparison", "smoke_control")
     made.run("dtype", "quantum_dipole")
     ((missing, *_), *_) = [

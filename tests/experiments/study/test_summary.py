@@ -47,7 +47,7 @@ def test_medians_with_the_lowest_in_bold(study):
     assert found["toy"]["best of the others"] == "M-ConFIG 3.0e-3"
 
 
-def test_a_budget_that_all_runs_have_is_told(tmp_path):
+def test_a_budget_that_all_runs_have_is_shown(tmp_path):
     made = Made(tmp_path / "results" / "desk")
     made.run("comparison", "poisson", settings={"time_budget": 60.0})
     made.run("comparison", "poisson", "adam", settings={"time_budget": 60.0})

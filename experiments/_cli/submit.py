@@ -1,9 +1,9 @@
-"""From a command line to a run."""
+"""Training run of a command line."""
 
 import sys
 from collections.abc import Sequence
 
-from experiments._arguments import parse
+from experiments._cli.arguments import parse
 from experiments._run.batches import BatchSizeError
 from experiments._run.board import BoardError
 from experiments._run.checkpoint import CheckpointError
@@ -17,7 +17,7 @@ from hig import CorruptResultError, UnsafeResultError
 from hig.errors import out_of_memory
 from problems import DataError, Problem
 
-# What a user can mend, in words.
+# Errors that the user can fix.
 _ERRORS = (WeightsError, CheckpointError, DataError, ProcessesError, ResultsError)
 _ERRORS += (BatchSizeError, BoardError, CorruptResultError, UnsafeResultError)
 
@@ -40,7 +40,7 @@ def submit(
             interruption, 143 for SIGTERM, 1 for a non-finite loss; also for ``--help``, for
             arguments that are not valid or a batch larger than the training data, for an output
             directory that cannot be made, for weights
-            or a checkpoint to go on from that do not fit, for data that cannot be read, for results
+            or a checkpoint that do not fit, for data that cannot be read, for results
             that cannot be written, for events that TensorBoard could not get and for runs that
             cannot be shared among the processes that ``torchrun`` started.
     """

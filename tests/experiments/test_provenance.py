@@ -4,14 +4,16 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from experiments import _origin
-from experiments._origin import origin
+from experiments._provenance import machine, origin
+from experiments._provenance import revision as cached_revision
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-revision = _origin.revision.__wrapped__  # without its memory
+revision = cached_revision.__wrapped__
 
 
 def git(folder, *line):
@@ -72,7 +74,7 @@ def test_a_refusal_of_git_and_a_repository_without_commits(clone, tmp_path, monk
     git(tmp_path, "init", "--quiet")
     assert revision(tmp_path) == "none"
     assert revision(clone) != "none"
-    # A tree of another user, which git does not trust unless told to.
+    # A tree of another user, which git does not trust by default.
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
@@ -106,3 +108,18 @@ def test_git_is_asked_once(monkeypatch):
     first = origin()["revision"]
     monkeypatch.setattr(subprocess, "run", None)
     assert origin()["revision"] == first
+
+
+def test_facts_are_plain_and_true():
+    facts = machine("cpu")
+    assert facts["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert all(type(value) in (str, int) for value in facts.values()), facts
+    assert facts["processor"]
+
+
+def test_phiflow_where_it_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "phi", SimpleNamespace(__version__="3.4.0"))
+    assert machine("cpu")["phiflow"] == "3.4.0"
+    monkeypatch.delitem(sys.modules, "phi")
+    assert "phiflow" not in machine("cpu")

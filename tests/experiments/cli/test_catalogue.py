@@ -3,8 +3,8 @@ import json
 import pytest
 
 from experiments import __main__ as command
-from experiments import _catalogue
-from experiments._catalogue import entry, text
+from experiments._cli import catalogue
+from experiments._cli.catalogue import entry, text
 from experiments._problems import FOLDERS, make
 from problems import NonlinearOscillators
 from tests.experiments.runs import Fresh
@@ -60,7 +60,7 @@ def test_the_columns_of_a_table():
     assert lines[2].index("values") == lines[3].index("our own") == lines[4].index("our own")
 
 
-def test_a_route_of_its_own_and_a_number_of_epochs_are_told():
+def test_a_route_of_its_own_and_a_number_of_epochs_are_shown():
     burgers = text(entry("pinn/burgers", make("pinn/burgers")))
     assert "rcond 1e-12, kappa -0.5, gram" in burgers
     assert "engine" not in burgers and "lanczos" not in burgers
@@ -73,9 +73,11 @@ def test_what_cannot_be_imported_is_left_out_with_a_note(capsys, monkeypatch):
             raise ModuleNotFoundError("No module named 'phi'")
         return make(folder)
 
-    monkeypatch.setattr(_catalogue, "make", without_phiflow)
+    monkeypatch.setattr(catalogue, "make", without_phiflow)
     assert command.main(["list"]) == 0
-    told = capsys.readouterr()
-    assert "poisson" not in told.out and "quantum_dipole" in told.out
-    assert "note: poisson is left out: No module named 'phi'; get what is missing" in told.err
+    printed = capsys.readouterr()
+    assert "poisson" not in printed.out and "quantum_dipole" in printed.out
+    assert (
+        "note: poisson is left out: No module named 'phi'; get the missing package" in printed.err
+    )
     assert command.main(["list", "--problem", "poisson"]) == 1

@@ -1,4 +1,4 @@
-"""The parser of all command lines."""
+"""Parser of all command lines."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses ``--option=--`` in a line; Python before 3.13 takes it for an option without a value.
+    """Argument parser that refuses ``--option=--``, which Python before 3.13 takes for no value.
 
     Arguments are those of ``argparse.ArgumentParser``.
     """

@@ -1,4 +1,4 @@
-"""The problems, the methods of each, and their settings: published ones, or our own choice."""
+"""Problems, the methods of each, and their settings: published ones, or our own choice."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from experiments._methods import METHODS
 from experiments._problems import FOLDERS, make
 from problems import Problem
 
-# What has a column of its own, and what is shown only where it is not the method's default.
+# Settings with a column of their own, and those shown only if they are not the method's default.
 _SHOWN = ("batch_size", "lr", "step_rule", "schedule")
 _RARE = ("engine", "method", "lanczos_steps", "momentum", "momentum_kind")
 _HEADER = ("method", "name", "batch", "lr", "step size", "values", "further settings")
@@ -26,13 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Print the catalogue; returns the exit status, 0, or 1 where no problem could be imported."""
+    """Print the catalogue; returns the exit status: 0, or 1 if no problem could be imported."""
     entries = []
     for folder in _chosen(options):
         try:
             entries.append(entry(folder, make(folder)))
         except ImportError as error:
-            remedy = "get what is missing with: pip install 'hig[problems]'"
+            remedy = "get the missing package with: pip install 'hig[problems]'"
             print(f"note: {folder} is left out: {error}; {remedy}", file=sys.stderr)
     if options.json:
         print(json.dumps(entries, indent=2, ensure_ascii=False))
@@ -51,7 +51,7 @@ def _chosen(options: argparse.Namespace) -> Sequence[str]:
 
 
 def entry(folder: str, problem: Problem) -> dict[str, object]:
-    """What there is to know about a problem before training on it.
+    """Describe a problem: length of a run, methods and settings.
 
     Args:
         folder: That of its submit scripts, a key of `FOLDERS`.
@@ -84,7 +84,7 @@ def entry(folder: str, problem: Problem) -> dict[str, object]:
 
 
 def text(entry: dict[str, object]) -> str:
-    """An entry as a table for the terminal, aligned with spaces."""
+    """Format an entry as a table for the terminal, aligned with spaces."""
     by_time = "time_budget" in entry
     length = f"{entry['time_budget']:g} s" if by_time else f"{entry['epochs']} epochs"
     rows = [_HEADER, *(_row(name, method) for name, method in entry["methods"].items())]
@@ -122,5 +122,5 @@ def _row(name: str, method: dict[str, object]) -> tuple[str, ...]:
 
 def _named(key: str, value: object) -> str:
     if isinstance(value, str):
-        return value  # which tells what it is of, as in legends
+        return value  # clear without its name, as in legends
     return f"{key.replace('_', ' ')} {value:g}"

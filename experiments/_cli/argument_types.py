@@ -1,4 +1,4 @@
-"""Words of a command line as values, for argparse; their errors say what to give."""
+"""Argument types for argparse: words of a command line as values, with a remedy in each error."""
 
 import argparse
 import math
@@ -22,7 +22,7 @@ __all__ = [
 
 # Per core; the threads of many more would not find the memory for their stacks.
 MOST_THREADS = 16
-# Of anything that is counted: no machine has the memory, and torch cannot tell beyond 2**63 bytes.
+# Limit of all counts: no machine has the memory for more, and torch cannot count 2**63 bytes.
 MOST = 2**40
 
 
@@ -60,7 +60,7 @@ def rcond_argument(text: str) -> float | str:
 
 
 def momentum_argument(text: str) -> float:
-    """Read what is kept of the last direction; for argparse."""
+    """Read a momentum coefficient; for argparse."""
     return _fraction(text, "0.9 keeps much, 0 nothing")
 
 
@@ -72,7 +72,7 @@ def _fraction(text: str, remedy: str) -> float:
 
 
 def average_argument(text: str) -> float:
-    """Read what a running average keeps; for argparse."""
+    """Read the decay factor of a running average; for argparse."""
     value = _number(text, float, "0.8 averages over some five steps")
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(
@@ -91,7 +91,7 @@ def kappa_argument(text: str) -> float:
 
 
 def threads_argument(text: str) -> int:
-    """Read a number of threads that this machine can have; for argparse."""
+    """Read a number of threads within reach of this machine; for argparse."""
     value, cores = positive_int(text, example="1"), os.cpu_count() or 1
     if value > MOST_THREADS * cores:
         raise argparse.ArgumentTypeError(
@@ -102,7 +102,7 @@ def threads_argument(text: str) -> int:
 
 
 def busy_argument(text: str) -> int:
-    """Read how many processes are kept busy, none among them; for argparse."""
+    """Read a number of busy processes, which may be zero; for argparse."""
     return 0 if text == "0" else threads_argument(text)
 
 

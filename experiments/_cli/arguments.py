@@ -1,4 +1,4 @@
-"""The command line that all submit scripts share."""
+"""Command line shared by all submit scripts."""
 
 import argparse
 import math
@@ -9,13 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiments._methods import METHODS
-from experiments._parser import Parser
-from experiments._run.clock import CLOCKS
-from experiments._run.faults import POLICIES
-from experiments._run.learning_rate import SCHEDULES
-from experiments._run.options import DTYPES, Options
-from experiments._values import (
+from experiments._cli.argument_types import (
     average_argument,
     device_argument,
     kappa_argument,
@@ -26,10 +20,65 @@ from experiments._values import (
     seed_argument,
     threads_argument,
 )
+from experiments._cli.parser import Parser
+from experiments._methods import METHODS
+from experiments._run.clock import CLOCKS
+from experiments._run.faults import POLICIES
+from experiments._run.learning_rate import SCHEDULES
+from experiments._run.options import DTYPES, Options
+from hig.arguments import ENGINES, MOMENTUM_KINDS, STEP_RULES
+from hig.arguments import METHODS as DECOMPOSITIONS
 from problems import Problem, Settings
 
-STEP_RULES = ("fixed", "trust", "line_search")
-MOMENTUM_KINDS = ("plain", "projected")
+_OPTIONS: dict[str, dict[str, dict[str, object]]] = {
+    "watching": {
+        "summary": {
+            "action": "store_true",
+            "help": "the last and the best losses and the files at the end, also with --quiet",
+        },
+        "tensorboard": {
+            "action": "store_true",
+            "help": "write losses, metrics and steps as they come, for tensorboard --logdir DIR, "
+            "the directory of --out",
+        },
+    },
+    "weights": {
+        "save_weights": {
+            "action": "store_true",
+            "help": "write the weights of the last evaluation next to the result file",
+        },
+        "init_from": {
+            "type": Path,
+            "metavar": "FILE",
+            "help": "start from the weights of an earlier run",
+        },
+    },
+    "interruptions": {
+        "resume": {
+            "action": "store_true",
+            "help": "resume from the checkpoint of an interrupted run of the same command line; "
+            "start from the beginning if there is none, and do nothing if the run is finished",
+        },
+        "checkpoint_every": {
+            "type": positive_float,
+            "metavar": "S",
+            "help": "seconds of wall-clock from one checkpoint to the next; more if writing them "
+            "would take over 1 %% of the run",
+        },
+    },
+    "numerical faults": {
+        "on_fault": {
+            "choices": POLICIES,
+            "help": "effect of NaN or Inf, of a decomposition that does not converge, or of too "
+            "little memory: end the run, or leave out the step",
+        },
+        "max_faults": {
+            "type": positive_int,
+            "metavar": "N",
+            "help": "number of faults that a run survives; the next one ends it",
+        },
+    },
+}
 
 
 def parse(
@@ -59,7 +108,7 @@ def parse(
     if not given.keys() & {"epochs", "time_budget"}:
         length = "time_budget" if problem.epochs is None else "epochs"
         given[length] = getattr(problem, length)
-    # Processor time of several threads adds up: it would be no measure of what training takes.
+    # Processor time adds up over threads: it would not measure the time that training takes.
     alone = given.get("clock") == "processor"
     given.setdefault("threads", 1 if alone else torch.get_num_threads())
     try:
@@ -102,10 +151,7 @@ def _parser(problem: Problem, method: str, defaults: Settings) -> argparse.Argum
     _add_average(parser)
     _add_settings(parser, method, defaults)
     add_run(parser, Path("results") / problem.name)
-    _add_watching(parser)
-    _add_weights(parser)
-    _add_interruptions(parser)
-    _add_faults(parser)
+    _add_options(parser)
     _add_parameters(parser, problem)
     return parser
 
@@ -137,8 +183,8 @@ def _add_length(parser: argparse.ArgumentParser, problem: Problem) -> None:
         "--clock",
         choices=tuple(CLOCKS),
         default=Options.clock,
-        help="what seconds of training are; processor time, with --threads 1 as the default, is "
-        "what a quiet machine would take",
+        help="clock of the training time; processor time, with --threads 1 as the default, is the "
+        "time on a quiet machine",
     )
 
 
@@ -170,14 +216,14 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "damping": {
             "type": positive_float,
             "metavar": "λ",
-            "help": "damping, where it adapts the initial one",
+            "help": "damping; the initial one if it adapts",
         },
         "engine": {
-            "choices": ("auto", "layerwise", "rows"),
+            "choices": ENGINES,
             "help": "how the Jacobian is obtained",
         },
         "method": {
-            "choices": ("auto", "gram", "svd", "lanczos"),
+            "choices": DECOMPOSITIONS,
             "help": "how it is decomposed; auto takes the slow and exact svd in float64, lanczos "
             "approximates from products alone, for very many rows",
         },
@@ -191,11 +237,12 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "momentum": {
             "type": momentum_argument,
             "metavar": "μ",
-            "help": "what the direction of a step keeps of the last one",
+            "help": "momentum coefficient",
         },
         "momentum_kind": {
             "choices": MOMENTUM_KINDS,
-            "help": "keep all of it, or, projected, what the present Jacobian does not see",
+            "help": "keep all of the last direction, or only the part that the present Jacobian "
+            "does not see",
         },
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }
@@ -208,7 +255,7 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     """Add seed, device, dtype, threads, output directory and quiet.
 
     Args:
-        parser: Where to add them.
+        parser: The parser.
         out: Default directory of the result files.
     """
     group = parser.add_argument_group("run")
@@ -245,72 +292,15 @@ def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
     )
 
 
-def _add_watching(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("watching")
-    group.add_argument(
-        "--summary",
-        action="store_true",
-        default=Options.summary,
-        help="the last and the best losses and the files at the end, also with --quiet",
-    )
-    group.add_argument(
-        "--tensorboard",
-        action="store_true",
-        default=Options.tensorboard,
-        help="write losses, metrics and steps as they come, for tensorboard --logdir DIR, the "
-        "directory of --out",
-    )
-
-
-def _add_weights(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("weights")
-    group.add_argument(
-        "--save-weights",
-        action="store_true",
-        default=Options.save_weights,
-        help="write the weights of the last evaluation beside the result file",
-    )
-    group.add_argument(
-        "--init-from", type=Path, metavar="FILE", help="go on from the weights of an earlier run"
-    )
-
-
-def _add_interruptions(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("interruptions")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        default=Options.resume,
-        help="go on from the checkpoint that an interrupted run of the same command line has left; "
-        "start afresh where there is none, and do nothing where it is finished",
-    )
-    group.add_argument(
-        "--checkpoint-every",
-        type=positive_float,
-        metavar="S",
-        default=Options.checkpoint_every,
-        help="seconds of wall-clock from one checkpoint to the next; more where writing them would "
-        "take over 1 %% of the run",
-    )
-
-
-def _add_faults(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("numerical faults")
-    group.add_argument(
-        "--on-fault",
-        choices=POLICIES,
-        default=Options.on_fault,
-        help="what NaN or Inf, a decomposition that does not converge, or too little memory do: "
-        "end the run, leave out the step, or go back to the last evaluation with half the step "
-        "size",
-    )
-    group.add_argument(
-        "--max-faults",
-        type=positive_int,
-        metavar="N",
-        default=Options.max_faults,
-        help="how many of them a run survives; the next one ends it",
-    )
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the further options of a run, with the defaults of `Options`."""
+    for title, options in _OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for name, given in options.items():
+            default = getattr(Options, name)
+            group.add_argument(
+                _flag(name), default=argparse.SUPPRESS if default is None else default, **given
+            )
 
 
 def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
@@ -327,7 +317,7 @@ def _add_parameters(parser: argparse.ArgumentParser, problem: Problem) -> None:
             kind = {"choices": choices} if choices else {"metavar": "X"}
         else:
             number = positive_int if isinstance(value, int) else positive_float
-            # What the problem takes it knows best: its own value is one that it does.
+            # The problem's own value is an example that it accepts.
             example = str(value) if isinstance(value, int) else f"{value:g}"
             kind = {"type": partial(number, example=example), "metavar": "X"}
         flag = _flag(metadata[name].get("flag", name))

@@ -21,7 +21,7 @@ from tests.textbook import relative_error, textbook_jacobian
 
 
 class Thread:
-    """What a rank says to the others, without processes; ``first`` hands out rank 0's."""
+    """Collectives of a process rank among threads; ``first`` returns the tensor of rank 0."""
 
     def __init__(self, rank, size, board, barrier):
         self.rank, self.size, self._board, self._barrier = rank, size, board, barrier
@@ -150,13 +150,13 @@ def test_every_pair_of_samples_of_two_ranks_is_multiplied_once(size):
     for rank in range(size):
         for pair in _pairs(rank, samples):
             assert rank in (pair.left, pair.right)
-            for sample in range(samples[pair.left])[pair.chosen]:
+            for sample in range(samples[pair.left])[pair.samples]:
                 key = frozenset({(pair.left, sample), pair.right})
                 times[key] = times.get(key, 0) + 1
     left = {key for key in times if times[key] != 1}
     assert not left
     covered = sum(
-        (pair.chosen.stop - pair.chosen.start) * samples[pair.right]
+        (pair.samples.stop - pair.samples.start) * samples[pair.right]
         for rank in range(size)
         for pair in _pairs(rank, samples)
     )
@@ -167,7 +167,7 @@ def test_every_pair_of_samples_of_two_ranks_is_multiplied_once(size):
 def test_the_work_is_shared_evenly(size):
     samples = [6] * size
     work = [
-        sum(pair.chosen.stop - pair.chosen.start for pair in _pairs(rank, samples))
+        sum(pair.samples.stop - pair.samples.start for pair in _pairs(rank, samples))
         for rank in range(size)
     ]
     assert max(work) == min(work)
@@ -188,7 +188,7 @@ def test_rows_follow_one_another():
     split = BatchSplit(Other(), [2, 3, 1], 4)
     assert split.rows == 24
     assert [split.rows_of(rank) for rank in range(3)] == [slice(0, 8), slice(8, 20), slice(20, 24)]
-    assert split.own == slice(8, 20)
+    assert split.local_rows == slice(8, 20)
 
 
 def test_weights_make_the_mean_over_all_samples():

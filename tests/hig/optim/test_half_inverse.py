@@ -1,6 +1,5 @@
 """``half_inverse`` against the textbook formula, on matrices sampled by structure and scale."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -317,22 +316,6 @@ def test_a_complex_gradient_is_not_cut_to_its_real_part():
         half_inverse(torch.ones(3, 4), torch.ones(3, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (0, 4)])
-def test_arguments_outside_their_range(shape):
-    jacobian, gradient = torch.ones(shape), torch.ones(shape[0])
-    with pytest.raises(ValueError, match=r"rcond must be in \[0, 1\), got 2.0"):
-        half_inverse(jacobian, gradient, rcond=2.0)
-    with pytest.raises(ValueError, match=r"kappa must be in \[-1, 1\], got -3"):
-        half_inverse(jacobian, gradient, kappa=-3)
-    with pytest.raises(ValueError, match=r"method must be one of .* got 'qr'"):
-        half_inverse(jacobian, gradient, method="qr")
-
-
-def test_arrays_are_refused():
-    with pytest.raises(TypeError, match="jacobian must be a tensor, got ndarray; wrap it"):
-        half_inverse(np.zeros((2, 3)), torch.zeros(2))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_an_automatic_cut_off_is_a_number_that_fits_the_spectrum(shape, dtype):
@@ -346,5 +329,5 @@ def test_an_automatic_cut_off_is_a_number_that_fits_the_spectrum(shape, dtype):
 
 
 def test_an_automatic_cut_off_needs_the_whole_spectrum():
-    with pytest.raises(ValueError, match="rcond='auto' looks at all singular values"):
+    with pytest.raises(ValueError, match="rcond='auto' needs all singular values"):
         half_inverse(torch.randn(3, 4), torch.randn(3), rcond="auto", method="lanczos")

@@ -1,10 +1,18 @@
-"""What was not exact is tried seldom, in other graphs at once."""
+"""Inexact layers are tried again seldom, in other graphs at once."""
 
 import copy
 import pickle
 from itertools import pairwise
 
+import torch
+from torch import nn
+
+import hig
+from hig._jacobian.capture import Capture, ForwardPass
+from hig._jacobian.engine import build_jacobian
 from hig._jacobian.exactness import FIRST, LAST, MOST, UNITS, ExactnessMemory
+from hig._torch.batched_vjp import Backward
+from tests.textbook import relative_error, textbook_jacobian
 
 
 def tries(memory, builds, key=("layer",), kind="graph"):
@@ -71,3 +79,39 @@ def test_copies_remember():
     for twin in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
         assert twin == memory
         assert twin.skips(("layer",), "graph")
+
+
+def test_what_has_become_exact_is_taken_at_once():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
+    x = torch.randn(8, 5, dtype=torch.float64)
+    optimizer = hig.HIG([network[0].weight, *network[3].parameters()], lr=1e-3, rcond=1e-2)
+
+    def closure():
+        prediction = network(x)
+        return prediction.square().sum(1).mean(), prediction
+
+    for mode, engine in [(True, "layerwise+rows"), (False, "layerwise"), (True, "layerwise+rows")]:
+        network.train(mode)
+        for _ in range(3):
+            optimizer.step(closure)
+            assert optimizer.report.engine == engine
+
+
+def test_layers_behind_the_coupling_stay_layers_while_others_are_left_out():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    backward, memory = Backward(), ExactnessMemory()
+    x = torch.randn(8, 5, dtype=torch.float64)
+    for _ in range(4):
+        with Capture(parameters) as capture:
+            prediction = network(x)
+        forward = ForwardPass(capture.uses, prediction, parameters, names)
+        found = build_jacobian(forward, "auto", backward, memory)
+        routes = dict(zip(names, found.routes, strict=True))
+        assert routes["3.weight"] == routes["3.bias"] == "layerwise"
+        assert routes["0.weight"] == routes["0.bias"] == "rows"
+        assert not found.layers_exact
+        expected = textbook_jacobian(prediction, [parameters[index] for index in found.order])
+        assert relative_error(found.jacobian.dense(), expected) < 1e-12

@@ -54,8 +54,8 @@ class LayerUse:
         batched = self.input.ndim == len(self.convolution.kernel) + 2
         return batched and self.input.shape[0] % samples == 0
 
-    def patches(self, samples: int, chosen: slice) -> Tensor:
-        """Return the patch that each output position multiplies the weight with.
+    def patches(self, samples: int, selection: slice) -> Tensor:
+        """Return the patches of the input that the weight is applied to, one per output position.
 
         A leading axis of ``repeats * B`` is read as B samples that use the layer ``repeats``
         times each (time steps folded into the batch): for the Jacobian of one sample these are
@@ -63,13 +63,13 @@ class LayerUse:
 
         Args:
             samples: B.
-            chosen: the samples wanted, b of them.
+            selection: the samples wanted, b of them.
 
         Returns:
             (b, groups, repeats * positions, in), where ``in`` is C / groups * kernel size for a
             convolution.
         """
-        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[selection]
         if self.convolution is None:
             return inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
         # Unfolding turns a convolution into a matrix product: z = W a at every position.
@@ -79,13 +79,13 @@ class LayerUse:
         windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
         return windows.flatten(2, 3)
 
-    def patch_squares(self, samples: int, chosen: slice) -> Tensor:
+    def patch_squares(self, samples: int, selection: slice) -> Tensor:
         """Return the squared norms (b, groups, positions) of the patches, in float64.
 
         Squares are summed over channels before they are unfolded: the same numbers from windows
         that are smaller by the number of channels.
         """
-        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[selection]
         squares = inputs.double().square()
         if self.convolution is None:
             return squares.sum(-1).reshape(len(inputs), 1, -1)

@@ -215,9 +215,9 @@ def _pairs(rank: int, samples: list[int]) -> Iterator[_Pair]:
         opposite = (rank + size // 2) % size
         left, right = min(rank, opposite), max(rank, opposite)
         half = samples[left] // 2
-        chosen = slice(0, half) if rank == left else slice(half, samples[left])
-        if _size(chosen):
-            yield _Pair(left, chosen, right)
+        part = slice(0, half) if rank == left else slice(half, samples[left])
+        if _size(part):
+            yield _Pair(left, part, right)
 
 
 def _size(extent: slice) -> int:

@@ -109,8 +109,7 @@ class FactoredBlock:
         """Add Σ over pairs of uses of (Δ_u Δ_vᵀ) ∘ (A_u A_vᵀ), + 1 inside for a bias used once.
 
         From ⟨Σ_u δ_u ⊗ a_u, Σ_v δ'_v ⊗ a'_v⟩ = Σ_uv ⟨δ_u, δ'_v⟩ ⟨a_u, a'_v⟩. The 1 adds the bias,
-        whose "patch" is 1, at no cost; with more uses all U² pairs would need it, and the sum of
-        the deltas over uses is a cheaper product.
+        whose "patch" is 1; with several uses `_add_bias` sums their deltas first instead.
         """
         # n = (B, D): A Aᵀ is (B, B), the same for all outputs of two samples, and is broadcast
         # over both axes D instead of being repeated.

@@ -100,18 +100,18 @@ def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
     biases = _uses_by_parameter(uses, "bias")
     both_roles = weights.keys() & biases.keys()
     layers, joined = [], set()
-    for key, (weight, of_weight) in weights.items():
+    for key, (weight, weight_uses) in weights.items():
         if key in both_roles:
             continue
-        bias = uses[of_weight[0]].bias
-        if bias is not None and biases[id(bias)][1] == of_weight and id(bias) not in both_roles:
+        bias = uses[weight_uses[0]].bias
+        if bias is not None and biases[id(bias)][1] == weight_uses and id(bias) not in both_roles:
             joined.add(id(bias))
         else:
             bias = None
-        layers.append(Layer(weight, bias, tuple(uses[index] for index in of_weight)))
-    for key, (bias, of_bias) in biases.items():
+        layers.append(Layer(weight, bias, tuple(uses[index] for index in weight_uses)))
+    for key, (bias, bias_uses) in biases.items():
         if key not in joined and key not in both_roles:
-            layers.append(Layer(None, bias, tuple(uses[index] for index in of_bias)))
+            layers.append(Layer(None, bias, tuple(uses[index] for index in bias_uses)))
     return [layer for layer in layers if _is_expressible(layer, samples)]
 
 

@@ -11,7 +11,6 @@ from tests.textbook import relative_error, textbook_power
 SHAPES = {"wide": (6, 15), "tall": (15, 6), "square": (8, 8), "row": (1, 9), "column": (9, 1)}
 KAPPAS = [-1.0, -0.75, -0.5, 0.0, 0.5, 1.0]
 METHODS = ["auto", "gram", "svd"]
-SCALES = [1e-10, 1e-4, 1.0, 1e6, 1e15]
 
 
 def orthonormal(rows, columns, seed):
@@ -79,17 +78,6 @@ def test_values_below_the_cut_contribute_nothing(shape, method):
     assert relative_error(half_inverse(jacobian, gradient, -1.0, 3e-3, method), expected) < 1e-9
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", ["wide", "tall", "square"])
-def test_any_scale_of_the_jacobian(shape, method, scale):
-    jacobian, gradient = sample(SHAPES[shape], "geometric", scale=scale)
-    for kappa in KAPPAS:
-        found = half_inverse(jacobian, gradient, kappa, 1e-3, method)
-        expected = textbook_power(jacobian, gradient, kappa, 1e-3)
-        assert relative_error(found, expected) < 1e-9, kappa
-
-
 @pytest.mark.parametrize("rank", [1, 2, 4])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rcond", [0.0, 1e-6, 1e-3])
@@ -147,42 +135,6 @@ def test_rotated_outputs_leave_the_direction_alone(shape, method, kappa):
     rotation = orthonormal(shape[0], shape[0], seed=5)
     found = half_inverse(rotation @ jacobian, rotation @ gradient, kappa, 1e-3, method)
     assert relative_error(found, half_inverse(jacobian, gradient, kappa, 1e-3, method)) < 1e-10
-
-
-@ROUTES
-@pytest.mark.parametrize("kappa", KAPPAS)
-def test_rotated_parameters_rotate_the_direction(shape, method, kappa):
-    jacobian, gradient = sample(shape)
-    rotation = orthonormal(shape[1], shape[1], seed=5)
-    found = half_inverse(jacobian @ rotation, gradient, kappa, 1e-3, method)
-    expected = rotation.T @ half_inverse(jacobian, gradient, kappa, 1e-3, method)
-    assert relative_error(found, expected) < 1e-10
-
-
-@ROUTES
-def test_the_order_of_the_rows_does_not_matter(shape, method):
-    jacobian, gradient = sample(shape)
-    order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(0))
-    found = half_inverse(jacobian[order], gradient[order], -0.5, 1e-3, method)
-    assert relative_error(found, half_inverse(jacobian, gradient, -0.5, 1e-3, method)) < 1e-11
-
-
-@ROUTES
-def test_a_row_of_zeros_changes_nothing(shape, method):
-    jacobian, gradient = sample(shape)
-    padded = torch.cat([jacobian, jacobian.new_zeros(1, shape[1])])
-    found = half_inverse(padded, torch.cat([gradient, gradient.new_ones(1)]), -0.5, 1e-3, method)
-    assert relative_error(found, half_inverse(jacobian, gradient, -0.5, 1e-3, method)) < 1e-11
-
-
-@ROUTES
-@pytest.mark.parametrize("kappa", KAPPAS)
-@pytest.mark.parametrize("factor", [1e-8, 7.0, 1e12])
-def test_scaling_law(shape, method, kappa, factor):
-    jacobian, gradient = sample(shape)
-    found = half_inverse(factor * jacobian, gradient, kappa, 1e-3, method)
-    expected = factor**kappa * half_inverse(jacobian, gradient, kappa, 1e-3, method)
-    assert relative_error(found, expected) < 1e-11
 
 
 @ROUTES

@@ -10,8 +10,8 @@ from hig._step.distributed import digest_of_filter, whole_batch
 from hig._step.objective import StepContext, objective_of
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import Ranks
-from tests.hig.jacobian.test_distributed import Thread, together
 from tests.hig.networks import build
+from tests.hig.rank_threads import Thread, together
 from tests.textbook import relative_error
 
 SAMPLES = [(5,), (3, 4), (1, 2, 4)]

@@ -249,14 +249,14 @@ def build_distributed(
     """
     ranks = split.ranks
 
-    def built(engine: str | Engine) -> EngineResult:
+    def build(engine: str | Engine) -> EngineResult:
         with ranks.agreement():
             return build_jacobian(forward, engine, backward, memory, products)
 
-    result = built(engine)
+    result = build(engine)
     if len(set(ranks.whole_numbers(_layout(result)))) > 1:
         if engine == "auto":
-            result = built("rows")
+            result = build("rows")
             result.notes.append("rows engine: layers, or exact layers, differ among process ranks")
         remedy = (
             "run the same network on inputs of the same shape per sample on every process rank, or "

@@ -237,9 +237,9 @@ def _exact_layers(
         exact = [pair for pair, unit in zip(exact, units, strict=True) if unit is not None]
         for (key, _), rounding in zip(candidates, units, strict=True):
             if rounding is None:
-                memory.failed(key, graph.operations)
+                memory.record_failure(key, graph.operations)
             else:
-                memory.held(key, rounding, lambda: graph.operations)
+                memory.record_success(key, rounding, lambda: graph.operations)
     for _, indices in exact:
         for index in indices:
             routes[index] = "layerwise"

@@ -104,7 +104,7 @@ class Probe:
         sizes = [self._sizes[id(block)] for block, _ in pairs]
         differences = self._differences(pairs)
         near = [
-            self._near(norm, finite, size, units)
+            self._agrees(norm, finite, size, units)
             for (norm, finite), size, units in zip(differences, sizes, allowed, strict=True)
         ]
         flags = torch.stack(near).tolist()
@@ -129,9 +129,9 @@ class Probe:
         """Add the same comparison to deferred checks, without reading anything."""
         differences = zip(pairs, self._differences(pairs), allowed, strict=True)
         for (block, _), (norm, finite), units in differences:
-            checks.expect(self._near(norm, finite, self._sizes[id(block)], units), _raise_inexact)
+            checks.expect(self._agrees(norm, finite, self._sizes[id(block)], units), _raise_inexact)
 
-    def _near(self, norm: Tensor, finite: Tensor, size: Tensor, units: float) -> Tensor:
+    def _agrees(self, norm: Tensor, finite: Tensor, size: Tensor, units: float) -> Tensor:
         # For a coarse dtype the usual units of rounding are no longer small.
         allowed = (
             max(min(UNITS, 3 / self._eps**0.5), units if units > UNITS else 0) * self._eps * size
@@ -247,7 +247,7 @@ class ExactnessMemory:
         allowed, _, next_time = self.rounding.get(layer, (0.0, 0, 0))
         return max(allowed, UNITS) if self.builds < next_time else UNITS
 
-    def failed(self, layer: Key, operations: Hashable) -> None:
+    def record_failure(self, layer: Key, operations: Hashable) -> None:
         """Remember that a layer is inexact in graphs of these operations."""
         count = self.failures.pop((layer, operations), (0, 0))[0] + 1
         self.failures[layer, operations] = count, self.builds + _distance(count)
@@ -255,7 +255,7 @@ class ExactnessMemory:
         while len(self.failures) > MOST:
             del self.failures[next(iter(self.failures))]
 
-    def held(self, layer: Key, units: float, operations: Callable[[], Hashable]) -> None:
+    def record_success(self, layer: Key, units: float, operations: Callable[[], Hashable]) -> None:
         """Remember that a layer is exact up to so many units of rounding."""
         if self.failures:
             self.failures.pop((layer, operations()), None)

@@ -126,7 +126,7 @@ class LevenbergMarquardt(JacobianOptimizer):
                 if trial.slope == trial.curvature == 0:
                     break
                 if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
-                    notes.append(_too_far(trial))
+                    notes.append(_reach_note(trial))
                 rejected = ratio is None or not ratio > 1e-3  # NaN: the gain is below rounding
                 self._adapt(None if rejected else ratio)
                 if not rejected:
@@ -158,7 +158,7 @@ def _reach(trial: Trial) -> float:
     return trial.step_size * trial.curvature / trial.slope
 
 
-def _too_far(trial: Trial) -> str:
+def _reach_note(trial: Trial) -> str:
     # Rounded up, so that the note of a sum of squares (2 without damping) is the same every step.
     times = math.ceil(min(_reach(trial), 1e9))
     return (

@@ -118,9 +118,7 @@ class Krylov:
         self._require_sound_products()
         coefficients = self._coefficients(filter, size)
         error = 1.0
-        while size < most and (
-            error > self._settings.tolerance or self._has_not_seen_the_cut(filter)
-        ):
+        while size < most and (error > self._settings.tolerance or self._cut_is_unresolved(filter)):
             size = min(most, math.ceil(GROWTH * size))
             self._bases.extend(size)
             earlier, coefficients = coefficients, self._coefficients(filter, size)
@@ -132,7 +130,7 @@ class Krylov:
             self.notes[:] = [f"stopped after {size} steps, at an error of about {error:.0e}"]
         return coefficients
 
-    def _has_not_seen_the_cut(self, filter: SpectralFilter) -> bool:
+    def _cut_is_unresolved(self, filter: SpectralFilter) -> bool:
         """Return whether singular values below the cut-off may still be unresolved.
 
         If small values are amplified, their absence shows in the changes of the direction. If not,

@@ -48,7 +48,7 @@ def call(closure: Closure) -> Any:
         ValueError: its prediction was computed before.
     """
     with torch.enable_grad():
-        start = _present()
+        start = _next_node_number()
         outcome = closure()
         node = _last_node(outcome)
         if node is None or node._sequence_nr() >= start:
@@ -125,7 +125,7 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def _present() -> int:
+def _next_node_number() -> int:
     """Return a number that the next graph node of this thread will exceed."""
     with torch._C.DisableTorchFunction():  # invisible to modes that watch the closure
         leaf = torch.empty(0, device="cpu", requires_grad=True)

@@ -142,5 +142,5 @@ def check_recordable(parameters: list[Tensor], processes: int, method: object) -
     if method not in ("auto", "gram", "svd"):
         raise ValueError(
             "cuda_graph=True records one Jacobian, and method='lanczos' takes products with it as "
-            "they are needed; take method='gram', or leave it out"
+            "they are needed; use method='gram', or leave it out"
         )

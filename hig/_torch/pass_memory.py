@@ -44,7 +44,7 @@ def measure_pass(output: Tensor, inputs: Inputs) -> PassMemory:
         inputs: tensors or graph edges to differentiate with respect to.
     """
     start = (output.grad_fn, output.output_nr)
-    following = _following(start[0])
+    following = _edges_by_node(start[0])
     wanted = _places(inputs, following)
     order = _order(start[0], following)
     reaching = {node for node, _ in wanted}
@@ -68,7 +68,7 @@ def _places(inputs: Inputs, nodes: Iterable[Node]) -> set[Edge]:
     return places
 
 
-def _following(start: Node) -> dict[Node, list[Edge]]:
+def _edges_by_node(start: Node) -> dict[Node, list[Edge]]:
     """Return the edges out of every node of the graph."""
     edges: dict[Node, list[Edge]] = {}
     waiting = [start]

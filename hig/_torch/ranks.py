@@ -82,7 +82,7 @@ class Ranks:
         """Return the tensors of all process ranks, in their order (all-gather)."""
         if self.size == 1:
             return [tensor]
-        wire = self._wire(tensor)
+        wire = self._on_group_device(tensor)
         parts = [torch.empty_like(wire) for _ in range(self.size)]
         with self._count_collective(wire, self.size - 1):
             dist.all_gather(parts, wire, group=self._group)
@@ -92,7 +92,7 @@ class Ranks:
         """Return the sum of the tensors of all process ranks (all-reduce)."""
         if self.size == 1:
             return tensor
-        wire = self._wire(tensor).clone()
+        wire = self._on_group_device(tensor).clone()
         with self._count_collective(wire, 2 * (self.size - 1) / self.size):
             dist.all_reduce(wire, group=self._group)
         return wire.to(tensor.device)
@@ -101,7 +101,7 @@ class Ranks:
         """Return the tensor of the first process rank (broadcast)."""
         if self.size == 1:
             return tensor
-        wire = self._wire(tensor).clone()
+        wire = self._on_group_device(tensor).clone()
         with self._count_collective(wire, 1):
             dist.broadcast(wire, group_src=0, group=self._group)
         return wire.to(tensor.device)
@@ -116,7 +116,7 @@ class Ranks:
         """Return the sum of a number of each process rank, added in their order: the same bits."""
         if self.size == 1:
             return number
-        local = torch.tensor([number], dtype=torch.float64, device=self._home())
+        local = torch.tensor([number], dtype=torch.float64, device=self._group_device())
         return sum(map(float, self.every(local)))
 
     # -- agreement -----------------------------------------------------------------------------
@@ -150,19 +150,19 @@ class Ranks:
     # -- details -------------------------------------------------------------------------------
 
     def _numbers(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._home())
+        return torch.tensor(values, dtype=torch.int64, device=self._group_device())
 
-    def _home(self) -> torch.device:
+    def _group_device(self) -> torch.device:
         """Return the device on which the group exchanges small tensors."""
         if self.size == 1 or "cpu" in self._backends():
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
 
-    def _wire(self, tensor: Tensor) -> Tensor:
+    def _on_group_device(self, tensor: Tensor) -> Tensor:
         """Return the tensor on a device that the group supports: gloo the CPU, NCCL a GPU."""
         backend = self._backends().get(tensor.device.type)
         direct = backend is not None and (tensor.device.type == "cpu" or backend != "gloo")
-        return (tensor if direct else tensor.to(self._home())).contiguous()
+        return (tensor if direct else tensor.to(self._group_device())).contiguous()
 
     def _backends(self) -> dict[str, str]:
         """Return the backend by type of device, such as {"cpu": "gloo", "cuda": "nccl"}."""

@@ -22,7 +22,7 @@ def tries(memory, builds, key=("layer",), kind="graph"):
         memory.builds += 1
         if not memory.skips(key, kind):
             found.append(memory.builds)
-            memory.failed(key, kind)
+            memory.record_failure(key, kind)
     return found
 
 
@@ -44,22 +44,22 @@ def test_another_layer_and_another_kind_of_graph_are_tried_at_once():
 def test_what_is_exact_again_is_forgotten():
     memory = ExactnessMemory()
     tries(memory, 30)
-    memory.held(("layer",), 1.0, lambda: "graph")
+    memory.record_success(("layer",), 1.0, lambda: "graph")
     assert not memory.failures
     assert tries(memory, 2) == [31]
 
 
 def test_rounding_beyond_the_usual_is_allowed_for_a_time():
     memory, key = ExactnessMemory(builds=1), ("layer",)
-    memory.held(key, UNITS / 2, lambda: None)
+    memory.record_success(key, UNITS / 2, lambda: None)
     assert memory.allowed(key) == UNITS
-    memory.held(key, 10 * UNITS, lambda: None)
+    memory.record_success(key, 10 * UNITS, lambda: None)
     assert memory.allowed(key) == 20 * UNITS
     memory.builds += FIRST - 1
     assert memory.allowed(key) == 20 * UNITS
     memory.builds += 1
     assert memory.allowed(key) == UNITS
-    memory.held(key, 5 * UNITS, lambda: None)  # the larger one stays, for twice as long
+    memory.record_success(key, 5 * UNITS, lambda: None)  # the larger one stays, for twice as long
     memory.builds += 2 * FIRST - 1
     assert memory.allowed(key) == 20 * UNITS
 
@@ -67,8 +67,8 @@ def test_rounding_beyond_the_usual_is_allowed_for_a_time():
 def test_graphs_that_change_in_every_step_do_not_fill_the_memory():
     memory = ExactnessMemory()
     for kind in range(MOST + 10):
-        memory.failed(("layer",), kind)
-        memory.held((kind,), 2 * UNITS, lambda: None)
+        memory.record_failure(("layer",), kind)
+        memory.record_success((kind,), 2 * UNITS, lambda: None)
     assert len(memory.failures) == len(memory.rounding) == MOST
     assert memory.skips(("layer",), MOST + 9)
 

@@ -23,7 +23,7 @@ class Rank(Thread, Ranks):
     def __init__(self, thread):
         super().__init__(thread.rank, thread.size, thread._board, thread._barrier)
 
-    def _home(self):
+    def _group_device(self):
         return torch.device("cpu")
 
 

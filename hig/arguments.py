@@ -1,7 +1,7 @@
-"""Numbers, choices, functions and paths that users give, checked before they are used.
+"""Validation of arguments: numbers, choices, functions, tensors and paths.
 
-A value of another kind raises a `TypeError`, one out of its range a `ValueError`; the text names
-the argument, tells what was found, and what to give instead.
+A value of another type raises a `TypeError`, one out of its range a `ValueError`; the message
+states the argument, the value found, and the remedy.
 """
 
 import math
@@ -55,11 +55,11 @@ REDUCTIONS = ("mean", "sum")
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number may lie.
+    """Range of a number.
 
     Attributes:
-        text: What the number must be, in words.
-        holds: Whether a number lies there; false for NaN.
+        text: the range in words, such as "positive and finite".
+        holds: whether a number lies in it; false for NaN.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Range:
 
 
 def _is_finite(number: Any) -> bool:
-    # Whole numbers of Python go further than floats do.
+    # An int of Python may exceed the largest float.
     return number < math.inf and not (isinstance(number, int) and number > sys.float_info.max)
 
 
@@ -81,31 +81,31 @@ def check_number(value: object, name: str, within: Range, remedy: str) -> None:
     """Raise unless a value is a real number of Python or numpy in a range.
 
     Args:
-        value: what was given; True and False are no numbers.
-        name: what the argument is called.
+        value: the value; True and False are not numbers.
+        name: name of the argument.
         within: its range.
-        remedy: what to do.
+        remedy: advice for the error message.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, {within.text}, got {described(value)}; {remedy}")
     if not within.holds(value):
-        found = described(value) if isinstance(value, int) else value
-        raise ValueError(f"{name} must be {within.text}, got {found}; {remedy}")
+        shown = described(value) if isinstance(value, int) else value
+        raise ValueError(f"{name} must be {within.text}, got {shown}; {remedy}")
 
 
 def check_count(count: Any, name: str, remedy: str = "", least: int | None = 1) -> int:
-    """Return a whole number that is not too small.
+    """Return a whole number as an int, after checking it.
 
     Args:
-        count: the number; True and False are none.
-        name: what the argument is called.
-        remedy: what to do, if there is more to say.
-        least: the smallest that is allowed, if there is one.
+        count: the number; True and False are not numbers.
+        name: name of the argument.
+        remedy: advice for the error message, if any.
+        least: the smallest number allowed, if any.
     """
     ending = remedy and f"; {remedy}"
-    whole: Any = None if isinstance(count, bool) else count
+    candidate: Any = None if isinstance(count, bool) else count
     try:
-        number = operators.index(whole)
+        number = operators.index(candidate)
     except TypeError:
         raise TypeError(f"{name} must be a whole number, got {described(count)}{ending}") from None
     if least is not None and number < least:
@@ -114,25 +114,25 @@ def check_count(count: Any, name: str, remedy: str = "", least: int | None = 1) 
 
 
 def check_choice(value: object, name: str, allowed: Sequence[object], others: str = "") -> None:
-    """Raise a `ValueError` unless a value is among a few texts, or None where that is one of them.
+    """Raise a `ValueError` unless a value is one of a few strings (or None, if that is allowed).
 
     Args:
-        value: what was given.
-        name: what the argument is called.
-        allowed: what may be given.
-        others: what else may be given, in words.
+        value: the value.
+        name: name of the argument.
+        allowed: the allowed values.
+        others: further accepted values, for the error message.
     """
     if not isinstance(value, str | None) or value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}{others}, got {described(value)}")
 
 
 def check_function(value: object, name: str, form: str) -> None:
-    """Raise unless a value can be called.
+    """Raise unless a value is callable.
 
     Args:
-        value: what was given.
-        name: what the argument is called.
-        form: arguments and value of the function, in words.
+        value: the value.
+        name: name of the argument.
+        form: arguments and return value of the function, in words.
     """
     if not callable(value):
         raise TypeError(f"{name} must be a function {form}, got {described(value)}; define one")
@@ -142,8 +142,8 @@ def check_parameters(params: object, name: str) -> list[Any]:
     """Return parameters, or groups of them, as a list.
 
     Args:
-        params: what was given.
-        name: what the argument is called.
+        params: the value.
+        name: name of the argument.
     """
     single = isinstance(params, Tensor | str | bytes | Mapping | torch.nn.Module)
     if single or not isinstance(params, Iterable):
@@ -151,27 +151,27 @@ def check_parameters(params: object, name: str) -> list[Any]:
             f"{name} must be an iterable of parameters, got {described(params)}; pass "
             "network.parameters()"
         )
-    if not (found := list(params)):
+    if not (parameters := list(params)):
         raise ValueError(
-            f"{name} must hold a parameter, got none; pass network.parameters(), anew each time: "
-            "a generator can be gone through once"
+            f"{name} must hold a parameter, got none; generators are exhausted after one pass: "
+            "call network.parameters() again"
         )
-    for item in found:
+    for item in parameters:
         if not isinstance(item, Tensor | Mapping | tuple):  # a tuple is a name and a parameter
             raise TypeError(
                 f"{name} must hold parameters or groups of them, got {described(item)}; pass "
                 "network.parameters()"
             )
-    return found
+    return parameters
 
 
 def check_tensor(value: object, name: str, ndim: int | None = None) -> None:
     """Raise unless a value is a real floating-point tensor whose entries are all in memory.
 
     Args:
-        value: what was given.
-        name: what the argument is called.
-        ndim: how many axes it must have, if that is known.
+        value: the value.
+        name: name of the argument.
+        ndim: required number of axes, if any.
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -193,13 +193,13 @@ def check_dense(tensor: Tensor, name: str) -> None:
     """Raise unless all entries of a tensor are in memory.
 
     Args:
-        tensor: what was given.
-        name: what the argument is called.
+        tensor: the tensor.
+        name: name of the argument.
     """
     if tensor.is_meta or tensor.layout != torch.strided:
-        kind = "one on the device meta" if tensor.is_meta else f"one of {tensor.layout}"
+        shown = "one on the device meta" if tensor.is_meta else f"one of {tensor.layout}"
         raise TypeError(
-            f"{name} must be a tensor with all entries in memory, got {kind}; make it one with "
+            f"{name} must be a tensor with all entries in memory, got {shown}; make it one with "
             ".to_dense(), or compute it on a device"
         )
 
@@ -208,22 +208,22 @@ def check_same_device(named: Mapping[str, Tensor]) -> None:
     """Raise unless all tensors are on one device.
 
     Args:
-        named: tensors, by the names of the arguments.
+        named: tensors by the names of the arguments.
     """
     firsts: dict[torch.device, str] = {}
     for name, tensor in named.items():
         firsts.setdefault(tensor.device, name)
     if len(firsts) > 1:
-        found = " and ".join(f"{name} on {device}" for device, name in firsts.items())
-        raise ValueError(f"all tensors must be on one device, got {found}; move them with .to()")
+        places = " and ".join(f"{name} on {device}" for device, name in firsts.items())
+        raise ValueError(f"all tensors must be on one device, got {places}; move them with .to()")
 
 
 def check_path(path: object, name: str = "path") -> Path:
-    """Return a path, which may be given as a text.
+    """Return a path, given as a string or an ``os.PathLike``.
 
     Args:
-        path: what was given.
-        name: what the argument is called.
+        path: the value.
+        name: name of the argument.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(

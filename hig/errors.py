@@ -1,6 +1,6 @@
-"""Named errors, and what is said of them.
+"""Exceptions, and helpers for error messages.
 
-Each text says what was wrong, the value found and the remedy. The errors are also in ``hig``.
+Each message states the fault, the value found and the remedy. The exceptions are also in ``hig``.
 """
 
 import torch
@@ -25,7 +25,7 @@ class NonFiniteError(ArithmeticError):
 
 
 class SampleDependenceError(ValueError):
-    """The layerwise engine was asked for a Jacobian it cannot give exactly.
+    """The layerwise engine was asked for a Jacobian that it cannot compute exactly.
 
     Either the samples of the batch influence one another (train-mode batch normalisation, a
     statistic over the batch), or a weight is used where the engine cannot see it (a fused
@@ -38,27 +38,27 @@ class DecompositionError(ArithmeticError):
 
 
 class InsufficientMemoryError(MemoryError):
-    """An allocation would be larger than the available memory; nothing was allocated for it."""
+    """An allocation would exceed the available memory; nothing was allocated for it."""
 
 
 class RankError(RuntimeError):
-    """Another process of a step that many take together failed or was lost."""
+    """Another process rank of a distributed step failed or was lost."""
 
 
 class UnsafeResultError(ValueError):
-    """A result file asks for something outside plain Python and numpy; nothing of it was run."""
+    """A result file asks for code outside plain Python and numpy; nothing of it was run."""
 
 
 class CorruptResultError(ValueError):
     """A result file is truncated, is not a pickle, or does not hold one dictionary."""
 
 
-# Python refuses to write whole numbers of thousands of digits, and no one reads those of hundreds.
+# Longer integers are not printed: Python refuses those of thousands of digits.
 _SHOWN_BITS = 256
 
 
 def described(value: object) -> str:
-    """What an error text calls a value that should have been something else."""
+    """Return a short description of an invalid value, for an error message."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor):
@@ -73,7 +73,7 @@ def described(value: object) -> str:
 
 
 def printable(value: object) -> str:
-    """A value of unknown origin as a text of one line, without control characters."""
+    """Return a value of unknown origin as one line of text, without control characters."""
     try:
         text = str(value)
     except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
@@ -83,7 +83,7 @@ def printable(value: object) -> str:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out."""
+    """Return whether an error says that memory ran out."""
     # The CPU allocator raises a plain RuntimeError, and so do the driver and its libraries.
     texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)

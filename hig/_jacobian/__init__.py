@@ -1,1 +1,1 @@
-"""The joint Jacobian of a forward pass: Gram matrix and products, on one process or many."""
+"""Joint Jacobian of a forward pass: Gram matrix and products, on one process or many."""

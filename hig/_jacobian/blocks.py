@@ -1,8 +1,8 @@
 r"""Column blocks of a joint Jacobian, and the Jacobian as a row of such blocks.
 
-Linear algebra only. A block knows the columns of :math:`J` that belong to some parameters, in
-whatever form it holds them; the joint Jacobian adds and concatenates what the blocks give.
-Everything that is accumulated is accumulated in float64, from factors in their own dtype.
+Linear algebra only. A block holds the columns of :math:`J` that belong to some parameters, in a
+form of its own (a matrix, factors, or products by autograd); the joint Jacobian adds and
+concatenates their results. All sums are in float64, of factors in their own dtype.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ SCRATCH_BYTES = 64 * 2**20
 # Bytes of one float64 copy of a part of a matrix. The allocator keeps such a piece for the next
 # one; tens of megabytes go back to the system, and cost a page fault per 4 kB again.
 COPY_BYTES = 8 * 2**20
-# Symmetric products are computed in so many strips, of at least this height.
+# Number of horizontal strips of a symmetric product, and their smallest height.
 STRIPS, STRIP = 8, 128
 
 
@@ -40,28 +40,28 @@ class Block(Protocol):
         ...
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples: (samples * D, columns), exact for the factors held."""
+        """Return the rows of the given samples: (samples * D, columns), exact for the factors."""
         ...
 
     def parts(self, width: int, rows: int) -> Iterator["Part"]:
-        """The block in parts that ranks can exchange; each rank cuts its own at the same places.
+        """Yield the block in parts for exchange, cut at the same columns on every process rank.
 
         Args:
             width: columns of a part that is exchanged as a matrix.
-            rows: the largest number of rows of any rank.
+            rows: the largest number of rows of any process rank.
         """
         ...
 
 
 class Part(Protocol):
-    """Some columns, in a form that another rank can multiply with its own."""
+    """Some columns, in a form that another process rank can multiply with its own."""
 
     def factors(self) -> list[Tensor]:
-        """What they are made of: tensors (B, ...)."""
+        """Return the tensors (B, ...) that the columns are computed from."""
         ...
 
     def of(self, factors: list[Tensor]) -> Self:
-        """The same columns for other samples, made of what ``factors`` of theirs gave."""
+        """Return the same columns for other samples, from the ``factors`` of these."""
         ...
 
     def add_gram(self, gram: Tensor) -> None:
@@ -74,7 +74,7 @@ class Part(Protocol):
 
 
 class DenseBlock:
-    """A block held as a matrix.
+    """Block held as a matrix.
 
     Args:
         matrix: (n, columns), any floating dtype.
@@ -95,30 +95,30 @@ class DenseBlock:
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w in float64."""
         result = weights.new_zeros(self.columns)
-        for chosen in sample_chunks(len(weights), 8 * self.columns, COPY_BYTES):
-            result.addmv_(self.matrix[chosen].double().T, weights[chosen])
+        for rows in sample_chunks(len(weights), 8 * self.columns, COPY_BYTES):
+            result.addmv_(self.matrix[rows].double().T, weights[rows])
         return result
 
     def jvp(self, direction: Tensor) -> Tensor:
         """J d in float64."""
         chunks = sample_chunks(len(self.matrix), 8 * self.columns, COPY_BYTES)
-        return torch.cat([self.matrix[chosen].double() @ direction for chosen in chunks])
+        return torch.cat([self.matrix[rows].double() @ direction for rows in chunks])
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples, a view."""
+        """Return the rows of the given samples, a view."""
         return self.matrix[samples.start * self._outputs : samples.stop * self._outputs]
 
     def parts(self, width: int, rows: int) -> Iterator["DenseBlock"]:
-        """A few columns at a time."""
+        """Yield a few columns at a time."""
         for matrix in self.matrix.split(width, dim=1):
             yield DenseBlock(matrix, self._outputs)
 
     def factors(self) -> list[Tensor]:
-        """The matrix, (B, D, columns)."""
+        """Return the matrix, (B, D, columns)."""
         return [self.matrix.unflatten(0, (-1, self._outputs))]
 
     def of(self, factors: list[Tensor]) -> "DenseBlock":
-        """The same columns for other samples."""
+        """Return the same columns for other samples."""
         return DenseBlock(factors[0].flatten(0, 1), self._outputs)
 
     def add_product(self, other: "DenseBlock", product: Tensor) -> None:
@@ -127,7 +127,7 @@ class DenseBlock:
 
 
 class JointJacobian:
-    """The Jacobian of all outputs of a batch with respect to all parameters.
+    """Jacobian of all outputs of a batch with respect to all parameters.
 
     Args:
         blocks: the blocks, in the order of the columns.
@@ -152,22 +152,24 @@ class JointJacobian:
 
     def normal(self) -> Tensor:
         """Jᵀ J: (P, P), float64; rows of a few samples at a time."""
+        # Jᵀ J = Σ_b J_bᵀ J_b over the rows J_b of each sample: all blocks of columns are needed at
+        # once, as their cross products are entries of Jᵀ J, but never all rows.
         columns = self.shape[1]
         normal = self.like.new_zeros((columns, columns), dtype=torch.float64)
-        for chosen in sample_chunks(self.samples, 8 * columns * self.outputs):
-            matrices = [block.rows(chosen) for block in self.blocks]
-            # Those of a single sample may be more than the scratch size.
+        for samples in sample_chunks(self.samples, 8 * columns * self.outputs):
+            matrices = [block.rows(samples) for block in self.blocks]
+            # A single sample may have more rows than fit into the scratch size.
             for rows in sample_chunks(len(matrices[0]), 8 * columns):
                 part = torch.cat([matrix[rows].double() for matrix in matrices], dim=1)
                 add_self_product(normal, part.T)
         return normal
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples: (samples * D, P)."""
+        """Return the rows of the given samples: (samples * D, P)."""
         return torch.cat([block.rows(samples) for block in self.blocks], dim=1)
 
     def dense(self) -> Tensor:
-        """J itself: (n, P). Only for Jacobians that are known to be small."""
+        """Return J itself: (n, P). Only for Jacobians that are known to be small."""
         return self.rows(slice(0, self.samples))
 
     def vjp(self, weights: Tensor) -> Tensor:
@@ -188,16 +190,18 @@ def add_self_product(total: Tensor, factor: Tensor) -> None:
 
     A general product would compute every entry twice; BLAS' symmetric one is not in torch.
     """
-    size = max(STRIP, -(-len(factor) // STRIPS))
+    size = max(STRIP, -(-len(factor) // STRIPS))  # rounded up
     for start in range(0, len(factor), size):
         stop = min(start + size, len(factor))
+        # A strip ends at its diagonal block: the sum of all strips is about half of the square.
         strip = factor[start:stop] @ factor[:stop].T
         total[start:stop, :stop] += strip
+        # Mirror what lies left of the diagonal block; that block is symmetric already.
         total[:start, start:stop] += strip[:, :start].T
 
 
 def sample_chunks(samples: int, bytes_per_sample: int, most: int | None = None) -> Iterator[slice]:
-    """Slices over ``samples`` whose float64 copies stay within a size, by default the scratch."""
+    """Yield slices of samples whose float64 copies fit into ``most`` bytes, by default scratch."""
     size = max(1, (SCRATCH_BYTES if most is None else most) // max(1, bytes_per_sample))
     for start in range(0, samples, size):
         yield slice(start, min(start + size, samples))

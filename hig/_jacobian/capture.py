@@ -1,4 +1,4 @@
-"""Watch a computation and note every use of a parameter in a linear or convolution layer."""
+"""Capture of every use of a parameter in a linear or convolution layer."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -28,9 +28,9 @@ class LayerUse:
     Attributes:
         weight: the weight parameter if it is watched, else None.
         bias: the bias parameter if there is one and it is watched, else None.
-        input: what the layer was given, detached: (B, ..., in) or (B, C, *positions).
-        edge: the place of the output in the autograd graph. The edge outlives an in-place
-            activation, which would make the output tensor stand for something else.
+        input: the layer's input, detached: (B, ..., in) or (B, C, *positions).
+        edge: the gradient edge of the output. It outlives an in-place activation, which would
+            make the output tensor stand for something else.
         output_shape: shape of the layer's output.
         convolution: None for a linear layer, else stride, padding, dilation, groups and kernel.
     """
@@ -48,25 +48,44 @@ class LayerUse:
         return 1 if self.convolution is None else self.convolution.groups
 
     def has_batch(self, samples: int) -> bool:
-        """Whether the leading axis can be read as ``samples`` samples."""
+        """Return whether the leading axis can be read as ``samples`` samples."""
         if self.convolution is None:
             return self.input.ndim >= 2 and self.input.shape[0] % samples == 0
         batched = self.input.ndim == len(self.convolution.kernel) + 2
         return batched and self.input.shape[0] % samples == 0
 
-    def patches(self, samples: int, chosen: slice) -> Tensor:
-        """What each output position multiplies the weight with: (b, groups, positions, in)."""
-        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+    def patches(self, samples: int, selection: slice) -> Tensor:
+        """Return the patches of the input that the weight is applied to, one per output position.
+
+        A leading axis of ``repeats * B`` is read as B samples that use the layer ``repeats``
+        times each (time steps folded into the batch): for the Jacobian of one sample these are
+        further positions.
+
+        Args:
+            samples: B.
+            selection: the samples wanted, b of them.
+
+        Returns:
+            (b, groups, repeats * positions, in), where ``in`` is C / groups * kernel size for a
+            convolution.
+        """
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[selection]
         if self.convolution is None:
             return inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
+        # Unfolding turns a convolution into a matrix product: z = W a at every position.
         windows = self.convolution.windows(inputs.flatten(0, 1))
-        # (b * repeats, groups, positions, in) -> the repeats are further positions
+        # (b * repeats, groups, positions, in) -> (b, groups, repeats, positions, in), so that
+        # repeats and positions can be flattened into one axis of uses.
         windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
         return windows.flatten(2, 3)
 
-    def patch_squares(self, samples: int, chosen: slice) -> Tensor:
-        """The squared norms (b, groups, positions) of the patches, in float64."""
-        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[chosen]
+    def patch_squares(self, samples: int, selection: slice) -> Tensor:
+        """Return the squared norms (b, groups, positions) of the patches, in float64.
+
+        Squares are summed over channels before they are unfolded: the same numbers from windows
+        that are smaller by the number of channels.
+        """
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[selection]
         squares = inputs.double().square()
         if self.convolution is None:
             return squares.sum(-1).reshape(len(inputs), 1, -1)
@@ -76,7 +95,11 @@ class LayerUse:
         return windows.unflatten(0, inputs.shape[:2]).movedim(1, 2).flatten(2, 3)
 
     def output_gradients(self, gradients: Tensor, samples: int) -> Tensor:
-        """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out)."""
+        """Arrange gradients (D, *output_shape) as (B, D, groups, positions, out).
+
+        The axes match those of :meth:`patches`: groups and positions of an output belong to the
+        patches of the same index, so that δ ⊗ a needs no further indexing.
+        """
         repeats = self.output_shape[0] // samples
         gradients = gradients.unflatten(1, (samples, repeats))
         if self.convolution is None:
@@ -88,10 +111,10 @@ class LayerUse:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One run of network and simulator, whose joint Jacobian is wanted.
+    """One run of network and simulator, to be differentiated.
 
     Attributes:
-        uses: the captured layer calls; none where the rows engine is to be taken.
+        uses: the captured layer calls; empty for the rows engine.
         prediction: (B, ...) of this process, with its graph; D outputs per sample.
         parameters: the parameters, all requiring gradients.
         names: their names in messages.
@@ -116,12 +139,15 @@ class Convolution:
     def windows(self, inputs: Tensor) -> Tensor:
         """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
         axes = len(self.kernel)
+        # ``F.pad`` takes the last axis first.
         flat_padding = [side for pair in reversed(self.padding) for side in pair]
         windows = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
         geometry = zip(self.kernel, self.stride, self.dilation, strict=True)
         for axis, (size, step, gap) in enumerate(geometry):
+            # Each axis of positions leaves its window as a new last axis, thinned by the dilation.
             windows = windows.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
-        # (N, C, *output positions, *kernel)
+        # (N, C, *output positions, *kernel): the channels of a group go next to the kernel, in the
+        # order of the weight (out, C / groups, *kernel), so that both flatten alike.
         windows = windows.unflatten(1, (self.groups, -1)).movedim(2, 2 + axes)
         return windows.flatten(2 + axes).flatten(2, 1 + axes)
 
@@ -129,17 +155,16 @@ class Convolution:
 class Capture(TorchFunctionMode):
     """Record the layer uses of the watched parameters while the context is open.
 
-    The mode sees every ``linear`` and ``conv1d/2d/3d`` call, whoever makes it; no hooks, no
-    module tree. Fused kernels (recurrent layers, attention) and other functions pass by: what
-    is recorded is therefore checked afterwards against autograd itself. What ``torch.compile`` has
-    wrapped runs as it was written: compiled code would hide the layers, and its backward passes
-    come neither in batches nor twice.
+    The mode sees every ``linear`` and ``conv1d/2d/3d`` call, without hooks or a module tree. Fused
+    kernels (recurrent layers, attention) and other functions are not seen: the record is therefore
+    checked afterwards against autograd itself. Code under ``torch.compile`` runs eagerly: compiled
+    code would hide the layers, and its backward passes run neither in batches nor twice.
 
     Args:
         parameters: the tensors to watch, by identity.
 
     Attributes:
-        uses: what was recorded.
+        uses: the recorded layer uses.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -147,7 +172,7 @@ class Capture(TorchFunctionMode):
         self._watched = {id(parameter) for parameter in parameters}
         self.uses: list[LayerUse] = []
         self._written: dict[int, ReferenceType[Tensor]] = {}
-        self._eager: list[AbstractContextManager[None]] = []  # one for each time it is open
+        self._eager: list[AbstractContextManager[None]] = []  # one per nested use of the context
 
     def __enter__(self) -> Self:
         """Start to watch."""
@@ -163,7 +188,7 @@ class Capture(TorchFunctionMode):
 
     @property
     def has_written(self) -> bool:
-        """Whether a tensor without a graph was written to that is still there."""
+        """Return whether a tensor without a graph was written to and still exists."""
         return any(written() is not None for written in self._written.values())
 
     def __torch_function__(
@@ -175,9 +200,9 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Run ``func`` and note it if it is a layer with a watched parameter."""
         if func is F.linear or func in _CONVOLUTIONS:
-            for kind in types:  # objects that stand for tensors: what they call in the end counts
+            for overriding in types:  # tensor-like objects: the layer call that they make counts
                 with self:
-                    output = kind.__torch_function__(func, types, args, kwargs or {})  # type: ignore[attr-defined]
+                    output = overriding.__torch_function__(func, types, args, kwargs or {})  # type: ignore[attr-defined]
                 if output is not NotImplemented:
                     return output
             output = func(*args, **(kwargs or {}))
@@ -248,7 +273,7 @@ def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
 
 
 def weight_matrix_shape(use: LayerUse) -> tuple[int, int, int]:
-    """(groups, out per group, in per group): the weight of a use as a stack of matrices."""
+    """Return (groups, out per group, in per group): the weight of a use as a stack of matrices."""
     out = use.output_shape[-1] if use.convolution is None else use.output_shape[1]
     if use.convolution is None:
         return 1, out, use.input.shape[-1]

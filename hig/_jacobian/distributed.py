@@ -1,9 +1,9 @@
-r"""The joint Jacobian of samples that lie on several ranks: each holds the rows of its own.
+r"""Joint Jacobian of samples that lie on several process ranks: each holds the rows of its own.
 
-The Gram matrix :math:`J J^T` consists of blocks :math:`J_r J_s^T`. For those with r = s a rank
-needs its own rows. For the others the ranks exchange, layer by layer, the factors of their rows,
-or the rows themselves a few columns at a time where those are smaller, and each rank multiplies
-its share of the pairs. Then all ranks hand out their blocks.
+The Gram matrix :math:`J J^T` consists of blocks :math:`J_r J_s^T`. A block with r = s needs the
+rows of process rank r alone. For the others the process ranks exchange, layer by layer, the factors
+of their rows, or the rows themselves a few columns at a time where those are smaller, and each one
+multiplies its share of the pairs (r, s). Then the blocks are gathered.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ __all__ = ["BatchSplit", "DistributedJacobian", "build_distributed"]
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """Samples of each rank; in the whole batch they follow one another in the order of the ranks.
+    """Samples of each process rank; the whole batch concatenates them in the order of the ranks.
 
     Attributes:
-        ranks: the ranks.
-        samples: number of samples of each rank, at least one.
+        ranks: the process ranks.
+        samples: number of samples of each process rank, at least one.
         outputs: D, outputs per sample.
     """
 
@@ -40,77 +40,79 @@ class BatchSplit:
 
     @property
     def rows(self) -> int:
-        """n, outputs of all samples of all ranks."""
+        """n, outputs of all samples of all process ranks."""
         return sum(self.samples) * self.outputs
 
     def rows_of(self, rank: int) -> slice:
-        """The rows of one rank among all n."""
+        """Return the rows of one process rank among all n."""
         start = sum(self.samples[:rank]) * self.outputs
         return slice(start, start + self.samples[rank] * self.outputs)
 
     @property
-    def own(self) -> slice:
-        """The rows of this rank among all n."""
+    def local_rows(self) -> slice:
+        """Rows of this process rank among all n."""
         return self.rows_of(self.ranks.rank)
 
     def weight(self, reduction: str) -> float:
-        """What the loss of this rank counts in the loss of the whole batch.
+        """Return the factor of the loss of this process rank in the loss of the whole batch.
 
         Args:
-            reduction: "sum", or "mean" for losses that are means over the samples of their rank:
-                the mean over all samples weighs them by their number.
+            reduction: "sum", or "mean" for losses that are means over the samples of their
+                process rank: the mean over all samples weighs them by their number.
         """
         return 1.0 if reduction == "sum" else self.samples[self.ranks.rank] / sum(self.samples)
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Gather tensors (samples, ...) or (rows, ...) of all ranks, in their order."""
+        """Gather tensors (samples, ...) or (rows, ...) of all process ranks, in their order."""
         if self.ranks.size == 1:
             return [tensor]
-        own, most = self.samples[self.ranks.rank], max(self.samples)
-        each = len(tensor) // own  # 1, or D
-        # Collectives want equal shapes: shorter ones are filled up.
-        filler = tensor.new_zeros(((most - own) * each, *tensor.shape[1:]))
+        count_here, most = self.samples[self.ranks.rank], max(self.samples)
+        each = len(tensor) // count_here  # 1, or D
+        # Collectives need equal shapes: shorter ones are padded.
+        filler = tensor.new_zeros(((most - count_here) * each, *tensor.shape[1:]))
         parts = self.ranks.every(torch.cat([tensor, filler]) if len(filler) else tensor)
         return [part[: count * each] for part, count in zip(parts, self.samples, strict=True)]
 
     def gather_many(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Gather several tensors (samples, ...) at once: those of each rank, in their order."""
+        """Gather several tensors (samples, ...) at once: those of each process rank, in order."""
         if len({tensor.dtype for tensor in tensors}) > 1:
-            return [list(found) for found in zip(*map(self.gather, tensors), strict=True)]
+            return [list(of_rank) for of_rank in zip(*map(self.gather, tensors), strict=True)]
         sizes = [tensor[0].numel() for tensor in tensors]
         packed = torch.cat([tensor.flatten(1) for tensor in tensors], dim=1)
         return [
             [
-                part.view(len(found), *tensor.shape[1:])
-                for part, tensor in zip(found.split(sizes, 1), tensors, strict=True)
+                part.view(len(of_rank), *tensor.shape[1:])
+                for part, tensor in zip(of_rank.split(sizes, 1), tensors, strict=True)
             ]
-            for found in self.gather(packed)
+            for of_rank in self.gather(packed)
         ]
 
     def gather_concatenated(self, tensor: Tensor) -> Tensor:
-        """Tensors (rows, ...) of all ranks as one, (n, ...)."""
+        """Gather tensors (rows, ...) of all process ranks into one, (n, ...)."""
         return torch.cat(self.gather(tensor))
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A block of the Gram matrix: some samples of one rank times all of another."""
+    """Block of the Gram matrix: some samples of one process rank times all of another."""
 
     left: int
-    chosen: slice
+    samples: slice
     right: int
 
 
 class DistributedJacobian(JointJacobian):
-    """The rows of all ranks. All methods are collective, but for ``rows``, those of this rank.
+    """Jacobian of the samples of all process ranks.
+
+    All methods are collective, but for ``rows``, which returns rows of this process rank.
 
     Args:
-        local: the rows of this rank; the columns are the same on all ranks.
-        split: the samples of each rank.
+        local: the rows of this process rank; the columns are the same on all.
+        split: the samples of each process rank.
 
     Attributes:
         shape: (n, P) of the whole batch.
-        samples: number of samples of this rank.
+        samples: number of samples of this process rank.
     """
 
     def __init__(self, local: JointJacobian, split: BatchSplit):
@@ -119,23 +121,25 @@ class DistributedJacobian(JointJacobian):
         self.shape = (split.rows, local.shape[1])
 
     def gram(self) -> Tensor:
-        """J Jᵀ: (n, n), float64, of the same bits on all ranks."""
+        """J Jᵀ: (n, n), float64, with the same bits on all process ranks."""
         split, rank = self._split, self._split.ranks.rank
         pairs = list(_pairs(rank, split.samples))
-        shapes = [self._shape(pair) for pair in pairs]
         rows = split.samples[rank] * split.outputs
-        own = self._local.like.new_zeros((rows, rows), dtype=torch.float64)
-        products = [own.new_zeros(shape) for shape in shapes]
+        diagonal = self._local.like.new_zeros((rows, rows), dtype=torch.float64)
+        products = [diagonal.new_zeros(self._shape(pair)) for pair in pairs]
+        # Part by part, so that a rank never holds more of the others than their factors of one
+        # layer, or a few columns.
         for part in self._parts():
-            gather = split.gather_many(part.factors())
-            part.add_gram(own)
+            by_rank = split.gather_many(part.factors())
+            part.add_gram(diagonal)
             for pair, product in zip(pairs, products, strict=True):
-                left = part.of([factor[pair.chosen] for factor in gather[pair.left]])
-                left.add_product(part.of(gather[pair.right]), product)
-        return self._assembled([own, *products])
+                left = part.of([factor[pair.samples] for factor in by_rank[pair.left]])
+                left.add_product(part.of(by_rank[pair.right]), product)
+        return self._gather_gram([diagonal, *products])
 
     def _parts(self) -> Iterator[Part]:
-        # The same on all ranks: cut for the whole batch, and for the rank with most of it.
+        # The same cuts on all process ranks: by the size of the whole batch, and of the largest
+        # share of it.
         width = max(1, SCRATCH_BYTES // (8 * self.shape[0]))
         most = max(self._split.samples) * self._split.outputs
         for block in self._local.blocks:
@@ -143,21 +147,25 @@ class DistributedJacobian(JointJacobian):
 
     def _shape(self, pair: _Pair) -> tuple[int, int]:
         samples, outputs = self._split.samples, self._split.outputs
-        return _size(pair.chosen) * outputs, samples[pair.right] * outputs
+        return _size(pair.samples) * outputs, samples[pair.right] * outputs
 
-    def _assembled(self, blocks: list[Tensor]) -> Tensor:
-        """The whole Gram matrix from the blocks that each rank has computed."""
+    def _gather_gram(self, blocks: list[Tensor]) -> Tensor:
+        """Gather the whole Gram matrix from the blocks that each process rank has computed.
+
+        A rank sends its blocks flattened, one after the other; all ranks know from the split alone
+        which blocks these are, and which rows and columns they fill.
+        """
         split = self._split
         places = [self._places(rank) for rank in range(split.ranks.size)]
-        sizes = [sum(_size(rows) * _size(columns) for rows, columns in own) for own in places]
+        sizes = [sum(_size(rows) * _size(cols) for rows, cols in of_rank) for of_rank in places]
         flat = torch.cat([block.flatten() for block in blocks])
         flat = torch.cat([flat, flat.new_zeros(max(sizes) - len(flat))])
         gram = flat.new_empty((split.rows, split.rows))
-        for own, found in zip(places, split.ranks.every(flat), strict=True):
+        for of_rank, received in zip(places, split.ranks.every(flat), strict=True):
             start = 0
-            for rows, columns in own:
+            for rows, columns in of_rank:
                 stop = start + _size(rows) * _size(columns)
-                block = found[start:stop].view(_size(rows), _size(columns))
+                block = received[start:stop].view(_size(rows), _size(columns))
                 gram[rows, columns] = block
                 if rows != columns:
                     gram[columns, rows] = block.T
@@ -165,50 +173,55 @@ class DistributedJacobian(JointJacobian):
         return gram
 
     def _places(self, rank: int) -> list[tuple[slice, slice]]:
-        """Rows and columns of the blocks that a rank computes, its own first."""
+        """Return rows and columns of the blocks that a process rank computes, its own first."""
         split = self._split
         places = [(split.rows_of(rank), split.rows_of(rank))]
         for pair in _pairs(rank, split.samples):
-            first = split.rows_of(pair.left).start + pair.chosen.start * split.outputs
+            first = split.rows_of(pair.left).start + pair.samples.start * split.outputs
             rows = slice(first, first + self._shape(pair)[0])
             places.append((rows, split.rows_of(pair.right)))
         return places
 
     def normal(self) -> Tensor:
-        """Jᵀ J: (P, P), float64; the sum of those of all ranks."""
+        """Jᵀ J: (P, P), float64; the sum of those of all process ranks."""
         return self._split.ranks.total(self._local.normal())
 
     def dense(self) -> Tensor:
-        """J itself, (n, P), on every rank. Only for Jacobians that are known to be small."""
+        """Return J itself, (n, P), on every process rank. Only for small Jacobians."""
         return self._split.gather_concatenated(self._local.dense())
 
     def vjp(self, weights: Tensor) -> Tensor:
-        """Jᵀ w: (n,) float64 -> (P,) float64; the w of the first rank counts."""
-        # Another processor may have found other eigenvectors; parts of both would fit nothing.
+        """Jᵀ w: (n,) float64 -> (P,) float64, for the w of the first process rank."""
+        # Another processor may return other eigenvectors; parts of both would not fit together.
         weights = self._split.ranks.first(weights)
-        return self._split.ranks.total(self._local.vjp(weights[self._split.own]))
+        return self._split.ranks.total(self._local.vjp(weights[self._split.local_rows]))
 
     def jvp(self, direction: Tensor) -> Tensor:
-        """J d: (P,) float64 -> (n,) float64; the d of the first rank counts."""
+        """J d: (P,) float64 -> (n,) float64, for the d of the first process rank."""
         return self._split.gather_concatenated(self._local.jvp(self._split.ranks.first(direction)))
 
 
 def _pairs(rank: int, samples: list[int]) -> Iterator[_Pair]:
-    """The blocks off the diagonal that a rank computes: each pair of ranks once, evenly shared."""
+    """Yield the off-diagonal blocks that a process rank computes: each pair once, evenly shared.
+
+    The ranks lie on a ring. Of J_r J_sᵀ and its transpose one is enough, and each rank takes those
+    with the (R - 1) / 2 ranks that follow it: every pair lies within half a turn in exactly one
+    direction, so none is computed twice and all ranks have equally many.
+    """
     size = len(samples)
     for distance in range(1, (size - 1) // 2 + 1):
         yield _Pair(rank, slice(0, samples[rank]), (rank + distance) % size)
-    if size % 2 == 0:  # opposite ranks take half of their block each
+    if size % 2 == 0:  # the opposite rank is half a turn away in both directions: half each
         opposite = (rank + size // 2) % size
         left, right = min(rank, opposite), max(rank, opposite)
         half = samples[left] // 2
-        chosen = slice(0, half) if rank == left else slice(half, samples[left])
-        if _size(chosen):
-            yield _Pair(left, chosen, right)
+        part = slice(0, half) if rank == left else slice(half, samples[left])
+        if _size(part):
+            yield _Pair(left, part, right)
 
 
-def _size(chosen: slice) -> int:
-    return chosen.stop - chosen.start
+def _size(extent: slice) -> int:
+    return extent.stop - extent.start
 
 
 def build_distributed(
@@ -219,41 +232,42 @@ def build_distributed(
     memory: ExactnessMemory,
     products: bool = False,
 ) -> EngineResult:
-    """Build the joint Jacobian of the samples of all ranks.
+    """Build the joint Jacobian of the samples of all process ranks.
 
     Args:
-        forward: the forward pass of this rank.
-        split: the samples of each rank.
-        engine: see :func:`hig._jacobian.engine.build_jacobian`, as are the others.
+        forward: the forward pass of this process rank.
+        split: the samples of each process rank.
+        engine: see :func:`hig._jacobian.engine.build_jacobian`.
         backward: runs the backward passes.
-        memory: which layers were exact in earlier steps.
-        products: whether products with vectors are all that will be asked for.
+        memory: exactness of layers in earlier steps.
+        products: whether only products with vectors will be asked for.
 
     Raises:
-        SampleDependenceError: engine "layerwise" cannot give all columns exactly, on some rank.
-        ValueError: the ranks hold different columns.
+        SampleDependenceError: engine "layerwise" cannot compute all columns exactly, on some
+            process rank.
+        ValueError: the process ranks hold different columns.
     """
     ranks = split.ranks
 
-    def built(engine: str | Engine) -> EngineResult:
+    def build(engine: str | Engine) -> EngineResult:
         with ranks.agreement():
             return build_jacobian(forward, engine, backward, memory, products)
 
-    result = built(engine)
+    result = build(engine)
     if len(set(ranks.whole_numbers(_layout(result)))) > 1:
         if engine == "auto":
-            result = built("rows")
-            result.notes.append("rows engine: layers differ among the ranks, or in what is exact")
+            result = build("rows")
+            result.notes.append("rows engine: layers, or exact layers, differ among process ranks")
         remedy = (
-            "run the same network on inputs of the same shape per sample on every rank, or take "
-            "engine='rows'; the prediction must depend on the same parameters everywhere"
+            "run the same network on inputs of the same shape per sample on every process rank, or "
+            "use engine='rows'; the prediction must depend on the same parameters everywhere"
         )
         ranks.agree_on({"the checksum of the Jacobian's columns": (_layout(result), remedy)})
     return replace(result, jacobian=DistributedJacobian(result.jacobian, split))
 
 
 def _layout(result: EngineResult) -> int:
-    """A digest of what must be equal for blocks of two ranks to be multiplied."""
+    """Return a digest of the layout that two process ranks must share to multiply blocks."""
     blocks = []
     factors: list[Tensor]
     for block in result.jacobian.blocks:

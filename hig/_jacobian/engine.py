@@ -1,12 +1,12 @@
-"""Choose, parameter by parameter, how the joint Jacobian is obtained.
+"""Choice of the engine that obtains the Jacobian columns of each parameter.
 
-``layerwise`` where a parameter and the batch structure allow it, ``rows`` for the rest. Whether
-the layerwise factors are exact is not guessed from the model but checked in every step, by one
-backward pass more, see :mod:`hig._jacobian.exactness`. Layers that were not exact are tried again
+``layerwise`` if a parameter and the batch structure allow it, ``rows`` for all others. The
+exactness of layerwise factors is not guessed from the model but checked in every step, by one
+more backward pass, see :mod:`hig._jacobian.exactness`. Layers that were not exact are tried again
 in later steps, seldom, or when the operations between parameters and prediction have changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ __all__ = ["Engine", "EngineResult", "InexactLayersError", "build_jacobian", "ch
 
 
 class Engine(Protocol):
-    """An engine of one's own: obtains the joint Jacobian, for instance from a known formula."""
+    """Custom engine: obtains the joint Jacobian, for instance from a known formula."""
 
     def jacobian(self, forward: ForwardPass) -> Tensor:
         """Return the joint Jacobian of a forward pass.
@@ -41,7 +41,7 @@ class Engine(Protocol):
             forward: its ``prediction`` (B, ...), with its graph, and ``parameters``.
 
         Returns:
-            (n, P) real floating point: a row for each of the n entries of the prediction, in their
+            (n, P) real floating point: a row for each of the n entries of the prediction, in
             order, and a column for each entry of all parameters, one parameter after the other.
         """
         ...
@@ -49,14 +49,14 @@ class Engine(Protocol):
 
 @dataclass
 class EngineResult:
-    """A joint Jacobian and how it was obtained.
+    """Joint Jacobian, and the engines that obtained it.
 
     Attributes:
         jacobian: J over all parameters that the prediction depends on.
         order: indices of these parameters, in the order of the columns.
-        routes: engine of each parameter: "layerwise", "rows", "products", "unused", or the name
-            of an engine of the user's own.
-        notes: why, in words.
+        routes: engine of each parameter: "layerwise", "rows", "products", "unused", or the class
+            name of a custom engine.
+        notes: reasons, for the report.
         layers_exact: whether no layer was found to be inexact, now or in the last try.
     """
 
@@ -68,14 +68,14 @@ class EngineResult:
 
     @property
     def engine(self) -> str:
-        """The engines in use, joined by "+": "layerwise", "rows", "products"."""
+        """Engines in use, joined by "+": "layerwise", "rows", "products"."""
         first = {"layerwise": 0, "rows": 1, "products": 2}
         used = sorted(set(self.routes) - {"unused"}, key=lambda name: first.get(name, 3))
         return "+".join(used) or "none"
 
 
 def check_engine(engine: object) -> None:
-    """Raise unless an engine is known by its name, or is one of the user's own.
+    """Raise unless a value is the name of an engine or a custom engine.
 
     Raises:
         TypeError: it is an object without a method ``jacobian``.
@@ -103,59 +103,57 @@ def build_jacobian(
 
     Args:
         forward: prediction, parameters and captured layers.
-        engine: "auto", "layerwise", "rows", or an engine of the user's own.
+        engine: "auto", "layerwise", "rows", or a custom engine.
         backward: runs the backward passes.
-        memory: which layers were exact in earlier steps.
-        products: whether products with vectors are all that will be asked for: columns of the
-            "rows" engine are then never formed.
-        checks: takes the conditions that factors are exact; settling them raises an
-            :class:`InexactLayersError`. None has them read here, and acted on.
+        memory: exactness of layers in earlier steps.
+        products: whether only products are needed, so that "rows" columns are never formed.
+        checks: collects the conditions that factors are exact; their evaluation raises an
+            :class:`InexactLayersError`. None: evaluate them here, and fall back to rows.
         held_bytes: size up to which columns of the "rows" engine, or for ``products`` the factors
             of the "layerwise" one, are held.
 
     Raises:
-        SampleDependenceError: engine "layerwise" cannot give all columns exactly.
-        ValueError: an engine of the user's own returns a matrix of another shape.
+        SampleDependenceError: engine "layerwise" cannot compute all columns exactly.
+        TypeError: a custom engine does not return a real floating-point tensor.
+        ValueError: a custom engine returns a matrix of another shape.
     """
     keep_freed_pieces()
     if not isinstance(engine, str):
-        return _by_own_engine(forward, engine)
-    prediction, parameters, names = forward.prediction, forward.parameters, forward.names
-    samples, notes, graph = len(prediction), [], _Graph(prediction)
+        return _by_custom_engine(forward, engine)
+    prediction, samples = forward.prediction, len(forward.prediction)
+    notes, graph = [], _Graph(forward)
     memory.builds += 1
     layers = [] if engine == "rows" else find_layers(forward.uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
     if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
-    if engine == "layerwise":  # refuses what is not exact in this step
+    if engine == "layerwise":  # decides by this step alone
         memory.failures.clear()
-    found = _exact_layers(layers, graph, parameters, backward, memory, checks)
-    exact, routes, inexact = found
+    exact, routes, inexact = _exact_layers(layers, graph, backward, memory, checks)
     blocks: list[Block] = [block for block, _ in exact]
     order = [index for _, indices in exact for index in indices]
-    rest = [index for index, route in enumerate(routes) if route == "rows"]
-    if rest and engine != "rows" and not too_large:
-        reasons = _reasons(rest, inexact, forward, graph)
+    fallback = [index for index, route in enumerate(routes) if route == "rows"]
+    if fallback and engine != "rows" and not too_large:
+        reasons = _reasons(fallback, inexact, graph)
         if engine == "layerwise":
             raise SampleDependenceError(_refusal(reasons))
-        route = "products by autograd" if products else "rows engine"
-        notes.extend(f"{route} for {_listed(names)}: {why}" for why, names in reasons.items())
-    if rest:
-        others = [parameters[index] for index in rest]
+        notes += _notes_on_fallback(reasons, products)
+    if fallback:
+        others = [forward.parameters[index] for index in fallback]
         if products:
             blocks.append(ProductBlock(prediction, others, backward))
             routes = ["products" if route == "rows" else route for route in routes]
         else:
             blocks.append(rows_block(prediction, others, backward, held_bytes))
-        order.extend(rest)
-    notes += _notes_on_unused(names, routes, graph)
+        order.extend(fallback)
+    notes += _notes_on_unused(routes, graph)
     jacobian = JointJacobian(blocks, samples, prediction[0].numel(), like=prediction)
     return EngineResult(jacobian, order, routes, notes, not inexact)
 
 
-def _by_own_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
-    """Take the matrix of an engine of the user's own, after checking its form."""
+def _by_custom_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
+    """Return the Jacobian of a custom engine, after checking its type and shape."""
     prediction, name = forward.prediction, type(engine).__name__
     with torch.enable_grad():  # it may differentiate with pieces of the prediction
         matrix = engine.jacobian(forward)
@@ -175,14 +173,12 @@ def _by_own_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
     return EngineResult(jacobian, indices, [name] * len(indices))
 
 
-def _reasons(
-    rest: Sequence[int], inexact: set[int], forward: ForwardPass, graph: "_Graph"
-) -> dict[str, list[str]]:
-    """Names of the parameters that no layer gives, by the reason."""
-    samples = len(forward.prediction)
+def _reasons(fallback: Sequence[int], inexact: set[int], graph: "_Graph") -> dict[str, list[str]]:
+    """Return the names of the parameters without an exact layer, by the reason."""
+    forward, samples = graph.forward, len(graph.forward.prediction)
     why = inexactness_reason(graph.nodes, forward.prediction.dtype) if inexact else ""
     reasons: dict[str, list[str]] = {}
-    for index in rest:
+    for index in fallback:
         reason = why
         if index not in inexact:
             reason = fallback_reason(forward.parameters[index], forward.uses, samples)
@@ -193,82 +189,82 @@ def _reasons(
 def _exact_layers(
     layers: Sequence[Layer],
     graph: "_Graph",
-    parameters: Sequence[Tensor],
     backward: Backward,
     memory: ExactnessMemory,
     checks: Checks | None,
 ) -> tuple[list[Pair], list[str], set[int]]:
-    """The exact ones among the layers.
+    """Return the factors of the exact layers.
 
     Args:
         layers: the layers.
-        graph: that of the prediction.
-        parameters: all parameters.
+        graph: the graph of the prediction.
         backward: runs the passes.
-        memory: which layers were exact in earlier steps; those that were not are tried seldom.
-        checks: takes the conditions that they are exact; None has them read here.
+        memory: exactness of layers in earlier steps; inexact ones are tried seldom.
+        checks: collects the conditions that they are exact; None evaluates them here.
 
     Returns:
-        Factors and parameters of each; the route of every parameter, "rows" for those that no
-        exact layer has; and the parameters of the layers that are not exact.
+        Factors and parameter indices of each exact layer; the route of every parameter, "rows" for
+        those without an exact layer; and the parameter indices of inexact layers.
     """
-    prediction = graph.prediction
+    prediction, parameters = graph.forward.prediction, graph.forward.parameters
     positions = {id(parameter): index for index, parameter in enumerate(parameters)}
-    owns = [[positions[id(parameter)] for parameter in layer.parameters] for layer in layers]
-    pairs = zip(owns, layers, strict=True)
-    keys = [(*own, *layer.structure, prediction.shape[1:]) for own, layer in pairs]
+    layer_indices = [[positions[id(p)] for p in layer.parameters] for layer in layers]
+    keys = [
+        (*indices, *layer.structure, prediction.shape[1:])
+        for indices, layer in zip(layer_indices, layers, strict=True)
+    ]
     tried = list(range(len(layers)))
     if memory.failures:
-        tried = [place for place in tried if not memory.skips(keys[place], graph.kind)]
-    # Before the probe: what many passes at once leave behind in the graph makes one more cheap.
+        tried = [place for place in tried if not memory.skips(keys[place], graph.operations)]
+    # Before the probe: batched passes cache values in the graph that make one more pass cheap.
     blocks = layer_blocks([layers[place] for place in tried], prediction, backward)
     if not blocks:
         routes = ["rows" if graph.reaches(p) else "unused" for p in parameters]
-        return [], routes, {i for own in owns for i in own if routes[i] == "rows"}
+        return [], routes, {i for indices in layer_indices for i in indices if routes[i] == "rows"}
     probe = Probe(prediction, parameters, blocks)
     routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
-    found = [
-        (keys[place], (block, owns[place]))
+    candidates = [
+        (keys[place], (block, layer_indices[place]))
         for place, block in zip(tried, blocks, strict=True)
-        if all(routes[index] == "rows" for index in owns[place])
+        if all(routes[index] == "rows" for index in layer_indices[place])
     ]
-    allowed = [memory.allowed(key) for key, _ in found]
-    exact = [pair for _, pair in found]
+    allowed = [memory.allowed(key) for key, _ in candidates]
+    exact = [pair for _, pair in candidates]
     if checks is not None:
         probe.expect(exact, allowed, checks)
     else:
         units = probe.units(exact, allowed)
-        exact = [pair for pair, own in zip(exact, units, strict=True) if own is not None]
-        for (key, _), rounding in zip(found, units, strict=True):
+        exact = [pair for pair, unit in zip(exact, units, strict=True) if unit is not None]
+        for (key, _), rounding in zip(candidates, units, strict=True):
             if rounding is None:
-                memory.failed(key, graph.kind)
+                memory.record_failure(key, graph.operations)
             else:
-                memory.held(key, rounding, lambda: graph.kind)
-    for _, own in exact:
-        for index in own:
+                memory.record_success(key, rounding, lambda: graph.operations)
+    for _, indices in exact:
+        for index in indices:
             routes[index] = "layerwise"
-    return exact, routes, {i for own in owns for i in own if routes[i] == "rows"}
+    return exact, routes, {i for indices in layer_indices for i in indices if routes[i] == "rows"}
 
 
 class _Graph:
-    """The graph of a prediction, which is gone through when something is first asked."""
+    """Graph of a prediction, walked only on first use."""
 
-    def __init__(self, prediction: Tensor):
-        self.prediction = prediction
+    def __init__(self, forward: ForwardPass):
+        self.forward = forward
 
     @cached_property
     def nodes(self) -> set[Any]:
-        """All its nodes."""
-        return nodes_behind(self.prediction)
+        """Nodes of the graph."""
+        return nodes_behind(self.forward.prediction)
 
     @cached_property
-    def kind(self) -> frozenset[str]:
-        """The operations in it, those of batch normalisation in training apart from others."""
+    def operations(self) -> frozenset[str]:
+        """Names of the operations; batch normalisation in training mode has a separate name."""
         training = [node for node in self.nodes if getattr(node, "_saved_training", False)]
         return frozenset(node.name() for node in self.nodes) | {"training" for _ in training}
 
     def reaches(self, parameter: Tensor) -> bool:
-        """Whether the prediction depends on a parameter."""
+        """Return whether the prediction depends on a parameter."""
         return id(parameter) in self._leaves or parameter.grad_fn in self.nodes
 
     @cached_property
@@ -276,31 +272,37 @@ class _Graph:
         return {id(leaf) for leaf in leaves(self.nodes)}
 
 
-def _notes_on_unused(names: Sequence[str], routes: Sequence[str], graph: _Graph) -> list[str]:
-    """Name the parameters without influence, unless something hides them.
+def _notes_on_fallback(reasons: Mapping[str, Sequence[str]], products: bool) -> list[str]:
+    route = "products by autograd" if products else "rows engine"
+    return [f"{route} for {_list_names(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _notes_on_unused(routes: Sequence[str], graph: _Graph) -> list[str]:
+    """Return a note that names the parameters without influence, unless something hides them.
 
     A reentrant checkpoint hides its parameters from every derivative but ``backward()``.
     """
-    unused = [name for name, route in zip(names, routes, strict=True) if route == "unused"]
+    named_routes = zip(graph.forward.names, routes, strict=True)
+    unused = [name for name, route in named_routes if route == "unused"]
     if not unused:
         return []
     if any(node.name() == "CheckpointFunctionBackward" for node in graph.nodes):
         raise ValueError(
-            f"a reentrant checkpoint hides {_listed(unused)}; use "
+            f"a reentrant checkpoint hides {_list_names(unused)}; use "
             "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
-    return [f"the prediction does not depend on {_listed(unused)}"]
+    return [f"the prediction does not depend on {_list_names(unused)}"]
 
 
 def _refusal(reasons: dict[str, list[str]]) -> str:
-    found = "; ".join(f"{_listed(names)}: {reason}" for reason, names in reasons.items())
+    listed = "; ".join(f"{_list_names(names)}: {reason}" for reason, names in reasons.items())
     return (
-        f"the layerwise engine cannot give the exact Jacobian of {found}. "
+        f"the layerwise engine cannot give the exact Jacobian of {listed}. "
         "Use engine='auto', which takes the rows engine for these parameters (and put batch "
         "normalisation into eval mode if the coupling is not wanted)"
     )
 
 
-def _listed(names: Sequence[str], most: int = 6) -> str:
+def _list_names(names: Sequence[str], most: int = 6) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

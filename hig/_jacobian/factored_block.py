@@ -1,9 +1,15 @@
-r"""The Jacobian columns of one linear or convolution layer, held as its two factors.
+r"""Jacobian columns of one linear or convolution layer, held as two factors.
 
 For ``z = W a + b`` the row of output d of sample b is :math:`\sum_u \delta_{bdu} \otimes a_{bu}`
-over the U uses of the weight for that sample (time steps, tokens, positions of a convolution).
-With one use the Gram share is the Khatri-Rao form
-:math:`(\Delta \Delta^T) \circ (A A^T + 1)` and the columns are never formed.
+over the U uses of the weight for that sample (time steps, tokens, positions of a convolution),
+with :math:`\delta_{bdu} = \partial y_{bd} / \partial z_{bu}`. With one use the share of the Gram
+matrix is the Khatri-Rao form :math:`(\Delta \Delta^T) \circ (A A^T + 1)`, and the columns are never
+formed.
+
+Shapes: deltas (B, D, groups, U, out), patches (B, groups, U, in). Patches have no axis D: the
+inputs of a layer do not depend on the output that is differentiated. Groups of a convolution
+have separate weights, so that their columns follow one another: a row is (groups, out, in),
+flattened as the weight is, then the bias (groups, out).
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,27 +30,27 @@ __all__ = ["FactoredBlock", "Patches", "columns_are_smaller", "part_widths"]
 
 
 class Patches(Protocol):
-    """Layer inputs (patches). `inputs` and `of` are used only for communication between ranks."""
+    """Layer inputs (patches). `inputs` and `of` are for communication between process ranks."""
 
     def __call__(self, samples: slice) -> Tensor:
-        """Patches (b, groups, U, in) of a slice of samples."""
+        """Return the patches (b, groups, U, in) of a slice of samples."""
         ...
 
     def squares(self, samples: slice) -> Tensor:
-        """Squared norms (b, groups, U) of the patches of a slice of samples, float64."""
+        """Return the squared norms (b, groups, U) of these patches, float64."""
         ...
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """Their precisions."""
+        """Precisions of the layer inputs."""
         ...
 
     def inputs(self) -> list[Tensor]:
-        """What they are made of: tensors (B, ...)."""
+        """Return the tensors (B, ...) that the patches are unfolded from."""
         ...
 
     def of(self, inputs: Sequence[Tensor]) -> "Patches":
-        """The patches of other samples, from what ``inputs`` of theirs gave."""
+        """Return the patches of other samples, from the ``inputs`` of these."""
         ...
 
 
@@ -54,7 +60,7 @@ class FactoredBlock:
     Args:
         deltas: gradients of the outputs with respect to the layer's outputs,
             (B, D, groups, U, out).
-        patches: what the weight was multiplied with; None where only the bias is wanted.
+        patches: the layer inputs; None for a bias alone.
         fan_in: ``in``.
         bias: whether the block has a bias; its columns follow the weight's.
     """
@@ -87,6 +93,11 @@ class FactoredBlock:
             self._add_bias(gram)
 
     def _cross_terms_are_cheaper(self) -> bool:
+        """Return whether U (U + 1) / 2 products (n, n) beat forming the (n, in * out) columns.
+
+        One use (a plain linear layer) favours cross terms, which never see in * out; the many
+        positions of a convolution favour columns, where uses are summed before the product.
+        """
         n, u, i, o = self.samples * self.outputs, self.uses, self.fan_in, self.fan_out
         pairs = u * (u + 1) // 2
         # An elementwise product is bound by memory: some fifty operations' time per entry.
@@ -95,7 +106,13 @@ class FactoredBlock:
         return cross <= formed
 
     def _add_cross_terms(self, gram: Tensor, with_bias: bool) -> None:
-        """Σ over pairs of uses of (Δ_u Δ_vᵀ) ∘ (A_u A_vᵀ), + 1 inside for a bias used once."""
+        """Add Σ over pairs of uses of (Δ_u Δ_vᵀ) ∘ (A_u A_vᵀ), + 1 inside for a bias used once.
+
+        From ⟨Σ_u δ_u ⊗ a_u, Σ_v δ'_v ⊗ a'_v⟩ = Σ_uv ⟨δ_u, δ'_v⟩ ⟨a_u, a'_v⟩. The 1 adds the bias,
+        whose "patch" is 1; with several uses `_add_bias` sums their deltas first instead.
+        """
+        # n = (B, D): A Aᵀ is (B, B), the same for all outputs of two samples, and is broadcast
+        # over both axes D instead of being repeated.
         rows = (self.samples, self.outputs) * 2
         view = gram.view(rows)
         patches = self._patches(slice(0, self.samples))
@@ -107,23 +124,22 @@ class FactoredBlock:
                     inner = (deltas[:, u] @ deltas[:, v].T).view(rows)
                     outer = (outer + 1 if with_bias else outer)[:, None, :, None]
                     view.addcmul_(inner, outer)
-                    if v < u:
+                    if v < u:  # the pair (v, u) is the transpose
                         view.addcmul_(inner.permute(2, 3, 0, 1), outer.permute(2, 3, 0, 1))
 
     def _add_formed_columns(self, gram: Tensor) -> None:
-        """Form a few columns of the weight's Jacobian at a time, in float64."""
+        """Add J Jᵀ from a few columns of the weight's Jacobian at a time, formed in float64."""
         for groups, outs in self._channels(SCRATCH_BYTES // (8 * len(gram))):
             add_self_product(gram, self._columns(groups, outs))
 
     def _channels(self, width: int) -> Iterator[tuple[slice, slice]]:
-        """Slices of groups and channels that make about ``width`` columns each."""
         return _channels(self.groups, self.fan_out, self.fan_in, width)
 
     def _columns(self, groups: slice, outs: slice) -> Tensor:
         parts = []
-        for chosen in self._chunks():
-            deltas = self.deltas[chosen, :, groups, :, outs].double()
-            patches = self._patches(chosen)[:, groups]
+        for samples in self._chunks():
+            deltas = self.deltas[samples, :, groups, :, outs].double()
+            patches = self._patches(samples)[:, groups]
             parts.append(_rows_of(deltas, patches))
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -131,15 +147,16 @@ class FactoredBlock:
         add_self_product(gram, self._all_bias_rows())
 
     def _all_bias_rows(self) -> Tensor:
-        return torch.cat([self._bias_rows(chosen) for chosen in self._chunks()])
+        return torch.cat([self._bias_rows(samples) for samples in self._chunks()])
 
     def _bias_rows(self, samples: slice) -> Tensor:
+        # A bias is added in every use: (b, D, groups, U, out) is summed over U.
         return self.deltas[samples].double().sum(3).flatten(2).flatten(0, 1)
 
-    # -- with the samples of other ranks -------------------------------------------------------
+    # -- with the samples of other process ranks -----------------------------------------------
 
     def parts(self, width: int, rows: int) -> Iterator["FactoredBlock | DenseBlock"]:
-        """The factors, or a few columns at a time where those are smaller."""
+        """Yield the factors, or a few columns at a time if those are smaller."""
         if not self.columns_are_smaller:
             yield self
             return
@@ -151,16 +168,16 @@ class FactoredBlock:
 
     @property
     def columns_are_smaller(self) -> bool:
-        """Whether the columns in float64 take less memory than the factors."""
+        """Return whether the columns in float64 take less memory than the factors."""
         held = sum(factor[0].numel() * factor.element_size() for factor in self.factors())
         return columns_are_smaller(held, self.outputs, self.columns)
 
     def factors(self) -> list[Tensor]:
-        """Gradients of the outputs, then what the patches are made of; all (B, ...)."""
+        """Return the deltas, then the inputs of the patches; all (B, ...)."""
         return [self.deltas, *(self.patches.inputs() if self.patches else [])]
 
     def of(self, factors: list[Tensor]) -> "FactoredBlock":
-        """The same layer for other samples."""
+        """Return the same layer for other samples."""
         deltas, *inputs = factors
         patches = self.patches.of(inputs) if self.patches else None
         return FactoredBlock(deltas, patches, self.fan_in, self.bias)
@@ -177,16 +194,21 @@ class FactoredBlock:
             product.addmm_(self._all_bias_rows(), other._all_bias_rows().T)
 
     def _add_cross_product(self, other: "FactoredBlock", product: Tensor) -> None:
-        """Σ over pairs of uses of (Δ_u Δ'_vᵀ) ∘ (A_u A'_vᵀ), + 1 inside for a bias."""
+        """Add Σ over pairs of uses of (Δ_u Δ'_vᵀ) ∘ (A_u A'_vᵀ), + 1 inside for a bias.
+
+        Between different samples there is no symmetry to use: all U² pairs are needed, and with
+        them the 1 of the bias is complete for any number of uses.
+        """
         shape = (self.samples, self.outputs, other.samples, other.outputs)
         view = product.view(shape)
-        patches, others = (b._patches(slice(0, b.samples)) for b in (self, other))
+        both = (self, other)
+        patches, other_patches = (b._patches(slice(0, b.samples)) for b in both)
         for group in range(self.groups):
-            deltas, theirs = (b.deltas[:, :, group].flatten(0, 1).double() for b in (self, other))
+            deltas, other_deltas = (b.deltas[:, :, group].flatten(0, 1).double() for b in both)
             for u in range(self.uses):
                 for v in range(self.uses):
-                    outer = patches[:, group, u] @ others[:, group, v].T + float(self.bias)
-                    inner = (deltas[:, u] @ theirs[:, v].T).view(shape)
+                    outer = patches[:, group, u] @ other_patches[:, group, v].T + float(self.bias)
+                    inner = (deltas[:, u] @ other_deltas[:, v].T).view(shape)
                     view.addcmul_(inner, outer[:, None, :, None])
 
     # -- products ------------------------------------------------------------------------------
@@ -195,13 +217,14 @@ class FactoredBlock:
         """Jᵀ w in float64, from the factors: as exact as the Gram matrix that gave w."""
         weights = weights.view(self.samples, 1, self.outputs)
         total: Tensor | None = None
-        for chosen in self._chunks():
-            deltas = self.deltas[chosen].double()
-            delta = torch.bmm(weights[chosen], deltas.flatten(2)).unflatten(2, deltas.shape[2:])
+        for samples in self._chunks():
+            deltas = self.deltas[samples].double()
+            # Sum over D first: (b, 1, D) @ (b, D, g * u * o) -> one delta (b, g, u, o) per sample.
+            delta = torch.bmm(weights[samples], deltas.flatten(2)).unflatten(2, deltas.shape[2:])
             delta = delta.squeeze(1)
             parts = []
             if self.patches:
-                patches = self.patches(chosen).double()
+                patches = self.patches(samples).double()
                 # (b, g, u, ·) -> (g, b * u, ·): one matrix product per group
                 left, right = (t.transpose(0, 1).flatten(1, 2) for t in (delta, patches))
                 parts.append(torch.bmm(left.mT, right).flatten())
@@ -213,15 +236,15 @@ class FactoredBlock:
         return total
 
     def jvp(self, direction: Tensor) -> Tensor:
-        """J d in float64, from the factors."""
+        """J d in float64, from the factors: the change of z = W a + b, then its product with δ."""
         weight, bias = direction.split([self._weight_columns, self.columns - self._weight_columns])
         weight = weight.view(self.groups, self.fan_out, self.fan_in)
         of_bias = bias.view(self.groups, 1, self.fan_out if self.bias else 0)
         parts = []
-        for chosen in self._chunks():
-            deltas = self.deltas[chosen].double()
+        for samples in self._chunks():
+            deltas = self.deltas[samples].double()
             if self.patches:
-                patches = self.patches(chosen).double()
+                patches = self.patches(samples).double()
                 change = torch.einsum("bgui,goi->bguo", patches, weight)
                 change = change.add_(of_bias) if self.bias else change
             else:
@@ -229,30 +252,30 @@ class FactoredBlock:
             parts.append(torch.bmm(deltas.flatten(2), change.flatten(1).unsqueeze(2)).flatten())
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def formed(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Rows of a few samples at a time.
+    def form_rows(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Yield the rows of a few samples at a time.
 
         Yields:
             The samples; their rows (samples * D, columns), float64; and the squared norms of the
             rows (samples, D), as if uses were orthogonal to one another.
         """
-        for chosen in self._chunks():
-            deltas = self.deltas[chosen].double()
+        for samples in self._chunks():
+            deltas = self.deltas[samples].double()
             squares = deltas.square().sum(-1).flatten(2)
             weights = squares.new_full((len(deltas), squares.shape[2]), float(self.bias))
             parts = []
             if self.patches:
-                patches = self.patches(chosen).double()
+                patches = self.patches(samples).double()
                 weights += patches.square().sum(-1).flatten(1)
                 parts.append(_rows_of(deltas, patches))
             if self.bias:
                 parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
             rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            yield chosen, rows, (squares @ weights.unsqueeze(2)).squeeze(2)
+            yield samples, rows, (squares @ weights.unsqueeze(2)).squeeze(2)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """Precisions of what the factors were computed in."""
+        """Precisions in which the factors were computed."""
         return {self.deltas.dtype} | (self.patches.dtypes if self.patches else set())
 
     def row_squares(self) -> Tensor:
@@ -262,10 +285,10 @@ class FactoredBlock:
         small, so that their rounding stays below its rounding unit.
         """
         parts = []
-        for chosen in self._chunks():
-            deltas = self.deltas[chosen].double().square().sum(-1).flatten(2)
+        for samples in self._chunks():
+            deltas = self.deltas[samples].double().square().sum(-1).flatten(2)
             if self.patches:
-                patches = self.patches.squares(chosen).flatten(1)
+                patches = self.patches.squares(samples).flatten(1)
                 patches = patches + 1 if self.bias else patches
             else:
                 patches = deltas.new_ones((len(deltas), deltas.shape[2]))
@@ -273,7 +296,7 @@ class FactoredBlock:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples in float64: rounded to float32 they would lose digits."""
+        """Return the rows of the given samples in float64: in float32 they would lose digits."""
         deltas = self.deltas[samples].double()
         parts = []
         if self.patches:
@@ -283,7 +306,7 @@ class FactoredBlock:
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _patches(self, samples: slice) -> Tensor:
-        """Patches (b, groups, U, in) in float64, of a block with a weight."""
+        """Return the patches (b, groups, U, in) in float64, of a block with a weight."""
         assert self.patches is not None
         return self.patches(samples).double()
 
@@ -294,31 +317,35 @@ class FactoredBlock:
 
 
 def columns_are_smaller(factor_bytes: int, outputs: int, columns: int) -> bool:
-    """Whether columns in float64 take less memory than factors of so many bytes per sample."""
+    """Return whether float64 columns take less memory than factors of some bytes per sample."""
     return factor_bytes > 8 * outputs * columns
 
 
 def part_widths(groups: int, fan_out: int, fan_in: int, bias: bool, width: int) -> list[int]:
-    """Columns of each part in which a layer is exchanged as matrices of about ``width`` columns.
+    """Return the numbers of columns in which a layer is exchanged as matrices.
 
     Args:
         groups: number of groups.
         fan_out: outputs per group.
         fan_in: inputs per group, 0 for a bias alone.
         bias: whether the columns of a bias follow.
-        width: what each part should have.
+        width: number of columns that each part should have.
     """
     widths = []
     if fan_in:
         for in_groups, outs in _channels(groups, fan_out, fan_in, width):
-            chosen = len(range(groups)[in_groups]) * len(range(fan_out)[outs])
-            widths.append(chosen * fan_in)
-    rest = groups * fan_out if bias else 0
-    return widths + [min(width, rest - start) for start in range(0, rest, width)]
+            channels = len(range(groups)[in_groups]) * len(range(fan_out)[outs])
+            widths.append(channels * fan_in)
+    bias_columns = groups * fan_out if bias else 0
+    return widths + [min(width, bias_columns - start) for start in range(0, bias_columns, width)]
 
 
 def _channels(groups: int, fan_out: int, fan_in: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of groups and channels that make about ``width`` columns each."""
+    """Yield slices of groups and channels that make about ``width`` columns each.
+
+    Columns are ordered (groups, out, in): several channels of one group, or several whole groups,
+    are contiguous.
+    """
     channels = max(1, width // fan_in)
     step_groups = max(1, channels // fan_out)
     for group in range(0, groups, step_groups):
@@ -327,6 +354,6 @@ def _channels(groups: int, fan_out: int, fan_in: int, width: int) -> Iterator[tu
 
 
 def _rows_of(deltas: Tensor, patches: Tensor) -> Tensor:
-    """Σ_u δ_u ⊗ a_u: (b, D, g, U, o), (b, g, U, i) -> (b * D, g * o * i)."""
+    """Return Σ_u δ_u ⊗ a_u: (b, D, g, U, o), (b, g, U, i) -> (b * D, g * o * i)."""
     rows = torch.einsum("bdguo,bgui->bdgoi", deltas, patches)
     return rows.flatten(2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Why parameters cannot be taken layer by layer, in words."""
+"""Reasons why parameters cannot be taken layer by layer, for reports and errors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ _ELSEWHERE = "a weight is used elsewhere than in the linear or convolution calls
 
 
 def inexactness_reason(nodes: set[Any], dtype: torch.dtype) -> str:
-    """Reason that may have made the factors of captured layers differ from the Jacobian.
+    """Return the likely reason why the factors of captured layers differ from the Jacobian.
 
     Args:
-        nodes: of the graph of the prediction, which name what can be told apart.
-        dtype: that of the prediction.
+        nodes: nodes of the graph of the prediction, whose names give hints.
+        dtype: dtype of the prediction.
     """
     names = {node.name() for node in nodes}
     reasons = []
@@ -42,19 +42,19 @@ def inexactness_reason(nodes: set[Any], dtype: torch.dtype) -> str:
 
 
 def fallback_reason(parameter: Tensor, uses: Sequence[LayerUse], samples: int) -> str:
-    """Why a parameter is part of no layer that can be taken apart into factors.
+    """Return the reason why a parameter is part of no layer with exact factors.
 
     Args:
         parameter: the parameter.
         uses: all captured layer calls.
         samples: B, rows of the prediction.
     """
-    own = [use for use in uses if parameter is use.weight or parameter is use.bias]
-    if not own:
+    own_uses = [use for use in uses if parameter is use.weight or parameter is use.bias]
+    if not own_uses:
         return "no linear or convolution call was seen to use it as weight or bias"
-    if not all(use.has_batch(samples) for use in own):
-        # Several groups of points that are joined only behind the network, for one.
-        lengths = ", ".join(str(n) for n in dict.fromkeys(use.input.shape[0] for use in own))
+    if not all(use.has_batch(samples) for use in own_uses):
+        # For example several groups of points that are joined only behind the network.
+        lengths = ", ".join(str(n) for n in dict.fromkeys(use.input.shape[0] for use in own_uses))
         return (
             f"its layer was called with leading axes of {lengths}, the prediction has {samples} "
             "samples; call the network once for all of them, samples first"

@@ -1,7 +1,7 @@
-"""The ``layerwise`` engine: D backward passes to the layer outputs instead of B * D to the weights.
+"""Engine ``layerwise``: D backward passes to the layer outputs instead of B * D to the weights.
 
-Samples are taken to be independent, so one pass with a cotangent for one output of *all* samples
-gives that row of every sample. Whether this was true is checked against autograd afterwards, see
+Samples are assumed to be independent, so one pass with a cotangent for one output of *all* samples
+gives that row of every sample. The assumption is checked against autograd afterwards, see
 :func:`hig._jacobian.engine.build_jacobian`.
 """
 
@@ -20,17 +20,17 @@ from hig._torch.batched_vjp import Backward, output_cotangents
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
 
-# Factors of all layers up to this size are held as they are.
+# Factors of all layers up to this size are held; of larger ones small columns are formed instead.
 FACTOR_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
 class Layer:
-    """All uses of one weight and / or one bias.
+    """Layer: all uses of one weight and / or one bias.
 
     Attributes:
         weight: the weight, or None.
-        bias: the bias, or None; with a weight only if it is used where the weight is.
+        bias: the bias, or None; with a weight only if both have the same uses.
         uses: the captured calls.
     """
 
@@ -40,17 +40,17 @@ class Layer:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Weight, then bias, whichever there are."""
+        """Weight and bias, without a None."""
         return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
 
     @property
     def structure(self) -> tuple[object, ...]:
-        """Its difference from other layers of the same parameters, whatever the batch."""
+        """Geometry that distinguishes layers of the same parameters, whatever the batch."""
         return tuple((use.convolution, use.input.ndim, use.input.dtype) for use in self.uses)
 
 
 class LayerPatches:
-    """What the weight of a layer was multiplied with, unfolded when it is asked for.
+    """Inputs of a layer, unfolded into patches on demand.
 
     Args:
         uses: the calls.
@@ -61,60 +61,62 @@ class LayerPatches:
         self._uses, self._samples = uses, samples
 
     def __call__(self, samples: slice) -> Tensor:
-        """Patches (b, groups, U, in) of a slice of samples."""
-        found = [use.patches(self._samples, samples) for use in self._uses]
-        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+        """Return the patches (b, groups, U, in) of a slice of samples."""
+        # All calls of a layer are uses of one weight: they follow one another on the axis U, in
+        # the order in which ``_block`` concatenates the deltas.
+        patches = [use.patches(self._samples, samples) for use in self._uses]
+        return torch.cat(patches, dim=2) if len(patches) > 1 else patches[0]
 
     def squares(self, samples: slice) -> Tensor:
-        """Squared norms (b, groups, U) of the patches of a slice of samples, float64."""
-        found = [use.patch_squares(self._samples, samples) for use in self._uses]
-        return torch.cat(found, dim=2) if len(found) > 1 else found[0]
+        """Return the squared norms (b, groups, U) of these patches, float64."""
+        squares = [use.patch_squares(self._samples, samples) for use in self._uses]
+        return torch.cat(squares, dim=2) if len(squares) > 1 else squares[0]
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """Their precisions."""
+        """Precisions of the layer inputs."""
         return {use.input.dtype for use in self._uses}
 
     def inputs(self) -> list[Tensor]:
-        """What they are made of, smaller than they are: per use (B, ...)."""
+        """Return the layer inputs, which are smaller than the patches: per use (B, ...)."""
         return [use.input.unflatten(0, (self._samples, -1)) for use in self._uses]
 
     def of(self, inputs: Sequence[Tensor]) -> "LayerPatches":
-        """The patches of other samples, from what ``inputs`` of theirs gave."""
+        """Return the patches of other samples, from the ``inputs`` of these."""
         uses = [
-            replace(use, input=given.flatten(0, 1))
-            for use, given in zip(self._uses, inputs, strict=True)
+            replace(use, input=samples_first.flatten(0, 1))
+            for use, samples_first in zip(self._uses, inputs, strict=True)
         ]
         return LayerPatches(uses, len(inputs[0]))
 
 
 def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
-    """Group captured uses by parameter; leave out what the engine cannot express.
+    """Group captured uses by parameter, without the layers that the engine cannot express.
 
-    Left out are parameters used without a batch axis, in layers of different geometry, or both
-    as a weight and as a bias: they take the other route.
+    These are parameters used without a batch axis, in layers of different geometry, or both as a
+    weight and as a bias: they take the rows engine.
     """
     weights = _uses_by_parameter(uses, "weight")
     biases = _uses_by_parameter(uses, "bias")
     both_roles = weights.keys() & biases.keys()
     layers, joined = [], set()
-    for key, (weight, of_weight) in weights.items():
+    for key, (weight, weight_uses) in weights.items():
         if key in both_roles:
             continue
-        bias = uses[of_weight[0]].bias
-        if bias is not None and biases[id(bias)][1] == of_weight and id(bias) not in both_roles:
+        bias = uses[weight_uses[0]].bias
+        if bias is not None and biases[id(bias)][1] == weight_uses and id(bias) not in both_roles:
             joined.add(id(bias))
         else:
             bias = None
-        layers.append(Layer(weight, bias, tuple(uses[index] for index in of_weight)))
-    for key, (bias, of_bias) in biases.items():
+        layers.append(Layer(weight, bias, tuple(uses[index] for index in weight_uses)))
+    for key, (bias, bias_uses) in biases.items():
         if key not in joined and key not in both_roles:
-            layers.append(Layer(None, bias, tuple(uses[index] for index in of_bias)))
-    return [layer for layer in layers if _expressible(layer, samples)]
+            layers.append(Layer(None, bias, tuple(uses[index] for index in bias_uses)))
+    return [layer for layer in layers if _is_expressible(layer, samples)]
 
 
 def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
-    """Size of the gradients of all layer outputs, D times the outputs."""
+    """Return the bytes of the gradients of all layer outputs, D times the outputs."""
     uses = {id(use): use for layer in layers for use in layer.uses}.values()
     numbers = sum(use.output_shape.numel() for use in uses) * prediction[0].numel()
     return numbers * prediction.element_size()
@@ -123,10 +125,10 @@ def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
 def layer_blocks(
     layers: Sequence[Layer], prediction: Tensor, backward: Backward
 ) -> list[FactoredBlock | FormedBlock]:
-    """The Jacobian columns of each layer, from D backward passes.
+    """Return the Jacobian columns of each layer, from D backward passes.
 
-    They are held as two factors. Where the factors of all layers are large, the columns of layers
-    that have fewer numbers than their factors are formed while the passes go on.
+    They are held as two factors. If the factors of all layers are large, the columns of layers
+    that have fewer numbers than their factors are formed while the passes run.
 
     Args:
         layers: from :func:`find_layers`.
@@ -142,13 +144,13 @@ def layer_blocks(
     held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
     blocks: list[FormedBlock | None] = [None] * len(layers)
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
-    for chosen, gradients in _output_gradients(uses, prediction, backward):
-        held.add(chosen, outputs, gradients)
+    for passes, gradients in _output_gradients(uses, prediction, backward):
+        held.add(passes, outputs, gradients)
         for index, layer in enumerate(layers):
             if formed[index]:
                 factors = _block(layer, gradients, samples)
                 block = blocks[index] or FormedBlock(samples, outputs, factors)
-                block.add(chosen, factors)
+                block.add(passes, factors)
                 blocks[index] = block
     return [
         block or _block(layer, held.gradients, samples)
@@ -157,7 +159,7 @@ def layer_blocks(
 
 
 def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Tensor) -> None:
-    """Raise if what will be held of the layers cannot be had."""
+    """Raise if the factors and columns of the layers do not fit into memory."""
     of_layers = list(zip(layers, formed, strict=True))
     held = factor_bytes([layer for layer, meanwhile in of_layers if not meanwhile], prediction)
     columns = sum(
@@ -177,7 +179,7 @@ def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Ten
 
 
 class _HeldGradients:
-    """Gradients (D, *output_shape) of layer uses, put together from batches of passes.
+    """Gradients (D, *output_shape) of layer uses, assembled from batches of passes.
 
     Args:
         uses: the uses of each layer whose gradients are wanted.
@@ -190,20 +192,20 @@ class _HeldGradients:
         self._wanted = {id(use) for of_layer in uses for use in of_layer}
         self.gradients: dict[int, Tensor] = {}
 
-    def add(self, chosen: slice, outputs: int, gradients: Mapping[int, Tensor]) -> None:
-        """Keep the gradients of some of the outputs."""
+    def add(self, passes: slice, outputs: int, gradients: Mapping[int, Tensor]) -> None:
+        """Store the gradients of some of the outputs."""
         for key in self._wanted:
-            found = gradients[key]
-            if len(found) == outputs:
-                self.gradients[key] = found
+            gradient = gradients[key]
+            if len(gradient) == outputs:
+                self.gradients[key] = gradient
                 continue
             if key not in self.gradients:
-                self.gradients[key] = found.new_empty((outputs, *found.shape[1:]))
-            self.gradients[key][chosen] = found
+                self.gradients[key] = gradient.new_empty((outputs, *gradient.shape[1:]))
+            self.gradients[key][passes] = gradient
 
 
 def _columns_are_smaller(layer: Layer, prediction: Tensor) -> bool:
-    """Whether the columns of a layer in float64 are smaller than its factors."""
+    """Return whether the columns of a layer in float64 are smaller than its factors."""
     samples, outputs = len(prediction), prediction[0].numel()
     numbers = outputs * sum(use.output_shape.numel() for use in layer.uses)
     if layer.weight is not None:
@@ -213,15 +215,15 @@ def _columns_are_smaller(layer: Layer, prediction: Tensor) -> bool:
 
 
 def _uses_by_parameter(uses: Sequence[LayerUse], role: str) -> dict[int, tuple[Tensor, list[int]]]:
-    found: dict[int, tuple[Tensor, list[int]]] = {}
+    uses_of: dict[int, tuple[Tensor, list[int]]] = {}
     for index, use in enumerate(uses):
         parameter = getattr(use, role)
         if parameter is not None:
-            found.setdefault(id(parameter), (parameter, []))[1].append(index)
-    return found
+            uses_of.setdefault(id(parameter), (parameter, []))[1].append(index)
+    return uses_of
 
 
-def _expressible(layer: Layer, samples: int) -> bool:
+def _is_expressible(layer: Layer, samples: int) -> bool:
     if not all(use.has_batch(samples) for use in layer.uses):
         return False
     if layer.weight is None:
@@ -232,18 +234,20 @@ def _expressible(layer: Layer, samples: int) -> bool:
 def _output_gradients(
     uses: Sequence[LayerUse], prediction: Tensor, backward: Backward
 ) -> Iterator[tuple[slice, dict[int, Tensor]]]:
-    """Gradients (k, *output_shape) of some outputs, by the identity of the use; then of others."""
+    """Yield gradients (k, *output_shape), k outputs at a time, by the identity of the use."""
     outputs = prediction[0].numel()
     edges = [use.edge for use in uses]
     size = sum(use.output_shape.numel() for use in uses) * prediction.element_size()
-    passes = backward.gradients(prediction, edges, outputs, output_cotangents(prediction), size)
-    for chosen, gradients in passes:
-        passed = chosen.stop - chosen.start
+    batches = backward.gradients(prediction, edges, outputs, output_cotangents(prediction), size)
+    for passes, gradients in batches:
+        count = passes.stop - passes.start
         yield (
-            chosen,
+            passes,
             {
-                id(use): prediction.new_zeros((passed, *use.output_shape)) if own is None else own
-                for use, own in zip(uses, gradients, strict=True)
+                id(use): prediction.new_zeros((count, *use.output_shape))
+                if gradient is None
+                else gradient
+                for use, gradient in zip(uses, gradients, strict=True)
             },
         )
 
@@ -251,7 +255,8 @@ def _output_gradients(
 def _block(layer: Layer, deltas: Mapping[int, Tensor], samples: int) -> FactoredBlock:
     parts = [use.output_gradients(deltas[id(use)], samples) for use in layer.uses]
     if layer.weight is None:
-        # A bias alone does not care for groups, and its uses may differ in them.
+        # A bias alone has no groups, and its uses may differ in theirs: (groups, out) becomes one
+        # group of all channels.
         parts = [part.movedim(2, 3).flatten(3).unsqueeze(2) for part in parts]
     delta = torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
     patches = None if layer.weight is None else LayerPatches(layer.uses, samples)

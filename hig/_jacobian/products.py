@@ -1,4 +1,4 @@
-"""Columns of the joint Jacobian that are never formed: products with vectors, by autograd."""
+"""Matrix-free columns of the joint Jacobian: products with vectors, by autograd."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ __all__ = ["ProductBlock"]
 
 
 class ProductBlock(StreamedBlock):
-    """A block whose products with vectors cost a backward pass each.
+    """Matrix-free block, whose products with vectors cost a backward pass each.
 
     Args:
         prediction: (B, ...), with a graph that can be differentiated twice.
-        parameters: the parameters whose columns these are.
-        backward: runs the passes where rows are wanted all the same.
+        parameters: the parameters of the columns.
+        backward: runs the passes for rows, if those are asked for.
     """
 
     def __init__(self, prediction: Tensor, parameters: Sequence[Tensor], backward: Backward):
@@ -42,7 +42,7 @@ class ProductBlock(StreamedBlock):
         if not used:
             return direction.new_zeros(self._prediction.numel())
         outputs, weights = zip(*used, strict=True)
-        with _twice():
+        with _explain_double_backward():
             (product,) = torch.autograd.grad(
                 outputs, cotangent, weights, retain_graph=True, materialize_grads=True
             )
@@ -50,14 +50,14 @@ class ProductBlock(StreamedBlock):
 
     @cached_property
     def _transposed(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """A cotangent c of zeros and Jᵀ c, with the graph from the one to the other."""
+        """Cotangent c of zeros and Jᵀ c, with the graph from c to Jᵀ c."""
         cotangent = torch.zeros_like(self._prediction, requires_grad=True)
-        with torch.enable_grad(), _twice():
-            return cotangent, self.pulled_back(cotangent, create_graph=True)
+        with torch.enable_grad(), _explain_double_backward():
+            return cotangent, self.vjp_per_parameter(cotangent, create_graph=True)
 
 
 @contextmanager
-def _twice() -> Iterator[None]:
+def _explain_double_backward() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:

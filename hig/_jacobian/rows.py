@@ -1,4 +1,4 @@
-r"""The ``rows`` engine: one backward pass per output, exact for every differentiable program."""
+"""Engine ``rows``: one backward pass per output, exact for every differentiable program."""
 
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +21,7 @@ def rows_block(
     backward: Backward,
     held_bytes: int = HELD_BYTES,
 ) -> Block:
-    """Jacobian columns of any parameters, from n backward passes.
+    """Return the Jacobian columns of any parameters, from n backward passes.
 
     Args:
         prediction: (B, ...), with a graph; samples may depend on one another.
@@ -30,7 +30,7 @@ def rows_block(
         held_bytes: size up to which the columns are held as a matrix.
 
     Returns:
-        A :class:`DenseBlock`, or a :class:`StreamedBlock` where that would not fit.
+        A :class:`DenseBlock`, or a :class:`StreamedBlock` if that is larger than ``held_bytes``.
     """
     block = StreamedBlock(prediction, parameters, backward, held_bytes)
     if prediction.numel() * block.columns * prediction.element_size() > held_bytes:
@@ -41,13 +41,13 @@ def rows_block(
 
 
 class StreamedBlock:
-    """A block that is too large to hold: its columns are recomputed a few at a time.
+    """Block that is too large to hold: its columns are recomputed a few at a time.
 
     Args:
         prediction: (B, ...), with a graph that stays alive as long as the block.
-        parameters: the parameters whose columns these are.
+        parameters: the parameters of the columns.
         backward: runs the passes.
-        held_bytes: how much of the Jacobian may be held at one time.
+        held_bytes: most bytes of the Jacobian held at one time.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class StreamedBlock:
         self.columns = sum(parameter.numel() for parameter in parameters)
 
     def columns_of(self, pieces: Sequence[tuple[int, int, int]], start: int, stop: int) -> Tensor:
-        """Rows ``start:stop`` of the columns of some (parameter, first, last) pieces."""
+        """Return rows ``start:stop`` of the columns of some (parameter, first, last) pieces."""
         inputs = [self._parameters[index] for index, _, _ in pieces]
         sizes = [last - first for _, first, last in pieces]
         self._check_room((stop - start) * sum(sizes))
@@ -79,10 +79,10 @@ class StreamedBlock:
             size,
             together=False,
         )
-        for chosen, gradients in passes:
+        for rows, gradients in passes:
             for part, gradient, (_, first, last) in zip(parts, gradients, pieces, strict=True):
                 if gradient is not None:
-                    part[chosen] = gradient.reshape(len(gradient), -1)[:, first:last]
+                    part[rows] = gradient.reshape(len(gradient), -1)[:, first:last]
         return matrix
 
     def add_gram(self, gram: Tensor) -> None:
@@ -93,11 +93,15 @@ class StreamedBlock:
     def vjp(self, weights: Tensor) -> Tensor:
         """Jᵀ w by one backward pass, in the precision of the graph."""
         cotangent = weights.to(self._prediction.dtype).view_as(self._prediction)
-        return torch.cat([gradient.double().flatten() for gradient in self.pulled_back(cotangent)])
+        return torch.cat(
+            [gradient.double().flatten() for gradient in self.vjp_per_parameter(cotangent)]
+        )
 
-    def pulled_back(self, cotangent: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
-        """The gradients of all parameters for one cotangent, shaped like the prediction."""
-        found = torch.autograd.grad(
+    def vjp_per_parameter(
+        self, cotangent: Tensor, create_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return the gradients of all parameters for one cotangent, shaped like the prediction."""
+        gradients = torch.autograd.grad(
             self._prediction,
             list(self._parameters),
             cotangent,
@@ -106,10 +110,10 @@ class StreamedBlock:
             allow_unused=True,
             materialize_grads=True,
         )
-        return tuple(map(dense, found))
+        return tuple(map(dense, gradients))
 
     def jvp(self, direction: Tensor) -> Tensor:
-        """J d, recomputing J piece by piece."""
+        """J d: (columns,) float64 -> (n,) float64, recomputing J piece by piece."""
         result = direction.new_zeros(self._prediction.numel())
         start = 0
         for matrix in self._matrices(self._width(len(result))):
@@ -119,14 +123,15 @@ class StreamedBlock:
         return result
 
     def rows(self, samples: slice) -> Tensor:
-        """The rows of the given samples, all columns."""
+        """Return the rows of the given samples, all columns."""
         everything = [(index, 0, p.numel()) for index, p in enumerate(self._parameters)]
         return self.columns_of(
             everything, samples.start * self._outputs, samples.stop * self._outputs
         )
 
     def parts(self, width: int, rows: int) -> Iterator[DenseBlock]:
-        """A few columns at a time, cut where a :class:`DenseBlock` is cut."""
+        """Yield a few columns at a time, cut where a :class:`DenseBlock` is cut."""
+        # Whole multiples of ``width``, so that pieces end where another rank's matrix is cut.
         held = max(1, self._width(rows) // width) * width
         for matrix in self._matrices(held):
             yield from DenseBlock(matrix, self._outputs).parts(width, rows)
@@ -143,7 +148,7 @@ class StreamedBlock:
         )
 
     def _width(self, rows: int) -> int:
-        """How many columns may be held at one time."""
+        """Return the number of columns that may be held at one time."""
         return max(1, self._held_bytes // (rows * self._prediction.element_size()))
 
     def _matrices(self, width: int) -> Iterator[Tensor]:
@@ -153,7 +158,7 @@ class StreamedBlock:
 
 
 def _pieces(sizes: Sequence[int], width: int) -> Iterator[list[tuple[int, int, int]]]:
-    """Cut the columns of all parameters into runs of at most ``width``."""
+    """Yield the columns of all parameters in runs of at most ``width``."""
     run: list[tuple[int, int, int]] = []
     room = width
     for index, size in enumerate(sizes):

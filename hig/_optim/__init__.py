@@ -1,1 +1,1 @@
-"""The public optimisers and functions: HIG, GaussNewton, LevenbergMarquardt, MultiHIG, record."""
+"""Public optimisers and functions: HIG, GaussNewton, LevenbergMarquardt, MultiHIG, record."""

@@ -1,4 +1,4 @@
-"""One batch looked at closely: its spectrum, the cut, and how far the quadratic model holds."""
+"""Diagnosis of one batch: its spectrum, the cut-off, and the validity of the quadratic model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ __all__ = ["Diagnosis", "Direction", "diagnose"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Step sizes that are tried, in Cauchy steps: a thousandth to ten of them.
+# Step sizes of the trials, in Cauchy steps.
 RELATIVE_STEPS = np.geomspace(1e-3, 10, 25)
 
 _NAMES = {-1.0: "Gauss-Newton", -0.5: "half-inverse", 1.0: "gradient"}
@@ -32,16 +32,16 @@ _NAMES = {-1.0: "Gauss-Newton", -0.5: "half-inverse", 1.0: "gradient"}
 
 @dataclass(frozen=True)
 class Direction:
-    """What a step along one direction would do to the loss of the batch.
+    """Loss of the batch along one direction.
 
     Attributes:
         kappa: exponent of the singular values.
         rcond: relative cut-off in force.
-        rank: singular values that are kept.
+        rank: number of singular values kept.
         cauchy: step size at which the quadratic model of the loss is lowest.
         step_sizes: (25,) from a thousandth to ten times that, float64.
         predicted: (25,) change of the loss by the quadratic model.
-        achieved: (25,) measured change; infinite where the loss is not finite.
+        achieved: (25,) measured change; infinite if the loss is not finite.
     """
 
     kappa: float
@@ -54,12 +54,12 @@ class Direction:
 
     @property
     def name(self) -> str:
-        """What the direction is called, such as "half-inverse"."""
+        """Name of the direction, such as "half-inverse"."""
         return _NAMES.get(self.kappa, f"kappa {self.kappa:g}")
 
     @property
     def best(self) -> int:
-        """Index of the step size after which the measured loss is lowest."""
+        """Index of the step size with the lowest measured loss."""
         return int(np.argmin(self.achieved))
 
     def __str__(self) -> str:
@@ -72,16 +72,16 @@ class Direction:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One batch in numbers; prints as a table.
+    """Diagnosis of one batch; prints as a table.
 
     Attributes:
         loss: its loss.
         rows: n, outputs of all samples.
         columns: P, parameters.
-        engine: how the Jacobian was obtained.
+        engine: the engine of the Jacobian.
         singular_values: (min(n, P),) float64, descending.
         noise: size up to which singular values may be rounding alone, in the same unit.
-        directions: one for each exponent, in the order given.
+        directions: one for each exponent, in the order of ``kappas``.
     """
 
     loss: float
@@ -93,7 +93,7 @@ class Diagnosis:
     directions: list[Direction]
 
     def results(self) -> dict[str, object]:
-        """All of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
+        """Return all of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
         directions = [asdict(d) | {"name": d.name} for d in self.directions]
         return asdict(self) | {"directions": directions}
 
@@ -117,10 +117,10 @@ def diagnose(
     engine: str | Engine = "auto",
     chunk: int | None = None,
 ) -> Diagnosis:
-    """Look at one batch: which ``rcond``, step size and direction would suit it?
+    """Diagnose one batch: which ``rcond``, step size and direction would suit it?
 
     One Jacobian and its decomposition, then 25 evaluations of the loss per direction. Parameters,
-    random state, and the buffers that the closure changes in place are afterwards as before.
+    random state, and the buffers that the closure changes in place are restored.
 
     Example::
 
@@ -129,28 +129,27 @@ def diagnose(
         hig.save_results("batch.pickle", diagnosis.results())
         # python -m plots.diagnosis batch.pickle --out batch.png
 
+    ``params``, ``engine`` and ``chunk`` are those of :class:`hig.HIG`.
+
     Args:
-        params: as for :class:`hig.HIG`.
-        closure: as for ``hig.HIG.step``: returns ``(loss, prediction)``.
+        closure: returns ``(loss, prediction)``, see ``hig.HIG.step``.
         kappas: exponents of the directions that are compared, each in [-1, 1].
         rcond: relative cut-off of all of them, or "auto".
-        engine: as for :class:`hig.HIG`.
-        chunk: as for :class:`hig.HIG`.
 
     Returns:
-        What was found.
+        The spectrum, and the loss along each direction.
 
     Raises:
         NonFiniteError: loss, prediction or Jacobian hold NaN or Inf.
-        TypeError: an argument is of another kind.
+        TypeError: an argument is of another type.
         ValueError: see ``hig.HIG.step``; or there is no exponent.
     """
     check_closure(closure)
     filters = [HalfInverse(kappa=kappa, rcond=rcond) for kappa in kappas]
     if not filters:
         raise ValueError("kappas must name at least one exponent, got none; -0.5 is half-inverse")
-    looker = _BatchDiagnosis(params, filters, engine, chunk)
-    parameters = [p for group in looker.param_groups for p in group["params"]]
+    diagnosing = _BatchDiagnosis(params, filters, engine, chunk)
+    parameters = [p for group in diagnosing.param_groups for p in group["params"]]
     buffers = Buffers(parameters)
 
     def watched() -> tuple[Tensor, Tensor]:
@@ -158,14 +157,14 @@ def diagnose(
             return closure()
 
     try:
-        RandomState(parameters[0].device).replay(lambda: looker.step(watched))
+        RandomState(parameters[0].device).replay(lambda: diagnosing.step(watched))
     finally:
         buffers.restore()
-    return looker.diagnosis
+    return diagnosing.diagnosis
 
 
 class _BatchDiagnosis(JacobianOptimizer):
-    """An optimiser that tries many steps and takes none."""
+    """Optimiser that tries many steps and takes none."""
 
     diagnosis: Diagnosis
 
@@ -176,7 +175,7 @@ class _BatchDiagnosis(JacobianOptimizer):
         engine: str | Engine,
         chunk: int | None,
     ):
-        # The most demanding filter decides how exactly small singular values are found.
+        # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)
         super().__init__(params, 1.0, first, StepOptions(engine=engine, chunk=chunk))
         self._filters = filters
@@ -190,7 +189,9 @@ class _BatchDiagnosis(JacobianOptimizer):
         linearisation: Linearisation,
         clock: PhaseClock,
     ) -> StepReport:
-        directions = [self._look(filter, trial_of, linearisation) for filter in self._filters]
+        directions = [
+            self._try_direction(filter, trial_of, linearisation) for filter in self._filters
+        ]
         report = linearisation.report(self.filter)
         values = report.singular_values
         self.diagnosis = Diagnosis(
@@ -204,7 +205,7 @@ class _BatchDiagnosis(JacobianOptimizer):
         )
         return report
 
-    def _look(
+    def _try_direction(
         self,
         filter: HalfInverse,
         trial_of: Callable[[SpectralFilter], Trial],

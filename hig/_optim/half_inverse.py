@@ -1,4 +1,4 @@
-"""The half-inverse of an explicit Jacobian."""
+"""Half-inverse of an explicit Jacobian."""
 
 from typing import Literal
 
@@ -33,10 +33,10 @@ def half_inverse(
         loss_gradient: g, (n,): gradient of the loss with respect to the n outputs.
         kappa: exponent in [-1, 1]; -1/2 is the half-inverse, -1 Gauss-Newton, 1 gradient descent.
         rcond: singular values ``s <= rcond * s_max`` contribute nothing; in [0, 1), or "auto" for
-            a cut just above what rounding in the dtype of ``jacobian`` may have made.
+            a cut-off just above the rounding of the dtype of ``jacobian``.
         method: "gram" (float64 Gram matrix of the smaller side), "svd" (float64 singular value
             decomposition of J), or "auto": the first, unless J is float64, not too large, and
-            ``rcond`` asks for more than a Gram matrix resolves. "lanczos" or a :class:`hig.Lanczos`
+            ``rcond`` is below the resolution of a Gram matrix. "lanczos" or a :class:`hig.Lanczos`
             approximates from products with J, for little more steps than the rank.
 
     Returns:
@@ -45,7 +45,7 @@ def half_inverse(
     Raises:
         NonFiniteError: if an entry of ``jacobian`` or ``loss_gradient`` is NaN or infinite.
         TypeError: if ``jacobian`` is not a dense real floating-point tensor, ``loss_gradient`` is
-            complex, or ``kappa`` or ``rcond`` is no number.
+            complex, or ``kappa`` or ``rcond`` is not a number.
         ValueError: if shapes or devices do not match or an argument lies outside its range.
     """
     filter = HalfInverse(kappa=kappa, rcond=rcond)

@@ -1,4 +1,4 @@
-"""The half-inverse step and its sibling, Gauss-Newton, as optimisers."""
+"""Optimisers with a power filter: half-inverse gradients and Gauss-Newton."""
 
 from typing import Literal
 
@@ -21,47 +21,49 @@ class HIG(JacobianOptimizer):
 
     Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131. J is the joint Jacobian of network and
     simulator over the batch, g the gradient of the loss with respect to the outputs. The step
-    scales with the loss: a sum instead of a mean over the batch wants a smaller ``lr``.
+    scales with the loss: a sum instead of a mean over the batch needs a smaller ``lr``.
 
     Args:
         params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with
             ``step_rule="fixed"`` alone.
         lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
-        rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it anew in
-            every step, just above what rounding in the precision of the prediction may have made.
+        rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it in
+            every step, just above the rounding in the precision of the prediction.
         kappa: exponent in [-1, 1].
-        engine: "auto" (layer by layer where that is exact, row by row elsewhere), "layerwise"
-            (refuses what it cannot do exactly) or "rows" (any differentiable program).
+        engine: "auto" (layer by layer if that is exact, else row by row), "layerwise" (refuses
+            layers without an exact result) or "rows" (any differentiable program); or a custom
+            engine, an object with ``jacobian(forward)``.
         method: "gram", "svd", or "auto": Gram matrix in float64, but the singular value
             decomposition for a float64 Jacobian of moderate size with a small ``rcond``. "lanczos",
-            or :class:`hig.Lanczos` with its settings, takes products with the Jacobian alone, for
+            or :class:`hig.Lanczos` with its settings, uses products with the Jacobian alone, for
             tens of thousands of rows; the report estimates the error.
-        step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search".
+        step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search"; or a custom
+            rule, an object with ``take(trial)``.
         momentum: :math:`\mu` in [0, 1); with it the direction is
-            :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Rules look along all of
-            it. What is carried is dropped where the quadratic model says that it leads uphill, and
-            after a step that was taken back.
-        momentum_kind: "plain", or "projected" to carry only that part of :math:`d_{k-1}` which the
-            Jacobian of this batch does not see, :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right
+            :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Step rules apply to the
+            full direction. Momentum is reset if the direction is not a descent direction of the
+            quadratic model, and after a rejected step.
+        momentum_kind: "plain", or "projected" to keep only the part of :math:`d_{k-1}` that the
+            Jacobian of this batch maps to zero, :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right
             singular vectors that ``rcond`` keeps: as SPRING does (Goldshlager, Abrahamsen, Lin,
             J. Comput. Phys. 2024, arXiv 2401.10190).
-        chunk: backward passes in one batch; None chooses by what they hold, read off the graph.
-        process_group: the processes that take one step together, each on samples of its own: a
-            group of ``torch.distributed``, "auto" for the default group where there is one, or
-            None for this process alone. All end with the same parameters, those of the step on
-            the samples of all of them.
-        reduction: how their losses make one. "mean" for a loss that is the mean over the samples
-            of its process, as in most training loops; processes with more samples count more, so
-            that it is the mean over all samples. "sum" adds the losses.
+        chunk: backward passes in one batch; None chooses by their memory, read off the graph.
+        process_group: the processes that step together, each on its own samples: a group of
+            ``torch.distributed``, "auto" for the default group if there is one, or None for this
+            process alone. All end with the same parameters, those of the step on the samples of
+            all of them.
+        reduction: "mean" if the loss is the mean over the samples of its process, as in most
+            training loops: the joint loss is then the mean over all samples, and processes with
+            more samples have a larger weight. "sum" adds the losses.
         cuda_graph: record closure, backward passes and Gram matrix on the GPU once, after a few
-            steps, and replay them from then on: for steps whose time is that of starting many
-            small kernels. The closure is called no more, except by rules that measure; let it read
-            the batch from tensors that stay, and copy the next one into them
-            (``batch.copy_(...)``). Shapes stay as they are, and nothing in it may depend on
+            steps, and replay them from then on: for steps dominated by starting many small
+            kernels. The closure is not called again, except by rules that measure; let it read
+            the batch from persistent tensors, and copy the next one into them
+            (``batch.copy_(...)``). Shapes must stay the same, and nothing in it may depend on
             numbers that the host reads.
 
     Raises:
-        TypeError: if ``process_group`` is none of these.
+        TypeError: if an argument is of another type.
         ValueError: if an argument lies outside its range.
 
     Example::
@@ -107,19 +109,7 @@ class HIG(JacobianOptimizer):
 class GaussNewton(HIG):
     r"""Gauss-Newton: the full pseudo-inverse, ``kappa = -1``.
 
-    Args:
-        params: as in :class:`HIG`.
-        lr: as in :class:`HIG`.
-        rcond: as in :class:`HIG`.
-        engine: as in :class:`HIG`.
-        method: as in :class:`HIG`.
-        step_rule: as in :class:`HIG`.
-        momentum: as in :class:`HIG`.
-        momentum_kind: as in :class:`HIG`.
-        chunk: as in :class:`HIG`.
-        process_group: as in :class:`HIG`.
-        reduction: as in :class:`HIG`.
-        cuda_graph: as in :class:`HIG`.
+    All arguments are those of :class:`HIG`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt: the damped filter, its damping adapted by the gain ratio."""
+"""Levenberg-Marquardt optimiser: damped Gauss-Newton, its damping adapted by the gain ratio."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from hig._torch.ranks import ProcessGroup
 
 __all__ = ["LevenbergMarquardt"]
 
-# No damped step goes further than 1 where the learning rate suits the scale of the loss.
+# A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
 LONGEST_REACH = 1.1
 
 
@@ -30,8 +30,8 @@ class LevenbergMarquardt(JacobianOptimizer):
     .. math::
         \theta \leftarrow \theta - \mathrm{lr}\, V \frac{S}{S^2 + \lambda} U^T g
 
-    After each step the same batch is evaluated again. The damping falls to a third where the
-    quadratic model predicted the decrease well (gain ratio above 0.75) and doubles where it did
+    After each step the same batch is evaluated again. The damping falls to a third if the
+    quadratic model predicted the decrease well (gain ratio above 0.75) and doubles if it predicted
     poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
     times the damping, from the same decomposition.
 
@@ -41,23 +41,19 @@ class LevenbergMarquardt(JacobianOptimizer):
     the plain sum of squares and ``lr=1`` a step goes twice as far as it should, gains nothing, and
     the damping stays high: the report has a note then, and ``lr=0.5`` is right.
 
+    All other arguments are those of :class:`hig.HIG`.
+
     Args:
         params: parameters, named parameters or parameter groups, all of one ``lr``.
-        lr: factor of the step.
         damping: initial :math:`\lambda > 0`, in units of squared singular values.
         rcond: additional relative cut-off in [0, 1).
-        engine: as in :class:`hig.HIG`.
-        method: as in :class:`hig.HIG`.
-        step_rule: as in :class:`hig.HIG`.
-        momentum: as in :class:`hig.HIG`. A rejected step is tried again without.
+        momentum: coefficient in [0, 1), see :class:`hig.HIG`; a rejected step is tried again
+            without momentum.
         momentum_kind: "plain", or "projected" for the step of SPRING,
             :math:`\mu d_{k-1} + J^T (J J^T + \lambda)^{-1} (g - \mu J d_{k-1})`.
-        chunk: as in :class:`hig.HIG`.
-        process_group: as in :class:`hig.HIG`.
-        reduction: as in :class:`hig.HIG`.
-        cuda_graph: as in :class:`hig.HIG`.
 
     Raises:
+        TypeError: if an argument is of another type.
         ValueError: if an argument lies outside its range.
     """
 
@@ -102,8 +98,8 @@ class LevenbergMarquardt(JacobianOptimizer):
     def _check_state(self, state: dict[Any, Any]) -> None:
         if "damping" not in state:
             raise ValueError(
-                "the state holds no damping: it is that of another optimizer; load what "
-                "LevenbergMarquardt.state_dict() gave"
+                "the state holds no damping: it is that of another optimizer; load a "
+                "LevenbergMarquardt.state_dict()"
             )
         Damped(state["damping"]["value"], self.filter.rcond)  # raises where it is out of range
         super()._check_state(state)
@@ -118,19 +114,20 @@ class LevenbergMarquardt(JacobianOptimizer):
         clock: PhaseClock,
     ) -> StepReport:
         notes = []
-        # Rules that measure the step have found that so far is right; momentum goes further.
+        # No note for measured step rules (length already chosen), nor with momentum (not
+        # comparable with the reach of a damped step).
         judged = not (self._rule.measures or self._momentum.factor)
         for attempt in range(self.MOST_ATTEMPTS):
             trial = trial_of(self.filter)
             with clock.phase("update"):
                 ratio = self._rule.take(trial)
                 ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
-                # Nothing to gain: the loss is stationary in the outputs, and nothing is carried.
+                # Nothing to gain: the loss is stationary in the outputs, and momentum is zero.
                 if trial.slope == trial.curvature == 0:
                     break
                 if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
-                    notes.append(_too_far(trial))
-                rejected = ratio is None or not ratio > 1e-3  # NaN is no gain to be seen
+                    notes.append(_reach_note(trial))
+                rejected = ratio is None or not ratio > 1e-3  # NaN: the gain is below rounding
                 self._adapt(None if rejected else ratio)
                 if not rejected:
                     break
@@ -143,7 +140,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         return report
 
     def _adapt(self, ratio: float | None) -> None:
-        """Change the damping after a step with this gain ratio; None for one that is taken back."""
+        """Change the damping after a step with this gain ratio; None for a rejected step."""
         damping = self.filter.damping
         if ratio is None:
             damping *= 4
@@ -157,12 +154,12 @@ class LevenbergMarquardt(JacobianOptimizer):
 
 
 def _reach(trial: Trial) -> float:
-    """Length of a step, relative to that of the minimum of the quadratic model along it."""
+    """Return the length of a step relative to the minimum of the quadratic model along it."""
     return trial.step_size * trial.curvature / trial.slope
 
 
-def _too_far(trial: Trial) -> str:
-    # A whole number, as without damping for a sum of squares; and the same words in every step.
+def _reach_note(trial: Trial) -> str:
+    # Rounded up, so that the note of a sum of squares (2 without damping) is the same every step.
     times = math.ceil(min(_reach(trial), 1e9))
     return (
         f"lr is too large for the scale of this loss: the step goes up to {times} times as far as "

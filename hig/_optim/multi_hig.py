@@ -13,8 +13,8 @@ from hig._optim.multi_loss import SeparatePredictions, SharedPrediction
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Lanczos
 from hig._step.closure import explained
-from hig._step.objective import check_pair, expect_finite
-from hig._step.optimizer import JacobianOptimizer, StepContext
+from hig._step.objective import StepContext, check_pair, expect_finite
+from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import MultiStepReport
 from hig._step.step_rules import StepRule
@@ -39,40 +39,35 @@ class MultiHIG(JacobianOptimizer):
         C\big(J_1^{\kappa} g_1, \dots, J_m^{\kappa} g_m\big)
 
     C is a conflict-free operator, ConFIG by default (Liu, Chu, Thuerey, ICLR 2025, arXiv
-    2408.11104). There are two ways to give the losses:
+    2408.11104). There are two forms of the losses:
 
-    - *One prediction*, which all of them are computed from, such as the residuals of all conditions
-      as rows of one tensor: there is one joint Jacobian J, and with
-      :math:`J = U S V^T` each loss has the direction
-      :math:`d_i = V S^\kappa U^T g_i = M \nabla L_i` with one metric
-      :math:`M = V S^{\kappa - 1} V^T`. The operator works in that metric, so that what conflicts
-      with no direction raises no loss: a short ConFIG step lowers all of them.
-    - *A prediction each*: every loss has its own Jacobian :math:`J_i` and spectrum, and none is
-      measured against another. Metrics differ then, and a step that agrees with all directions may
-      still raise a loss; ``report.slopes`` tells.
+    - *One prediction* for all of them, such as the residuals of all conditions as rows of one
+      tensor: there is one joint Jacobian J, and with :math:`J = U S V^T` each loss has the
+      direction :math:`d_i = V S^\kappa U^T g_i = M \nabla L_i` with one metric
+      :math:`M = V S^{\kappa - 1} V^T`. The operator works in that metric, so that a step that
+      conflicts with no direction raises no loss: a short ConFIG step lowers all of them.
+    - *A prediction each*: every loss has its own Jacobian :math:`J_i` and spectrum. The metrics
+      differ then, and a step that agrees with all directions may still raise a loss;
+      ``report.slopes`` shows this.
+
+    All other arguments are those of :class:`hig.HIG`.
 
     Args:
-        params: parameters, named parameters or parameter groups.
-        lr: factor of the step.
-        rcond: singular values ``s <= rcond * s_max`` of each Jacobian are cut; in [0, 1), or "auto"
-            as in :class:`hig.HIG`.
-        kappa: exponent in [-1, 1].
+        rcond: singular values ``s <= rcond * s_max`` of each Jacobian are cut; in [0, 1), or
+            "auto".
         operator: maps the directions of all losses, (m, P) float64, to one (P,): an operator of
             :mod:`hig.conflictfree`, an aggregator of TorchJD, or a function. With one prediction it
-            is given coordinates (m, m) instead, which have the inner products of the metric.
-            Operators with a memory do not fit: directions are as long as this batch makes them.
-        engine: as in :class:`hig.HIG`.
-        method: as in :class:`hig.HIG`.
-        step_rule: as in :class:`hig.HIG`; "trust" and "line_search" look at the sum of the losses.
-        chunk: as in :class:`hig.HIG`.
-        process_group: None for a step of this process alone. "auto" refuses where several
-            processes of torch.distributed run, which would go apart.
+            receives coordinates (m, m) instead, which have the inner products of the metric.
+            Operators with a memory are refused: the length of directions changes with the batch.
+        step_rule: see :class:`hig.HIG`; "trust" and "line_search" use the sum of the losses.
+        process_group: None for a step of this process alone. "auto" is refused if several
+            processes of torch.distributed run, whose parameters would diverge.
 
     Attributes:
         report: the :class:`MultiStepReport` of the last step, None before the first.
 
     Raises:
-        TypeError: if the operator is none, or has a memory.
+        TypeError: if ``operator`` is not an operator, or has a memory.
         ValueError: if an argument lies outside its range.
 
     Example::
@@ -118,33 +113,33 @@ class MultiHIG(JacobianOptimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "operator": self.operator}
 
-    def _linearise(  # type: ignore[override]  # what stands for one linearisation
+    def _linearise(  # type: ignore[override]  # both have the interface of a Linearisation
         self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
     ) -> SharedPrediction | SeparatePredictions:
         if step.ranks is not None:
             raise ValueError(
                 f"MultiHIG steps in one process, and torch.distributed has {step.ranks.size}; pass "
-                "process_group=None to step in each process alone, or take HIG on the sum of the "
+                "process_group=None to step in each process alone, or use HIG on the sum of the "
                 "losses"
             )
         checks = Checks()
-        pairs = _checked(outcome, checks)
+        pairs = _check_pairs(outcome, checks)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
-            # First: what is wrong with one of the losses is reported with its number.
+            # Each loss first, so that an error names its number.
             gradients = [
                 _own_gradient(index, loss, prediction, checks)
                 for index, (loss, _) in enumerate(pairs)
             ]
             checks.settle()
-            whole = super()._linearise((self._loss(pairs), prediction), uses, step)
+            linearisation = super()._linearise((self._loss(pairs), prediction), uses, step)
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
-            return SharedPrediction(whole, losses, torch.stack(gradients), self.operator)
+            return SharedPrediction(linearisation, losses, torch.stack(gradients), self.operator)
         checks.settle()
         parts = []
         for index, pair in enumerate(pairs):
             try:
-                parts.append(super()._linearise(pair, _reached(uses, pair[1]), step))
+                parts.append(super()._linearise(pair, _uses_behind(uses, pair[1]), step))
             except (NonFiniteError, ValueError) as error:
                 raise type(error)(f"for loss {index} of {len(pairs)}: {error}") from error
         return SeparatePredictions(parts, self.operator, step.clock)
@@ -154,7 +149,7 @@ class MultiHIG(JacobianOptimizer):
 
 
 def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) -> Tensor:
-    """Gradient (n,) float64 of one of several losses in the outputs; zero where it has none."""
+    """Return the gradient (n,) float64 of one of several losses in the outputs, or zeros."""
     with explained():
         (gradient,) = torch.autograd.grad(
             loss, origin(prediction), retain_graph=True, allow_unused=True, materialize_grads=True
@@ -163,32 +158,32 @@ def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) 
     return gradient.detach().double().flatten()
 
 
-def _checked(outcome: Any, checks: Checks) -> Pairs:
-    """The (loss, prediction) pairs that the closure returned, after checking each."""
+def _check_pairs(outcome: Any, checks: Checks) -> Pairs:
+    """Return the (loss, prediction) pairs of the closure, after checking each."""
     pairs = list(outcome) if isinstance(outcome, tuple | list) else []
     wrong = [i for i, p in enumerate(pairs) if not isinstance(p, tuple | list) or len(p) != 2]
     if wrong or not pairs:
-        found = described(outcome)
+        shown = described(outcome)
         if wrong:
-            found += f" whose element {wrong[0]} is {described(pairs[wrong[0]])}"
+            shown += f" whose element {wrong[0]} is {described(pairs[wrong[0]])}"
         raise ValueError(
-            f"the closure must return a list of (loss, prediction) pairs, got {found}; beside each "
-            "loss give the tensor that it was computed from, for a single loss "
+            f"the closure must return a list of (loss, prediction) pairs, got {shown}; pair each "
+            "loss with the tensor that it was computed from, a single loss as "
             "[(loss, prediction)]"
         )
     checked: list[tuple[Tensor, Tensor]] = []
     before = None
-    for index, (given, prediction) in enumerate(pairs):
+    for index, (loss_like, prediction) in enumerate(pairs):
         names = f"loss {index}", f"prediction {index}"
         known = prediction is before
         standing = checked[-1][1] if known else plain(prediction, names[1])
-        loss, before = plain(given, names[0]), prediction
+        loss, before = plain(loss_like, names[0]), prediction
         check_pair(loss, standing, checks, names, known)
         checked.append((loss, standing))
     return checked
 
 
-def _reached(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:
-    """The layer calls that a prediction came from: others may have another batch axis."""
+def _uses_behind(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:
+    """Return the layer calls behind a prediction: others may have another batch axis."""
     nodes = nodes_behind(prediction)
     return [use for use in uses if use.edge.node in nodes]

@@ -1,4 +1,4 @@
-"""Directions of several losses as one: what a step for a single loss asks of its linearisation."""
+"""Linearisations of several losses, with the interface of that of a single loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,50 +22,51 @@ class SharedPrediction:
     """One decomposed Jacobian and the gradients of several losses in its outputs.
 
     Args:
-        whole: the Jacobian, linearised for the sum of the losses.
+        linearisation: the Jacobian, linearised for the sum of the losses.
         losses: (m,), without a graph.
-        gradients: of each loss in the outputs, (m, n) float64.
+        gradients: gradients of the losses in the outputs, (m, n) float64.
         operator: combines the directions.
     """
 
-    whole: Linearisation
+    linearisation: Linearisation
     losses: Tensor
     gradients: Tensor
     operator: Operator
-    cosines: Tensor = field(init=False)  # of the last step, as are
+    cosines: Tensor = field(init=False)  # both of the last step
     slopes: Tensor = field(init=False)
 
     def step(self, filter: SpectralFilter) -> tuple[list[Tensor], Tensor]:
-        """The combined direction per parameter, and the change of the outputs (n,)."""
-        found = [self.whole.step(filter, gradient) for gradient in self.gradients]
-        with self.whole.clock.phase("operator"):
-            changes = torch.stack([change for _, change in found])
-            gram = self.gradients @ changes.T  # of the directions, in the metric; symmetric
-            weights, self.cosines = _weights(0.5 * (gram + gram.T), self.operator)
+        """Return the combined direction per parameter, and the change of the outputs (n,)."""
+        steps = [self.linearisation.step(filter, gradient) for gradient in self.gradients]
+        with self.linearisation.clock.phase("operator"):
+            changes = torch.stack([change for _, change in steps])
+            # d_i · M⁻¹ d_j = g_i · J d_j: inner products in the metric without forming it.
+            gram = self.gradients @ changes.T
+            weights, self.cosines = _weights_and_cosines(0.5 * (gram + gram.T), self.operator)
             self.slopes = gram @ weights
             directions = [
                 sum(weight * part for weight, part in zip(weights, parts, strict=True))
-                for parts in zip(*(directions for directions, _ in found), strict=True)
+                for parts in zip(*(directions for directions, _ in steps), strict=True)
             ]
         return directions, weights @ changes
 
     def model(self, output_change: Tensor) -> tuple[float, float, float]:
-        """Loss, slope and curvature of the sum of the losses."""
-        return self.whole.model(output_change)
+        """Return loss, slope and curvature of the sum of the losses."""
+        return self.linearisation.model(output_change)
 
     @property
     def loss(self) -> Tensor:
-        """The sum of the losses, without a graph."""
-        return self.whole.loss
+        """Sum of the losses, without a graph."""
+        return self.linearisation.loss
 
     def spectra(self) -> list[GramSpectrum]:
         """See :meth:`hig._step.linearisation.Linearisation.spectra`."""
-        return self.whole.spectra()
+        return self.linearisation.spectra()
 
     def report(self, filter: SpectralFilter) -> MultiStepReport:
-        """The report of a step with this filter, as far as it is known now."""
-        parts = [self.whole.report(filter)]
-        seconds = self.whole.clock.seconds
+        """Return the report of a step with this filter, as far as it is known now."""
+        parts = [self.linearisation.report(filter)]
+        seconds = self.linearisation.clock.seconds
         return MultiStepReport(self.losses, parts, self.cosines, self.slopes, seconds)
 
 
@@ -76,28 +77,30 @@ class SeparatePredictions:
     Args:
         parts: the Jacobian of each loss.
         operator: combines the directions.
-        clock: takes the time of that.
+        clock: clock of the step.
     """
 
     parts: list[Linearisation]
     operator: Operator
     clock: PhaseClock
-    cosines: Tensor = field(init=False)  # of the last step, as are
+    cosines: Tensor = field(init=False)  # both of the last step
     slopes: Tensor = field(init=False)
 
     def step(self, filter: SpectralFilter) -> tuple[list[Tensor], list[Tensor]]:
-        """The combined direction per parameter, and the change of each prediction (n_i,)."""
-        found = [part.step(filter)[0] for part in self.parts]
+        """Return the combined direction per parameter, and the change of each prediction (n_i,)."""
+        directions_of = [part.step(filter)[0] for part in self.parts]
         with self.clock.phase("operator"):
-            matrix = torch.stack([torch.cat([d.flatten() for d in own]) for own in found])
+            matrix = torch.stack(
+                [torch.cat([d.flatten() for d in parts]) for parts in directions_of]
+            )
             combined, self.cosines = _combine(matrix, self.operator)
-        sizes = [direction.numel() for direction in found[0]]
-        pieces = zip(combined.split(sizes), found[0], strict=True)
+        sizes = [direction.numel() for direction in directions_of[0]]
+        pieces = zip(combined.split(sizes), directions_of[0], strict=True)
         directions = [piece.view_as(like) for piece, like in pieces]
         return directions, self._output_change(directions)
 
     def _output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """The change of each prediction (n_i,) along one direction per parameter."""
+        """Return the change of each prediction (n_i,) along one direction per parameter."""
         with self.clock.phase("operator"):
             changes = [part.output_change(directions) for part in self.parts]
             slopes = [
@@ -108,43 +111,44 @@ class SeparatePredictions:
         return changes
 
     def model(self, output_change: list[Tensor]) -> tuple[float, float, float]:
-        """Loss, slope and curvature of the sum of the losses."""
+        """Return loss, slope and curvature of the sum of the losses."""
         models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
         loss, slope, curvature = (sum(numbers) for numbers in zip(*models, strict=True))
         return loss, slope, curvature
 
     @property
     def loss(self) -> Tensor:
-        """The sum of the losses, without a graph."""
+        """Sum of the losses, without a graph."""
         return torch.stack([part.loss.reshape(()) for part in self.parts]).sum()
 
     def spectra(self) -> list[GramSpectrum]:
         """See :meth:`hig._step.linearisation.Linearisation.spectra`."""
-        return [late for part in self.parts for late in part.spectra()]
+        return [source for part in self.parts for source in part.spectra()]
 
     def report(self, filter: SpectralFilter) -> MultiStepReport:
-        """The report of a step with this filter, as far as it is known now."""
+        """Return the report of a step with this filter, as far as it is known now."""
         losses = torch.stack([part.loss.reshape(()) for part in self.parts])
         parts = [part.report(filter) for part in self.parts]
         return MultiStepReport(losses, parts, self.cosines, self.slopes, self.clock.seconds)
 
 
 def _combine(matrix: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
-    """Direction (P,) for a matrix (m, P), and its cosines (m,) with the rows."""
+    """Return the direction (P,) for a matrix (m, P), and its cosines (m,) with the rows."""
     combined = combine(operator, matrix).to(matrix)
     norms = matrix.norm(dim=1) * combined.norm()
     return combined, torch.where(norms > 0, (matrix @ combined) / norms, 0.0)
 
 
-def _weights(gram: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
-    """Weights (m,) of directions with given inner products (m, m), and cosines (m,).
+def _weights_and_cosines(gram: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:
+    """Return weights (m,) of directions with inner products (m, m), and cosines (m,).
 
-    The operator sees coordinates: rows with these inner products.
+    The operator receives coordinates: rows with these inner products. With gram = Q Λ Qᵀ they are
+    the rows of Q Λ^½; coordinates c of the result are those of the weights Q Λ^-½ c.
     """
     values, vectors = converging(eigenvectors, gram, [])
     lengths = values.clamp_min(0).sqrt()
     combined, cosines = _combine(vectors * lengths, operator)
-    # What no direction reaches, an operator cannot ask for; rounding can.
+    # Coordinates that no direction spans are zero up to rounding, which must not be amplified.
     reached = lengths > len(gram) * torch.finfo(gram.dtype).eps ** 0.5 * lengths.max()
     weights = torch.where(reached, combined / torch.where(reached, lengths, 1.0), 0.0)
     return vectors @ weights, cosines

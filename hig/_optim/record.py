@@ -1,7 +1,6 @@
-"""The spectral direction as ``.grad``, for any other optimiser."""
+"""Spectral direction as ``.grad``, for any other optimiser."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -15,7 +14,7 @@ from hig._spectral.lanczos import Lanczos
 from hig._step.closure import apart_from_autocast, explained
 from hig._step.distributed import digest_of_filter, whole_batch
 from hig._step.linearisation import Lineariser
-from hig._step.objective import objective_of, ranks_of
+from hig._step.objective import StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import check_real
 from hig._step.reports import StepReport
@@ -29,14 +28,14 @@ from hig.errors import described
 
 __all__ = ["record"]
 
-# Of the process: a recording lasts for one step, and those of a training are alike.
+# Shared by the process: a recording lasts for one step, and those of a training are alike.
 _SIZES = PassSizes()
 
 
 class record:
     """Record a forward computation, then put its spectral direction into ``.grad``.
 
-    Any optimiser, scheduler, gradient clipping or trainer takes it from there::
+    Any optimiser, scheduler, gradient clipping or trainer uses it from there::
 
         with hig.record(network.parameters()) as record:
             prediction = simulate(start, network(target))
@@ -46,22 +45,22 @@ class record:
 
     Args:
         parameters: the parameters of the joint Jacobian; those that require no gradient are
-            left alone.
+            ignored.
 
     Attributes:
         report: the :class:`~hig.StepReport` of the last ``backward``, None before.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
-        given = check_parameters(parameters, "parameters")
-        for parameter in given:
+        tensors = check_parameters(parameters, "parameters")
+        for parameter in tensors:
             if not isinstance(parameter, Tensor):
                 raise TypeError(
                     f"record takes real floating-point parameters, got {described(parameter)}; "
                     "pass network.parameters()"
                 )
             check_real(parameter)
-        unique = {id(parameter): parameter for parameter in given}
+        unique = {id(parameter): parameter for parameter in tensors}
         self._parameters = [p for p in unique.values() if p.requires_grad]
         if not self._parameters:
             raise ValueError(
@@ -72,14 +71,14 @@ class record:
         self.report: StepReport | None = None
 
     def __enter__(self) -> Self:
-        """Start to record."""
+        """Start recording."""
         self._capture.uses.clear()
         self._spectra = []
         self._capture.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """Stop to record; the graph is still needed for ``backward``."""
+        """Stop recording; the graph is still needed for ``backward``."""
         self._capture.__exit__(*exception)
 
     @on_fitting_threads
@@ -96,20 +95,18 @@ class record:
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
 
+        All other arguments are those of :class:`hig.HIG`.
+
         Args:
             loss: scalar; depends on the parameters through ``prediction`` alone.
             prediction: (batch, ...).
-            filter: ``hig.HalfInverse(...)`` or ``hig.Damped(...)``.
-            engine: as in :class:`hig.HIG`.
-            method: as in :class:`hig.HIG`.
-            chunk: as in :class:`hig.HIG`.
-            process_group: as in :class:`hig.HIG`; all processes get the same ``.grad``.
-            reduction: as in :class:`hig.HIG`.
+            filter: ``hig.HalfInverse(...)``, ``hig.Damped(...)`` or a custom filter.
+            process_group: see :class:`hig.HIG`; all processes have the same ``.grad``.
 
         Raises:
-            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is untouched.
-            SampleDependenceError: engine "layerwise" where samples influence one another.
-            TypeError: the filter is none.
+            NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is unchanged.
+            SampleDependenceError: engine "layerwise", and samples influence one another.
+            TypeError: ``filter`` is not a spectral filter.
             ValueError: see :meth:`hig.HIG.step`.
         """
         check_filter(filter)
@@ -117,24 +114,20 @@ class record:
             engine=engine, method=method, chunk=chunk, process_group=process_group,
             reduction=reduction,
         )  # fmt: skip
-        ranks, lineariser = (
-            ranks_of(process_group),
-            Lineariser(engine, method, options.chunk, _SIZES),
-        )
+        ranks, count = ranks_of(process_group), len(self._parameters)
+        step = StepContext(self._parameters, [1.0] * count, [None] * count, ranks, PhaseClock())
+        lineariser = Lineariser(engine, method, options.chunk, _SIZES)
         self._spectra = []
         loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
-        with nullcontext() if ranks is None else ranks.agreement():
-            objective = objective_of(
-                loss, prediction, self._capture.uses, self._parameters,
-                [None] * len(self._parameters), curvature=False,
-            )  # fmt: skip
-            if ranks is not None:  # before what they compute together
+        with step.agreement():
+            objective = objective_of(loss, prediction, self._capture.uses, step, curvature=False)
+            if ranks is not None:  # before the first collective
                 objective.checks.settle()
         if ranks is not None:
             objective = whole_batch(objective, ranks, reduction, digest_of_filter(filter))
         _, without_autocast = apart_from_autocast(lambda: None, loss.device)
         with explained(), without_autocast:
-            linearisation = lineariser.linearise(objective, filter, PhaseClock())
+            linearisation = lineariser.linearise(objective, filter, step.clock)
             with torch.no_grad():
                 directions, _ = linearisation.step(filter)
         with torch.no_grad():
@@ -144,7 +137,7 @@ class record:
                     parameter.grad = direction
                 elif before.layout == torch.strided:
                     before += direction
-                else:  # that of an embedding, for one
+                else:  # a sparse gradient, for example of an embedding
                     parameter.grad = before.to_dense() + direction
         self.report = linearisation.report(filter)
         self._spectra = linearisation.spectra()

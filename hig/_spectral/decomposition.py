@@ -1,11 +1,11 @@
-r"""Decompositions of a joint Jacobian, and the spectral step that each of them gives.
+r"""Decompositions of a joint Jacobian, and the spectral step by each of them.
 
 Four routes to :math:`d = V \varphi(S) U^T g`:
 
 - ``row_gram``: eigenvectors of :math:`J J^T` (n, n); :math:`d = J^T U \varphi(S) S^{-1} U^T g`.
 - ``column_gram``: eigenvectors of :math:`J^T J` (P, P); :math:`d = V \varphi(S) S^{-1} V^T J^T g`.
 - ``svd``: singular vectors of J itself, the only route that resolves singular values below
-  about 1e-7 of the largest, at the price of forming J in float64.
+  about 1e-7 of the largest; J is formed in float64.
 - ``lanczos``: from products with J alone, see :mod:`hig._spectral.lanczos`.
 
 A damped filter without truncation needs no singular values: on the first two routes
@@ -30,17 +30,17 @@ from hig.arguments import METHODS, check_choice
 
 __all__ = [
     "Decomposition",
+    "DeferredSpectrum",
     "GramSpectrum",
-    "LateSpectrum",
     "check_method",
     "choose_route",
     "decompose",
     "gram_floor",
 ]
 
-# A float64 Jacobian up to this size is decomposed itself where its Gram matrix is too coarse.
+# Largest float64 Jacobian that is decomposed itself if its Gram matrix is too coarse.
 SVD_BYTES = 512 * 2**20
-# Above this relative cut-off a float64 Gram matrix gives the step to about 1e-9.
+# Above this relative cut-off a float64 Gram matrix determines the step to about 1e-9.
 GRAM_EXACT_RCOND = 1e-3
 
 
@@ -49,9 +49,9 @@ class Decomposition(Protocol):
 
     Attributes:
         singular_values: (min(n, P),) float64, descending; may be computed when asked for.
-        floor: relative size below which a singular value cannot be told from zero.
+        floor: relative size below which a singular value is indistinguishable from zero.
         route: "row_gram", "column_gram", "svd" or "lanczos".
-        notes: what had to be done differently, in words.
+        notes: deviations, for the report.
     """
 
     floor: float
@@ -64,20 +64,20 @@ class Decomposition(Protocol):
         ...
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The direction d (P,) and the change of the outputs it causes, J d (n,), in float64."""
+        """Return the direction d (P,) and the change of the outputs J d (n,), in float64."""
         ...
 
     def spectrum(self) -> Callable[[], Tensor]:
-        """What gives the singular values, now or later, and holds on to nothing large."""
+        """Return a function of the singular values, callable later, that holds no large tensor."""
         ...
 
 
 class GramSpectrum:
-    """Singular values that cost more than the step, computed when they are first asked for.
+    """Singular values that cost more than the step, computed on first access.
 
     Args:
-        matrix: J Jᵀ or Jᵀ J, float64. It is large: whoever takes the step holds this object until
-            the next one, and its report a :class:`LateSpectrum`.
+        matrix: J Jᵀ or Jᵀ J, float64. It is large: the optimiser holds this object until its next
+            step, and the report a :class:`DeferredSpectrum`.
     """
 
     def __init__(self, matrix: Tensor):
@@ -90,11 +90,11 @@ class GramSpectrum:
         return values.clamp_min(0).sqrt().flip(0)
 
 
-class LateSpectrum:
-    """Asks for singular values that someone else can compute, for as long as it can.
+class DeferredSpectrum:
+    """Function that returns the singular values while their source exists.
 
     Args:
-        source: can compute them; weakly held.
+        source: computes them; weakly held.
     """
 
     def __init__(self, source: GramSpectrum):
@@ -102,29 +102,29 @@ class LateSpectrum:
 
     @property
     def source(self) -> GramSpectrum | None:
-        """What can compute them, while it is there."""
+        """Source of the singular values; None once it is gone."""
         return None if self._source is None else self._source()
 
     def __call__(self) -> Tensor:
-        """The singular values.
+        """Return the singular values.
 
         Raises:
-            ValueError: it is too late.
+            ValueError: their source is gone.
         """
         if (source := self.source) is None:
             raise ValueError(
-                "the singular values of a damped step are computed when they are first asked for, "
-                "from a matrix that is held until the next step begins, and this report is older, "
-                "a copy from a file, or of an optimizer that is gone; read report.singular_values "
-                "right after the step"
+                "the singular values of a damped step are computed on first access, from a matrix "
+                "that is held until the next step begins, and this report is older, a copy from a "
+                "file, or of an optimizer that is gone; read report.singular_values right after "
+                "the step"
             )
         return source.values
 
-    def __deepcopy__(self, memory: dict[int, object]) -> "LateSpectrum":
+    def __deepcopy__(self, memory: dict[int, object]) -> "DeferredSpectrum":
         return self
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing: the matrix does not go into files."""
+        """Return no source: the matrix is not written to files."""
         return {"_source": None}
 
 
@@ -192,23 +192,23 @@ class _Singular:
 
 
 class _CholeskyDamped:
-    """J Jᵀ or Jᵀ J, factored anew for every damping; eigenvectors where that is too small."""
+    """J Jᵀ or Jᵀ J, factored for every damping; eigenvectors if the damping is too small."""
 
     def __init__(self, jacobian: Products, matrix: Tensor, route: str):
         self.jacobian, self.route = jacobian, route
         self.notes: list[str] = []
         self.floor = 0.0
-        self._matrix, self.late = matrix, GramSpectrum(matrix)
+        self._matrix, self.deferred = matrix, GramSpectrum(matrix)
         self._largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
 
     @property
     def singular_values(self) -> Tensor:
-        """Descending; costs more than the step, and is computed when first asked for."""
-        return self.late.values
+        """Descending; they cost more than the step, and are computed on first access."""
+        return self.deferred.values
 
-    def spectrum(self) -> LateSpectrum:
-        """See :class:`Decomposition`; works for as long as ``late`` is held."""
-        return LateSpectrum(self.late)
+    def spectrum(self) -> DeferredSpectrum:
+        """See :class:`Decomposition`; works for as long as ``deferred`` is held."""
+        return DeferredSpectrum(self.deferred)
 
     @cached_property
     def _exact(self) -> "Decomposition":
@@ -230,7 +230,7 @@ class _CholeskyDamped:
         return self.jacobian.vjp(solution), self._matrix @ solution
 
     def _factor(self, damping: float) -> Tensor | None:
-        """Cholesky factor of the shifted matrix, unless rounding is as large as the shift."""
+        """Return the Cholesky factor of the shifted matrix; None if rounding hides the shift."""
         if bool(damping <= gram_floor(len(self._matrix)) ** 2 * self._largest):
             return None
         shifted = self._matrix.clone()
@@ -240,13 +240,13 @@ class _CholeskyDamped:
 
 
 def check_method(method: str | Lanczos) -> None:
-    """Raise ValueError unless it is a known method of decomposition."""
+    """Raise a `ValueError` unless a value is a known method of decomposition."""
     if not isinstance(method, Lanczos):
         check_choice(method, "method", METHODS, " or a hig.Lanczos")
 
 
 def gram_floor(size: int) -> float:
-    """Relative accuracy of singular values from a float64 Gram matrix of the given size.
+    """Return the relative accuracy of singular values from a float64 Gram matrix of some size.
 
     The error of its eigenvalues is a few sqrt(size) roundings of the largest one; a singular
     value is the square root of an eigenvalue.
@@ -263,16 +263,16 @@ def choose_route(
         shape: (n, P) of the Jacobian.
         dtype: precision in which the Jacobian was computed.
         filter: the filter that will be applied.
-        method: "auto", "gram", "svd", "lanczos" or settings of the last.
+        method: "auto", "gram", "svd", "lanczos" or a :class:`Lanczos`.
 
     Raises:
-        ValueError: "lanczos" for a filter that looks at all singular values.
+        ValueError: "lanczos" for a filter that needs all singular values.
     """
     if method == "lanczos" or isinstance(method, Lanczos):
         if getattr(filter, "auto", False):
             raise ValueError(
-                "rcond='auto' looks at all singular values, and method='lanczos' finds some of "
-                "them; give a number, or take method='gram'"
+                "rcond='auto' needs all singular values, and method='lanczos' finds some of them; "
+                "give a number, or use method='gram'"
             )
         return "lanczos"
     n, columns = shape
@@ -288,13 +288,13 @@ def choose_route(
 def decompose(
     jacobian: Products, matrix: Tensor, route: str, filter: SpectralFilter
 ) -> Decomposition:
-    """Decompose a joint Jacobian, as far as a kind of filter needs it.
+    """Decompose a joint Jacobian, as far as a filter needs it.
 
     Args:
         jacobian: J, (n, P).
-        matrix: what the route decomposes: J Jᵀ, Jᵀ J or J itself; float64 and finite.
+        matrix: the matrix of the route: J Jᵀ, Jᵀ J or J itself; float64 and finite.
         route: "row_gram", "column_gram" or "svd".
-        filter: the filter that will be applied; others of its kind and ``rcond`` may be too.
+        filter: the filter that will be applied, or another of its class and ``rcond``.
 
     Raises:
         DecompositionError: if no fallback converges.
@@ -316,5 +316,5 @@ def _by_eigenvectors(jacobian: Products, matrix: Tensor, route: str) -> Decompos
     except torch.linalg.LinAlgError as error:
         values, vectors = repeated_on_cpu(eigenvectors, matrix, notes, error)
     ascending = values.clamp_min(0).sqrt()
-    kind = _Rows if route == "row_gram" else _Columns
-    return kind(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)
+    route_class = _Rows if route == "row_gram" else _Columns
+    return route_class(jacobian, vectors, ascending, gram_floor(len(matrix)), notes)

@@ -1,4 +1,4 @@
-r"""Spectral filters: which function of the singular values a step applies to the Jacobian.
+r"""Spectral filters: functions of the singular values that a step applies to the Jacobian.
 
 With the thin decomposition :math:`J = U S V^T` every step of the family reads
 :math:`d = V \varphi(S) U^T g`; the filter is :math:`\varphi` together with the truncation
@@ -21,7 +21,7 @@ ROUNDINGS = 256
 
 
 class SpectralFilter(Protocol):
-    r"""What a decomposition needs to know of a filter.
+    r"""Interface of a spectral filter.
 
     Attributes:
         rcond: relative cut-off in [0, 1); singular values ``s <= rcond * s_max`` contribute zero.
@@ -42,22 +42,22 @@ class SpectralFilter(Protocol):
 
 @dataclass(frozen=True)
 class HalfInverse:
-    r"""The power filter :math:`\varphi(s) = s^\kappa` with truncation.
+    r"""Power filter :math:`\varphi(s) = s^\kappa` with truncation.
 
     ``kappa = 1`` is gradient descent, ``-1/2`` the half-inverse gradient, ``-1`` Gauss-Newton
     (Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131).
 
     Args:
         kappa: exponent in [-1, 1].
-        rcond: relative cut-off in [0, 1); strict, ``s > rcond * s_max`` is kept. "auto" cuts what
-            rounding may have made, see :func:`noise_level`; ``rcond`` is then 0 until singular
-            values are known.
+        rcond: relative cut-off in [0, 1); strict, ``s > rcond * s_max`` is kept. "auto" cuts
+            values that may be rounding alone, see :func:`noise_level`; ``rcond`` is then 0 until
+            the singular values are known.
 
     Attributes:
         auto: whether the cut-off still waits for singular values.
 
     Raises:
-        TypeError: if ``kappa`` or ``rcond`` is no number.
+        TypeError: if ``kappa`` or ``rcond`` is not a number.
         ValueError: if it lies outside its range.
     """
 
@@ -65,7 +65,7 @@ class HalfInverse:
     rcond: float = 1e-6
     auto: bool = field(default=False, init=False)
 
-    if TYPE_CHECKING:  # "auto" is taken, a number is kept
+    if TYPE_CHECKING:  # "auto" is accepted, a number is stored
 
         def __init__(self, kappa: float = -0.5, rcond: float | Literal["auto"] = 1e-6): ...
 
@@ -79,7 +79,7 @@ class HalfInverse:
 
     @property
     def needs_small_values(self) -> bool:
-        """Whether small singular values are amplified, so that they must be accurate."""
+        """Return whether small singular values are amplified, so that they must be accurate."""
         return self.kappa < 1
 
     def gain(self, singular_values: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class HalfInverse:
         return singular_values.pow(self.kappa - 1)
 
     def resolved(self, singular_values: Tensor, dtype: torch.dtype) -> "HalfInverse":
-        """The same filter with a number for ``rcond``.
+        """Return the same filter with a number for ``rcond``.
 
         Args:
             singular_values: all of them, (min(n, P),).
@@ -101,14 +101,14 @@ class HalfInverse:
 
 @dataclass(frozen=True)
 class Damped:
-    r"""The Levenberg-Marquardt filter :math:`\varphi(s) = s / (s^2 + \lambda)`.
+    r"""Levenberg-Marquardt filter :math:`\varphi(s) = s / (s^2 + \lambda)`.
 
     Args:
         damping: :math:`\lambda > 0`, in units of the squared singular values.
         rcond: relative cut-off in [0, 1), as in :class:`HalfInverse`.
 
     Raises:
-        TypeError: if ``damping`` or ``rcond`` is no number.
+        TypeError: if ``damping`` or ``rcond`` is not a number.
         ValueError: if ``damping`` is not positive and finite, or ``rcond`` outside its range.
     """
 
@@ -122,7 +122,7 @@ class Damped:
 
     @property
     def needs_small_values(self) -> bool:
-        """Always False: the response levels off below ``sqrt(damping)``."""
+        """Return False: the response levels off below ``sqrt(damping)``."""
         return False
 
     def gain(self, singular_values: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Damped:
 
 
 def check_filter(filter: SpectralFilter) -> None:
-    """Raise a `TypeError` unless something has what a decomposition needs to know of a filter."""
+    """Raise a `TypeError` unless a value has the attributes of a :class:`SpectralFilter`."""
     names = ("rcond", "needs_small_values", "gain")
     if isinstance(filter, type) or not all(hasattr(filter, name) for name in names):
         raise TypeError(
@@ -141,9 +141,9 @@ def check_filter(filter: SpectralFilter) -> None:
 
 
 def noise_level(singular_values: Tensor, dtype: torch.dtype) -> Tensor:
-    r"""The size up to which singular values may be rounding alone: a scalar.
+    r"""Return the size up to which singular values may be rounding alone: a scalar.
 
-    Entries of J with independent relative errors :math:`c \epsilon` make an error matrix whose
+    Entries of J with independent relative errors :math:`c \epsilon` form an error matrix whose
     largest singular value is about :math:`c \epsilon \|J\|_F (1/\sqrt{n} + 1/\sqrt{P})`, which
     is at most :math:`2 c \epsilon` times the root mean square of the singular values. Rounding adds
     up over the operations of a simulation: :math:`c` was 1 to 200 on the published problems.
@@ -156,30 +156,30 @@ def noise_level(singular_values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_rcond(rcond: float, others: str = "") -> None:
-    """Raise unless ``0 <= rcond < 1``; ``others`` tells what else may be given."""
+    """Raise unless ``0 <= rcond < 1``; ``others``: further accepted values, for the message."""
     remedy = "1e-6 suits float32 Jacobians of neural networks"
     check_number(rcond, "rcond", FRACTION, remedy + others)
 
 
 def filter_gains(filter: SpectralFilter, singular_values: Tensor, floor: float) -> Tensor:
-    r"""Truncated gains :math:`\varphi(s_i) / s_i`, zero where ``s_i`` is cut.
+    r"""Return truncated gains :math:`\varphi(s_i) / s_i`, zero for an ``s_i`` that is cut.
 
     Args:
         filter: the filter.
         singular_values: (k,), non-negative, any order.
-        floor: relative accuracy of the singular values; nothing below it can be told from zero,
-            so the cut-off is ``max(rcond, floor)``.
+        floor: relative accuracy of the singular values; smaller ones are indistinguishable from
+            zero, so the cut-off is ``max(rcond, floor)``.
 
     Returns:
-        (k,) gains, same dtype. All zero where all singular values are zero.
+        (k,) gains, same dtype. All zero if all singular values are zero.
     """
-    # Strict: with rcond = 0, or with all singular values zero, a zero must be cut and not be
-    # raised to a negative power.
+    # Strict: with rcond = 0, or with all singular values zero, a zero must be cut, not raised to
+    # a negative power.
     keep = singular_values > cutoff(filter, singular_values, floor)
     safe = torch.where(keep, singular_values, torch.ones_like(singular_values))
     return torch.where(keep, filter.gain(safe), torch.zeros_like(singular_values))
 
 
 def cutoff(filter: SpectralFilter, singular_values: Tensor, floor: float) -> Tensor:
-    """The absolute cut-off: a scalar tensor ``max(rcond, floor) * s_max``."""
+    """Return the absolute cut-off: a scalar tensor ``max(rcond, floor) * s_max``."""
     return max(filter.rcond, floor) * singular_values.max()

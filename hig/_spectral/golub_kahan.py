@@ -1,4 +1,4 @@
-r"""Golub-Kahan bidiagonalisation: a Jacobian seen through its products with vectors alone.
+r"""Golub-Kahan bidiagonalisation of a Jacobian, from its products with vectors alone.
 
 From a first vector :math:`u_1` the products grow orthonormal bases with
 :math:`J V_k = U_{k+1} B_k` and :math:`J^T U_k = V_k B_{1:k}^T`, B lower bidiagonal. In exact
@@ -14,12 +14,12 @@ from torch import Tensor
 __all__ = ["Bidiagonalisation", "Products"]
 
 
-# Of the length of a vector that is orthogonal enough after one pass.
+# Share of its length that a vector keeps in one pass if that pass was enough.
 ENOUGH = 0.7
 
 
 class Products(Protocol):
-    """What is asked of a Jacobian (n, P)."""
+    """Products with a Jacobian (n, P): all that a decomposition needs of it."""
 
     shape: tuple[int, int]
 
@@ -35,22 +35,22 @@ class Products(Protocol):
 class Bidiagonalisation:
     """Bases that grow step by step, each step one product with J and one with its transpose.
 
-    All vectors are made orthogonal to all earlier ones: without it singular values that are found
-    would be found again and again. Where that takes away most of a vector it is done once more,
-    which is enough (Daniel et al., Math. Comp. 1976).
+    All vectors are orthogonalised against all earlier ones: otherwise converged singular values
+    would appear again and again. If that removes most of a vector it is done twice, which is enough
+    (Daniel et al., Math. Comp. 1976).
 
     Args:
         jacobian: J.
         start: (n,) float64, not zero.
-        dtype: in which the bases are kept. In float32 they need half the memory, and are as exact
-            as a Jacobian that was itself computed in float32.
+        dtype: dtype of the bases. In float32 they need half the memory, and are as exact as a
+            Jacobian that was itself computed in float32.
 
     Attributes:
         steps: k, so far.
         left: (k + 1, n), rows orthonormal, the first along ``start``.
         right: (k, P), rows orthonormal.
-        adjoint_error: relative difference of uᵀ (J v) and (Jᵀ u)ᵀ v in the first step; rounding, or
-            else the two products do not belong together. None before.
+        adjoint_error: relative difference of uᵀ (J v) and (Jᵀ u)ᵀ v in the first step; rounding,
+            unless the two products are not adjoint. None before.
     """
 
     def __init__(self, jacobian: Products, start: Tensor, dtype: torch.dtype):
@@ -76,8 +76,8 @@ class Bidiagonalisation:
 
     def extend(self, steps: int) -> None:
         """Grow the bases to so many steps."""
-        self._left = _grown(self._left, steps + 1)
-        self._right = _grown(self._right, steps)
+        self._left = _enlarge(self._left, steps + 1)
+        self._right = _enlarge(self._right, steps)
         while self.steps < steps:
             self._step(self.steps)
             self.steps += 1
@@ -85,7 +85,7 @@ class Bidiagonalisation:
     def _step(self, k: int) -> None:
         last = self._left[k].double()
         transposed = self._jacobian.vjp(last)
-        if k:  # what two neighbours share is known, and most of what has to go
+        if k:  # the overlap with the last vector is known, and most of what is to be removed
             transposed -= self._below[-1] * self._right[k - 1]
         self._diagonal.append(_append(self._right, k, transposed))
         newest = self._right[k].double()
@@ -105,7 +105,7 @@ class Bidiagonalisation:
         return matrix
 
 
-def _grown(basis: Tensor, size: int) -> Tensor:
+def _enlarge(basis: Tensor, size: int) -> Tensor:
     if size <= len(basis):
         return basis
     larger = basis.new_empty((size, basis.shape[1]))
@@ -114,15 +114,15 @@ def _grown(basis: Tensor, size: int) -> Tensor:
 
 
 def _append(basis: Tensor, count: int, vector: Tensor) -> Tensor:
-    """Make a vector orthogonal to ``count`` rows and normal, as the next row; returns its length.
+    """Append a vector as the next row, orthogonalised and normalised; return its norm.
 
-    A vector within the span of the rows leaves rounding alone, whose length is next to nothing and
-    whose direction does not matter; an exact zero stays one.
+    A vector within the span of the rows leaves rounding alone, of a norm near zero and a direction
+    that does not matter; an exact zero stays zero.
     """
-    found, vector = basis[:count], vector.to(basis.dtype)
+    rows, vector = basis[:count], vector.to(basis.dtype)
     length = vector.double().norm()
     for _ in range(2):
-        before, vector = length, vector - found.T @ (found @ vector)
+        before, vector = length, vector - rows.T @ (rows @ vector)
         length = vector.double().norm()
         if bool(length > ENOUGH * before):
             break

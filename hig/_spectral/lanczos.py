@@ -1,10 +1,10 @@
-r"""The spectral step from products with the Jacobian: no Gram matrix, no decomposition of its size.
+r"""Spectral step from products with the Jacobian: no Gram matrix, no decomposition of its size.
 
 After k steps of bidiagonalisation that start at g, with :math:`B = Q S P^T`, the step
 :math:`V \varphi(S) U^T g` is approximated by :math:`|g|\, V_k P \varphi(S) Q^T e_1`. It becomes
-exact as soon as all singular values that the filter keeps are found: after little more steps than
-there are such values, whatever the size of the Jacobian. Before that the small ones are missing, as
-if the cut-off were higher.
+exact as soon as all singular values that the filter keeps have converged: after little more steps
+than there are such values, whatever the size of the Jacobian. Before that the small ones are
+missing, as if the cut-off were higher.
 """
 
 import math
@@ -33,11 +33,11 @@ class Lanczos:
 
     Args:
         tolerance: estimated relative error of the direction at which to stop, in (0, 1).
-        steps: most products with the Jacobian and its transpose, each, for one direction. As many
-            vectors of n and of P numbers are held.
+        steps: largest number of products with the Jacobian, and with its transpose, for one
+            direction. As many vectors of n and of P numbers are held.
 
     Raises:
-        TypeError: if an argument is no number.
+        TypeError: if an argument is not a number.
         ValueError: if it lies outside its range.
     """
 
@@ -49,44 +49,44 @@ class Lanczos:
         check_count(self.steps, "steps", "try 300")
 
 
-# The bases grow by a quarter from one look at the direction to the next.
+# Steps before the direction is first evaluated, and the growth of the bases until the next time.
 FIRST_LOOK, GROWTH = 8, 1.25
-# Changes from look to look that shrink no faster than this are taken as no convergence.
+# Ratio of successive changes of the direction above which there is no convergence.
 SLOWEST = 0.95
 
 
 class Krylov:
-    """A :class:`~hig._spectral.decomposition.Decomposition` by bidiagonalisation of the gradient.
+    """Decomposition by bidiagonalisation that starts at the gradient of the loss.
 
     Args:
         jacobian: J.
         dtype: precision in which J was computed.
-        settings: when to stop.
+        settings: tolerance and number of steps.
 
     Attributes:
         error_estimate: estimated relative error of a direction, at most 1; the largest so far.
     """
 
     route = "lanczos"
-    _bases: Bidiagonalisation  # from the first gradient on, as are
-    _found: Tensor  # the singular values
+    _bases: Bidiagonalisation  # set by the first step, as are
+    _values: Tensor  # the converged singular values
 
     def __init__(self, jacobian: Products, dtype: torch.dtype, settings: Lanczos):
         self.notes: list[str] = []
         self.error_estimate = 0.0
-        # The rounding of J and of the bases; singular values below cannot be told from zero.
+        # The rounding of J and of the bases: smaller singular values are indistinguishable from 0.
         self.floor = 2 * torch.finfo(dtype).eps
         self._jacobian, self._dtype, self._settings = jacobian, dtype, settings
         self._start: Tensor | None = None
 
     @property
     def singular_values(self) -> Tensor:
-        """(k,) float64, descending: those found, from above the more exact."""
-        return self._found
+        """(k,) float64, descending: those of the bidiagonal matrix, the largest most exact."""
+        return self._values
 
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`hig._spectral.decomposition.Decomposition`."""
-        return partial(torch.clone, self._found)
+        return partial(torch.clone, self._values)
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`hig._spectral.decomposition.Decomposition`.
@@ -97,53 +97,51 @@ class Krylov:
         """
         length = loss_gradient.norm()
         if not bool(length > 0):
-            self._found = loss_gradient.new_zeros(1)
+            self._values = loss_gradient.new_zeros(1)
             return loss_gradient.new_zeros(self._jacobian.shape[1]), loss_gradient
         if self._start is None or not torch.equal(self._start, loss_gradient):
-            # Another damping for the same gradient goes on with the bases there are.
+            # Another damping for the same gradient reuses the bases.
             self._start = loss_gradient.clone()
             self._bases = Bidiagonalisation(self._jacobian, loss_gradient, self._dtype)
-        coefficients = length * self._converged(filter)
+        coefficients = length * self._iterate(filter)
         size = len(coefficients)
         change = self._bases.matrix()[: size + 1, :size] @ coefficients
         direction = self._bases.right[:size].T @ coefficients.to(self._dtype)
         output_change = self._bases.left[: size + 1].T @ change.to(self._dtype)
         return direction.double(), output_change.double()
 
-    def _converged(self, filter: SpectralFilter) -> Tensor:
-        """Coefficients (k,) of the direction in the right basis, for a gradient of length 1."""
+    def _iterate(self, filter: SpectralFilter) -> Tensor:
+        """Return coefficients (k,) of the direction in the right basis, for a unit gradient."""
         most = min(self._settings.steps, *self._jacobian.shape)
         size, changes = min(FIRST_LOOK, most), []
         self._bases.extend(size)
         self._require_sound_products()
-        found = self._coefficients(filter, size)
+        coefficients = self._coefficients(filter, size)
         error = 1.0
-        while size < most and (
-            error > self._settings.tolerance or self._has_not_seen_the_cut(filter)
-        ):
+        while size < most and (error > self._settings.tolerance or self._cut_is_unresolved(filter)):
             size = min(most, math.ceil(GROWTH * size))
             self._bases.extend(size)
-            earlier, found = found, self._coefficients(filter, size)
-            changes.append(_relative_change(earlier, found))
+            earlier, coefficients = coefficients, self._coefficients(filter, size)
+            changes.append(_relative_change(earlier, coefficients))
             error = _estimate(changes)
         if size < min(self._jacobian.shape):
             self.error_estimate = max(self.error_estimate, error)
         if size == self._settings.steps and error > self._settings.tolerance:
             self.notes[:] = [f"stopped after {size} steps, at an error of about {error:.0e}"]
-        return found
+        return coefficients
 
-    def _has_not_seen_the_cut(self, filter: SpectralFilter) -> bool:
-        """Whether values that are cut may still hide among those not found yet.
+    def _cut_is_unresolved(self, filter: SpectralFilter) -> bool:
+        """Return whether singular values below the cut-off may still be unresolved.
 
-        Where small values are amplified their absence shows in the changes of the direction. Where
-        they are not, the whole gradient is found at once and nothing changes until one is cut.
+        If small values are amplified, their absence shows in the changes of the direction. If not,
+        the whole gradient is found at once and nothing changes until one is cut.
         """
         if filter.needs_small_values or not filter.rcond:
             return False
-        return bool(self._found.min() > cutoff(filter, self._found, self.floor))
+        return bool(self._values.min() > cutoff(filter, self._values, self.floor))
 
     def _coefficients(self, filter: SpectralFilter, size: int) -> Tensor:
-        """The direction from the first ``size`` steps, for a gradient of length 1."""
+        """Return the coefficients (size,) from the first ``size`` steps, for a unit gradient."""
         matrix = self._bases.matrix()[: size + 1, :size]
         if not bool(torch.isfinite(matrix).all()):
             raise NonFiniteError(
@@ -151,7 +149,7 @@ class Krylov:
                 "simulator's derivative: method='gram' names the samples"
             )
         left, values, right = converging(thin_svd, matrix, [])
-        self._found = values
+        self._values = values
         return right.T @ (values * filter_gains(filter, values, self.floor) * left[0])
 
     def _require_sound_products(self) -> None:
@@ -159,23 +157,26 @@ class Krylov:
         error = float(self._bases.adjoint_error)
         if error > 10 * torch.finfo(self._dtype).eps ** 0.5:
             raise ValueError(
-                "products with the Jacobian and with its transpose do not belong together: "
-                f"relative difference {error:.1e}; a function of the simulator has a wrong "
-                "derivative of its derivative. Use method='gram', which does not need it"
+                "products with the Jacobian and with its transpose are not adjoint: relative "
+                f"difference {error:.1e}; a function of the simulator has a wrong second "
+                "derivative; use method='gram', which does not need it"
             )
 
 
-def _relative_change(earlier: Tensor, found: Tensor) -> float:
-    """How far a longer vector of coefficients is from an earlier one."""
-    difference = found.clone()
+def _relative_change(earlier: Tensor, coefficients: Tensor) -> float:
+    """Return the relative change from an earlier to a longer vector of coefficients."""
+    difference = coefficients.clone()
     difference[: len(earlier)] -= earlier
-    return float(difference.norm() / found.norm().clamp_min(torch.finfo(found.dtype).tiny))
+    return float(
+        difference.norm() / coefficients.norm().clamp_min(torch.finfo(coefficients.dtype).tiny)
+    )
 
 
 def _estimate(changes: Sequence[float]) -> float:
-    """The relative error that is left, as if the changes went on to shrink as they did last.
+    """Return an estimate of the relative error: the remaining changes as a geometric series.
 
-    The slower of the last two counts: they do not shrink evenly. Never less than the last change.
+    Its ratio is the slower of the last two: changes do not shrink evenly. Never less than the last
+    change.
     """
     if len(changes) < 3:
         return 1.0

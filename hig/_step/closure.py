@@ -1,4 +1,4 @@
-"""Calling a closure, and the mistakes that closures made for other optimisers make."""
+"""Closures: call, checks, and explanations of mistakes in closures of other optimisers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,7 +32,7 @@ _TRAINER = (
 
 
 def check_closure(closure: Closure | None) -> Closure:
-    """Return a closure; raise a `TypeError` unless it can be called."""
+    """Return a closure; raise a `TypeError` unless it is callable."""
     if callable(closure):
         return closure
     form = "of no arguments that returns (loss, prediction)"
@@ -48,7 +48,7 @@ def call(closure: Closure) -> Any:
         ValueError: its prediction was computed before.
     """
     with torch.enable_grad():
-        start = _present()
+        start = _next_node_number()
         outcome = closure()
         node = _last_node(outcome)
         if node is None or node._sequence_nr() >= start:
@@ -65,35 +65,37 @@ def call(closure: Closure) -> Any:
 def apart_from_autocast(
     closure: Callable[[], T], device: torch.device
 ) -> tuple[Callable[[], T], AbstractContextManager[object]]:
-    """A closure that runs under the present autocast settings, and a context for all else.
+    """Return a closure under the present autocast settings, and a context without autocast.
 
     Args:
         closure: the closure of a step.
-        device: that of the parameters.
+        device: device of the parameters.
 
     Returns:
-        The closure and a context without autocast, in which it can be called too.
+        The closure, which restores the settings when it is called, and a context for all else.
     """
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    device_type = device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(
+        device_type
+    ):
         return closure, nullcontext()
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(device_type)
 
     def under_autocast() -> T:
-        # What it has cast are the parameters of before they were moved.
+        # The cache holds casts of the parameters before they were moved.
         torch.clear_autocast_cache()
-        with torch.autocast(kind, dtype=dtype):
+        with torch.autocast(device_type, dtype=dtype):
             return closure()
 
-    return under_autocast, torch.autocast(kind, enabled=False)
+    return under_autocast, torch.autocast(device_type, enabled=False)
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
-    """Return loss and prediction as plain tensors; raise a `ValueError` where it is no pair."""
+    """Return loss and prediction as plain tensors; raise a `ValueError` unless they are a pair."""
     if isinstance(result, tuple | list) and result and all(map(_is_pair, result)):
         raise ValueError(
             f"the closure must return (loss, prediction), got {len(result)} pairs of these; "
-            "hig.MultiHIG takes several, or return their sum and one prediction"
+            "hig.MultiHIG accepts several, or return their sum and one prediction"
         )
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise ValueError(
@@ -106,10 +108,10 @@ def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say what it means that the graph of a closure has been freed.
+    """Replace torch's error about a freed graph by one that explains it for closures.
 
     Raises:
-        ValueError: in place of the error of torch.
+        ValueError: the graph of the prediction has been freed.
     """
     try:
         yield
@@ -123,21 +125,23 @@ def explained() -> Iterator[None]:
         ) from error
 
 
-def _present() -> int:
-    """The number that the next node of a graph made in this thread will exceed."""
-    with torch._C.DisableTorchFunction():  # nobody who watches the closure is to see it
+def _next_node_number() -> int:
+    """Return a number that the next graph node of this thread will exceed."""
+    with torch._C.DisableTorchFunction():  # invisible to modes that watch the closure
         leaf = torch.empty(0, device="cpu", requires_grad=True)
         number: int = leaf.view(0).grad_fn._sequence_nr()  # type: ignore[union-attr]
     return number
 
 
 def _last_node(outcome: Any) -> Any:
-    """The node of the graph by which a prediction was computed; of several, the oldest."""
+    """Return the graph node that computed the prediction; of several, the oldest."""
     several = isinstance(outcome, list | tuple) and all(map(_is_pair, outcome))
     pairs = [pair for pair in (outcome if several else [outcome]) if _is_pair(pair)]
     places = [origin(plain(prediction, "the prediction")) for _, prediction in pairs]
-    found = [p.node if isinstance(p, GradientEdge) else getattr(p, "grad_fn", None) for p in places]
-    nodes = [node for node in found if node is not None]
+    producers = [
+        p.node if isinstance(p, GradientEdge) else getattr(p, "grad_fn", None) for p in places
+    ]
+    nodes = [node for node in producers if node is not None]
     return min(nodes, key=lambda node: node._sequence_nr(), default=None)
 
 

@@ -1,4 +1,4 @@
-"""The objective of a batch whose samples lie on several process ranks."""
+"""Objective of a batch whose samples lie on several process ranks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,23 +16,23 @@ __all__ = ["digest_of_filter", "whole_batch"]
 
 
 def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -> Objective:
-    """Join the objectives of all ranks.
+    """Join the objectives of all process ranks.
 
     Args:
-        local: that of the samples of this rank, its conditions read.
-        ranks: the ranks of the step.
+        local: objective of the samples of this process rank, its checks evaluated.
+        ranks: the process ranks of the step.
         reduction: "mean" or "sum", see :meth:`BatchSplit.weight`.
-        settings: digest of what decides on the step next to the parameters.
+        settings: digest of all settings of the step.
 
     Raises:
-        ValueError: the ranks differ in what must be equal.
+        ValueError: the process ranks differ in parameters, settings, or the shape per sample.
     """
     prediction = local.forward.prediction
     outputs = prediction[0].numel()
     ranks.agree_on(_facts(outputs, prediction.dtype, local.forward.parameters, settings))
     split = BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
     weight = split.weight(reduction)
-    with torch.enable_grad():  # curvature may be asked for
+    with torch.enable_grad():  # the curvature may be needed
         gradient = weight * local.gradient
     total = ranks.sum_of(weight * float(local.loss.detach()))
     return replace(
@@ -46,7 +46,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
 
 
 def digest_of_filter(filter: SpectralFilter) -> int:
-    """A digest of what a filter does; what it prints may be an address."""
+    """Return a digest of the gains of a filter; its ``repr`` may contain an address."""
     probes = torch.logspace(-6, 6, 5, dtype=torch.float64, device="cpu")
     return digest(
         getattr(filter, "auto", False),
@@ -60,22 +60,23 @@ def _facts(
     outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int
 ) -> dict[str, tuple[int, str]]:
     shapes = [(tuple(parameter.shape), parameter.dtype) for parameter in parameters]
-    model = "build the same network on every rank"
+    model = "build the same network on every process rank"
     return {
         "the number of parameters": (sum(parameter.numel() for parameter in parameters), model),
         "the checksum of shapes and dtypes of the parameters": (digest(shapes), model),
         "the checksum of the values of the parameters": (
             checksum(parameters),
-            "start every rank from the same seed, or hand out those of one rank: "
+            "start every process rank from the same seed, or send those of one to all: "
             "torch.distributed.broadcast(parameter.data, 0) for each",
         ),
         "the number of outputs per sample": (
             outputs,
-            "ranks may have different numbers of samples, not of outputs for each",
+            "process ranks may have different numbers of samples, not of outputs for each",
         ),
         "the checksum of the prediction's dtype": (digest(dtype), "compute in one dtype"),
         "the checksum of learning rates, filter and other settings": (
             settings,
-            "make the optimizer with the same arguments on every rank, and step schedulers on all",
+            "create the optimizer with the same arguments on every process rank, and step "
+            "schedulers on all",
         ),
     }

@@ -1,4 +1,4 @@
-"""From an objective to the spectral direction: what ``record`` and the steps share."""
+"""Linearisation of an objective: its Jacobian, decomposed, and the spectral directions."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -29,14 +29,14 @@ __all__ = ["AssembledGram", "Linearisation", "Lineariser"]
 
 @dataclass
 class Linearisation:
-    """A decomposed joint Jacobian at one point, from which any filter gives its direction.
+    """Decomposed joint Jacobian at one point, from which any filter gives its direction.
 
     Attributes:
         objective: the loss and outputs that were linearised.
         engine: the Jacobian and how it was obtained.
         decomposition: its singular values and vectors.
         clock: seconds per phase so far.
-        notes: what was done differently to obtain it, in words; the decomposition has its own.
+        notes: deviations of the Jacobian, for the report; the decomposition has its own.
     """
 
     objective: Objective
@@ -48,17 +48,17 @@ class Linearisation:
     def step(
         self, filter: SpectralFilter, gradient: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """One direction per parameter, float64 in its shape, and the change of the outputs (n,).
+        """Return one direction per parameter, float64, and the change of the outputs (n,).
 
         Args:
             filter: the filter.
-            gradient: what it is applied to, (n,) float64; the gradient of the loss if None.
+            gradient: (n,) float64, to which it is applied; None for the gradient of the loss.
         """
         parameters, split = self.objective.forward.parameters, self.objective.split
         gradient = self.objective.flat_gradient if gradient is None else gradient
         with self.clock.phase("direction"):
-            flat, output_change = self.decomposition.step(self._resolved(filter), gradient)
-            if split is not None:  # equal on all ranks up to rounding; from here on bit for bit
+            flat, output_change = self.decomposition.step(self._resolve_cutoff(filter), gradient)
+            if split is not None:  # equal up to rounding; from here on bit for bit
                 flat, output_change = split.ranks.first_of((flat, output_change))
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
             sizes = [parameters[index].numel() for index in self.engine.order]
@@ -66,59 +66,59 @@ class Linearisation:
                 directions[index] = part.view_as(parameters[index])
         return directions, output_change
 
-    def _resolved(self, filter: SpectralFilter) -> SpectralFilter:
-        """The filter with a cut-off that fits the spectrum, where it asks for one."""
+    def _resolve_cutoff(self, filter: SpectralFilter) -> SpectralFilter:
+        """Return the filter; with ``rcond="auto"``, with a cut-off that fits the spectrum."""
         if not (isinstance(filter, HalfInverse) and filter.auto):
             return filter
         dtype = self.objective.forward.prediction.dtype
         return filter.resolved(self.decomposition.singular_values, dtype)
 
     def output_change(self, directions: Sequence[Tensor]) -> Tensor:
-        """J d (n,) for one direction per parameter."""
+        """Return J d (n,) for one direction per parameter."""
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
     def model(self, output_change: Tensor) -> tuple[float, float, float]:
-        """Loss, slope and curvature along a change of the outputs (n,)."""
+        """Return loss, slope and curvature along a change of the outputs (n,)."""
         objective, split = self.objective, self.objective.split
-        own = output_change if split is None else output_change[split.own]
-        curvature = curvature_along(objective.gradient, objective.forward.prediction, own)
+        local_change = output_change if split is None else output_change[split.local_rows]
+        curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
         if split is None:
             numbers = torch.stack([loss, slope, curvature])
         else:
-            whole = [loss, slope, split.ranks.total(curvature)]
-            numbers = split.ranks.first(torch.stack(whole))
+            summed = [loss, slope, split.ranks.total(curvature)]
+            numbers = split.ranks.first(torch.stack(summed))
         loss_value, slope_value, curvature_value = numbers.tolist()
         return loss_value, slope_value, curvature_value
 
     @property
     def loss(self) -> Tensor:
-        """The loss, without a graph, and without a larger tensor that it may be an entry of."""
+        """Loss, without its graph, and not as a view of a larger tensor."""
         return self.objective.loss.detach().clone()
 
     def spectra(self) -> list[GramSpectrum]:
-        """What the report needs for singular values that are asked for later, if anything."""
-        late = getattr(self.decomposition, "late", None)
-        return [] if late is None else [late]
+        """Return the sources of singular values that the report computes later, if any."""
+        source = getattr(self.decomposition, "deferred", None)
+        return [] if source is None else [source]
 
     def report(self, filter: SpectralFilter) -> StepReport:
-        """The report of a step with this filter, as far as it is known now."""
-        found, split = self.decomposition, self.objective.split
-        filter = self._resolved(filter)
+        """Return the report of a step with this filter, as far as it is known now."""
+        decomposition, split = self.decomposition, self.objective.split
+        filter = self._resolve_cutoff(filter)
         rows, columns = self.engine.jacobian.shape
         return StepReport(
             loss=self.loss,
             engine=self.engine.engine,
-            route=found.route,
+            route=decomposition.route,
             rows=rows,
             columns=columns,
-            spectrum=found.spectrum(),
-            rcond=max(filter.rcond, found.floor),
+            spectrum=decomposition.spectrum(),
+            rcond=max(filter.rcond, decomposition.floor),
             seconds=self.clock.seconds,
-            error_estimate=getattr(found, "error_estimate", None),
-            notes=[*self.notes, *found.notes],
+            error_estimate=getattr(decomposition, "error_estimate", None),
+            notes=[*self.notes, *decomposition.notes],
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
         )
@@ -126,7 +126,7 @@ class Linearisation:
 
 @dataclass
 class AssembledGram:
-    """A joint Jacobian and the matrix that is to be decomposed, of which nothing was read yet.
+    """Jacobian and matrix to decompose, before any host synchronisation.
 
     Attributes:
         objective: the loss and outputs that are linearised.
@@ -142,17 +142,17 @@ class AssembledGram:
 
 
 class Lineariser:
-    """Obtains and decomposes joint Jacobians, and remembers what earlier steps found out.
+    """Obtains and decomposes joint Jacobians, with a memory of exactness and pass sizes.
 
     Args:
-        engine: "auto", "layerwise", "rows" or an engine of the user's own.
-        method: "auto", "gram", "svd", "lanczos" or settings of the last.
+        engine: "auto", "layerwise", "rows" or a custom engine.
+        method: "auto", "gram", "svd", "lanczos" or a :class:`hig.Lanczos`.
         chunk: backward passes in one batch; None chooses by memory.
-        sizes: remembers what backward passes hold; None begins with nothing.
+        sizes: memory of the passes of earlier steps; None for an empty one.
 
     Attributes:
         backward: runs the backward passes.
-        memory: which layers were exact in earlier steps.
+        memory: exactness of layers in earlier steps.
     """
 
     def __init__(
@@ -173,40 +173,40 @@ class Lineariser:
 
         Args:
             objective: the loss and the forward pass.
-            filter: the filter that will be applied first; it decides on the route.
-            clock: takes the times.
+            filter: the filter that will be applied first; it determines the route.
+            clock: clock of the step.
 
         Raises:
             NonFiniteError: the Jacobian holds NaN or Inf.
             SampleDependenceError: see :func:`hig._jacobian.engine.build_jacobian`.
-            ValueError: a prediction without parameters, or ranks that hold different columns.
+            ValueError: a prediction without parameters, or process ranks with different columns.
         """
-        formed = self.assemble(objective, filter, clock)
+        assembled = self.assemble(objective, filter, clock)
         try:
-            return self.decompose(formed, filter, clock)
+            return self.decompose(assembled, filter, clock)
         except InexactLayersError:
-            formed = self.assemble_checked(objective, filter, clock)
-        return self.decompose(formed, filter, clock)
+            assembled = self.assemble_checked(objective, filter, clock)
+        return self.decompose(assembled, filter, clock)
 
     def assemble_checked(
         self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
     ) -> AssembledGram:
-        """The same as `form` after an :class:`InexactLayersError`: each layer is checked first.
+        """Assemble again after an :class:`InexactLayersError`, checking each layer first.
 
-        Where a layer is not exact, later steps read their checks before the Gram matrix.
+        If a layer is inexact, later steps evaluate their checks before the Gram matrix too.
         """
         self.memory.optimistic = False
-        formed = self.assemble(objective, filter, clock)
-        # What failed was rounding, and is allowed now.
-        self.memory.optimistic = formed.engine.layers_exact
-        return formed
+        assembled = self.assemble(objective, filter, clock)
+        # If all layers are exact, the failure was rounding, which is allowed from now on.
+        self.memory.optimistic = assembled.engine.layers_exact
+        return assembled
 
     def assemble(
         self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
     ) -> AssembledGram:
         """Obtain the Jacobian and the matrix to decompose; arguments and errors as `linearise`.
 
-        While factors are trusted the host reads nothing of the device.
+        While unverified factors may be used there is no host synchronisation.
         """
         forward, split, checks = objective.forward, objective.split, objective.checks
         dtype = forward.prediction.dtype
@@ -214,71 +214,75 @@ class Lineariser:
         with clock.phase("jacobian"), torch.no_grad():
             if split is None:
                 later = checks if self.memory.optimistic else None
-                found = build_jacobian(
+                result = build_jacobian(
                     forward, self._engine, self.backward, self.memory, products, later
                 )
-            else:  # ranks must agree at once
-                found = build_distributed(
+            else:  # process ranks must agree at once
+                result = build_distributed(
                     forward, split, self._engine, self.backward, self.memory, products
                 )
-        if not found.order:
+        if not result.order:
             raise ValueError(
                 "the prediction depends on none of the parameters; check that the closure runs the "
                 "network whose parameters the optimizer holds, and with gradients enabled"
             )
-        route = choose_route(found.jacobian.shape, dtype, filter, self._method)
+        route = choose_route(result.jacobian.shape, dtype, filter, self._method)
         if route == "lanczos":
-            return AssembledGram(objective, found, route, None)
+            return AssembledGram(objective, result, route, None)
         with clock.phase("gram"), torch.no_grad():
-            _check_room(found.jacobian, route)
-            matrix = _form(found.jacobian, route)
+            _check_room(result.jacobian, route)
+            matrix = _assemble_matrix(result.jacobian, route)
             finite = torch.isfinite(matrix).all()
-            # Not the objective, which holds the checks: nobody would let go of its graph.
-            places = _Places(found, forward, None if split is None else split.ranks)
+            # Not the objective: it holds the checks, and the cycle would keep its graph alive.
+            places = _Places(result, forward, None if split is None else split.ranks)
             checks.expect(finite, partial(_raise_non_finite, places))
-        return AssembledGram(objective, found, route, matrix)
+        return AssembledGram(objective, result, route, matrix)
 
     def decompose(
-        self, formed: AssembledGram, filter: SpectralFilter, clock: PhaseClock, again: bool = False
+        self,
+        assembled: AssembledGram,
+        filter: SpectralFilter,
+        clock: PhaseClock,
+        replayed: bool = False,
     ) -> Linearisation:
-        """Read all conditions at once, and decompose; arguments and errors as `linearise`.
+        """Evaluate all checks at once, and decompose; errors as `linearise`.
 
         Args:
-            formed: the matrix.
+            assembled: the matrix.
             filter: the filter that will be applied first.
-            clock: takes the times.
-            again: the same tensors will hold other values another time.
+            clock: clock of the step.
+            replayed: whether a later replay will overwrite these tensors.
 
         Raises:
-            InexactLayersError: factors that were trusted are not exact.
+            InexactLayersError: unverified factors are not exact.
         """
-        objective, found = formed.objective, formed.engine
+        objective, engine = assembled.objective, assembled.engine
         decomposition: Decomposition
-        if formed.matrix is None:
+        if assembled.matrix is None:
             objective.checks.settle()
             settings = self._method if isinstance(self._method, Lanczos) else Lanczos()
             dtype = objective.forward.prediction.dtype
-            decomposition = Krylov(found.jacobian, dtype, settings)
+            decomposition = Krylov(engine.jacobian, dtype, settings)
         else:
-            with clock.phase("gram"):  # waits for what was computed
-                objective.checks.settle(keep=again)
-            # What is read of the spectrum later must not be that of another step.
-            matrix = formed.matrix.clone() if again else formed.matrix
+            with clock.phase("gram"):  # waits for the device
+                objective.checks.settle(keep=replayed)
+            # The spectrum may be read later, after a replay has overwritten the matrix.
+            matrix = assembled.matrix.clone() if replayed else assembled.matrix
             split = objective.split
             together = nullcontext() if split is None else split.ranks.agreement()
             with torch.no_grad(), clock.phase("decomposition"), together:
-                decomposition = decompose(found.jacobian, matrix, formed.route, filter)
-        notes = [*found.notes, *self.backward.notes]
+                decomposition = decompose(engine.jacobian, matrix, assembled.route, filter)
+        notes = [*engine.notes, *self.backward.notes]
         automatic = getattr(filter, "auto", False)
         if filter.needs_small_values and not automatic and filter.rcond < decomposition.floor:
             notes.append(
-                f"rcond {filter.rcond:.1e} raised to {decomposition.floor:.1e}, what route "
-                f"'{decomposition.route}' resolves"
+                f"rcond {filter.rcond:.1e} raised to {decomposition.floor:.1e}, the resolution of "
+                f"route '{decomposition.route}'"
             )
-        return Linearisation(objective, found, decomposition, clock, notes)
+        return Linearisation(objective, engine, decomposition, clock, notes)
 
 
-def _form(jacobian: JointJacobian, route: str) -> Tensor:
+def _assemble_matrix(jacobian: JointJacobian, route: str) -> Tensor:
     if route == "row_gram":
         return jacobian.gram()
     if route == "column_gram":
@@ -287,7 +291,7 @@ def _form(jacobian: JointJacobian, route: str) -> Tensor:
 
 
 def _check_room(jacobian: JointJacobian, route: str) -> None:
-    """Raise if the matrix of a route, and what it is decomposed into, cannot be had."""
+    """Raise if the matrix of a route and its decomposition do not fit into memory."""
     n, columns = jacobian.shape
     shape = {"row_gram": (n, n), "column_gram": (columns, columns)}.get(route, (n, columns))
     needed = 2 * 8 * shape[0] * shape[1]
@@ -298,14 +302,14 @@ def _check_room(jacobian: JointJacobian, route: str) -> None:
         jacobian.like,
         f"the {shape[0]} x {shape[1]} matrix to decompose for {n} outputs of the batch and "
         f"{columns} parameters, with its decomposition,",
-        "take a smaller batch, or method='lanczos', which forms no such matrix; another chunk, the "
+        "use a smaller batch, or method='lanczos', which forms no such matrix; another chunk, the "
         "number of backward passes at a time, does not change it",
     )
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Places of a Jacobian that may not be finite."""
+    """Jacobian that may not be finite, with the names for the error message."""
 
     engine: EngineResult
     forward: ForwardPass
@@ -316,7 +320,7 @@ def _raise_non_finite(places: _Places) -> None:
     """Name the parameters and samples whose derivatives are not finite."""
     what = "the Jacobian holds NaN or Inf (or overflows when squared)"
     remedy = "parameters are unchanged; check the simulator's derivative there"
-    # The rank that has them reports to the others.
+    # The process rank that has them reports to the others.
     with places.ranks.agreement() if places.ranks else nullcontext():
         where = _non_finite_places(places)
         if where:
@@ -325,9 +329,12 @@ def _raise_non_finite(places: _Places) -> None:
 
 
 def _non_finite_places(places: _Places) -> str:
-    """Among the rows of this rank; empty where none is to blame alone."""
-    found, bad_samples, bad_columns = places.engine, set(), []
-    jacobian = found.jacobian
+    """Return the samples and parameters of non-finite entries, among the rows of this process rank.
+
+    Empty if no row of it is non-finite by itself, but their products overflow.
+    """
+    engine, bad_samples, bad_columns = places.engine, set(), []
+    jacobian = engine.jacobian
     for sample in range(jacobian.samples):
         rows = jacobian.rows(slice(sample, sample + 1))
         bad = ~torch.isfinite(rows.double().square().sum(0))
@@ -336,10 +343,10 @@ def _non_finite_places(places: _Places) -> str:
             bad_columns.append(bad)
     if not bad_samples:
         return ""
-    sizes = [places.forward.parameters[index].numel() for index in found.order]
+    sizes = [places.forward.parameters[index].numel() for index in engine.order]
     flags = torch.stack(bad_columns).any(0).split(sizes)
     names = places.forward.names
-    named = [names[i] for i, flag in zip(found.order, flags, strict=True) if bool(flag.any())]
+    named = [names[i] for i, flag in zip(engine.order, flags, strict=True) if bool(flag.any())]
     samples = sorted(bad_samples)
     return (
         f" for samples {samples[:8]}{'...' if len(samples) > 8 else ''}, in the columns of "

@@ -1,12 +1,12 @@
-r"""What a direction keeps of the one before it.
+r"""Momentum: heavy-ball and projected (SPRING).
 
 .. math::
     d_k = V \varphi(S) U^T g + \mu (1 - P) d_{k-1}
 
 "plain" momentum is that of the heavy ball, :math:`P = 0`. "projected" is that of SPRING
-(Goldshlager, Abrahamsen, Lin, J. Comput. Phys. 2024, arXiv 2401.10190): the present Jacobian
-decides on all that it sees, and the past counts where it is blind. With :math:`P = V \pi(S) U^T J`
-both kinds of filters have one formula,
+(Goldshlager, Abrahamsen, Lin, J. Comput. Phys. 2024, arXiv 2401.10190): only the part of the
+previous direction that the present Jacobian maps to zero is kept. With
+:math:`P = V \pi(S) U^T J` truncated and damped filters have one formula,
 
 - truncated: :math:`\pi(s) = 1 / s`, so that :math:`P = V_r V_r^T` for the kept singular vectors;
 - damped: :math:`\pi = \varphi`, so that :math:`P = J^T (J J^T + \lambda)^{-1} J` and
@@ -31,14 +31,14 @@ __all__ = ["Momentum", "PreviousDirection"]
 
 @dataclass(frozen=True)
 class Momentum:
-    r"""How much of the last direction the next one keeps, and which part.
+    r"""Momentum coefficient, and the part of the previous direction it applies to.
 
     Args:
         factor: :math:`\mu` in [0, 1).
         kind: "plain" or "projected".
 
     Raises:
-        TypeError: if ``factor`` is no number.
+        TypeError: if ``factor`` is not a number.
         ValueError: if it lies outside its range, or the kind is unknown.
     """
 
@@ -56,13 +56,13 @@ class Momentum:
         last: Sequence[Tensor],
         measures: bool,
     ) -> tuple[list[Tensor], Tensor]:
-        """One direction per parameter, float64, and the change of the outputs (n,).
+        """Return one direction per parameter, float64, and the change of the outputs (n,).
 
         Args:
             linearisation: the Jacobian and its decomposition.
             filter: the filter of the step.
             last: the last direction of each parameter, in its shape.
-            measures: whether the change is asked for; what it is otherwise does not matter.
+            measures: whether the change is needed; without it, it may be wrong.
         """
         carried = [self.factor * direction.double() for direction in last]
         projected = self.kind == "projected"
@@ -70,57 +70,58 @@ class Momentum:
             with linearisation.clock.phase("momentum"):
                 moved = linearisation.output_change(carried)
         if projected:
-            found, change = _orthogonal_component(linearisation, filter, moved)
+            filtered, change = _orthogonal_component(linearisation, filter, moved)
         else:
-            found, change = linearisation.step(filter)
-        directions = [own + part for own, part in zip(found, carried, strict=True)]
+            filtered, change = linearisation.step(filter)
+        directions = [direction + part for direction, part in zip(filtered, carried, strict=True)]
         return directions, change + moved if projected or measures else change
 
 
 def _orthogonal_component(
     linearisation: Linearisation, filter: SpectralFilter, moved: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    """The step of a filter less what the Jacobian sees of a direction that causes ``moved``."""
-    seeing = _projection_filter(filter)
-    if seeing == filter:
+    """Return the step of a filter less the projection P of a direction d with J d = ``moved``."""
+    projection = _projection_filter(filter)
+    if projection == filter:  # both are linear in the gradient: one product instead of two
         return linearisation.step(filter, linearisation.objective.flat_gradient - moved)
-    seen, seen_change = linearisation.step(seeing, moved)
-    # Last: what was found for the gradient is what the report of a Lanczos step tells.
+    projected, projected_change = linearisation.step(projection, moved)
+    # The gradient last: the report of a Lanczos step is that of the last product.
     directions, change = linearisation.step(filter)
-    return [own - part for own, part in zip(directions, seen, strict=True)], change - seen_change
+    pairs = zip(directions, projected, strict=True)
+    return [direction - part for direction, part in pairs], change - projected_change
 
 
 def _projection_filter(filter: SpectralFilter) -> SpectralFilter:
-    """The filter that makes a projector of J, as above."""
+    """Return the filter π of the projection P."""
     if isinstance(filter, Damped):
         return filter
     return HalfInverse(-1.0, "auto" if getattr(filter, "auto", False) else filter.rcond)
 
 
 class PreviousDirection:
-    """The last direction, through the attempts of one step; only ``keep`` changes the memory.
+    """Previous direction in the attempts of one step; only ``commit`` changes the optimiser state.
 
     Args:
-        momentum: how much of it counts.
-        state: that of the optimizer, by parameter.
+        momentum: coefficient and kind.
+        state: state of the optimizer, by parameter.
         parameters: the parameters of the step.
 
     Attributes:
-        used: whether the newest direction contains something of the last.
+        used: whether the newest direction contains a part of the previous one.
     """
 
     def __init__(self, momentum: Momentum, state: dict[Any, Any], parameters: Sequence[Tensor]):
         self._momentum, self._state, self._parameters = momentum, state, parameters
-        self._last = _remembered(state, parameters)
+        self._last = _previous_directions(state, parameters)
         self._newest: list[Tensor] = []
         self.used = False
 
     def step(
         self, linearisation: Linearisation, filter: SpectralFilter, measures: bool
     ) -> tuple[list[Tensor], Tensor]:
-        """As :meth:`Momentum.step`; from the second time on without the last direction.
+        """Return the step of :meth:`Momentum.step`; from the second attempt on without momentum.
 
-        Whoever asks again has taken the step back, and what it carried may be why.
+        A further attempt follows a rejected step, and the momentum may be the reason.
         """
         self.used, last, self._last = bool(self._last), self._last, []
         if self.used:
@@ -132,8 +133,8 @@ class PreviousDirection:
         self._newest = [direction.to(parameter.dtype) for direction, parameter in pairs]
         return directions, change
 
-    def keep(self, step_size: float | None) -> None:
-        """Remember the newest direction; nothing where no step was taken along it."""
+    def commit(self, step_size: float | None) -> None:
+        """Store the newest direction; without a step along it, drop the stored one."""
         for parameter, direction in zip(self._parameters, self._newest, strict=True):
             if step_size is not None and step_size > 0:
                 self._state[parameter] = {"direction": direction}
@@ -141,10 +142,10 @@ class PreviousDirection:
                 self._state.pop(parameter, None)
 
 
-def _remembered(state: dict[Any, Any], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The last direction of each parameter, zero for new ones; empty where there is none."""
-    found = [state.get(parameter, {}).get("direction") for parameter in parameters]
-    if all(direction is None for direction in found):
+def _previous_directions(state: dict[Any, Any], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the last direction of each parameter, zero for new ones; empty if there is none."""
+    remembered = [state.get(parameter, {}).get("direction") for parameter in parameters]
+    if all(direction is None for direction in remembered):
         return []
-    pairs = zip(found, parameters, strict=True)
+    pairs = zip(remembered, parameters, strict=True)
     return [torch.zeros_like(p) if direction is None else direction for direction, p in pairs]

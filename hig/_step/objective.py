@@ -1,6 +1,7 @@
 """Loss, prediction and loss gradient of one closure call."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,12 +16,13 @@ from hig._jacobian.capture import ForwardPass, LayerUse
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
 from hig._torch.autograd_graph import leaves, nodes_behind, origin
-from hig._torch.host import Checks
+from hig._torch.host import Checks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
 from hig.errors import NonFiniteError, described, out_of_memory
 
 __all__ = [
     "Objective",
+    "StepContext",
     "check_pair",
     "curvature_along",
     "expect_finite",
@@ -32,15 +34,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of a batch at the outputs of a forward pass.
+    """Loss of a batch at the outputs of a forward pass.
 
     Attributes:
         forward: the forward pass of this process.
         loss: the loss of the whole batch, a scalar.
         gradient: gradient of the loss with respect to the prediction, same shape.
         flat_gradient: that of the whole batch, g, (n,) float64, without a graph.
-        checks: conditions on loss, prediction and gradient that are still to be read.
-        split: the samples of each process rank; None where this process steps alone.
+        checks: deferred checks of loss, prediction and gradient.
+        split: the samples of each process rank; None if this process steps alone.
         weight: factor of the loss of this process in that of the whole batch.
     """
 
@@ -53,12 +55,34 @@ class Objective:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class StepContext:
+    """Parameters of one step, and the process ranks that take it.
+
+    Attributes:
+        parameters: the trained parameters of all groups.
+        lrs: the learning rate of each.
+        names: the name of each; None for an unnamed one.
+        ranks: the process ranks that step together; None if this process steps alone.
+        clock: seconds per phase.
+    """
+
+    parameters: list[Tensor]
+    lrs: list[float]
+    names: list[str | None]
+    ranks: Ranks | None
+    clock: PhaseClock
+
+    def agreement(self) -> AbstractContextManager[None]:
+        """Return a context in which an error on one process rank is raised on all."""
+        return nullcontext() if self.ranks is None else self.ranks.agreement()
+
+
 def objective_of(
     loss: Tensor,
     prediction: Tensor,
     uses: Sequence[LayerUse],
-    parameters: Sequence[Tensor],
-    names: Sequence[str | None],
+    step: StepContext,
     curvature: bool,
 ) -> Objective:
     """Return the objective of the samples of this process, after checking loss and prediction.
@@ -67,45 +91,45 @@ def objective_of(
         loss: scalar.
         prediction: (B, ...), real floating point, with a graph.
         uses: the captured layer calls.
-        parameters: the parameters of the step.
-        names: the name of each, where it has one.
+        step: parameters and their names.
         curvature: keep the graph of the gradient, for products with the Hessian.
 
     Raises:
-        TypeError: see :func:`loss_gradient`, as are the others.
+        TypeError: loss or prediction is not a real floating-point tensor.
+        ValueError: see :func:`loss_gradient` and :func:`names_of`.
     """
     checks = Checks()
-    gradient = loss_gradient(loss, prediction, parameters, curvature, checks)
-    forward = ForwardPass(uses, prediction, parameters, names_of(parameters, names))
+    gradient = loss_gradient(loss, prediction, step.parameters, curvature, checks)
+    forward = ForwardPass(uses, prediction, step.parameters, names_of(step.parameters, step.names))
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
 
 
 def ranks_of(process_group: ProcessGroup) -> Ranks | None:
-    """Return the process ranks that step together; None where this process steps alone."""
+    """Return the process ranks that step together; None if this process steps alone."""
     if process_group is None or not (dist.is_available() and dist.is_initialized()):
         return None
     ranks = Ranks(process_group)
     return ranks if ranks.size > 1 else None
 
 
-def names_of(parameters: Sequence[Tensor], given: Sequence[str | None]) -> list[str]:
-    """Names of parameters in messages.
+def names_of(parameters: Sequence[Tensor], names: Sequence[str | None]) -> list[str]:
+    """Return names of parameters for messages.
 
     Args:
         parameters: the parameters.
-        given: the name of each, where it has one.
+        names: the name of each; None for an unnamed one.
 
     Raises:
-        ValueError: one has no shape yet, though its network should have been called.
+        ValueError: a parameter of a lazy module has no shape yet.
     """
     for index, parameter in enumerate(parameters):
         if is_lazy(parameter):
             raise ValueError(
-                f"{given[index] or f'parameter {index}'} belongs to a lazy module that the closure "
+                f"{names[index] or f'parameter {index}'} belongs to a lazy module that the closure "
                 "has not called, and has no shape; call the network once before, or leave this "
                 "module out"
             )
-    pairs = enumerate(zip(parameters, given, strict=True))
+    pairs = enumerate(zip(parameters, names, strict=True))
     return [name or f"parameter {index} {tuple(p.shape)}" for index, (p, name) in pairs]
 
 
@@ -116,14 +140,14 @@ def loss_gradient(
     curvature: bool,
     checks: Checks,
 ) -> Tensor:
-    """Gradient of the loss with respect to the prediction, after checking both.
+    """Return the gradient of the loss with respect to the prediction, after checking both.
 
     Args:
         loss: scalar.
         prediction: (B, ...), real floating point, with a graph.
         parameters: the parameters of the step.
         curvature: keep the graph of the gradient, for products with the Hessian.
-        checks: takes the conditions that loss, prediction and gradient are finite.
+        checks: collects the conditions that loss, prediction and gradient are finite.
 
     Raises:
         TypeError: loss or prediction is not a real floating-point tensor.
@@ -159,13 +183,13 @@ def check_pair(
     Args:
         loss: scalar.
         prediction: (B, ...), real floating point, with a graph.
-        checks: takes the conditions that both are finite.
-        names: what to call both.
-        known: the prediction has been checked before.
+        checks: collects the conditions that both are finite.
+        names: their names in messages.
+        known: whether the prediction has been checked before.
 
     Raises:
-        TypeError: one of both is not a real floating-point tensor.
-        ValueError: one of both has the wrong shape or no graph.
+        TypeError: one of them is not a real floating-point tensor.
+        ValueError: one of them has the wrong shape or no graph.
     """
     name = names[0]
     _check_tensor(loss, name)
@@ -218,31 +242,31 @@ def _check_prediction(prediction: Tensor, name: str, checks: Checks) -> None:
     expect_finite(name, prediction, checks)
 
 
-def expect_finite(what: str, tensor: Tensor, checks: Checks) -> None:
-    """Let a tensor be checked, which raises a :class:`NonFiniteError` that names the samples.
+def expect_finite(name: str, tensor: Tensor, checks: Checks) -> None:
+    """Add a check that a tensor is finite; it raises a `NonFiniteError` that names the samples.
 
     Args:
-        what: what the tensor is called.
+        name: name of the tensor.
         tensor: (B, ...).
-        checks: takes the condition.
+        checks: collects the condition.
     """
     tensor = tensor.detach()
-    checks.expect(torch.isfinite(tensor).all(), partial(_refuse_tensor, what, tensor))
+    checks.expect(torch.isfinite(tensor).all(), partial(_refuse_tensor, name, tensor))
 
 
-def _refuse_tensor(what: str, tensor: Tensor) -> None:
+def _refuse_tensor(name: str, tensor: Tensor) -> None:
     samples = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
     shown = f"{samples[:8]}{'...' if len(samples) > 8 else ''}"
     raise NonFiniteError(
-        f"{what} holds NaN or Inf for {len(samples)} of {len(tensor)} samples: {shown}; "
-        "parameters are unchanged; check the simulator at these samples, or take a smaller lr"
+        f"{name} holds NaN or Inf for {len(samples)} of {len(tensor)} samples: {shown}; "
+        "parameters are unchanged; check the simulator at these samples, or use a smaller lr"
     )
 
 
 def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) -> None:
     """Raise if the graph reaches a parameter from the loss without passing the prediction."""
     if not loss.requires_grad or prediction.grad_fn is None:
-        return  # refused later, with a better text; or the prediction is itself a parameter
+        return  # refused later, with a better message; or the prediction is itself a parameter
     known = {id(parameter) for parameter in parameters}
     place = origin(prediction)
     node: Any = place.node if isinstance(place, GradientEdge) else place.grad_fn
@@ -287,7 +311,8 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
             if out_of_memory(error):
                 raise
             raise _no_curvature(str(error).splitlines()[0]) from error
-    # What is marked once_differentiable raises in backward() alone: here it is left out in silence.
+    # ``torch.autograd.grad`` silently ignores functions marked once_differentiable, which raise in
+    # ``backward()`` alone.
     place = origin(prediction)
     edge = place if isinstance(place, GradientEdge) else None
     stop = (edge.node, edge.output_nr) if edge else (prediction.grad_fn, prediction.output_nr)
@@ -302,5 +327,5 @@ def _no_curvature(why: str) -> ValueError:
     return ValueError(
         "the step is measured by the second derivative of the loss in the outputs, which this loss "
         f"does not have ({why}); write the loss in operations that can be differentiated twice, or "
-        "take step_rule='fixed' where the optimizer has it"
+        "use step_rule='fixed' if the optimizer has it"
     )

@@ -1,4 +1,4 @@
-"""Options that all steps share, checked."""
+"""Options of all steps, checked."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class StepOptions:
     """Options of a step; :class:`hig.HIG` documents each.
 
     Raises:
-        TypeError: an option is of another kind.
+        TypeError: an option is of another type.
         ValueError: an option is outside its range.
     """
 

@@ -1,4 +1,4 @@
-"""Parameter groups and their learning rates, checked."""
+"""Checks of parameter groups and their learning rates."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,13 +21,14 @@ __all__ = [
     "require_room",
 ]
 
-# Steps up to this size need directions of 1e32 to leave float32; reading costs a transfer.
+# Steps up to this size are not checked: they leave float32 only with directions of 1e32, and a
+# check costs a transfer.
 LARGE_STEP = 1e6
 
-# The largest number of the smallest dtype, so that ordinary steps look at no parameter.
+# Learning rates up to this one are numbers of every dtype, and need no look at the parameters.
 IN_EVERY_DTYPE = torch.finfo(torch.float16).max
 
-# What torch and its schedulers write into groups.
+# Keys that torch and its schedulers write into groups.
 _KEYS_OF_TORCH = (
     "params", "param_names", "initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum",
     "max_momentum",
@@ -38,7 +39,7 @@ def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
     """Raise for a new parameter group with a setting that would have no effect.
 
     Args:
-        group: what was given; torch refuses what is no dictionary.
+        group: the group; torch refuses one that is not a dictionary.
         defaults: the settings that groups have.
     """
     if not isinstance(group, dict):
@@ -49,7 +50,7 @@ def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
     for key in group:
         if key not in defaults and key not in _KEYS_OF_TORCH:
             raise ValueError(
-                f"{known}, got {key!r}; check its spelling, or give it to the optimizer, for all "
+                f"{known}, got {key!r}; check its spelling, or pass it to the optimizer, for all "
                 "groups"
             )
 
@@ -83,26 +84,26 @@ def check_real(parameter: Tensor) -> None:
 
 
 def check_lr(lr: float) -> None:
-    """Raise for a learning rate that is no number, negative or not finite."""
-    # Schedulers and captured graphs keep it in a tensor.
+    """Raise for a learning rate that is not a number, negative or not finite."""
+    # Schedulers and captured graphs store it in a tensor.
     number = float(lr) if isinstance(lr, Tensor) and lr.numel() == 1 else lr
     check_number(number, "lr", NON_NEGATIVE, "1.0 is the published one")
 
 
 def check_one_lr(lrs: Sequence[float]) -> None:
-    """Raise unless all are equal: scaled part by part, a direction may not lead downhill."""
-    if len(found := sorted(set(lrs))) > 1:
+    """Raise unless all are equal: scaled part by part, a direction need not lead downhill."""
+    if len(distinct := sorted(set(lrs))) > 1:
         raise ValueError(
             "where steps are measured all parameter groups must have one lr, got "
-            f"{', '.join(f'{lr:g}' for lr in found)}: a direction that is scaled group by group "
+            f"{', '.join(f'{lr:g}' for lr in distinct)}: a direction that is scaled group by group "
             "need not lead downhill; give them one lr, freeze parameters with "
-            "requires_grad_(False), or take step_rule='fixed' (hig.LevenbergMarquardt and "
+            "requires_grad_(False), or use step_rule='fixed' (hig.LevenbergMarquardt and "
             "hig.diagnose always measure)"
         )
 
 
 def check_group_lr(group: dict[str, Any]) -> None:
-    """Raise for a learning rate that is no number, or not one of those that the parameters hold."""
+    """Raise for a learning rate that is not a number, or not one of the parameters' dtype."""
     check_lr(group["lr"])
     if float(group["lr"]) <= IN_EVERY_DTYPE:
         return
@@ -115,7 +116,7 @@ def check_group_lr(group: dict[str, Any]) -> None:
 
 
 def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
-    """Raise where a very large step has left what its dtype can hold; others are not looked at.
+    """Raise if a very large step has left non-finite parameters; smaller steps are not checked.
 
     Raises:
         NonFiniteError: a parameter is NaN or infinite.
@@ -124,5 +125,5 @@ def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
         return
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise NonFiniteError(
-            f"a step of size {step_size:g} leaves NaN or Inf in the parameters; take a smaller lr"
+            f"a step of size {step_size:g} leaves NaN or Inf in the parameters; use a smaller lr"
         )

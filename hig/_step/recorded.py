@@ -1,4 +1,4 @@
-"""Steps whose closure, backward passes and Gram matrix are recorded as a CUDA graph."""
+"""Linearisation whose closure, backward passes and Gram matrix are recorded as a CUDA graph."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
@@ -35,30 +35,31 @@ class RecordedLinearisation:
         """Return the decomposed Jacobian.
 
         Args:
-            evaluate: runs the closure; not called where a record is replayed.
-            key: what decides on the operations; with another one the record is made again.
+            evaluate: runs the closure; not called when a record is replayed.
+            key: identifies the operations; another key starts another record.
             filter: the filter that will be applied first.
-            clock: takes the times.
+            clock: clock of the step.
 
         Raises:
-            SampleDependenceError: factors of layers are not exact, which a record cannot repair.
+            SampleDependenceError: layer factors are not exact, which a record cannot repair.
         """
         lineariser = self._lineariser
         with clock.phase("replay"):
-            formed = self._recording(key, lambda: lineariser.assemble(evaluate(), filter, clock))
+            assembled = self._recording(key, lambda: lineariser.assemble(evaluate(), filter, clock))
         try:
-            found = lineariser.decompose(formed, filter, clock, again=True)
+            linearisation = lineariser.decompose(assembled, filter, clock, replayed=True)
         except InexactLayersError as error:
-            # May have been rounding: then the next record allows for it.
-            objective = replace(formed.objective, checks=Checks())
-            formed = lineariser.assemble_checked(objective, filter, clock)
-            if not formed.engine.layers_exact:
+            # It may have been rounding: then the next record allows for it.
+            objective = replace(assembled.objective, checks=Checks())
+            assembled = lineariser.assemble_checked(objective, filter, clock)
+            if not assembled.engine.layers_exact:
                 raise SampleDependenceError(
                     "cuda_graph=True replays factors of layers, which are not exact here (samples "
-                    "influence one another, or a weight is used where it is not seen); take "
+                    "influence one another, or a weight is used where it is not seen); use "
                     "engine='rows', or leave it out"
                 ) from error
             self._recording = Recording()
-            found = lineariser.decompose(formed, filter, clock)
-        # The next replay overwrites it.
-        return replace(found, objective=replace(formed.objective, loss=found.loss.clone()))
+            linearisation = lineariser.decompose(assembled, filter, clock)
+        # A copy of the loss: the next replay overwrites it.
+        objective = replace(assembled.objective, loss=linearisation.loss.clone())
+        return replace(linearisation, objective=objective)

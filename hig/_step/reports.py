@@ -11,13 +11,13 @@ from hig._torch.ranks import Communication
 
 __all__ = ["MultiStepReport", "StepReport"]
 
-# Of a Gram matrix whose decomposition takes longer than a hundred products with the Jacobian.
+# Side of a Gram matrix whose decomposition takes longer than a hundred products with the Jacobian.
 LARGE_SIDE = 1024
 
 
 @dataclass
 class StepReport:
-    """One step in numbers. Tensors stay on the device until they are asked for.
+    """Report of one step. Tensors stay on the device until they are accessed.
 
     Attributes:
         loss: the loss before the step.
@@ -25,19 +25,19 @@ class StepReport:
         route: "row_gram" (J Jᵀ), "column_gram" (Jᵀ J), "svd" or "lanczos".
         rows: n, outputs of all samples together.
         columns: P, parameters the prediction depends on.
-        spectrum: gives the singular values.
-        rcond: relative cut-off in force, never below what the route resolves; 0 where nothing is
+        spectrum: function that returns the singular values.
+        rcond: relative cut-off in force, never below the resolution of the route; 0 if nothing is
             cut.
         step_size: the factor of the direction that was applied, learning rate included; None
-            where no step was taken (``record``).
-        gain_ratio: achieved over predicted decrease of the loss, where it was measured.
+            if no step was taken (``record``).
+        gain_ratio: achieved over predicted decrease of the loss, if it was measured.
         damping: damping of the next step (Levenberg-Marquardt), else None.
-        error_estimate: estimated relative error of the direction, at most 1; None where it is
-            exact up to rounding, as all routes but "lanczos" are.
+        error_estimate: estimated relative error of the direction, at most 1; None if it is exact
+            up to rounding, as with all routes but "lanczos".
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.
-        notes: what was done differently and why, in words.
+        notes: deviations and their reasons, in words.
         dtype: precision in which the Jacobian was computed.
-        communication: what this process exchanged with others that took the same step, else None.
+        communication: communication of this process rank in a distributed step, else None.
     """
 
     loss: Tensor
@@ -58,19 +58,19 @@ class StepReport:
 
     @cached_property
     def singular_values(self) -> Tensor:
-        """(min(n, P),) float64, descending. Route "lanczos" has those that it found, one per step.
+        """Singular values (min(n, P),) float64, descending; route "lanczos" has one per step.
 
-        A damped step computes them when they are first asked for, which can be done until the next
-        step of its optimizer begins; they stay in the report from then on.
+        A damped step computes them on first access, which is possible until the next step of its
+        optimizer begins; they stay in the report from then on.
 
         Raises:
-            ValueError: it is too late.
+            ValueError: the next step has begun.
         """
         return self.spectrum()
 
     @property
     def rank(self) -> int:
-        """Number of singular values strictly above the cut-off; of all where nothing is cut."""
+        """Number of singular values strictly above the cut-off; all of them if nothing is cut."""
         if not self.rcond:
             return min(self.rows, self.columns)
         return int((self.singular_values > self.rcond * self.singular_values.max()).sum())
@@ -97,7 +97,7 @@ class StepReport:
         return "; ".join(parts + self.notes + self._hints())
 
     def _hints(self) -> list[str]:
-        """What another setting would do better, judging by the spectrum."""
+        """Return advice on settings, judging by the spectrum."""
         side, rank = min(self.rows, self.columns), self.rank
         hints: list[str] = []
         if not self.rcond or self.route == "lanczos":
@@ -118,19 +118,19 @@ class StepReport:
 
 @dataclass
 class MultiStepReport:
-    r"""One step for several losses in numbers.
+    r"""Report of one step for several losses.
 
     Attributes:
         losses: (m,), before the step.
-        parts: the report of each joint Jacobian: of one where the losses share their prediction,
-            else one per loss; without step size and gain ratio.
+        parts: the report of each joint Jacobian: a single one if the losses share their
+            prediction, else one per loss; without step size and gain ratio.
         cosines: (m,) float64, between the combined direction and the half-inverse direction of
-            each loss, as the operator sees them; zero where one of them is zero.
-        slopes: (m,) float64, :math:`g_i \cdot J_i d`: by how much a short step lowers each
-            loss, per unit of step size. Negative where it raises that loss.
+            each loss, in the inner product of the operator; zero if one of them is zero.
+        slopes: (m,) float64, :math:`g_i \cdot J_i d`: decrease of each loss in a short step, per
+            unit of step size. Negative if it raises that loss.
         seconds: wall-clock per phase, all losses together.
         step_size: the factor of the combined direction that was applied.
-        gain_ratio: achieved over predicted decrease of the sum of the losses, where measured.
+        gain_ratio: achieved over predicted decrease of the sum of the losses, if measured.
     """
 
     losses: Tensor
@@ -143,12 +143,12 @@ class MultiStepReport:
 
     @property
     def loss(self) -> Tensor:
-        """The sum of the losses before the step."""
+        """Sum of the losses before the step."""
         return self.losses.sum()
 
     @property
     def smallest_cosine(self) -> float:
-        """Positive where the combined direction conflicts with no loss's own."""
+        """Smallest cosine; positive if the combined direction conflicts with no loss."""
         return float(self.cosines.min())
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-r"""How far to go along a direction: ``fixed``, ``trust``, ``line_search``.
+r"""Step-size rules: ``fixed``, ``trust``, ``line_search``.
 
-A rule receives a :class:`~hig._step.trial_step.Trial`, moves the parameters and leaves them where
-the step ends. Its memory is a dict of plain numbers, so that it travels in ``state_dict``.
+A rule receives a :class:`~hig._step.trial_step.Trial`, moves the parameters and leaves them at the
+end of the step. Its memory is a dict of plain numbers, so that it is part of ``state_dict``.
 """
 
 import math
@@ -16,7 +16,7 @@ __all__ = ["Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule", "name_o
 
 
 class StepRule(Protocol):
-    """A step-size rule.
+    """Interface of a step-size rule.
 
     Attributes:
         measures: whether the rule uses the quadratic model or evaluates the closure again.
@@ -33,7 +33,7 @@ class StepRule(Protocol):
 
 @dataclass
 class Fixed:
-    """The step size is the learning rate."""
+    """Step size equal to the learning rate."""
 
     measures = False
     state: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Fixed:
 
 @dataclass
 class Trust:
-    r"""A fraction a of the Cauchy step, adapted by the gain ratio.
+    r"""Fraction a of the Cauchy step, adapted by the gain ratio.
 
     :math:`\eta = \mathrm{lr} \cdot a \, (g \cdot v) / |v^T H v|`, the minimiser of the quadratic
     model along the step times a. The same batch is evaluated again in the first ``warm_up`` steps
@@ -56,10 +56,10 @@ class Trust:
 
     The Cauchy step is that of the batch, but no longer than
     :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the minimiser of the mean of the
-    models of late batches: what is right for a batch of easy samples may be far too long for the
-    few hard ones in others, and so raise the loss from step to step. A model counts by the size of
-    its loss, and is forgotten at a rate of 1 / ``memory`` a step. Where a step begins at the loss
-    at which the last one was seen to end there is only one batch, which may go four times as far.
+    models of recent batches: the Cauchy step of a batch of easy samples may overshoot on the few
+    hard ones in others, and so raise the loss from step to step. A model has the weight of its
+    loss, and is forgotten at a rate of 1 / ``memory`` a step. If a step starts at the loss at which
+    the previous one ended, the batch is assumed unchanged and the cap is raised fourfold.
     """
 
     warm_up: int = 8
@@ -90,27 +90,27 @@ class Trust:
         ratio = trial.gain_ratio()
         if math.isnan(ratio):
             return None
-        self.state["fraction"] = _adapted(fraction, ratio)
+        self.state["fraction"] = _adapt_fraction(fraction, ratio)
         if ratio < 0:
             trial.move(0)
         self.state["end"] = trial.loss if ratio < 0 else trial.measure(step_size)
         return ratio
 
     def _cauchy_step(self, trial: Trial) -> float:
-        """The Cauchy step of this batch, but not beyond that of the mean over late batches."""
+        """Return the Cauchy step of this batch, capped by that of the mean over recent batches."""
         if not trial.curvature > 0:
             return 1.0
-        own = trial.slope / trial.curvature
-        if not (math.isfinite(own) and own > 0):
-            return own
-        late = self.state
-        late["batches"] = count = min(late["batches"] + 1, self.memory)
-        late["slope"] += (trial.slope - late["slope"]) / count
-        late["curvature"] += (trial.curvature - late["curvature"]) / count
-        return min(own, late["reach"] * late["slope"] / late["curvature"])
+        cauchy = trial.slope / trial.curvature
+        if not (math.isfinite(cauchy) and cauchy > 0):
+            return cauchy
+        average = self.state
+        average["batches"] = count = min(average["batches"] + 1, self.memory)
+        average["slope"] += (trial.slope - average["slope"]) / count
+        average["curvature"] += (trial.curvature - average["curvature"]) / count
+        return min(cauchy, average["reach"] * average["slope"] / average["curvature"])
 
 
-def _adapted(fraction: float, ratio: float) -> float:
+def _adapt_fraction(fraction: float, ratio: float) -> float:
     if ratio > 0.75:
         return min(1.25 * fraction, 1.0)
     if ratio < 0.25:
@@ -120,10 +120,10 @@ def _adapted(fraction: float, ratio: float) -> float:
 
 @dataclass
 class LineSearch:
-    r"""The best of the step sizes :math:`\mathrm{lr} \cdot 2^k` on the same batch.
+    r"""Best of the step sizes :math:`\mathrm{lr} \cdot 2^k` on the same batch.
 
     Starts at the k of the last step and doubles or halves for as long as the loss falls; no step
-    is taken where none lowers it.
+    is taken if none lowers it.
     """
 
     most_evaluations: int = 24
@@ -135,27 +135,27 @@ class LineSearch:
         exponent = self.state["exponent"]
 
         def loss(k: int) -> float:
-            return trial.measure(_doubled(trial.lr, k))
+            return trial.measure(_scale_by_power(trial.lr, k))
 
         best, lowest = exponent, loss(exponent)
         # Upwards only pays where the present size already lowers the loss.
         upwards = lowest < trial.loss and loss(exponent + 1) < lowest
         direction = 1 if upwards else -1
         for k in range(1, self.most_evaluations):
-            found = loss(exponent + direction * k)
-            if found < lowest:
-                best, lowest = exponent + direction * k, found
+            trial_loss = loss(exponent + direction * k)
+            if trial_loss < lowest:
+                best, lowest = exponent + direction * k, trial_loss
             elif lowest < trial.loss:
                 break
         if lowest < trial.loss:
             self.state["exponent"] = best
-            trial.move(_doubled(trial.lr, best))
+            trial.move(_scale_by_power(trial.lr, best))
         else:
             self.state["exponent"] = 0
             trial.move(0)
 
 
-def _doubled(lr: float, times: int) -> float:
+def _scale_by_power(lr: float, times: int) -> float:
     try:
         return math.ldexp(lr, times)
     except OverflowError:
@@ -168,7 +168,7 @@ _RULES: dict[str, type[Fixed] | type[Trust] | type[LineSearch]] = {
 
 
 def make_step_rule(rule: str | StepRule) -> StepRule:
-    """Return a fresh rule of the given name; a rule of the user's own as it is.
+    """Return a fresh rule of the given name; a custom rule unchanged.
 
     Raises:
         TypeError: an object that is not a rule.
@@ -192,5 +192,5 @@ def make_step_rule(rule: str | StepRule) -> StepRule:
 
 
 def name_of_rule(rule: str | StepRule) -> str:
-    """Return the name by which a state knows its rule: that of its class where it is an object."""
+    """Return the name of a rule in a state; for a custom rule that of its class."""
     return rule if isinstance(rule, str) else type(rule).__name__

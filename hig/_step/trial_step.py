@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,16 +12,16 @@ from hig._spectral.filters import SpectralFilter
 from hig._step.closure import Closure
 from hig._step.linearisation import Linearisation
 from hig._step.momentum import PreviousDirection
+from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, require_room
 from hig._torch.autograd_graph import plain
 from hig._torch.buffers import Buffers
-from hig._torch.ranks import Ranks
 
 __all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "put_back"]
 
-# Loss, slope and curvature where nothing asks for them.
+# Loss, slope and curvature for rules that do not measure.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
-# Evaluations of a closure that are watched before it is known whether it writes to buffers.
+# Evaluations of a closure that are watched until it is known whether it writes to buffers.
 _FIRST_EVALUATIONS = 4
 
 
@@ -35,7 +34,7 @@ class RandomState:
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def replay(self, function: Callable[[], Any]) -> Any:
-        """Call ``function`` from the remembered state; afterwards the state is as before."""
+        """Call ``function`` from the remembered state, and restore the present state."""
         devices = [self._device] if self._cuda is not None else []
         with torch.random.fork_rng(devices=devices):
             torch.set_rng_state(self._cpu)
@@ -53,11 +52,11 @@ class Trial:
     Args:
         parameters: the parameters, changed in place.
         directions: one per parameter, float64.
-        lr: the learning rate that multiplies whatever a rule proposes.
-        loss: the loss before the step; this and the next two are NaN where no rule measures.
+        lr: the learning rate, a factor of the step size of a rule.
+        loss: the loss before the step; this and the next two are NaN if the rule does not measure.
         slope: g · v.
         curvature: vᵀ H v.
-        evaluate: gives the loss of the same batch at the present parameters.
+        evaluate: returns the loss of the same batch at the present parameters.
         resolution: rounding of the loss, relative to it.
     """
 
@@ -80,7 +79,7 @@ class Trial:
         self.step_size = 0.0
 
     def move(self, step_size: float) -> None:
-        """Put the parameters at ``start - step_size * direction``; 0 restores them exactly."""
+        """Set the parameters to ``start - step_size * direction``; 0 restores them exactly."""
         if self._start is None:
             self._start = [parameter.detach().clone() for parameter in self._parameters]
         if step_size == 0:
@@ -93,13 +92,13 @@ class Trial:
         self.step_size = step_size
 
     def undo(self) -> None:
-        """Put the parameters back to where they were, also from halfway; takes no memory."""
+        """Restore the parameters, also after an interrupted move; allocates no memory."""
         if self._start is not None:
             put_back(self._parameters, self._start)
         self.step_size = 0.0
 
     def measure(self, step_size: float) -> float:
-        """Move there and return the loss; infinite where it is not a finite number."""
+        """Move there and return the loss; infinite if it is not a finite number."""
         if self.step_size != step_size or self._start is None:
             self.move(step_size)
         if step_size not in self._losses:
@@ -108,16 +107,16 @@ class Trial:
         return self._losses[step_size]
 
     def same_initial_loss(self, loss: float) -> bool:
-        """Whether the loss before the step is this one, but for rounding."""
+        """Return whether the loss before the step is this one, but for rounding."""
         return abs(self.loss - loss) <= 4 * self._unseen
 
     def gain_ratio(self) -> float:
-        """Achieved over predicted decrease of the loss at the present step size.
+        """Return the achieved over the predicted decrease of the loss at the present step size.
 
-        NaN where both are lost in the rounding of the loss, as on a plateau far above zero.
+        NaN if both are below the rounding of the loss, as on a plateau far above zero.
         """
         eta = self.step_size
-        # eta**2 would be an error, not infinite, where it is too large.
+        # eta**2 would raise an OverflowError instead of being infinite.
         predicted = eta * self.slope - 0.5 * (eta * eta) * self.curvature
         if not predicted > 0:
             return -math.inf
@@ -135,9 +134,9 @@ def put_back(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 
 class Watch:
-    """Whether the evaluations of a closure are watched for what they write to.
+    """Decides whether the evaluations of a closure are watched for writes to buffers.
 
-    To watch costs a fifth of a forward pass. Most closures write to nothing: the first evaluations
+    Watching costs a fifth of a forward pass. Most closures write to nothing: the first evaluations
     and the forward pass of every step show which ones do.
     """
 
@@ -146,53 +145,50 @@ class Watch:
         self._evaluations = 0
 
     def wanted(self) -> bool:
-        """Whether to watch the next evaluation."""
+        """Return whether to watch the next evaluation."""
         self._evaluations += 1
         return self.writes or self._evaluations <= _FIRST_EVALUATIONS
 
 
 class Evaluation:
-    """The loss of the same batch at the present parameters, after which only these have changed.
+    """Loss of the same batch at the present parameters, without side effects on other tensors.
 
     Args:
-        closure: of the step.
-        loss: the loss in what it returns.
-        parameters: those that are being moved.
-        random_state: that at the start of the step.
-        ranks: the process ranks of the step; None where this process steps alone.
+        closure: the closure of the step.
+        loss: returns the loss in the result of the closure.
+        step: parameters and process ranks of the step.
+        random_state: random state at the start of the step.
         weight: factor of the loss of this process.
-        watch: whether to look for buffers.
+        watch: decides whether to watch for writes to buffers.
     """
 
     def __init__(
         self,
         closure: Closure,
         loss: Callable[[Any], Tensor],
-        parameters: Sequence[Tensor],
+        step: StepContext,
         random_state: RandomState | None,
-        ranks: Ranks | None,
         weight: float,
         watch: Watch,
     ):
-        self._closure, self._loss, self._parameters = closure, loss, parameters
-        self._random_state, self._ranks, self._weight = random_state, ranks, weight
-        self._watch = watch
+        self._closure, self._loss, self._step = closure, loss, step
+        self._random_state, self._weight, self._watch = random_state, weight, watch
 
     def __call__(self) -> float:
-        """The loss of the whole batch."""
-        assert self._random_state is not None  # only what measures evaluates
+        """Return the loss of the whole batch."""
+        assert self._random_state is not None  # only rules that measure evaluate
+        ranks = self._step.ranks
         # With gradients enabled: a closure may differentiate its network inside.
-        ranks = self._ranks
-        with ranks.agreement() if ranks else nullcontext(), torch.enable_grad():
+        with self._step.agreement(), torch.enable_grad():
             if self._watch.wanted():
-                loss = self._watched(self._random_state)
+                loss = self._evaluate_watched(self._random_state)
             else:
                 loss = self._loss(self._random_state.replay(self._closure))
-            own = float(plain(loss, "the loss").detach())
-        return own if ranks is None else ranks.sum_of(self._weight * own)
+            local_loss = float(plain(loss, "the loss").detach())
+        return local_loss if ranks is None else ranks.sum_of(self._weight * local_loss)
 
-    def _watched(self, random_state: RandomState) -> Tensor:
-        buffers = Buffers(self._parameters)
+    def _evaluate_watched(self, random_state: RandomState) -> Tensor:
+        buffers = Buffers(self._step.parameters)
         try:
             with buffers:
                 return self._loss(random_state.replay(self._closure))
@@ -201,37 +197,34 @@ class Evaluation:
 
 
 class Attempts:
-    """Makes the trials of one step; as a context it takes back what was not accepted.
+    """Trials of one step; as a context it undoes a trial that was not accepted.
 
     Args:
         linearisation: the decomposed Jacobian.
-        carried: the last direction, of which momentum keeps a part; None without momentum.
-        parameters: the parameters of the step.
-        lrs: their learning rates.
-        measures: whether the quadratic model is asked for.
-        evaluate: gives the loss at the present parameters.
+        previous: the previous direction, for momentum; None without momentum.
+        step: parameters and learning rates of the step.
+        measures: whether the quadratic model is needed.
+        evaluate: returns the loss at the present parameters.
     """
 
     def __init__(
         self,
         linearisation: Linearisation,
-        carried: PreviousDirection | None,
-        parameters: Sequence[Tensor],
-        lrs: Sequence[float],
+        previous: PreviousDirection | None,
+        step: StepContext,
         measures: bool,
         evaluate: Callable[[], float],
     ):
-        self._linearisation, self._carried = linearisation, carried
-        self._parameters, self._lrs, self._measures = parameters, lrs, measures
+        self._linearisation, self._previous = linearisation, previous
+        self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
         self._trial: Trial | None = None
 
     def __call__(self, filter: SpectralFilter) -> Trial:
-        """A trial along the direction of a filter; those before it have been taken back."""
+        """Return a trial along the direction of a filter; earlier ones must have been undone."""
         directions, model = self._direction(filter)
-        if (
-            self._carried and self._carried.used and model[1] < 0
-        ):  # uphill, for what it carries: once more without
+        uphill = model[1] < 0
+        if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
         self._trial = Trial(
@@ -240,9 +233,9 @@ class Attempts:
         return self._trial
 
     def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], tuple[float, float, float]]:
-        """One direction per parameter, and loss, slope and curvature along it."""
-        if self._carried:
-            directions, change = self._carried.step(self._linearisation, filter, self._measures)
+        """Return one direction per parameter, and loss, slope and curvature along it."""
+        if self._previous:
+            directions, change = self._previous.step(self._linearisation, filter, self._measures)
         else:
             directions, change = self._linearisation.step(filter)
         most = max(self._lrs)
@@ -252,25 +245,25 @@ class Attempts:
         return directions, self._linearisation.model(change) if self._measures else _NO_MODEL
 
     def accept(self, step_size: float | None) -> None:
-        """Keep the parameters where they are.
+        """Keep the present parameters.
 
         Raises:
-            NonFiniteError: that would be NaN or infinite.
+            NonFiniteError: they are NaN or infinite.
         """
         if step_size is not None and step_size > LARGE_STEP:
             require_room(self._parameters, step_size)
         self._trial = None
-        if self._carried:
-            self._carried.keep(step_size)
+        if self._previous:
+            self._previous.commit(step_size)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._trial is not None:  # done halfway, whatever is raised
+        if self._trial is not None:  # not accepted: an error or an interruption
             self._trial.undo()

@@ -1,4 +1,4 @@
-"""The autograd graph behind a tensor, and the tensor that an object stands for.
+"""Walks over the autograd graph of a tensor, and plain tensors in place of tensor-like objects.
 
 Libraries give tensors labels or spaces (PINA, torchphysics), as a subclass of ``torch.Tensor`` or
 an object with ``__torch_function__``. Their methods are made for functions on points, not for
@@ -24,11 +24,11 @@ _ORIGIN = "_hig_origin"
 
 
 def nodes_behind(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
-    """All nodes of the graph that a tensor was computed by, those of its leaves included.
+    """Return all nodes of the graph of a tensor, those of its leaves included.
 
     Args:
-        tensor: any tensor; without a graph there are none.
-        stop: node and number of an output, on the far side of which nothing is looked at.
+        tensor: any tensor; empty for one without a graph.
+        stop: node and output number at which the walk stops.
     """
     first = (tensor.grad_fn, tensor.output_nr)
     waiting = [] if first[0] is None or first == stop else [first[0]]
@@ -43,27 +43,27 @@ def nodes_behind(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
 
 
 def coarsest_dtype(nodes: set[Node], dtype: torch.dtype) -> torch.dtype:
-    """The coarsest floating-point type among a type and those of a graph.
+    """Return the coarsest floating-point type among a type and those of a graph.
 
     A float64 network before a float32 simulator, or a network under autocast, has derivatives with
-    the rounding of that type, whatever type they are given in.
+    the rounding of the coarser type, whatever the dtype of the result.
 
     Args:
-        nodes: of the graph.
-        dtype: that of its end.
+        nodes: nodes of the graph.
+        dtype: the dtype of the result.
     """
-    found = {dtype} | {entry.dtype for node in nodes for entry in node._input_metadata}
-    inexact = [t.to_real() for t in found if t.is_floating_point or t.is_complex]
+    dtypes = {dtype} | {entry.dtype for node in nodes for entry in node._input_metadata}
+    inexact = [t.to_real() for t in dtypes if t.is_floating_point or t.is_complex]
     return max(inexact, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def leaves(nodes: set[Node]) -> list[Tensor]:
-    """The tensors at which a graph ends."""
+    """Return the leaf tensors of a graph."""
     return [node.variable for node in nodes if hasattr(node, "variable")]
 
 
 def bytes_taken(node: Node) -> list[int]:
-    """Bytes of the gradients that a node takes."""
+    """Return the bytes of each gradient that a node takes."""
     return [
         0 if of.is_nested_tensor else prod(of.shape) * of.dtype.itemsize
         for of in node._input_metadata
@@ -71,24 +71,24 @@ def bytes_taken(node: Node) -> list[int]:
 
 
 def plain(value: Any, name: str) -> Any:
-    """The tensor that a value stands for, with its graph; what stands for none as it is.
+    """Return the plain tensor of a tensor-like value, with its graph; other values unchanged.
 
-    The result may be one operation behind the value: derivatives of something else with respect
-    to it are to be taken at its :func:`origin`.
+    The result may be one operation behind the value: differentiate with respect to its
+    :func:`origin`.
 
     Args:
         value: a tensor, or anything.
-        name: what it is called.
+        name: its name in messages.
 
     Raises:
-        TypeError: the value stands for a tensor that cannot be found, or that is stored in parts.
+        TypeError: the value holds no tensor or several, or one that is stored in parts.
     """
     if type(value) is Tensor or type(value) is Parameter:
         return value
     if not isinstance(value, Tensor):
         if not hasattr(type(value), "__torch_function__"):
             return value
-        return plain(_held(value, name), name)
+        return plain(_find_tensor(value, name), name)
     if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         raise TypeError(
             f"{name} must be one tensor with all its entries, got {type(value).__name__}, which "
@@ -96,21 +96,21 @@ def plain(value: Any, name: str) -> Any:
             "to_tensor(0) of a masked or full_tensor() of a distributed one"
         )
     with torch._C.DisableTorchFunctionSubclass():
-        found = Tensor.as_subclass(value, Tensor)
+        tensor = Tensor.as_subclass(value, Tensor)
         if value.requires_grad:
-            setattr(found, _ORIGIN, get_gradient_edge(value))
-    return found
+            setattr(tensor, _ORIGIN, get_gradient_edge(value))
+    return tensor
 
 
 def origin(tensor: Tensor) -> Tensor | GradientEdge:
-    """Where in the graph of its values a tensor of :func:`plain` stands."""
-    found: Tensor | GradientEdge = getattr(tensor, _ORIGIN, tensor)
-    return found
+    """Return the input for ``torch.autograd.grad`` that stands for a tensor of :func:`plain`."""
+    edge: Tensor | GradientEdge = getattr(tensor, _ORIGIN, tensor)
+    return edge
 
 
-def _held(value: object, name: str) -> Tensor:
-    """The tensor that an object holds; with several that one which has a graph."""
-    names = [key for kind in type(value).__mro__ for key in getattr(kind, "__slots__", ())]
+def _find_tensor(value: object, name: str) -> Tensor:
+    """Return the tensor that an object holds; of several the one that has a graph."""
+    names = [key for base in type(value).__mro__ for key in getattr(base, "__slots__", ())]
     held = [getattr(value, key, None) for key in names] + list(
         getattr(value, "__dict__", {}).values()
     )

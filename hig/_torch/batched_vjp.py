@@ -1,4 +1,4 @@
-"""Many backward passes through one graph: batched where it allows, one by one where not."""
+"""Many vector-Jacobian products with one graph: batched if it allows, else one by one."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,20 +25,19 @@ CACHED_BYTES = 2 * 2**20
 MOST_PASS_BYTES = 256 * 2**20
 # On a CPU passes whose gradients are larger than this gain nothing from one another.
 ALONE_BYTES = 256 * 2**10
-# Of one kind of pass, how many graphs are remembered, and how many of their last nodes tell kinds
-# apart.
+# Graphs remembered per kind of pass, and the number of last nodes by which kinds are distinguished.
 KNOWN, LOOKED_AT = 16, 16
 
 
 @dataclass
 class Backward:
-    """Runs backward passes and remembers from step to step what the graph allowed.
+    """Runs backward passes and remembers from step to step whether the graph allows batches.
 
     Attributes:
         chunk: passes in one batch; None chooses by memory. Halved when memory runs out.
         batched: whether passes are vectorised; turned off by a graph that refuses.
-        notes: what had to be done differently in this step, in words.
-        sizes: what passes through the graphs of earlier steps held.
+        notes: deviations in this step, for its report.
+        sizes: memory of the passes of earlier steps.
     """
 
     chunk: int | None = None
@@ -66,10 +65,10 @@ class Backward:
             together: whether the caller gains from passes that come in batches.
 
         Yields:
-            The passes and their gradients, each (passes, *input.shape), None where unused.
+            The passes and their gradients, each (passes, *input.shape), None if unused.
 
         Raises:
-            InsufficientMemoryError: if a ``chunk`` that was given cannot fit, on a CPU.
+            InsufficientMemoryError: if a ``chunk`` set by the user cannot fit, on a CPU.
             torch.OutOfMemoryError: if not even a single pass fits.
         """
         start = 0
@@ -92,19 +91,19 @@ class Backward:
     def _chunk(
         self, output: Tensor, inputs: Inputs, passes: int, bytes_per_pass: int, together: bool
     ) -> int:
-        """How many passes go at once, where nobody has said."""
+        """Return the number of passes in a batch, if the user has not set it."""
         most = min(passes, max(1, MOST_PASS_BYTES // max(1, bytes_per_pass)))
         if most == 1 or not self.batched:
-            # One by one passes hold nothing together but what was asked for.
-            return most if self.batched else min(most, _fitting(bytes_per_pass, PASS_BYTES))
+            # One by one, passes share no memory but the gradients asked for.
+            return most if self.batched else min(most, _pieces_in(bytes_per_pass, PASS_BYTES))
         held = self.sizes.of(output, inputs)
         size = max(bytes_per_pass, held.peak)
-        most = min(most, _fitting(size, MOST_PASS_BYTES))
+        most = min(most, _pieces_in(size, MOST_PASS_BYTES))
         if output.device.type != "cpu":
             return most
         if not together and held.largest > ALONE_BYTES:
             return 1
-        return min(most, max(_fitting(size, PASS_BYTES), _fitting(held.largest, CACHED_BYTES)))
+        return min(most, max(_pieces_in(size, PASS_BYTES), _pieces_in(held.largest, CACHED_BYTES)))
 
     def _run(self, output: Tensor, inputs: Inputs, cotangents: Tensor) -> Gradients:
         with _taking_notes(self.notes):
@@ -121,7 +120,7 @@ class Backward:
                 refusal = (str(error).strip() or type(error).__name__).splitlines()[0]
         singles = [_grad(output, inputs, cotangent) for cotangent in cotangents]
         if refusal is not None:
-            # Only now: a graph that is broken has raised again, and tells nothing about batches.
+            # Only after the sequential passes succeeded: a broken graph fails either way.
             self.batched = False
             self.notes.append(f"backward passes one by one, the graph refuses batches: {refusal}")
         return tuple(
@@ -131,7 +130,7 @@ class Backward:
 
 
 class PassSizes:
-    """Remembers what passes hold, so that only a graph that is another one is gone through.
+    """Remembers the memory of passes, so that only new graphs are measured.
 
     Autograd numbers the nodes of a thread in the order in which they are made. Between tensors of
     the same shapes, with the same last operations, a graph that ends as many nodes behind the one
@@ -142,7 +141,7 @@ class PassSizes:
         self._known: dict[object, _Known] = {}
 
     def of(self, output: Tensor, inputs: Inputs) -> PassMemory:
-        """Report what one pass from an output to inputs holds.
+        """Return the memory of one pass from an output to inputs.
 
         Args:
             output: the tensor to differentiate, with a graph.
@@ -164,7 +163,7 @@ class PassSizes:
 
 @dataclass
 class _Known:
-    """The number of the last graph of a key, and what passes held by the distance to it."""
+    """Number of the last graph of a key, and the memory of passes by the distance to it."""
 
     number: int
     sizes: dict[int, PassMemory] = field(default_factory=dict)
@@ -175,7 +174,7 @@ def _shape_or_place(wanted: Tensor | GradientEdge) -> object:
 
 
 def _last_operations(output: Tensor) -> Iterator[object]:
-    """Names and sizes of the last nodes, along the first edge of each."""
+    """Yield names and sizes of the last nodes, along the first edge of each."""
     node: Node | None = output.grad_fn
     for _ in range(LOOKED_AT):
         if node is None:
@@ -198,22 +197,22 @@ def _taking_notes(notes: list[str]) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Leave a line in the report of the step whose backward passes run; outside of one, nowhere.
+    """Add a line to the report of the step whose backward passes run; no effect outside of one.
 
     Args:
-        text: what a part of the graph had to do differently.
+        text: what a part of the graph did differently.
     """
     if _taken and text not in _taken[-1]:
         _taken[-1].append(text)
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """A gradient with all its entries in memory; ``nn.Embedding(sparse=True)`` gives others."""
+    """Return a gradient as a dense tensor; ``nn.Embedding(sparse=True)`` gives sparse ones."""
     return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
-    """Cotangents that select one output of *all* samples: (k, B, ...), for outputs of a range."""
+    """Return cotangents (k, B, ...) by output range, each selecting one output of *all* samples."""
     samples = len(prediction)
     outputs = prediction[0].numel()
 
@@ -226,7 +225,7 @@ def output_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
 
 
 def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
-    """Cotangents that select one output of one sample: (k, B, ...), for rows of a range."""
+    """Return cotangents (k, B, ...) by row range, each selecting one output of one sample."""
 
     def cotangents(start: int, stop: int) -> Tensor:
         select = prediction.new_zeros((stop - start, prediction.numel()))
@@ -236,13 +235,13 @@ def one_hot_cotangents(prediction: Tensor) -> Callable[[int, int], Tensor]:
     return cotangents
 
 
-def _fitting(size: int, room: int) -> int:
-    """How many of a size fit into a room, at least one."""
+def _pieces_in(size: int, room: int) -> int:
+    """Return how many pieces of a size fit into a room, at least one."""
     return max(1, room // max(1, size))
 
 
 def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -> None:
-    """Raise if even the largest gradient of as many passes at once cannot be had."""
+    """Raise if even the largest gradient of as many passes at once does not fit into memory."""
     check_room(
         passes * sizes.of(output, inputs).largest,
         output,
@@ -254,7 +253,7 @@ def _check_room(output: Tensor, inputs: Inputs, passes: int, sizes: PassSizes) -
 
 
 def _grad(output: Tensor, inputs: Inputs, cotangents: Tensor, **options: bool) -> Gradients:
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         output, inputs, cotangents, retain_graph=True, allow_unused=True, **options
     )
-    return tuple(None if gradient is None else dense(gradient) for gradient in found)
+    return tuple(None if gradient is None else dense(gradient) for gradient in gradients)

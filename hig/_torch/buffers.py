@@ -1,4 +1,4 @@
-"""Tensors that a closure changes in place, such as running statistics, put back as they were."""
+"""Restoring the tensors that a closure changes in place, such as running statistics."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,16 +18,16 @@ WRITING_ARGUMENTS = frozenset({"out", "max_norm"})
 
 
 class Buffers(TorchFunctionMode):
-    """Watches a computation and undoes what it changed outside of itself.
+    """Watches a computation and undoes its side effects on tensors.
 
-    Running statistics, vectors of a power iteration, counters, moving averages: which tensors a
-    closure changes is known to the closure alone. While the context is open, every tensor without
-    a graph is copied before the first operation that writes to it, and of each module that is
-    called is noted which buffers it has, as some give their names to other tensors instead.
-    What is not in torch (counters in Python, lists) is not seen.
+    Running statistics, vectors of a power iteration, counters, moving averages: only the closure
+    knows which tensors it changes. While the context is open, every tensor without a graph is
+    copied before the first operation that writes to it. The buffers of each module that is called
+    are noted too, as some modules rebind the name of a buffer to another tensor. State outside of
+    torch (counters in Python, lists) is not seen.
 
     Args:
-        parameters: tensors that are left alone.
+        parameters: tensors to ignore.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -42,7 +42,9 @@ class Buffers(TorchFunctionMode):
         # Compiled code would not be seen.
         self._eager = torch.compiler.set_stance("force_eager")
         self._eager.__enter__()
-        self._hook = register_module_forward_pre_hook(_NoteModule(self._modules, self._scripted))
+        self._hook = register_module_forward_pre_hook(
+            _NoteModule(self._modules, self._save_scripted)
+        )
         super().__enter__()
         return self
 
@@ -59,7 +61,7 @@ class Buffers(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run ``func``, after copying what it may write to."""
+        """Run ``func``, after copying the tensors it may write to."""
         if may_write(func) or (kwargs and not WRITING_ARGUMENTS.isdisjoint(kwargs)):
             with torch._C.DisableTorchFunctionSubclass():
                 for tensor in written_by(func, args, kwargs):
@@ -70,9 +72,9 @@ class Buffers(TorchFunctionMode):
 
     @torch.no_grad()
     def restore(self) -> bool:
-        """Put back all that was changed while the context was open; returns whether there was any.
+        """Restore all that was changed while the context was open; return whether anything was.
 
-        Versions are put back too: the graph of an earlier call holds the same values.
+        Versions are restored too: the graph of an earlier call holds the same values.
         """
         changed = False
         with torch._C.DisableTorchFunctionSubclass():
@@ -89,13 +91,13 @@ class Buffers(TorchFunctionMode):
         return changed
 
     def _note_owner(self, args: tuple[Any, ...]) -> None:
-        """Remember whose values an alias shares, of which torch itself knows no more."""
+        """Remember the owner of the storage that an alias shares: torch does not link them."""
         for tensor in _tensors(args[:1]):
             if tensor.grad_fn is None and tensor.layout == torch.strided:
                 self._owners.setdefault(tensor.untyped_storage()._cdata, ref(tensor))
 
-    def _scripted(self, module: torch.nn.Module) -> None:
-        """Copy the buffers of a module whose operations pass by."""
+    def _save_scripted(self, module: torch.nn.Module) -> None:
+        """Copy the buffers of a scripted module, whose operations are not seen."""
         for buffer in module.buffers():
             self._save(buffer)
 
@@ -103,21 +105,21 @@ class Buffers(TorchFunctionMode):
     def _save(self, tensor: Tensor) -> None:
         if self._owners and tensor.layout == torch.strided:
             owner = self._owners.get(tensor.untyped_storage()._cdata)
-            found = None if owner is None else owner()
-            tensor = tensor if found is None else found
+            owning = None if owner is None else owner()
+            tensor = tensor if owning is None else owning
         key = id(tensor)
         if key in self._left_alone or key in self._saved:
             return
         saved = self._saved
 
         def gone(_: ReferenceType[Tensor]) -> None:
-            saved.pop(key, None)  # what the computation made for itself, with its copy
+            saved.pop(key, None)  # a temporary of the computation, with its copy
 
         saved[key] = _Saved(tensor, gone)
 
 
 class _Saved:
-    """A tensor, weakly held, and its values."""
+    """Saved values of a tensor, which is weakly held."""
 
     def __init__(self, tensor: Tensor, gone: Callable[[ReferenceType[Tensor]], None]):
         self._tensor = ref(tensor, gone)
@@ -125,7 +127,7 @@ class _Saved:
         self._version = None if tensor.is_inference() else tensor._version
 
     def restore(self) -> bool:
-        """Put the values back, and the version that graphs know them by."""
+        """Restore the values, and the version that graphs know them by."""
         tensor = self._tensor()
         if tensor is None:
             return False
@@ -139,21 +141,21 @@ class _Saved:
 
 
 class _NoteModule:
-    """Notes the buffers of each module before its first call, in the thread that made this."""
+    """Hook that notes the buffers of each module before its first call, in the creating thread."""
 
     def __init__(
         self,
         modules: dict[torch.nn.Module, dict[str, Tensor | None]],
         scripted: Callable[[torch.nn.Module], None],
     ):
-        self._modules, self._scripted = modules, scripted
+        self._modules, self._save_scripted = modules, scripted
         self._thread = threading.get_ident()
 
     def __call__(self, module: torch.nn.Module, inputs: Any) -> None:
         if threading.get_ident() != self._thread:
             return
         if isinstance(module, torch.jit.ScriptModule):
-            self._scripted(module)
+            self._save_scripted(module)
         elif module not in self._modules:
             self._modules[module] = dict(module._buffers)
 
@@ -161,12 +163,12 @@ class _NoteModule:
 def written_by(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None
 ) -> Iterator[Tensor]:
-    """The tensors without a graph that a call may write to, as seen by a `TorchFunctionMode`.
+    """Yield the tensors without a graph that a call may write to, in a `TorchFunctionMode`.
 
     Args:
         func: the function.
         args: its arguments.
-        kwargs: those given by name.
+        kwargs: its keyword arguments.
     """
     effect = may_write(func)
     places: Any = ()
@@ -196,11 +198,11 @@ _ALIASES = ("detach", "__get__")  # the second is that of ``.data``, among other
 
 @lru_cache(maxsize=4096)
 def may_write(func: Callable[..., Any]) -> str:
-    """What a function may write to: its "first" argument, "any"; or "alias" for a view, or ""."""
+    """Return which arguments a function may write to: "first", "any", "alias" (a view) or ""."""
     schema = getattr(func, "_schema", None)
     if schema is not None:
         return "any" if schema.is_mutable else ""
-    if isinstance(func, torch._ops.OpOverloadPacket):  # which of several is not yet decided
+    if isinstance(func, torch._ops.OpOverloadPacket):  # the overload is not yet resolved
         schemas = [getattr(func, name)._schema for name in func.overloads()]
         return "any" if any(schema.is_mutable for schema in schemas) else ""
     name = getattr(func, "__name__", "")
@@ -212,7 +214,7 @@ def may_write(func: Callable[..., Any]) -> str:
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dictionaries."""
+    """Yield all tensors in nested tuples, lists and dictionaries."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, tuple | list):

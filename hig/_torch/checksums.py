@@ -12,12 +12,12 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digest(*facts: object) -> int:
-    """A number that differs where the printed facts differ."""
+    """Return a checksum of the printed facts."""
     return crc32(repr(facts).encode())
 
 
 def checksum(tensors: Sequence[Tensor]) -> int:
-    """A sum over the bits of all values, which costs one pass over them; 0 for no tensor."""
+    """Return a weighted sum over the bits of all values, in one pass; 0 for no tensor."""
     sums = [
         (index + 1) * tensor.detach().contiguous().view(_BITS[tensor.element_size()]).sum()
         for index, tensor in enumerate(tensors)

@@ -1,7 +1,7 @@
-"""A part of a step that is recorded on the GPU once and replayed from then on.
+"""CUDA graphs: a part of a step is recorded on the GPU once and replayed from then on.
 
-The host then starts one graph where it started a thousand kernels. What it decided on the way, by
-numbers that it read from the device, is decided in the first run alone.
+The host then starts one graph instead of a thousand kernels. Decisions that the host took by
+numbers read from the device are those of the first run.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -16,14 +16,14 @@ __all__ = ["Recording", "check_recordable", "decided"]
 
 T = TypeVar("T")
 
-# Before a graph is recorded the libraries must have their workspaces and plans.
+# Runs before the recording, in which the libraries allocate their workspaces and plans.
 WARM_UPS = 3
 
 
 class Recording(Generic[T]):
-    """Runs a computation as it is a few times, then records it, then replays the record.
+    """Runs a computation eagerly a few times, then records it, then replays the record.
 
-    What it returns lives in the memory of the record from then on: each replay overwrites it.
+    The result lives in the memory of the record from then on: each replay overwrites it.
     """
 
     def __init__(self) -> None:
@@ -33,17 +33,17 @@ class Recording(Generic[T]):
         self._result: T | None = None
 
     def __call__(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """The result for the present values of all tensors that the computation reads.
+        """Return the result for the present values of all tensors that the computation reads.
 
         Args:
-            key: what decides on the operations; with another one all begins anew.
-            compute: the computation; not called where a record is replayed.
+            key: identifies the operations; another key discards the record.
+            compute: the computation; not called when a record is replayed.
         """
         if key != self._key:
             self._key, self._runs, self._decisions = key, 0, _Decisions()
             self._graph = self._result = None
         if self._graph is None:
-            with self._decisions.at_work():
+            with self._decisions.activate():
                 if self._runs < WARM_UPS:
                     self._runs += 1
                     return warm_up(compute)
@@ -59,16 +59,16 @@ def warm_up(compute: Callable[[], T]) -> T:
     A parameter's node in the autograd graph keeps the stream on which it was first used: if that
     were another one, the recording stream would wait for it, which a record does not allow.
     """
-    present, own = torch.cuda.current_stream(), recording_stream(torch.cuda.current_device())
-    own.wait_stream(present)
-    with torch.cuda.stream(own):
+    present, recording = torch.cuda.current_stream(), recording_stream(torch.cuda.current_device())
+    recording.wait_stream(present)
+    with torch.cuda.stream(recording):
         result = compute()
-    present.wait_stream(own)
+    present.wait_stream(recording)
     return result
 
 
 def record(compute: Callable[[], T]) -> tuple[Any, T]:
-    """A CUDA graph of a computation, which has not run yet, and where its results will be."""
+    """Return a CUDA graph of a computation, not run yet, and the tensors it will write."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=recording_stream(torch.cuda.current_device())):
         result = compute()
@@ -77,33 +77,33 @@ def record(compute: Callable[[], T]) -> tuple[Any, T]:
 
 @cache
 def recording_stream(device: int) -> torch.cuda.Stream:
-    """The stream of a device on which steps are recorded."""
+    """Return the stream of a device on which steps are recorded."""
     return torch.cuda.Stream(device)
 
 
 def decided(question: Callable[[], T]) -> T:
-    """The answer to a question that makes the host read numbers of the device.
+    """Evaluate a decision that requires a device synchronisation.
 
-    Inside a `Recording` it is asked in the first run, and has the same answer from then on.
+    Inside a `Recording` it is evaluated in the first run, and that answer is used from then on.
     """
-    return question() if _at_work is None else _at_work.next(question)
+    return question() if _active is None else _active.next(question)
 
 
 class _Decisions:
-    """Answers in the order of their questions."""
+    """Answers to the decisions of one computation, in order."""
 
     def __init__(self) -> None:
         self._answers: list[Any] = []
         self._asked = 0
 
     @contextmanager
-    def at_work(self) -> Iterator[None]:
-        global _at_work
-        before, _at_work, self._asked = _at_work, self, 0
+    def activate(self) -> Iterator[None]:
+        global _active
+        before, _active, self._asked = _active, self, 0
         try:
             yield
         finally:
-            _at_work = before
+            _active = before
 
     def next(self, question: Callable[[], T]) -> T:
         if self._asked == len(self._answers):
@@ -114,7 +114,7 @@ class _Decisions:
 
 
 # Of the process, not of a thread: autograd runs backward passes on a GPU in a thread of its own.
-_at_work: _Decisions | None = None
+_active: _Decisions | None = None
 
 
 def check_recordable(parameters: list[Tensor], processes: int, method: object) -> None:
@@ -122,11 +122,11 @@ def check_recordable(parameters: list[Tensor], processes: int, method: object) -
 
     Args:
         parameters: the parameters of the step.
-        processes: how many take it together.
-        method: how the Jacobian is decomposed.
+        processes: number of process ranks that step together.
+        method: method of decomposition.
 
     Raises:
-        ValueError: they are not on a GPU, or the step is one that asks the host on the way.
+        ValueError: they are not on a GPU, or the step needs the host on the way.
     """
     device = parameters[0].device
     if device.type != "cuda":
@@ -142,5 +142,5 @@ def check_recordable(parameters: list[Tensor], processes: int, method: object) -
     if method not in ("auto", "gram", "svd"):
         raise ValueError(
             "cuda_graph=True records one Jacobian, and method='lanczos' takes products with it as "
-            "they are needed; take method='gram', or leave it out"
+            "they are needed; use method='gram', or leave it out"
         )

@@ -1,4 +1,4 @@
-"""The host during a step: checks of device tensors read in one transfer, and a clock."""
+"""Deferred checks of device tensors, evaluated in one host synchronisation, and a phase clock."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ __all__ = ["Checks", "PhaseClock"]
 
 
 class Checks:
-    """Collects conditions and reads them in one transfer: each would make the host wait.
+    """Collects conditions and evaluates them in one transfer: each would make the host wait.
 
     The first failing check is raised.
     """
@@ -21,19 +21,19 @@ class Checks:
         self._conditions: list[tuple[Tensor, Callable[[], None]]] = []
 
     def expect(self, holds: Tensor, otherwise: Callable[[], None]) -> None:
-        """Remember a condition.
+        """Add a condition.
 
         Args:
             holds: one boolean.
-            otherwise: raises what is to be raised where it does not hold.
+            otherwise: raises the error of a condition that does not hold.
         """
         self._conditions.append((holds.detach().reshape(()), otherwise))
 
     def settle(self, keep: bool = False) -> None:
-        """Read all conditions since the last time, and raise for the first that does not hold.
+        """Evaluate all conditions added since the last call; raise for the first that fails.
 
         Args:
-            keep: leave them here, where their tensors will hold other values another time.
+            keep: keep them for the next call: a replay will write other values to their tensors.
         """
         conditions = self._conditions
         if not keep:

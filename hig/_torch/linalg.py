@@ -1,4 +1,4 @@
-"""Decompositions that do not always converge."""
+"""Decompositions of matrices, repeated on the CPU if they do not converge."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ __all__ = ["converging", "eigenvalues", "eigenvectors", "repeated_on_cpu", "thin
 def converging(
     decomposition: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor, notes: list[str]
 ) -> tuple[Tensor, ...]:
-    """Run a decomposition; where it does not converge, repeat it on the CPU.
+    """Run a decomposition; if it does not converge, repeat it on the CPU.
 
     Args:
         decomposition: one of this file.
         matrix: (..., n, k), finite, or symmetric (..., n, n).
-        notes: takes a line where it was repeated.
+        notes: list to which a repetition adds a line.
 
     Raises:
         DecompositionError: it does not converge there either.
@@ -39,9 +39,9 @@ def repeated_on_cpu(
 
     Args:
         decomposition: one of this file.
-        matrix: as for `converging`, as are ``notes``.
-        notes: takes a line about it.
-        refusal: what it raised.
+        matrix: (..., n, k), finite, or symmetric (..., n, n).
+        notes: list to which the repetition adds a line.
+        refusal: the error of the first attempt.
 
     Raises:
         DecompositionError: it does not converge there either.
@@ -49,7 +49,7 @@ def repeated_on_cpu(
     notes.append(f"decomposition repeated on the CPU: {str(refusal).splitlines()[0]}")
     scale = matrix.abs().max().cpu()
     try:
-        found = list(decomposition(matrix.cpu() / scale))
+        parts = list(decomposition(matrix.cpu() / scale))
     except torch.linalg.LinAlgError as error:
         raise DecompositionError(
             f"the decomposition of a {tuple(matrix.shape)} matrix with largest entry {scale:.3g} "
@@ -57,20 +57,20 @@ def repeated_on_cpu(
             "batch, a smaller lr, or method='svd'"
         ) from error
     values = 1 if decomposition is thin_svd else 0
-    found[values] = found[values] * scale
-    return tuple(part.to(matrix.device) for part in found)
+    parts[values] = parts[values] * scale
+    return tuple(part.to(matrix.device) for part in parts)
 
 
 def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (..., n), ascending, and eigenvectors in columns of symmetric (..., n, n)."""
+    """Return eigenvalues (..., n), ascending, and eigenvectors (in columns) of (..., n, n)."""
     return torch.linalg.eigh(matrix)
 
 
 def eigenvalues(matrix: Tensor) -> tuple[Tensor]:
-    """Eigenvalues (..., n), ascending, of symmetric (..., n, n), alone in a tuple."""
+    """Return the eigenvalues (..., n), ascending, of symmetric (..., n, n), as a 1-tuple."""
     return (torch.linalg.eigvalsh(matrix),)
 
 
 def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U (n, r), singular values (r,), descending, and V (r, k) of a matrix (n, k)."""
+    """Return U (n, r), singular values (r,), descending, and Vᵀ (r, k) of a matrix (n, k)."""
     return torch.linalg.svd(matrix, full_matrices=False)

@@ -1,4 +1,4 @@
-"""Memory that is available, allocations that would not fit into it, and pieces used again."""
+"""Available memory, checks of large allocations, and reuse of freed memory."""
 
 from functools import cache
 from pathlib import Path
@@ -10,12 +10,12 @@ from hig.errors import InsufficientMemoryError
 
 __all__ = ["available_memory", "check_room", "keep_freed_pieces"]
 
-# What is smaller is not looked at: reading the accounts of the system takes a tenth of a
+# Smaller allocations are not checked: reading the accounts of the system takes a tenth of a
 # millisecond, and so small an allocation seldom decides.
 CHECKED_BYTES = 256 * 2**20
 
-# The largest piece by which the allocator of glibc learns (DEFAULT_MMAP_THRESHOLD_MAX), with room
-# for what it adds to each.
+# The largest piece by which the allocator of glibc learns (DEFAULT_MMAP_THRESHOLD_MAX), less its
+# own overhead per piece.
 LARGEST_PIECE = 32 * 2**20 - 2**16
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
@@ -31,16 +31,16 @@ _ACCOUNTS = (
 
 
 def check_room(needed: int, like: Tensor, what: str, remedy: str) -> None:
-    """Raise if an allocation on the CPU is larger than all memory that can be had.
+    """Raise if an allocation on the CPU is larger than all available memory.
 
     Args:
-        needed: bytes that will be allocated for certain, not more than that.
+        needed: lower bound of the bytes that will be allocated.
         like: a tensor on the device of the allocation.
-        what: what is allocated, the subject of a sentence.
-        remedy: what to do about it.
+        what: name of the allocation, the subject of a sentence.
+        remedy: advice for the error message.
 
     Raises:
-        InsufficientMemoryError: memory and swap that are available are less.
+        InsufficientMemoryError: available memory and swap are less.
     """
     if like.device.type != "cpu" or needed < CHECKED_BYTES:
         return
@@ -54,34 +54,34 @@ def check_room(needed: int, like: Tensor, what: str, remedy: str) -> None:
 
 @cache  # once in a process
 def keep_freed_pieces() -> None:
-    """Have the allocator keep some tens of megabytes that are freed, for the next step.
+    """Make the allocator keep some tens of megabytes of freed memory for the next step.
 
-    A step frees its Jacobian. What glibc gives back to the system by then costs the next step a
-    page fault per 4 kB, a tenth of its time. It keeps up to twice the largest piece below 32 MB
-    that was ever freed: here is one, of which no page is touched. Other allocators do not mind.
+    A step frees its Jacobian. Memory that glibc then returns to the system costs the next step a
+    page fault per 4 kB, a tenth of its time. glibc keeps up to twice the largest piece below 32 MB
+    that was ever freed: this frees one, without touching a page. No effect on other allocators.
     """
     torch.empty(LARGEST_PIECE, dtype=torch.uint8, device="cpu")
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still get, swap included; None where the system does not say.
+    """Return the bytes that this process can still allocate, with swap; None if unknown.
 
-    On Linux, within the limits of the control groups of the process. Elsewhere free memory is no
-    measure of what can be had: systems compress and drop pages when asked for more.
+    On Linux, within the limits of the control groups of the process. Elsewhere free memory is not
+    a measure of available memory: systems compress and drop pages when asked for more.
     """
     facts = _numbers(_PROC / "meminfo", 1024)
     if "MemAvailable" not in facts:
         return None
     swap = facts.get("SwapFree", 0)
-    found = facts["MemAvailable"] + swap
+    available = facts["MemAvailable"] + swap
     for group in _control_groups():
         room = _room_of_group(group, swap)
-        found = found if room is None else min(found, room)
-    return max(0, found)
+        available = available if room is None else min(available, room)
+    return max(0, available)
 
 
 def _control_groups() -> list[Path]:
-    """The folders of the control groups of this process, those around them included."""
+    """Return the folders of the control groups of this process and of their parents."""
     try:
         lines = (_PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -99,7 +99,7 @@ def _control_groups() -> list[Path]:
 
 
 def _room_of_group(group: Path, swap: int) -> int | None:
-    """What a control group may still take; None where it has no limit."""
+    """Return the bytes that a control group may still take; None without a limit."""
     for limit, used, dropped in _ACCOUNTS:
         most, now = _number(group / limit), _number(group / used)
         if most is not None and now is not None:
@@ -116,7 +116,7 @@ def _number(file: Path) -> int | None:
 
 
 def _numbers(file: Path, unit: int) -> dict[str, int]:
-    """The first number after every name of a file of names and numbers."""
+    """Return the first number after every name in a file of names and numbers."""
     try:
         lines = file.read_text().splitlines()
     except OSError:

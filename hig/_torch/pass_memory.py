@@ -1,4 +1,4 @@
-"""Memory that one backward pass holds, read off the autograd graph."""
+"""Memory of one backward pass, read off the autograd graph."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["Inputs", "PassMemory", "measure_pass"]
 
 Inputs = Sequence[Tensor] | Sequence[GradientEdge]
 
-# Gradients that these pass on may be views, of one number that is repeated or of what they took.
+# Gradients that these nodes pass on may be views: of one repeated number, or of their own input.
 _SHARING = (
     "AddBackward0", "ExpandBackward0", "PermuteBackward0", "ReshapeAliasBackward0",
     "SqueezeBackward0", "SqueezeBackward1", "SumBackward0", "SumBackward1", "TBackward0",
@@ -27,9 +27,9 @@ class PassMemory:
     """Bytes of gradients in one backward pass.
 
     Attributes:
-        peak: the largest set of gradients held at one time: those on their way, those that the
+        peak: the largest set of gradients held at one time: those not yet consumed, those that the
             present operation reads and writes, and those asked for.
-        largest: the largest single gradient that is certain to have memory of its own.
+        largest: the largest single gradient that certainly has its own memory (is not a view).
     """
 
     peak: int
@@ -37,39 +37,39 @@ class PassMemory:
 
 
 def measure_pass(output: Tensor, inputs: Inputs) -> PassMemory:
-    """Measure what one pass holds, by following the graph in the order of autograd.
+    """Return the memory of one pass, by following the graph in the order of autograd.
 
     Args:
         output: the tensor to differentiate, with a graph.
         inputs: tensors or graph edges to differentiate with respect to.
     """
     start = (output.grad_fn, output.output_nr)
-    following = _following(start[0])
+    following = _edges_by_node(start[0])
     wanted = _places(inputs, following)
     order = _order(start[0], following)
     reaching = {node for node, _ in wanted}
     for node in reversed(order):
         if any(after in reaching for after, _ in following[node]):
             reaching.add(node)
-    return _followed(start, [node for node in order if node in reaching], following, wanted)
+    return _follow_pass(start, [node for node in order if node in reaching], following, wanted)
 
 
 def _places(inputs: Inputs, nodes: Iterable[Node]) -> set[Edge]:
-    """Where in the graph the gradients of the inputs are."""
+    """Return the edges of the graph that carry the gradients of the inputs."""
     ends = {id(n.variable): n for n in nodes if n.name() == "torch::autograd::AccumulateGrad"}
-    found = set()
+    places = set()
     for wanted in inputs:
         if not isinstance(wanted, Tensor):
-            found.add((wanted.node, wanted.output_nr))
+            places.add((wanted.node, wanted.output_nr))
         elif wanted.grad_fn is not None:
-            found.add((wanted.grad_fn, wanted.output_nr))
+            places.add((wanted.grad_fn, wanted.output_nr))
         elif id(wanted) in ends:  # asking torch for its edge would add a node to the count
-            found.add((ends[id(wanted)], 0))
-    return found
+            places.add((ends[id(wanted)], 0))
+    return places
 
 
-def _following(start: Node) -> dict[Node, list[Edge]]:
-    """The edges out of every node of the graph."""
+def _edges_by_node(start: Node) -> dict[Node, list[Edge]]:
+    """Return the edges out of every node of the graph."""
     edges: dict[Node, list[Edge]] = {}
     waiting = [start]
     while waiting:
@@ -81,7 +81,7 @@ def _following(start: Node) -> dict[Node, list[Edge]]:
 
 
 def _order(start: Node, following: dict[Node, list[Edge]]) -> list[Node]:
-    """All nodes as autograd runs them: of those whose gradient is complete the latest made."""
+    """Return all nodes in the order of autograd: of the ready ones the most recently made first."""
     missing = dict.fromkeys(following, 0)
     for edges in following.values():
         for after, _ in edges:
@@ -99,7 +99,7 @@ def _order(start: Node, following: dict[Node, list[Edge]]) -> list[Node]:
     return order
 
 
-def _followed(
+def _follow_pass(
     start: Edge, order: list[Node], following: dict[Node, list[Edge]], wanted: set[Edge]
 ) -> PassMemory:
     """Add up gradients along the order of nodes; only these are run."""

@@ -1,4 +1,4 @@
-"""The processes that take one step together, and what they say to one another."""
+"""Collective communication between the process ranks of a distributed step."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,25 +15,25 @@ from hig.errors import DecompositionError, NonFiniteError, RankError, SampleDepe
 
 __all__ = ["Communication", "ProcessGroup", "Ranks", "check_process_group"]
 
-# "auto": the default group where torch.distributed is initialised. None: this process alone.
+# "auto": the default group if torch.distributed is initialised. None: this process alone.
 # In quotes: not every torch has been built with it.
 ProcessGroup: TypeAlias = "dist.ProcessGroup | str | None"
 
-# Of an error in another process this much text is passed on.
+# Length to which the text of an error is cut before it is sent to the other process ranks.
 TEXT_BYTES = 4096
-# Errors that are raised as what they are in every process; others become a RankError.
+# Errors that every process rank raises with their own type; others become a RankError.
 SHARED_ERRORS = (DecompositionError, NonFiniteError, SampleDependenceError)
 
 
 @dataclass
 class Communication:
-    """What one process exchanged with the others in a step.
+    """Communication of one process rank with the others in a step.
 
     Attributes:
-        ranks: processes that take the step together.
-        collectives: calls.
-        received: bytes received, as rings would have it: (R - 1) parts of a gathered whole,
-            2 (R - 1) / R of what is added up, once what the first process hands out.
+        ranks: number of process ranks that step together.
+        collectives: number of collective calls.
+        received: bytes received, by the ring algorithms: R - 1 parts of an all-gather,
+            2 (R - 1) / R of an all-reduce, one broadcast.
         seconds: wall-clock, waiting for slower processes included.
     """
 
@@ -50,25 +50,26 @@ class Communication:
 
 
 class Ranks:
-    """The ranks of a process group during one step; without a group, this process alone.
+    """Process ranks of a group during one step; without a group, this process alone.
 
-    All methods are collective: every rank calls the same ones in the same order, with tensors of
-    the same shape and dtype. What they return has the same bits on all ranks, but for ``total``.
+    All methods are collective: every process rank calls the same ones in the same order, with
+    tensors of the same shape and dtype. Results have the same bits on all process ranks, but for
+    ``total``.
 
     Args:
-        process_group: a group, "auto" for the default group where torch.distributed is
+        process_group: a group, "auto" for the default group if torch.distributed is
             initialised, or None for this process alone.
 
     Attributes:
-        rank: number of this process in the group.
+        rank: number of this process in the group, its process rank.
         size: number of processes, R.
-        communication: counts what is exchanged.
+        communication: counts of the exchanges.
     """
 
     def __init__(self, process_group: ProcessGroup = None):
         ready = dist.is_available() and dist.is_initialized()
         alone = process_group is None or (process_group == "auto" and not ready)
-        # The default group goes by no object: one that is held outlives its destruction.
+        # Not the object of the default group: holding it would outlive its destruction.
         self._group = None if isinstance(process_group, str) else process_group
         self.rank, self.size = 0, 1
         if not alone:
@@ -78,68 +79,70 @@ class Ranks:
     # -- tensors -------------------------------------------------------------------------------
 
     def every(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all ranks, in their order."""
+        """Return the tensors of all process ranks, in their order (all-gather)."""
         if self.size == 1:
             return [tensor]
-        wire = self._wire(tensor)
+        wire = self._on_group_device(tensor)
         parts = [torch.empty_like(wire) for _ in range(self.size)]
-        with self._counted(wire, self.size - 1):
+        with self._count_collective(wire, self.size - 1):
             dist.all_gather(parts, wire, group=self._group)
         return [part.to(tensor.device) for part in parts]
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of the tensors of all ranks."""
+        """Return the sum of the tensors of all process ranks (all-reduce)."""
         if self.size == 1:
             return tensor
-        wire = self._wire(tensor).clone()
-        with self._counted(wire, 2 * (self.size - 1) / self.size):
+        wire = self._on_group_device(tensor).clone()
+        with self._count_collective(wire, 2 * (self.size - 1) / self.size):
             dist.all_reduce(wire, group=self._group)
         return wire.to(tensor.device)
 
     def first(self, tensor: Tensor) -> Tensor:
-        """The tensor of the first rank."""
+        """Return the tensor of the first process rank (broadcast)."""
         if self.size == 1:
             return tensor
-        wire = self._wire(tensor).clone()
-        with self._counted(wire, 1):
+        wire = self._on_group_device(tensor).clone()
+        with self._count_collective(wire, 1):
             dist.broadcast(wire, group_src=0, group=self._group)
         return wire.to(tensor.device)
 
     def first_of(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Several vectors of the first rank, of one dtype, at once."""
+        """Return several vectors of the first process rank, of one dtype, by one broadcast."""
         if self.size == 1:
             return tensors
         return self.first(torch.cat(list(tensors))).split([len(tensor) for tensor in tensors])
 
     def sum_of(self, number: float) -> float:
-        """The sum of a number of each rank, added in the order of the ranks: of the same bits."""
+        """Return the sum of a number of each process rank, added in their order: the same bits."""
         if self.size == 1:
             return number
-        own = torch.tensor([number], dtype=torch.float64, device=self._home())
-        return sum(map(float, self.every(own)))
+        local = torch.tensor([number], dtype=torch.float64, device=self._group_device())
+        return sum(map(float, self.every(local)))
 
     # -- agreement -----------------------------------------------------------------------------
 
     def agreement(self) -> "Agreement":
-        """A context for what each rank does on its own: an error of one is raised by all."""
+        """Return a context for local work: an error on one process rank is raised on all."""
         return Agreement(self)
 
     def agree_on(self, facts: dict[str, tuple[int, str]]) -> None:
-        """Raise a ValueError on every rank unless all ranks have the same facts.
+        """Raise a ValueError on every process rank unless all have the same facts.
 
         Args:
             facts: value and remedy by name.
         """
         values = self.every(self._numbers([value for value, _ in facts.values()]))
-        for (name, (_, remedy)), found in zip(
+        for (name, (_, remedy)), by_rank in zip(
             facts.items(), torch.stack(values).T.tolist(), strict=True
         ):
-            if len(set(found)) > 1:
-                shown = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(found))
-                raise ValueError(f"{name} must be the same on all ranks, got {shown}; {remedy}")
+            if len(set(by_rank)) > 1:
+                shown = ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(by_rank))
+                raise ValueError(
+                    f"{name} must be the same on all process ranks, got {shown}; {remedy}"
+                )
 
     def whole_numbers(self, number: int) -> list[int]:
-        """A whole number of each rank."""
+        """Return a whole number of each process rank."""
         if self.size == 1:
             return [number]
         return [int(value) for value in self.every(self._numbers([number]))]
@@ -147,36 +150,36 @@ class Ranks:
     # -- details -------------------------------------------------------------------------------
 
     def _numbers(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._home())
+        return torch.tensor(values, dtype=torch.int64, device=self._group_device())
 
-    def _home(self) -> torch.device:
-        """Where the group takes small tensors from."""
+    def _group_device(self) -> torch.device:
+        """Return the device on which the group exchanges small tensors."""
         if self.size == 1 or "cpu" in self._backends():
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
 
-    def _wire(self, tensor: Tensor) -> Tensor:
-        """The tensor where the group can take it from: gloo wants it on the CPU, NCCL on a GPU."""
+    def _on_group_device(self, tensor: Tensor) -> Tensor:
+        """Return the tensor on a device that the group supports: gloo the CPU, NCCL a GPU."""
         backend = self._backends().get(tensor.device.type)
         direct = backend is not None and (tensor.device.type == "cpu" or backend != "gloo")
-        return (tensor if direct else tensor.to(self._home())).contiguous()
+        return (tensor if direct else tensor.to(self._group_device())).contiguous()
 
     def _backends(self) -> dict[str, str]:
-        """Backend by type of device, such as {"cpu": "gloo", "cuda": "nccl"}."""
+        """Return the backend by type of device, such as {"cpu": "gloo", "cuda": "nccl"}."""
         pairs = dist.get_backend_config(self._group).split(",")
         return dict(pair.split(":") for pair in pairs)
 
     @contextmanager
-    def _counted(self, tensor: Tensor, share: float) -> Iterator[None]:
-        """Count a collective, and say what it means that one fails."""
+    def _count_collective(self, tensor: Tensor, share: float) -> Iterator[None]:
+        """Count a collective, and raise a `RankError` if it fails."""
         start = time.perf_counter()
         try:
             yield
         except RuntimeError as error:
             raise RankError(
-                f"rank {self.rank} of {self.size} lost the others: one of them has ended, hangs, "
-                "or took another way through the program; the output of the others tells which; "
-                f"parameters are unchanged ({str(error).splitlines()[0]})"
+                f"process rank {self.rank} of {self.size}: a collective failed: another process "
+                "rank has exited, is hanging, or diverged in control flow; see the logs of the "
+                f"other process ranks; parameters are unchanged ({str(error).splitlines()[0]})"
             ) from error
         counts = self.communication
         counts.seconds += time.perf_counter() - start
@@ -185,10 +188,10 @@ class Ranks:
 
 
 class Agreement:
-    """All ranks leave together: without an error, or each with one.
+    """Error propagation: all process ranks leave the context together, with or without an error.
 
-    The rank that failed raises its own error. The others raise one that names it: of the same
-    kind for the errors of this package, a :class:`~hig.RankError` for all others.
+    The process rank that failed raises its own error. The others raise one that names it: of the
+    same type for the errors of this package, a :class:`~hig.RankError` for all others.
     """
 
     def __init__(self, ranks: Ranks):
@@ -199,29 +202,31 @@ class Agreement:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # An interruption is not argued about: this process ends, and the others notice.
-        if self._ranks.size == 1 or (kind is not None and not issubclass(kind, Exception)):
+        # Do not synchronise on KeyboardInterrupt; the others detect the lost connection.
+        interrupted = error_type is not None and not issubclass(error_type, Exception)
+        if self._ranks.size == 1 or interrupted:
             return
-        failed = self._ranks.whole_numbers(int(kind is not None))
+        failed = self._ranks.whole_numbers(int(error_type is not None))
         if not any(failed):
             return
-        texts = self._ranks.every(_as_bytes(f"{kind.__name__}: {error}" if kind else ""))
-        if kind is None:
+        text = f"{error_type.__name__}: {error}" if error_type else ""
+        texts = self._ranks.every(_as_bytes(text))
+        if error_type is None:
             raise _error_of(failed.index(1), _as_text(texts[failed.index(1)]))
 
 
 def _error_of(rank: int, text: str) -> Exception:
-    name, _, rest = text.partition(": ")
-    for kind in SHARED_ERRORS:
-        if kind.__name__ == name:
-            return kind(f"on rank {rank}: {rest}")
+    name, _, message = text.partition(": ")
+    for error_type in SHARED_ERRORS:
+        if error_type.__name__ == name:
+            return error_type(f"on process rank {rank}: {message}")
     return RankError(
-        f"rank {rank} failed with {text}; no rank has changed its parameters; see the output of "
-        "that rank"
+        f"process rank {rank} failed with {text}; no process rank has changed its parameters; see "
+        "the log of that process rank"
     )
 
 
@@ -235,10 +240,10 @@ def _as_text(data: Tensor) -> str:
 
 
 def check_process_group(process_group: object) -> None:
-    """Check what a user gave.
+    """Raise unless a value is a process group, "auto" or None.
 
     Raises:
-        TypeError: it is no process group, not "auto" and not None.
+        TypeError: it is not one of these.
         ValueError: this process does not belong to the group.
     """
     if process_group is None or (isinstance(process_group, str) and process_group == "auto"):

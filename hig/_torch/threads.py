@@ -1,10 +1,10 @@
-"""Number of threads that pays, next to whatever else runs on the machine.
+"""Number of threads that pays off next to the other processes of the machine.
 
-The threads of OpenMP spin while they wait for one another. Where another process has one of their
+The threads of OpenMP spin while they wait for one another. If another process occupies one of their
 cores, they spin until the scheduler takes them off it: a decomposition of 128 rows takes a second
 on two threads that takes three milliseconds on one. The runtime reads how long it may spin before
 torch is imported, so a library cannot change that; it can take fewer threads for as long as others
-need the cores, and put the number back.
+need the cores, and restore the number.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch
 
 try:
     import resource
-except ImportError:  # not on Windows, whose threads are left as they are
+except ImportError:  # Windows: the number of threads stays
     resource = None  # type: ignore[assignment]
 
 __all__ = ["FittingThreads", "fitting_threads", "on_fitting_threads"]
@@ -26,15 +26,15 @@ __all__ = ["FittingThreads", "fitting_threads", "on_fitting_threads"]
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
-# Who sets one of these has decided: how many threads, or how long they spin.
+# A user who sets one of these has chosen how many threads there are, or how long they spin.
 DECIDED_BY = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME",
 )  # fmt: skip
 # A process that shares no core is interrupted a few times a second, one that does a hundred times.
 SWITCHES_PER_SECOND = 25.0
-# Shorter times say too little about a rate.
+# Shortest time, in seconds, over which a rate is measured.
 LOOKED_AT_LEAST = 0.02
-# Fewer threads are taken where they are so much faster.
+# Fewer threads are taken if they need less than this share of the time.
 PAYS = 0.7
 # Seconds without interruption after which all threads are tried again, and the longest pause
 # between two measurements.
@@ -47,9 +47,9 @@ class FittingThreads:
     """Chooses a number of threads by how often the process is interrupted.
 
     Args:
-        switches: gives how often the process has been taken off its core so far.
+        switches: returns how often the process has been taken off its core so far.
         seconds: the wall-clock.
-        measure: gives the seconds that a small product takes on a number of threads.
+        measure: returns the seconds that a small product takes on a number of threads.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FittingThreads:
         self._pause = QUIET
 
     def choose(self, most: int) -> int:
-        """The number of threads for what follows, at most ``most``."""
+        """Return the number of threads to use now, at most ``most``."""
         now = self._seconds()
         elapsed = now - self._mark[1]
         if elapsed >= LOOKED_AT_LEAST:
@@ -86,7 +86,7 @@ class FittingThreads:
             times[fewer] = self._measure(fewer)
         best = min(times, key=times.__getitem__)
         self._chosen = best if times[best] < PAYS * times[most] else None
-        # What is measured again and again costs more each time than it can bring.
+        # Doubled pauses: measuring again and again would cost more than fewer threads gain.
         self._quiet_since = self._seconds()
         self._next_measurement = self._quiet_since + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -112,31 +112,31 @@ def _measure(threads: int) -> float:
         torch.set_num_threads(before)
 
 
-def _fitting_to(environment: Mapping[str, str]) -> FittingThreads | None:
-    """The chooser of the number of threads, unless the environment of the process has."""
+def _make_chooser(environment: Mapping[str, str]) -> FittingThreads | None:
+    """Return a chooser of the number of threads; None if the environment sets the number."""
     if resource is None or any(name in environment for name in DECIDED_BY):
         return None
     return FittingThreads(_switches, time.perf_counter, _measure)
 
 
-_DEFAULT, _FITTING = torch.get_num_threads(), _fitting_to(os.environ)
+_DEFAULT, _FITTING = torch.get_num_threads(), _make_chooser(os.environ)
 
 
 @contextmanager
 def fitting_threads() -> Iterator[None]:
-    """Run on as many threads as pay at present; the number is put back, after errors too.
+    """Run on as many threads as pay off at present; the number is restored, after errors too.
 
-    Left alone where the user has chosen it, by ``torch.set_num_threads`` or the environment.
+    Unchanged if the user has set it, by ``torch.set_num_threads`` or the environment.
     """
     most = torch.get_num_threads()
     if _FITTING is None or most == 1 or most != _DEFAULT:
         yield
         return
-    chosen = _FITTING.choose(most)
-    if chosen == most:
+    threads = _FITTING.choose(most)
+    if threads == most:
         yield
         return
-    torch.set_num_threads(chosen)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
@@ -144,7 +144,7 @@ def fitting_threads() -> Iterator[None]:
 
 
 def on_fitting_threads(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Let a function run on as many threads as pay, see :func:`fitting_threads`."""
+    """Make a function run on as many threads as pay off, see :func:`fitting_threads`."""
 
     @wraps(function)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Result:

@@ -22,7 +22,7 @@ class Feedback(nn.Module):
 
 
 class WithViscosity(nn.Module):
-    """A bare physical parameter beside a network."""
+    """A bare physical parameter next to a network."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class InPlace(nn.Module):
 
 
 class Embedded(nn.Module):
-    """An embedding of a class beside the input."""
+    """An embedding of a class next to the input."""
 
     def __init__(self):
         super().__init__()

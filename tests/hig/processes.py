@@ -18,7 +18,7 @@ DEADLINE = 300
 
 
 def run(function, size, folder, *arguments):
-    """What ``function(rank, *arguments)`` returns on each of ``size`` gloo ranks.
+    """Return the results of ``function(rank, *arguments)`` on each of ``size`` gloo ranks.
 
     None for a process that ended without returning. An error is raised here, with its traceback.
     """
@@ -63,7 +63,7 @@ def _work(function, rank, size, store, pipe, arguments):
     result = None
     try:
         result = function(rank, *arguments)
-    finally:  # whatever goes wrong is told before it ends the process
+    finally:  # an error is reported before it ends the process
         pipe.send((traceback.format_exc() if sys.exc_info()[0] else None, result))
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a CUDA graph does, on the CPU: operations recorded once, and done again in place."""
+"""A CUDA graph on the CPU: operations recorded once, and run again in place."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

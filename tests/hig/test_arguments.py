@@ -32,6 +32,7 @@ from hig.arguments import (
 )
 from hig.conflictfree import (
     AlternatingBackward,
+    ConFIGOperator,
     LatestLossRecorder,
     MomentumLossRecorder,
     OrderedSliceSelector,
@@ -151,31 +152,157 @@ def test_what_a_constructor_refuses(kind, name, data):
     with pytest.raises((TypeError, ValueError)) as caught:
         kind(**{**arguments, name: value})
     text = str(caught.value)
-    own = "param" if name in ("params", "parameters") else name
-    assert own in text
-    assert "must" in text or own == "param"  # what is no tensor in the list, torch tells
+    argument = "param" if name in ("params", "parameters") else name
+    assert argument in text
+    assert "must" in text or argument == "param"  # torch's own text for other items of a list
     assert "'<=' not supported" not in text and "ambiguous" not in text
 
 
-@pytest.mark.parametrize("name", ["kappa", "rcond", "method"])
-@given(data=st.data())
-def test_what_half_inverse_refuses(name, data):
-    value = data.draw({**FILTER, "method": METHOD}[name])
-    with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
-        hig.half_inverse(torch.ones(2, 3), torch.ones(2), **{name: value})
+class Half:
+    """An object that is neither engine nor rule."""
+
+    def take(self, trial):
+        raise NotImplementedError
+
+
+def weight():
+    return torch.nn.Parameter(torch.ones(2))
+
+
+def optimizer(kind=hig.HIG, **options):
+    return kind([weight()], **options)
+
+
+def filtered(**options):
+    return hig.half_inverse(torch.ones(2, 3), torch.ones(2), **options)
+
+
+def diagnosed(**options):
+    """Of a batch that is never computed."""
+    return hig.diagnose([weight()], lambda: pytest.fail("the closure was called"), **options)
+
+
+def recorded(**options):
+    with hig.record([weight()]) as record:
+        prediction = torch.ones(2, 2) @ record._parameters[0]
+    record.backward(prediction.square().sum(), prediction, **options)
+
+
+TEXTS = {
+    optimizer: [
+        ({"lr": -1.0}, ValueError, "lr must be non-negative and finite, got -1.0; 1.0 is the"),
+        ({"lr": torch.ones(2)}, TypeError, "lr must be a number, .* got a tensor of shape"),
+        ({"rcond": 2.0}, ValueError, r"rcond must be in \[0, 1\), got 2.0; 1e-6 suits"),
+        ({"rcond": "Auto"}, TypeError, "rcond must be a number.*, and 'auto' chooses one"),
+        ({"kappa": 2.0}, ValueError, r"kappa must be in \[-1, 1\], got 2.0; -0.5 is the half-inv"),
+        ({"engine": "magic"}, ValueError, r"engine must be one of \('auto', 'layerwise', 'rows'\)"),
+        ({"engine": None}, ValueError, "engine must be one of .* got None"),
+        ({"engine": Half()}, TypeError, r"engine must be .* method jacobian\(forward\), got Half"),
+        ({"method": "qr"}, ValueError, r"'lanczos'\) or a hig.Lanczos, got 'qr'"),
+        ({"step_rule": "best"}, ValueError, "step_rule must be one of .* or a rule of your own"),
+        ({"step_rule": Half()}, TypeError, "step_rule must be one of .*, or an object with take"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0; 0.9 keeps much"),
+        ({"momentum": "0.5"}, TypeError, "momentum must be a number"),
+        ({"momentum_kind": "nesterov"}, ValueError, r"momentum_kind must .*'plain', 'projected'\)"),
+        ({"chunk": 0}, ValueError, "chunk must be at least 1, got 0; or None"),
+        ({"chunk": 1.5}, TypeError, "chunk must be a whole number, got 1.5; or None"),
+        ({"process_group": 2}, TypeError, "process_group must be .* got 2"),
+        ({"reduction": "max"}, ValueError, r"reduction must be one of \('mean', 'sum'\)"),
+        ({"cuda_graph": 1}, TypeError, "cuda_graph must be True or False, got 1; True records"),
+        (
+            {"kind": hig.LevenbergMarquardt, "damping": 0.0},
+            ValueError,
+            "damping must be positive and finite, got 0.0; use GaussNewton",
+        ),
+        ({"kind": hig.MultiHIG, "operator": "config"}, TypeError, "operator must map"),
+        (
+            {"kind": hig.MultiHIG, "operator": ConFIGOperator},
+            TypeError,
+            "got the class ConFIGOperator; make one",
+        ),
+        (
+            {"kind": hig.MultiHIG, "operator": PseudoMomentumOperator(2)},
+            TypeError,
+            r"without a memory.*take ConFIGOperator\(\), PCGradOperator",
+        ),
+    ],
+    filtered: [
+        ({"rcond": 2.0}, ValueError, r"rcond must be in \[0, 1\), got 2.0"),
+        ({"kappa": -3}, ValueError, r"kappa must be in \[-1, 1\], got -3"),
+        ({"method": "qr"}, ValueError, r"method must be one of .* got 'qr'"),
+    ],
+    hig.half_inverse: [
+        (
+            {"jacobian": np.zeros((2, 3)), "loss_gradient": torch.ones(2)},
+            TypeError,
+            "jacobian must be a tensor, got ndarray; wrap it",
+        ),
+        (
+            {"jacobian": torch.ones(2, 3, device="meta"), "loss_gradient": torch.ones(2)},
+            TypeError,
+            "jacobian must be .* got one on the dev",
+        ),
+        (
+            {"jacobian": torch.ones(2, 3), "loss_gradient": torch.ones(2, device="meta")},
+            TypeError,
+            "loss_gradient must be .* in memory",
+        ),
+        (
+            {"jacobian": torch.ones(2, 3).to_sparse(), "loss_gradient": torch.ones(2)},
+            TypeError,
+            r"jacobian .*torch.sparse_coo.*to_dense",
+        ),
+        (
+            {"jacobian": torch.ones(0, 4), "loss_gradient": torch.ones(0), "rcond": 2.0},
+            ValueError,
+            "rcond must be",
+        ),
+    ],
+    diagnosed: [
+        ({"kappas": []}, ValueError, "kappas must name at least one exponent"),
+        ({"kappas": [2.0]}, ValueError, r"kappa must be in \[-1, 1\]"),
+        ({"engine": "fast"}, ValueError, "engine must be one of"),
+    ],
+    hig.record: [
+        ({"parameters": []}, ValueError, r"must hold a parameter, .*call network.parameters\(\)"),
+        (
+            {"parameters": [("weight", weight())]},
+            TypeError,
+            "record takes real .* got a tuple of 2",
+        ),
+        (
+            {"parameters": [{"params": []}]},
+            TypeError,
+            r"record takes real .*network.parameters\(\)",
+        ),
+    ],
+    recorded: [
+        ({"filter": 3}, TypeError, "filter must be a spectral filter, got 3; such as"),
+        ({"filter": "half"}, TypeError, "filter must be a spectral filter, got 'half'"),
+        ({"filter": hig.HalfInverse}, TypeError, "got the class HalfInverse"),
+        ({"filter": None}, TypeError, "filter must be a spectral filter, got None"),
+        ({"filter": hig.HalfInverse(), "chunk": 0}, ValueError, "chunk must be at least 1"),
+    ],
+    hig.HalfInverse: [
+        ({"rcond": float("nan")}, ValueError, r"rcond must be in \[0, 1\), got nan; 1e-6 suits"),
+        ({"rcond": 1.0}, ValueError, r"rcond must be in \[0, 1\), got 1.0"),
+        ({"kappa": float("inf")}, ValueError, r"in \[-1, 1\], got inf; -0.5 is the half-inverse"),
+    ],
+    hig.Damped: [
+        ({"rcond": -1e-9}, ValueError, r"rcond must be in \[0, 1\), got -1e-09; 1e-6 suits"),
+        ({"damping": float("inf")}, ValueError, "positive and finite, got inf; use GaussNewton"),
+    ],
+}
 
 
 @pytest.mark.parametrize(
-    ("jacobian", "gradient", "match"),
-    [
-        (torch.ones(2, 3, device="meta"), torch.ones(2), "jacobian must be .* got one on the dev"),
-        (torch.ones(2, 3), torch.ones(2, device="meta"), "loss_gradient must be .* in memory"),
-        (torch.ones(2, 3).to_sparse(), torch.ones(2), r"jacobian .*torch.sparse_coo.*to_dense"),
-    ],
+    ("call", "options", "error", "match"),
+    [(call, *case) for call, cases in TEXTS.items() for case in cases],
+    ids=lambda value: getattr(value, "__name__", None),
 )
-def test_tensors_without_entries(jacobian, gradient, match):
-    with pytest.raises(TypeError, match=match):
-        hig.half_inverse(jacobian, gradient)
+def test_texts(call, options, error, match):
+    with pytest.raises(error, match=match):
+        call(**options)
 
 
 def test_parameters_on_two_devices_are_refused():
@@ -184,17 +311,6 @@ def test_parameters_on_two_devices_are_refused():
         hig.HIG(two)
     with pytest.raises(ValueError, match="got state on cpu and controls on meta"):
         hig.rollout(lambda s, c: s, torch.ones(2, 3), torch.ones(2, 4, device="meta"))
-
-
-@pytest.mark.parametrize("value", [3, "half", hig.HalfInverse, None])
-def test_what_is_no_filter(value):
-    weight = torch.nn.Parameter(torch.ones(2, 3))
-    with hig.record([weight]) as record:
-        prediction = torch.ones(2, 2) @ weight
-    with pytest.raises(TypeError, match="filter must be a spectral filter, got"):
-        record.backward(prediction.square().sum(), prediction, filter=value)
-    with pytest.raises((TypeError, ValueError), match="chunk must be"):
-        record.backward(prediction.sum(), prediction, hig.HalfInverse(), chunk=0)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +329,10 @@ def test_steps_that_are_no_steps_without_a_gradient(step, error, match, method):
 
 def test_learning_rates_may_be_tensors():
     assert hig.HIG(parameters(), lr=torch.tensor(0.5)).param_groups[0]["lr"] == 0.5
-    with pytest.raises(TypeError, match=r"lr must be a number, .* a tensor of shape"):
-        hig.HIG(parameters(), lr=torch.ones(2))
 
 
 @given(st.integers(1, 3), st.sampled_from(["fixed", "trust", "line_search"]), st.data())
-def test_states_go_on_where_they_were(steps, rule, data):
+def test_states_resume_the_training(steps, rule, data):
     kind = data.draw(st.sampled_from([hig.HIG, hig.LevenbergMarquardt, hig.KroneckerHIG]))
     options = {} if kind is hig.KroneckerHIG else {"step_rule": rule}
     torch.manual_seed(data.draw(st.integers(0, 100)))
@@ -281,9 +395,10 @@ def test_learning_rates_beyond_what_the_parameters_hold(kind):
         with pytest.raises(ValueError, match=r"lr must be (non-negative|at most 3.4e\+38, the)"):
             kind(parameters(), lr=lr)
     optimizer = kind(parameters())
-    optimizer.param_groups[0]["lr"] = 1e39  # as a scheduler does
-    with pytest.raises(ValueError, match="lr must be at most"):
-        optimizer.step(lambda: None)
+    for lr, match in ((1e39, "at most"), (math.nan, "non-negative and finite, got nan; 1.0 is")):
+        optimizer.param_groups[0]["lr"] = lr  # as a scheduler does
+        with pytest.raises(ValueError, match=f"lr must be {match}"):
+            optimizer.step(lambda: pytest.fail("the closure was called"))
     kind([p.detach().double().requires_grad_() for p in parameters()], lr=1e300)
 
 

@@ -1,4 +1,4 @@
-"""What ``torch.compile`` has wrapped gives the same steps, in a closure or as a closure."""
+"""Code under ``torch.compile`` gives the same steps, in a closure or as a closure."""
 
 import pytest
 import torch

@@ -213,7 +213,7 @@ def test_layers_that_differ_go_row_by_row(two):
     for error, engine, notes in (rank["uneven_layers"] for rank in two):
         assert error < 1e-10
         assert engine == "rows"
-        assert any("layers differ among" in note for note in notes)
+        assert any("differ among process ranks" in note for note in notes)
 
 
 def test_recorded_gradients(two):

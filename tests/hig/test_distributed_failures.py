@@ -1,4 +1,4 @@
-"""What several processes that step together do when one fails, or when they do not fit together.
+"""Process ranks that step together when one fails, or when they do not fit together.
 
 Two processes run all checks but that of a death; each check is a test of its own.
 """
@@ -203,7 +203,7 @@ def test_an_error_in_one_closure_is_raised_by_all(two):
     (other, after), (own, after_own) = (rank["closure_raises"] for rank in two)
     assert own == ("KeyError", "'no such file'", True)
     assert other[0] == "RankError" and other[2]
-    assert other[1].startswith("rank 1 failed with KeyError: 'no such file'")
+    assert other[1].startswith("process rank 1 failed with KeyError: 'no such file'")
     assert after is None and after_own is None
 
 
@@ -221,7 +221,7 @@ def test_nan_on_one_rank_is_a_non_finite_error_on_all(two, name, guilty, text):
     found = [rank[name] for rank in two]
     assert all(kind == "NonFiniteError" and unchanged for kind, _, unchanged in found)
     assert found[guilty][1].startswith(f"{text} holds NaN")
-    assert found[1 - guilty][1].startswith(f"on rank {guilty}: {text} holds NaN")
+    assert found[1 - guilty][1].startswith(f"on process rank {guilty}: {text} holds NaN")
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_what_must_be_equal(two, name, text):
 def test_an_engine_that_one_rank_refuses_is_refused_by_all(two):
     other, own = (rank["layerwise_on_one_rank_only"] for rank in two)
     assert own[0] == other[0] == "SampleDependenceError"
-    assert other[1].startswith("on rank 1: the layerwise engine")
+    assert other[1].startswith("on process rank 1: the layerwise engine")
 
 
 @pytest.mark.parametrize(
@@ -271,5 +271,5 @@ def test_a_process_that_dies_is_an_error_of_the_others(tmp_path):
     (error, seconds), lost = processes.run(one_dies, 2, tmp_path)
     assert lost is None
     assert error[0] == "RankError" and error[2]
-    assert error[1].startswith("rank 0 of 2 lost the others")
+    assert error[1].startswith("process rank 0 of 2: a collective failed")
     assert seconds < 20

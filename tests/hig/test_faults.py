@@ -1,4 +1,4 @@
-"""Whatever goes wrong in a step, wherever: all parameters are as before it, to the last bit."""
+"""Faults in any part of a step: all parameters are as before it, to the last bit."""
 
 import copy
 

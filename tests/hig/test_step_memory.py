@@ -27,7 +27,7 @@ def closure():
 
 optimizer = hig.HIG(network.parameters(), step_rule="trust")
 before = resident("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
 optimizer.step(closure)
 assert optimizer.report.rows == 1024 and optimizer.report.columns > 9.8e6
 print(resident("VmHWM") - before)

@@ -1,8 +1,5 @@
 """Rows on several ranks against all rows in one place; the ranks are threads here."""
 
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
-
 import pytest
 import torch
 
@@ -17,39 +14,8 @@ from hig._jacobian.rows import StreamedBlock
 from hig._torch.batched_vjp import Backward
 from hig._torch.ranks import Ranks
 from tests.hig import networks
+from tests.hig.rank_threads import together
 from tests.textbook import relative_error, textbook_jacobian
-
-
-class Thread:
-    """What a rank says to the others, without processes; ``first`` hands out rank 0's."""
-
-    def __init__(self, rank, size, board, barrier):
-        self.rank, self.size, self._board, self._barrier = rank, size, board, barrier
-
-    def every(self, tensor):
-        self._board[self.rank] = tensor.clone()
-        self._barrier.wait(100)
-        found = [self._board[rank] for rank in range(self.size)]
-        self._barrier.wait(100)
-        assert len({(part.shape, part.dtype) for part in found}) == 1
-        return found
-
-    def total(self, tensor):
-        return torch.stack(self.every(tensor)).sum(0)
-
-    def first(self, tensor):
-        return self.every(tensor)[0]
-
-
-def together(samples, outputs, local):
-    """``local(split)`` on every rank at once, in the order of the ranks."""
-    size, board, barrier = len(samples), {}, Barrier(len(samples))
-
-    def rank(number):
-        return local(BatchSplit(Thread(number, size, board, barrier), list(samples), outputs))
-
-    with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(rank, range(size)))
 
 
 def jacobian_of(name, chosen, kind, total=7, held=3000):
@@ -150,13 +116,13 @@ def test_every_pair_of_samples_of_two_ranks_is_multiplied_once(size):
     for rank in range(size):
         for pair in _pairs(rank, samples):
             assert rank in (pair.left, pair.right)
-            for sample in range(samples[pair.left])[pair.chosen]:
+            for sample in range(samples[pair.left])[pair.samples]:
                 key = frozenset({(pair.left, sample), pair.right})
                 times[key] = times.get(key, 0) + 1
     left = {key for key in times if times[key] != 1}
     assert not left
     covered = sum(
-        (pair.chosen.stop - pair.chosen.start) * samples[pair.right]
+        (pair.samples.stop - pair.samples.start) * samples[pair.right]
         for rank in range(size)
         for pair in _pairs(rank, samples)
     )
@@ -167,7 +133,7 @@ def test_every_pair_of_samples_of_two_ranks_is_multiplied_once(size):
 def test_the_work_is_shared_evenly(size):
     samples = [6] * size
     work = [
-        sum(pair.chosen.stop - pair.chosen.start for pair in _pairs(rank, samples))
+        sum(pair.samples.stop - pair.samples.start for pair in _pairs(rank, samples))
         for rank in range(size)
     ]
     assert max(work) == min(work)
@@ -188,7 +154,7 @@ def test_rows_follow_one_another():
     split = BatchSplit(Other(), [2, 3, 1], 4)
     assert split.rows == 24
     assert [split.rows_of(rank) for rank in range(3)] == [slice(0, 8), slice(8, 20), slice(20, 24)]
-    assert split.own == slice(8, 20)
+    assert split.local_rows == slice(8, 20)
 
 
 def test_weights_make_the_mean_over_all_samples():

@@ -311,10 +311,3 @@ def test_an_engine_that_returns_another_thing_changes_nothing(result, error, tex
     with pytest.raises(error, match=text):
         hig.HIG(network.parameters(), engine=engine).step(least_squares(network, inputs))
     assert torch.equal(flat(network.parameters()), before)
-
-
-def test_an_object_that_is_not_an_engine():
-    with pytest.raises(
-        TypeError, match=r"engine must be one of .* method jacobian\(forward\), got"
-    ):
-        hig.HIG(build("mlp")[0].parameters(), engine=object())

@@ -13,10 +13,7 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 import hig
-from hig._jacobian.capture import Capture, ForwardPass
-from hig._jacobian.engine import build_jacobian
-from hig._jacobian.exactness import FIRST, ExactnessMemory
-from hig._torch.batched_vjp import Backward
+from hig._jacobian.exactness import FIRST
 from tests.textbook import flat, relative_error, textbook_jacobian, textbook_power
 
 
@@ -385,42 +382,6 @@ def test_what_was_not_exact_is_tried_seldom():
         assert twin._lineariser.memory == optimizer._lineariser.memory
 
 
-def test_what_has_become_exact_is_taken_at_once():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
-    x = torch.randn(8, 5, dtype=torch.float64)
-    optimizer = hig.HIG([network[0].weight, *network[3].parameters()], lr=1e-3, rcond=1e-2)
-
-    def closure():
-        prediction = network(x)
-        return prediction.square().sum(1).mean(), prediction
-
-    for mode, engine in [(True, "layerwise+rows"), (False, "layerwise"), (True, "layerwise+rows")]:
-        network.train(mode)
-        for _ in range(3):
-            optimizer.step(closure)
-            assert optimizer.report.engine == engine
-
-
-def test_layers_behind_the_coupling_stay_layers_while_others_are_left_out():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    backward, memory = Backward(), ExactnessMemory()
-    x = torch.randn(8, 5, dtype=torch.float64)
-    for _ in range(4):
-        with Capture(parameters) as capture:
-            prediction = network(x)
-        forward = ForwardPass(capture.uses, prediction, parameters, names)
-        found = build_jacobian(forward, "auto", backward, memory)
-        routes = dict(zip(names, found.routes, strict=True))
-        assert routes["3.weight"] == routes["3.bias"] == "layerwise"
-        assert routes["0.weight"] == routes["0.bias"] == "rows"
-        assert not found.layers_exact
-        expected = textbook_jacobian(prediction, [parameters[index] for index in found.order])
-        assert relative_error(found.jacobian.dense(), expected) < 1e-12
-
-
 def test_the_layerwise_engine_tries_every_time():
     network, _, _ = scaled(Plain, "none")
     x = torch.randn(6, 5, dtype=torch.float64)
@@ -456,7 +417,7 @@ def test_the_check_of_a_simulator_sees_weak_outputs_and_weak_samples():
 
 
 class BesideALargeLayer(nn.Module):
-    """Samples influence one another in a layer whose columns are small beside those of another."""
+    """Samples influence one another in a layer whose columns are smaller than those of another."""
 
     def __init__(self, couple):
         super().__init__()

@@ -178,7 +178,7 @@ def test_a_leading_axis_that_holds_no_samples_is_left_out(shape):
     weight, bias = parameter(2, 3), parameter(2)
     inputs = torch.randn(*shape, dtype=torch.float64)
     assert grouped(lambda: F.linear(inputs, weight, bias), weight, bias) == []
-    # Not even beside a proper use: all columns of a parameter take one route.
+    # Not even next to a proper use: all columns of a parameter take one route.
     proper = x(3)
 
     def both():

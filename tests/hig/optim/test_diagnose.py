@@ -1,4 +1,4 @@
-"""What a diagnosis tells is what steps do."""
+"""Diagnoses agree with the steps that they predict."""
 
 import numpy as np
 import pytest
@@ -150,16 +150,3 @@ def test_results_are_saved_and_the_text_tells(tmp_path):
     assert "J 12 x 50, engine layerwise" in text
     assert "of 12 may be rounding alone" in text
     assert len(text.splitlines()) == 5
-
-
-class TestArguments:
-    def test_wrong_ones(self):
-        network, closure = problem()
-        with pytest.raises(ValueError, match="at least one exponent"):
-            hig.diagnose(network.parameters(), closure, kappas=[])
-        with pytest.raises(ValueError, match=r"kappa must be in \[-1, 1\]"):
-            hig.diagnose(network.parameters(), closure, kappas=[2.0])
-        with pytest.raises(TypeError, match="closure must be a function"):
-            hig.diagnose(network.parameters(), closure())
-        with pytest.raises(ValueError, match="engine must be one of"):
-            hig.diagnose(network.parameters(), closure, engine="fast")

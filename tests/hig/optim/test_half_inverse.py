@@ -1,6 +1,5 @@
 """``half_inverse`` against the textbook formula, on matrices sampled by structure and scale."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,7 +11,6 @@ from tests.textbook import relative_error, textbook_power
 SHAPES = {"wide": (6, 15), "tall": (15, 6), "square": (8, 8), "row": (1, 9), "column": (9, 1)}
 KAPPAS = [-1.0, -0.75, -0.5, 0.0, 0.5, 1.0]
 METHODS = ["auto", "gram", "svd"]
-SCALES = [1e-10, 1e-4, 1.0, 1e6, 1e15]
 
 
 def orthonormal(rows, columns, seed):
@@ -80,17 +78,6 @@ def test_values_below_the_cut_contribute_nothing(shape, method):
     assert relative_error(half_inverse(jacobian, gradient, -1.0, 3e-3, method), expected) < 1e-9
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", ["wide", "tall", "square"])
-def test_any_scale_of_the_jacobian(shape, method, scale):
-    jacobian, gradient = sample(SHAPES[shape], "geometric", scale=scale)
-    for kappa in KAPPAS:
-        found = half_inverse(jacobian, gradient, kappa, 1e-3, method)
-        expected = textbook_power(jacobian, gradient, kappa, 1e-3)
-        assert relative_error(found, expected) < 1e-9, kappa
-
-
 @pytest.mark.parametrize("rank", [1, 2, 4])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("rcond", [0.0, 1e-6, 1e-3])
@@ -148,42 +135,6 @@ def test_rotated_outputs_leave_the_direction_alone(shape, method, kappa):
     rotation = orthonormal(shape[0], shape[0], seed=5)
     found = half_inverse(rotation @ jacobian, rotation @ gradient, kappa, 1e-3, method)
     assert relative_error(found, half_inverse(jacobian, gradient, kappa, 1e-3, method)) < 1e-10
-
-
-@ROUTES
-@pytest.mark.parametrize("kappa", KAPPAS)
-def test_rotated_parameters_rotate_the_direction(shape, method, kappa):
-    jacobian, gradient = sample(shape)
-    rotation = orthonormal(shape[1], shape[1], seed=5)
-    found = half_inverse(jacobian @ rotation, gradient, kappa, 1e-3, method)
-    expected = rotation.T @ half_inverse(jacobian, gradient, kappa, 1e-3, method)
-    assert relative_error(found, expected) < 1e-10
-
-
-@ROUTES
-def test_the_order_of_the_rows_does_not_matter(shape, method):
-    jacobian, gradient = sample(shape)
-    order = torch.randperm(shape[0], generator=torch.Generator().manual_seed(0))
-    found = half_inverse(jacobian[order], gradient[order], -0.5, 1e-3, method)
-    assert relative_error(found, half_inverse(jacobian, gradient, -0.5, 1e-3, method)) < 1e-11
-
-
-@ROUTES
-def test_a_row_of_zeros_changes_nothing(shape, method):
-    jacobian, gradient = sample(shape)
-    padded = torch.cat([jacobian, jacobian.new_zeros(1, shape[1])])
-    found = half_inverse(padded, torch.cat([gradient, gradient.new_ones(1)]), -0.5, 1e-3, method)
-    assert relative_error(found, half_inverse(jacobian, gradient, -0.5, 1e-3, method)) < 1e-11
-
-
-@ROUTES
-@pytest.mark.parametrize("kappa", KAPPAS)
-@pytest.mark.parametrize("factor", [1e-8, 7.0, 1e12])
-def test_scaling_law(shape, method, kappa, factor):
-    jacobian, gradient = sample(shape)
-    found = half_inverse(factor * jacobian, gradient, kappa, 1e-3, method)
-    expected = factor**kappa * half_inverse(jacobian, gradient, kappa, 1e-3, method)
-    assert relative_error(found, expected) < 1e-11
 
 
 @ROUTES
@@ -317,22 +268,6 @@ def test_a_complex_gradient_is_not_cut_to_its_real_part():
         half_inverse(torch.ones(3, 4), torch.ones(3, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (0, 4)])
-def test_arguments_outside_their_range(shape):
-    jacobian, gradient = torch.ones(shape), torch.ones(shape[0])
-    with pytest.raises(ValueError, match=r"rcond must be in \[0, 1\), got 2.0"):
-        half_inverse(jacobian, gradient, rcond=2.0)
-    with pytest.raises(ValueError, match=r"kappa must be in \[-1, 1\], got -3"):
-        half_inverse(jacobian, gradient, kappa=-3)
-    with pytest.raises(ValueError, match=r"method must be one of .* got 'qr'"):
-        half_inverse(jacobian, gradient, method="qr")
-
-
-def test_arrays_are_refused():
-    with pytest.raises(TypeError, match="jacobian must be a tensor, got ndarray; wrap it"):
-        half_inverse(np.zeros((2, 3)), torch.zeros(2))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_an_automatic_cut_off_is_a_number_that_fits_the_spectrum(shape, dtype):
@@ -346,5 +281,5 @@ def test_an_automatic_cut_off_is_a_number_that_fits_the_spectrum(shape, dtype):
 
 
 def test_an_automatic_cut_off_needs_the_whole_spectrum():
-    with pytest.raises(ValueError, match="rcond='auto' looks at all singular values"):
+    with pytest.raises(ValueError, match="rcond='auto' needs all singular values"):
         half_inverse(torch.randn(3, 4), torch.randn(3), rcond="auto", method="lanczos")

@@ -79,12 +79,7 @@ def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
     assert closure()[0].item() <= before
 
 
-def test_bad_damping():
-    with pytest.raises(ValueError, match="damping must be positive and finite, got 0"):
-        hig.LevenbergMarquardt(nn.Linear(1, 1).parameters(), damping=0.0)
-
-
-def test_the_report_tells_of_a_damping_below_the_rounding():
+def test_the_report_notes_a_damping_below_the_rounding():
     network, inputs = build("mlp", torch.float32)
     optimizer = hig.LevenbergMarquardt(network.parameters(), lr=1e-3, damping=1e-25)
     optimizer.step(least_squares(network, inputs))
@@ -108,7 +103,7 @@ def test_the_report_tells_of_a_damping_below_the_rounding():
         (1.0, {"step_rule": "line_search"}, None),
     ],
 )
-def test_the_report_tells_of_a_step_too_long_for_the_scale_of_the_loss(scale, options, remedy):
+def test_the_report_notes_a_step_too_long_for_the_scale_of_the_loss(scale, options, remedy):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     inputs = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)

@@ -74,23 +74,6 @@ def test_frozen_parameters_get_no_gradient():
     assert network[0].bias.grad is not None
 
 
-def test_no_parameters():
-    with pytest.raises(ValueError, match=r"pass network.parameters\(\)"):
-        hig.record([])
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        [("weight", nn.Parameter(torch.zeros(2)))],
-        [{"params": []}],
-    ],
-)
-def test_what_is_no_parameter(given):
-    with pytest.raises(TypeError, match=r"record takes real .*network.parameters\(\)"):
-        hig.record(given)
-
-
 def test_a_parameter_given_twice_counts_once():
     network, inputs = build("mlp")
     closure = least_squares(network, inputs)

@@ -8,7 +8,6 @@ import torch
 from hig._spectral.filters import (
     Damped,
     HalfInverse,
-    check_rcond,
     cutoff,
     filter_gains,
     noise_level,
@@ -134,27 +133,6 @@ def test_only_filters_that_amplify_need_small_values():
     assert not Damped().needs_small_values
 
 
-@pytest.mark.parametrize("rcond", [2.0, 1.0, -1e-9, float("inf"), float("nan")])
-@pytest.mark.parametrize(
-    "build", [lambda r: HalfInverse(rcond=r), lambda r: Damped(rcond=r), check_rcond]
-)
-def test_rcond_outside_its_range(build, rcond):
-    with pytest.raises(ValueError, match=rf"rcond must be in \[0, 1\), got {rcond}; 1e-6 suits"):
-        build(rcond)
-
-
-@pytest.mark.parametrize("kappa", [-1.01, 1.01, -2.0, float("nan"), float("inf")])
-def test_kappa_outside_its_range(kappa):
-    with pytest.raises(ValueError, match=rf"in \[-1, 1\], got {kappa}; -0.5 is the half-inverse"):
-        HalfInverse(kappa=kappa)
-
-
-@pytest.mark.parametrize("damping", [0.0, -1.0, float("inf"), float("nan")])
-def test_damping_outside_its_range(damping):
-    with pytest.raises(ValueError, match=f"positive and finite, got {damping}; use GaussNewton"):
-        Damped(damping=damping)
-
-
 def test_the_ends_of_the_ranges_are_inside():
     assert HalfInverse(kappa=-1, rcond=0).rcond == 0
     assert HalfInverse(kappa=1, rcond=0.999).kappa == 1
@@ -197,8 +175,3 @@ class TestAutomaticCutOff:
         values = torch.zeros(4, dtype=torch.float64)
         filter = HalfInverse(rcond="auto").resolved(values, torch.float32)
         assert not filter_gains(filter, values, 0.0).any()
-
-    @pytest.mark.parametrize("wrong", ["Auto", "", "1e-6"])
-    def test_other_texts_are_refused(self, wrong):
-        with pytest.raises(TypeError, match=r"must be a number.*, and 'auto' chooses one"):
-            HalfInverse(rcond=wrong)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 import hig
 from hig._jacobian.blocks import DenseBlock, JointJacobian
@@ -234,7 +233,7 @@ def test_a_wrong_second_derivative_is_noticed():
         return prediction.square().sum(), prediction
 
     optimizer = hig.HIG(network.parameters(), method="lanczos", engine="rows")
-    with pytest.raises(ValueError, match=r"do not belong together.*method='gram'"):
+    with pytest.raises(ValueError, match=r"are not adjoint.*method='gram'"):
         optimizer.step(closure)
     optimizer = hig.HIG(network.parameters(), method="lanczos")  # layer by layer: not needed
     optimizer.step(closure)
@@ -262,8 +261,3 @@ def test_factors_too_large_to_hold_are_not_taken(held_bytes, route):
     assert bool(found.notes) == (route == "products")
     if found.notes:
         assert found.notes[0].startswith("products by autograd: factors of ")
-
-
-def test_unknown_methods_are_refused():
-    with pytest.raises(ValueError, match=r"'lanczos'\) or a hig.Lanczos, got 'krylov'"):
-        hig.HIG(nn.Linear(1, 1).parameters(), method="krylov")

@@ -80,7 +80,7 @@ def follow(optimizer, network, kind, samples=5, rates=0.02):
 @KINDS
 @pytest.mark.parametrize("engine", ["layerwise", "rows"])
 @pytest.mark.parametrize("method", ["gram", "svd", "lanczos"])
-@pytest.mark.parametrize(("samples", "side"), [(5, "rows"), (9, "columns")])
+@pytest.mark.parametrize(("samples", "side"), [(5, "row_gram"), (9, "column_gram")])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_steps_are_those_of_the_formula(name, samples, side, method, engine, kind):
     network, _ = problem()
@@ -324,16 +324,3 @@ def test_a_state_that_was_given_out_does_not_change():
     optimizer.step(closure)
     assert torch.equal(state, kept)
     assert not torch.equal(optimizer.state_dict()["state"][0]["direction"], kept)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0; 0.9 keeps much"),
-        ({"momentum": -0.1}, "got -0.1"),
-        ({"momentum_kind": "nesterov"}, r"momentum_kind must be one of \('plain', 'projected'\)"),
-    ],
-)
-def test_bad_arguments(options, match):
-    with pytest.raises(ValueError, match=match):
-        hig.GaussNewton(nn.Linear(2, 2).parameters(), **options)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hig
+from tests.hig.networks import build
 from tests.textbook import flat
 
 
@@ -87,7 +88,7 @@ def parts_of_a_prediction(network, inputs):
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
-        (pairs, ValueError, "got 2 pairs of these; hig.MultiHIG takes several"),
+        (pairs, ValueError, "got 2 pairs of these; hig.MultiHIG accepts several"),
         (lambda *given: pairs(*given)[:1], ValueError, "got 1 pairs of these"),
         (parts_of_a_prediction, ValueError, r"not depend .*from pieces of it \(whole.split\)"),
         (no_pair, ValueError, r"must return \(loss, prediction\), got Tensor"),
@@ -123,11 +124,6 @@ def test_a_control_cost_is_taken_as_the_error_text_says():
     optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule="trust")
     losses = [float(optimizer.step(closure)) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
-
-
-def test_no_closure():
-    with pytest.raises(TypeError, match="closure must be a function"):
-        hig.HIG(nn.Linear(2, 2).parameters()).step(None)
 
 
 def nan_for_some_samples(network, inputs):
@@ -201,3 +197,14 @@ def test_an_error_inside_the_closure_changes_nothing_and_leaves_no_mode_behind()
         hig.HIG(network.parameters()).step(closure)
     assert torch.equal(flat(network.parameters()), before)
     assert not torch.overrides._get_current_function_mode_stack()
+
+
+def test_a_loss_that_is_not_finite_is_told_before_the_jacobian():
+    network, inputs = build("mlp")
+
+    def closure():
+        prediction = network(inputs)
+        return prediction.sum() * float("nan"), prediction
+
+    with pytest.raises(hig.NonFiniteError, match="the loss is nan although the prediction"):
+        hig.HIG(network.parameters()).step(closure)

@@ -6,10 +6,8 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
 import hig
-from hig._spectral.decomposition import gram_floor
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat, relative_error, step_of, textbook_jacobian, textbook_power
 
@@ -24,39 +22,6 @@ def direction_of(network, closure, kappa=-0.5, rcond=1e-6):
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     jacobian = textbook_jacobian(prediction, network.parameters())
     return textbook_power(jacobian, gradient.flatten(), kappa, rcond)
-
-
-def test_gauss_newton_is_the_pseudo_inverse():
-    network, closure = problem()
-    expected = -0.3 * direction_of(network, closure, kappa=-1.0)
-    optimizer = hig.GaussNewton(network.parameters(), lr=0.3)
-    assert relative_error(step_of(optimizer, closure), expected) < 1e-9
-
-
-def test_one_gauss_newton_step_solves_a_linear_problem():
-    network = nn.Linear(4, 2).double()
-    inputs, target = torch.randn(9, 4).double(), torch.randn(9, 2).double()
-
-    def closure():
-        prediction = network(inputs)
-        return 0.5 * (prediction - target).square().sum(), prediction
-
-    hig.GaussNewton(network.parameters(), lr=1.0, rcond=1e-12).step(closure)
-    solution = torch.linalg.lstsq(torch.cat([inputs, torch.ones(9, 1).double()], 1), target)
-    assert relative_error(network.weight.detach().T, solution.solution[:4]) < 1e-10
-
-
-@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
-@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_training_lowers_the_loss(kind, step_rule, dtype):
-    network, closure = problem(dtype=dtype)
-    lr = 0.5 if step_rule == "fixed" else 1.0
-    options = {} if kind is hig.LevenbergMarquardt else {"rcond": 1e-3}
-    optimizer = kind(network.parameters(), lr=lr, step_rule=step_rule, **options)
-    losses = [float(optimizer.step(closure)) for _ in range(30)]
-    assert losses[-1] < 0.05 * losses[0]
-    assert all(p.dtype == dtype for p in network.parameters())
 
 
 def test_the_loss_returned_is_the_one_before_the_step():
@@ -105,7 +70,7 @@ def test_groups_of_several_learning_rates_are_refused_where_steps_are_measured(k
     start = flat(network.parameters()).clone()
     groups = [{"params": network[0].parameters()}, {"params": network[2].parameters(), "lr": other}]
     optimizer = kind(groups, step_rule=rule)
-    match = rf"must have one lr, got {other:g}, 1: .* requires_grad_\(False\), or take step_rule"
+    match = rf"must have one lr, got {other:g}, 1: .* requires_grad_\(False\), or use step_rule"
     with pytest.raises(ValueError, match=match):
         optimizer.step(closure)
     assert torch.equal(flat(network.parameters()), start)
@@ -187,19 +152,6 @@ def test_named_parameters_are_named_in_notes():
     assert any("0.weight" in note for note in optimizer.report.notes)
 
 
-def test_an_all_zero_jacobian_gives_a_zero_step():
-    network = nn.Linear(3, 2).double()
-
-    def closure():
-        prediction = 0 * network(torch.ones(4, 3).double())
-        return (prediction - 1).square().mean(), prediction
-
-    for options in ({}, {"step_rule": "trust"}, {"method": "gram"}, {"step_rule": "line_search"}):
-        optimizer = hig.HIG(network.parameters(), **options)
-        assert not step_of(optimizer, closure).any()
-        assert optimizer.report.rank == 0
-
-
 def test_a_step_depends_on_nothing_but_its_inputs():
     state = torch.get_rng_state()
     steps = []
@@ -209,43 +161,6 @@ def test_a_step_depends_on_nothing_but_its_inputs():
         steps.append(step_of(hig.HIG(network.parameters(), step_rule="trust"), closure))
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(*steps)
-
-
-def test_the_report_tells_what_was_done():
-    network, closure = problem(dtype=torch.float32)
-    optimizer = hig.HIG(network.parameters(), lr=0.5, rcond=1e-2)
-    assert optimizer.report is None
-    optimizer.step(closure)
-    report = optimizer.report
-    assert (report.rows, report.columns) == (15, sum(p.numel() for p in network.parameters()))
-    assert report.engine == "layerwise"
-    assert report.step_size == 0.5
-    assert report.rank == int((report.singular_values > 1e-2 * report.singular_values[0]).sum())
-    assert set(report.seconds) >= {"forward", "jacobian", "gram", "decomposition", "direction"}
-    assert "rank" in str(report)
-
-
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"lr": -1.0}, "lr must be non-negative and finite, got -1.0"),
-        ({"lr": float("nan")}, "got nan"),
-        ({"rcond": 2.0}, r"rcond must be in \[0, 1\), got 2.0; 1e-6"),
-        ({"kappa": 2.0}, r"kappa must be in \[-1, 1\], got 2.0"),
-        ({"engine": "magic"}, "engine must be one of"),
-        ({"method": "magic"}, "method must be one of"),
-        ({"step_rule": "magic"}, "step_rule must be one of"),
-        ({"chunk": 0}, "chunk must be at least 1, got 0; or None"),
-    ],
-)
-def test_bad_arguments(options, match):
-    with pytest.raises(ValueError, match=match):
-        hig.HIG(nn.Linear(2, 2).parameters(), **options)
-
-
-def test_complex_parameters_are_refused():
-    with pytest.raises(TypeError, match="view_as_real"):
-        hig.HIG([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
 
 
 @pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
@@ -276,57 +191,6 @@ def test_a_parameter_given_twice_counts_once():
     assert relative_error(change, expected) < 1e-9
 
 
-def test_a_learning_rate_that_a_scheduler_spoils_is_refused():
-    network, closure = problem()
-    optimizer = hig.HIG(network.parameters())
-    optimizer.param_groups[0]["lr"] = float("nan")
-    before = flat(network.parameters()).clone()
-    with pytest.raises(ValueError, match="lr must be non-negative and finite, got nan"):
-        optimizer.step(closure)
-    assert torch.equal(flat(network.parameters()), before)
-
-
-def test_the_state_of_another_optimizer_is_refused():
-    network, _ = problem()
-    state = hig.HIG(network.parameters()).state_dict()
-    with pytest.raises(ValueError, match="the state is that of another optimizer"):
-        hig.LevenbergMarquardt(network.parameters()).load_state_dict(state)
-
-
-def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():
-    network, closure = problem(dtype=torch.float32)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-12)
-    optimizer.step(closure)
-    assert optimizer.report.rcond == pytest.approx(gram_floor(15))
-    assert any("raised to" in note for note in optimizer.report.notes)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-12, method="svd")
-    optimizer.step(closure)
-    assert optimizer.report.rcond == 1e-12
-    assert not optimizer.report.notes
-
-
-@pytest.mark.parametrize("build", [hig.HIG, hig.GaussNewton])
-@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
-def test_an_automatic_cut_off_is_reported_and_is_that_number(build, step_rule):
-    torch.manual_seed(0)
-    inputs, scales = torch.randn(8, 3), torch.tensor([1.0, 1e-3, 1e-9])
-    rcond, steps = "auto", []
-    for _ in range(2):
-        torch.manual_seed(1)
-        network = nn.Linear(3, 3)
-
-        def closure(network=network):
-            prediction = network(inputs) * scales
-            return (prediction - 1).square().sum(1).mean(), prediction
-
-        optimizer = build(network.parameters(), rcond=rcond, step_rule=step_rule)
-        optimizer.step(closure)
-        rcond = optimizer.report.rcond
-        assert optimizer.report.rank == 8
-        steps.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
-    assert torch.equal(*steps)
-
-
 @pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
 @pytest.mark.parametrize(
     "kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt, hig.MultiHIG, hig.KroneckerHIG]
@@ -350,13 +214,13 @@ def test_steps_too_large_for_the_dtype_leave_no_infinite_parameter(kind, step_ru
 
 
 @pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.KroneckerHIG])
-def test_an_overflow_of_the_parameters_is_told(kind):
+def test_an_overflow_of_the_parameters_is_an_error(kind):
     network, closure = problem(dtype=torch.float32)
     before = [p.detach().clone() for p in network.parameters()]
     options = {} if kind is hig.KroneckerHIG else {"kappa": 1.0} if kind is hig.HIG else {}
     with torch.no_grad():
         network[-1].weight.mul_(1e3)
         before = [p.detach().clone() for p in network.parameters()]
-    with pytest.raises(hig.NonFiniteError, match=r"a step of size .*; take a smaller lr"):
+    with pytest.raises(hig.NonFiniteError, match=r"a step of size .*; use a smaller lr"):
         kind(network.parameters(), lr=3e38, **options).step(closure)
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))

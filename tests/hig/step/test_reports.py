@@ -2,15 +2,14 @@
 
 import copy
 import pickle
-import time
 
 import pytest
 import torch
 
 import hig
 from hig._step.reports import StepReport
-from hig._torch.host import PhaseClock
 from hig._torch.ranks import Communication
+from tests.hig.networks import build, least_squares
 from tests.textbook import textbook_jacobian
 
 
@@ -114,7 +113,7 @@ def test_few_values_of_many_are_a_case_for_products_alone(changes, expected):
         ({"rcond": 0.5, "route": "lanczos"}, None),
     ],
 )
-def test_a_cut_of_all_or_of_nothing_is_told(changes, expected):
+def test_a_cut_of_all_or_of_nothing_gives_a_hint(changes, expected):
     values = torch.tensor([1.0, 1e-3, 1e-8], dtype=torch.float64)
     given = {"rows": 3, "columns": 9, "rcond": 1e-6, "dtype": torch.float32}
     text = str(report(**(given | {"spectrum": lambda: values} | changes)))
@@ -132,32 +131,6 @@ def test_reports_do_not_share_their_notes():
     first.notes.append("mine")
     first.seconds["gram"] = 1.0
     assert second.notes == [] and second.seconds == {}
-
-
-def test_the_clock_adds_up_by_name(monkeypatch):
-    readings = iter([1.0, 2.0, 10.0, 14.0, 20.0, 20.0])  # as each phase begins and ends
-    monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
-    clock = PhaseClock()
-    for name in ("gram", "gram", "direction"):
-        with clock.phase(name):
-            pass
-    assert clock.seconds == {"gram": 5.0, "direction": 0.0}
-    assert list(clock.seconds) == ["gram", "direction"]
-
-
-def test_the_clock_counts_a_phase_that_fails():
-    clock = PhaseClock()
-    with pytest.raises(KeyError), clock.phase("gram"):
-        raise KeyError
-    assert "gram" in clock.seconds
-
-
-def test_phases_show_under_the_profiler():
-    clock = PhaseClock()
-    with torch.autograd.profiler.profile(use_kineto=False) as profile, clock.phase("gram"):
-        torch.ones(2)
-    assert "hig: gram" in {event.name for event in profile.function_events}
-    assert clock.seconds["gram"] > 0
 
 
 def damped(optimizer=hig.LevenbergMarquardt, rows=8):
@@ -249,3 +222,18 @@ def test_the_loss_of_a_report_is_no_view_of_all_losses():
     loss = optimizer.step(one_of_many)
     for found in (loss, optimizer.report.loss):
         assert found.untyped_storage().nbytes() == found.element_size()
+
+
+def test_the_report_of_a_step():
+    network, inputs = build("mlp", torch.float32)
+    closure = least_squares(network, inputs)
+    optimizer = hig.HIG(network.parameters(), lr=0.5, rcond=1e-2)
+    assert optimizer.report is None
+    optimizer.step(closure)
+    report = optimizer.report
+    assert (report.rows, report.columns) == (15, sum(p.numel() for p in network.parameters()))
+    assert report.engine == "layerwise"
+    assert report.step_size == 0.5
+    assert report.rank == int((report.singular_values > 1e-2 * report.singular_values[0]).sum())
+    assert set(report.seconds) >= {"forward", "jacobian", "gram", "decomposition", "direction"}
+    assert "rank" in str(report)

@@ -90,7 +90,7 @@ def test_states_of_before_have_no_name_in_them():
             stepped(MAKE[name]).load_state_dict(state)
     state = copy.deepcopy(stepped(MAKE["levenberg"]).state_dict())
     del state["state"]["optimizer"]
-    with pytest.raises(ValueError, match="'damping', which this optimizer has not"):
+    with pytest.raises(ValueError, match="'damping', which this optimizer does not have"):
         stepped(MAKE["hig"]).load_state_dict(state)
 
 
@@ -118,7 +118,7 @@ def test_a_state_of_other_parameters():
 
 @pytest.mark.parametrize("state", [{}, None, [], {"state": {}}])
 def test_what_is_no_state(state):
-    with pytest.raises(ValueError, match=r"load what state_dict\(\) of HIG"):
+    with pytest.raises(ValueError, match=r"load the state_dict\(\) of HIG"):
         stepped(MAKE["hig"], 0).load_state_dict(state)
 
 
@@ -146,7 +146,7 @@ def test_a_state_can_be_loaded_without_running_code(make):
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_pickles_are_small(make):
-    """A few numbers beside the parameters and what is remembered of them; no matrix."""
+    """A few numbers next to the parameters and their momentum; no matrix."""
     rows, columns = 600, 40
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))

@@ -1,4 +1,4 @@
-"""What a closure changes in place is after a step what one evaluation at its start made of it."""
+"""Tensors that a closure changes in place are after a step as after one evaluation at its start."""
 
 import copy
 

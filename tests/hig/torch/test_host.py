@@ -1,30 +1,12 @@
-"""Conditions that are read together."""
+"""Deferred checks, evaluated in one transfer, and the phase clock."""
+
+import time
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
-import hig
-from hig._torch.host import Checks
-from tests.hig.networks import LAYERED, build, least_squares
-
-TO_THE_HOST = {
-    torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__bool__, torch.Tensor.__float__,
-    torch.Tensor.__int__, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.nonzero,
-    torch.nonzero, torch.equal, torch.allclose,
-}  # fmt: skip
-
-
-class Transfers(TorchFunctionMode):
-    """Counts what makes the host wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.count += function in TO_THE_HOST
-        return function(*args, **(kwargs or {}))
+from hig._torch.host import Checks, PhaseClock
+from tests.hig.transfers import Transfers
 
 
 def refuse(text):
@@ -34,14 +16,14 @@ def refuse(text):
     return otherwise
 
 
-def test_the_first_that_does_not_hold_is_told():
+def test_the_first_that_does_not_hold_is_raised():
     checks = Checks()
     checks.expect(torch.tensor(True), refuse("first"))
     checks.expect(torch.tensor([False]), refuse("second"))
     checks.expect(torch.tensor(False), refuse("third"))
     with pytest.raises(ValueError, match="second"):
         checks.settle()
-    checks.settle()  # has been told
+    checks.settle()  # has been raised
 
 
 def test_all_are_read_at_once():
@@ -54,17 +36,6 @@ def test_all_are_read_at_once():
     assert transfers.count == 1
 
 
-@pytest.mark.parametrize("name", LAYERED)
-def test_a_step_makes_the_host_wait_once(name):
-    network, inputs = build(name, dtype=torch.float32)
-    closure = least_squares(network, inputs)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-3)
-    optimizer.step(closure)
-    with Transfers() as transfers:
-        optimizer.step(closure)
-    assert transfers.count == 1
-
-
 def test_the_counter_counts():
     with Transfers() as transfers:
         bool(torch.tensor(True))
@@ -73,25 +44,27 @@ def test_the_counter_counts():
     assert transfers.count == 3
 
 
-@pytest.mark.parametrize("method", ["gram", "svd", "lanczos"])
-def test_layers_that_are_not_exact_are_not_trusted_again(method):
-    network, inputs = build("batch norm")
-    optimizer = hig.HIG(network.parameters(), lr=1e-3, rcond=1e-2, method=method)
-    built = []
-    for _ in range(2):
-        optimizer.step(least_squares(network, inputs))
-        assert "products" in optimizer.report.engine or "rows" in optimizer.report.engine
-        assert not optimizer._lineariser.memory.optimistic
-        built.append(len(optimizer.report.notes))
-    assert built[0] == built[1]
+def test_the_clock_adds_up_by_name(monkeypatch):
+    readings = iter([1.0, 2.0, 10.0, 14.0, 20.0, 20.0])  # as each phase begins and ends
+    monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
+    clock = PhaseClock()
+    for name in ("gram", "gram", "direction"):
+        with clock.phase(name):
+            pass
+    assert clock.seconds == {"gram": 5.0, "direction": 0.0}
+    assert list(clock.seconds) == ["gram", "direction"]
 
 
-def test_a_loss_that_is_not_finite_is_told_before_the_jacobian():
-    network, inputs = build("mlp")
+def test_the_clock_counts_a_phase_that_fails():
+    clock = PhaseClock()
+    with pytest.raises(KeyError), clock.phase("gram"):
+        raise KeyError
+    assert "gram" in clock.seconds
 
-    def closure():
-        prediction = network(inputs)
-        return prediction.sum() * float("nan"), prediction
 
-    with pytest.raises(hig.NonFiniteError, match="the loss is nan although the prediction"):
-        hig.HIG(network.parameters()).step(closure)
+def test_phases_show_under_the_profiler():
+    clock = PhaseClock()
+    with torch.autograd.profiler.profile(use_kineto=False) as profile, clock.phase("gram"):
+        torch.ones(2)
+    assert "hig: gram" in {event.name for event in profile.function_events}
+    assert clock.seconds["gram"] > 0

@@ -1,4 +1,4 @@
-"""What backward passes hold, against what they are seen to hold."""
+"""Memory of backward passes by the graph, against the memory that they are seen to hold."""
 
 import weakref
 

@@ -33,7 +33,7 @@ def test_a_quiet_machine_is_not_measured():
     assert not machine.measured
 
 
-def test_beside_busy_processes_the_fastest_number_is_taken():
+def test_next_to_busy_processes_the_fastest_number_is_taken():
     machine = Machine(t4=7e-3, t2=9e-4, t1=4e-4)
     assert machine.after(0.5, rate=100) == 1
     assert machine.measured == [4, 2, 1]
@@ -125,6 +125,6 @@ def test_a_product_is_measured_and_the_number_put_back():
 
 @pytest.mark.parametrize("name", threads_module.DECIDED_BY)
 def test_the_environment_decides(name):
-    assert threads_module._fitting_to({name: "1"}) is None
+    assert threads_module._make_chooser({name: "1"}) is None
     if threads_module.resource is not None:
-        assert isinstance(threads_module._fitting_to({"PATH": "/bin"}), FittingThreads)
+        assert isinstance(threads_module._make_chooser({"PATH": "/bin"}), FittingThreads)

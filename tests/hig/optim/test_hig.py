@@ -1,0 +1,98 @@
+"""HIG and Gauss-Newton: the filtered step against the textbook, and the training with it."""
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from tests.hig.networks import ALL, build, least_squares
+from tests.textbook import relative_error, step_of, textbook_jacobian, textbook_power
+
+
+def problem(name="mlp", dtype=torch.float64):
+    network, inputs = build(name, dtype)
+    return network, least_squares(network, inputs)
+
+
+def direction_of(network, closure, kappa=-0.5, rcond=1e-6):
+    loss, prediction = closure()
+    (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
+    jacobian = textbook_jacobian(prediction, network.parameters())
+    return textbook_power(jacobian, gradient.flatten(), kappa, rcond)
+
+
+@pytest.mark.parametrize("kappa", [-1.0, -0.5, 0.3, 1.0])
+@pytest.mark.parametrize("name", ALL)
+def test_the_step_is_the_filtered_gradient(name, kappa):
+    network, closure = problem(name)
+    expected = -0.3 * direction_of(network, closure, kappa, rcond=1e-3)
+    optimizer = hig.HIG(network.parameters(), lr=0.3, rcond=1e-3, kappa=kappa)
+    assert relative_error(step_of(optimizer, closure), expected) < 1e-9
+
+
+def test_gauss_newton_is_the_pseudo_inverse():
+    network, closure = problem()
+    expected = -0.3 * direction_of(network, closure, kappa=-1.0)
+    optimizer = hig.GaussNewton(network.parameters(), lr=0.3)
+    assert relative_error(step_of(optimizer, closure), expected) < 1e-9
+
+
+def test_one_gauss_newton_step_solves_a_linear_problem():
+    network = nn.Linear(4, 2).double()
+    inputs, target = torch.randn(9, 4).double(), torch.randn(9, 2).double()
+
+    def closure():
+        prediction = network(inputs)
+        return 0.5 * (prediction - target).square().sum(), prediction
+
+    hig.GaussNewton(network.parameters(), lr=1.0, rcond=1e-12).step(closure)
+    solution = torch.linalg.lstsq(torch.cat([inputs, torch.ones(9, 1).double()], 1), target)
+    assert relative_error(network.weight.detach().T, solution.solution[:4]) < 1e-10
+
+
+@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_lowers_the_loss(kind, step_rule, dtype):
+    network, closure = problem(dtype=dtype)
+    lr = 0.5 if step_rule == "fixed" else 1.0
+    options = {} if kind is hig.LevenbergMarquardt else {"rcond": 1e-3}
+    optimizer = kind(network.parameters(), lr=lr, step_rule=step_rule, **options)
+    losses = [float(optimizer.step(closure)) for _ in range(30)]
+    assert losses[-1] < 0.05 * losses[0]
+    assert all(p.dtype == dtype for p in network.parameters())
+
+
+def test_an_all_zero_jacobian_gives_a_zero_step():
+    network = nn.Linear(3, 2).double()
+
+    def closure():
+        prediction = 0 * network(torch.ones(4, 3).double())
+        return (prediction - 1).square().mean(), prediction
+
+    for options in ({}, {"step_rule": "trust"}, {"method": "gram"}, {"step_rule": "line_search"}):
+        optimizer = hig.HIG(network.parameters(), **options)
+        assert not step_of(optimizer, closure).any()
+        assert optimizer.report.rank == 0
+
+
+@pytest.mark.parametrize("build", [hig.HIG, hig.GaussNewton])
+@pytest.mark.parametrize("step_rule", ["fixed", "trust", "line_search"])
+def test_an_automatic_cut_off_is_reported_and_is_that_number(build, step_rule):
+    torch.manual_seed(0)
+    inputs, scales = torch.randn(8, 3), torch.tensor([1.0, 1e-3, 1e-9])
+    rcond, steps = "auto", []
+    for _ in range(2):
+        torch.manual_seed(1)
+        network = nn.Linear(3, 3)
+
+        def closure(network=network):
+            prediction = network(inputs) * scales
+            return (prediction - 1).square().sum(1).mean(), prediction
+
+        optimizer = build(network.parameters(), rcond=rcond, step_rule=step_rule)
+        optimizer.step(closure)
+        rcond = optimizer.report.rcond
+        assert optimizer.report.rank == 8
+        steps.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert torch.equal(*steps)

@@ -1,0 +1,144 @@
+"""Linearisations: directions, output changes and quadratic models against the dense Jacobian."""
+
+import pytest
+import torch
+
+import hig
+from hig._jacobian.capture import Capture
+from hig._spectral.decomposition import gram_floor
+from hig._spectral.filters import Damped, HalfInverse
+from hig._step.linearisation import Lineariser
+from hig._step.objective import StepContext, objective_of
+from hig._torch.host import PhaseClock
+from tests.hig.networks import LAYERED, build, least_squares
+from tests.hig.transfers import Transfers
+from tests.textbook import (
+    flat,
+    relative_error,
+    textbook_damped,
+    textbook_jacobian,
+    textbook_power,
+)
+
+
+def linearised(name, filter, engine="auto", method="auto", wrap=lambda prediction: prediction):
+    """A linearisation, its dense Jacobian, and the closure."""
+    network, inputs = build(name)
+    closure = least_squares(lambda x: wrap(network(x)), inputs)
+    parameters = list(network.parameters())
+    with Capture(parameters) as capture:
+        loss, prediction = closure()
+    names = [name for name, _ in network.named_parameters()]
+    step = StepContext(parameters, [1.0] * len(parameters), names, None, PhaseClock())
+    objective = objective_of(loss, prediction, capture.uses, step, curvature=True)
+    lineariser = Lineariser(engine, method, None)
+    found = lineariser.linearise(objective, filter, step.clock)
+    return found, textbook_jacobian(prediction, parameters), closure
+
+
+ROUTES = [
+    ("mlp", "gram", "row_gram"), ("narrow", "gram", "row_gram"), ("tokens", "gram", "column_gram"),
+    ("mlp", "svd", "svd"), ("batch norm", "gram", "row_gram"), ("mlp", "lanczos", "lanczos"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "method", "route"), ROUTES)
+@pytest.mark.parametrize(
+    "filter", [HalfInverse(rcond=1e-3), HalfInverse(-1.0, 1e-3), Damped(1e-2)], ids=str
+)
+def test_directions_and_their_output_changes(name, method, route, filter):
+    settings = hig.Lanczos(tolerance=1e-9) if method == "lanczos" else method
+    found, jacobian, _ = linearised(name, filter, method=settings)
+    gradient = found.objective.flat_gradient
+    directions, change = found.step(filter)
+    if isinstance(filter, Damped):
+        expected = textbook_damped(jacobian, gradient, filter.damping)
+    else:
+        expected = textbook_power(jacobian, gradient, filter.kappa, filter.rcond)
+    assert found.decomposition.route == route
+    assert relative_error(flat(directions), expected) < 1e-7
+    assert relative_error(change, jacobian @ expected) < 1e-7
+    assert relative_error(found.output_change(directions), jacobian @ flat(directions)) < 1e-9
+    assert [d.shape for d in directions] == [p.shape for p in found.objective.forward.parameters]
+
+
+def test_any_gradient_may_be_filtered():
+    filter = HalfInverse(rcond=1e-3)
+    found, jacobian, _ = linearised("mlp", filter)
+    other = torch.randn(len(jacobian), dtype=torch.float64)
+    expected = textbook_power(jacobian, other, filter.kappa, filter.rcond)
+    assert relative_error(flat(found.step(filter, other)[0]), expected) < 1e-9
+
+
+def test_the_quadratic_model_is_that_of_the_loss_in_the_outputs():
+    found, jacobian, closure = linearised("mlp", HalfInverse(rcond=1e-3))
+    change = torch.randn(len(jacobian), dtype=torch.float64)
+    prediction = closure()[1].detach()
+    shape = prediction.shape
+
+    def loss_at(outputs):
+        residual = outputs.view(shape) - 0.3
+        return (residual.square() + 0.1 * residual.pow(4)).sum() / len(prediction)
+
+    outputs = prediction.flatten()
+    gradient = torch.func.grad(loss_at)(outputs)
+    hessian = torch.func.hessian(loss_at)(outputs)
+    expected = [float(loss_at(outputs)), float(gradient @ change), float(change @ hessian @ change)]
+    assert list(found.model(change)) == pytest.approx(expected, rel=1e-10)
+
+
+class InfiniteDerivative(torch.autograd.Function):
+    """The identity, with an infinite derivative in one sample alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        scale = torch.ones_like(cotangent)
+        scale[3] = torch.where(cotangent[3] == 0, 1.0, float("inf"))
+        return cotangent * scale
+
+
+def test_a_jacobian_that_is_not_finite_names_samples_and_parameters():
+    text = r"for samples \[3\], in the columns of 0\.weight, 0\.bias"
+    with pytest.raises(hig.NonFiniteError, match=text):
+        linearised("mlp", HalfInverse(), engine="rows", wrap=InfiniteDerivative.apply)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_a_step_makes_the_host_wait_once(name):
+    network, inputs = build(name, dtype=torch.float32)
+    closure = least_squares(network, inputs)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-3)
+    optimizer.step(closure)
+    with Transfers() as transfers:
+        optimizer.step(closure)
+    assert transfers.count == 1
+
+
+@pytest.mark.parametrize("method", ["gram", "svd", "lanczos"])
+def test_layers_that_are_not_exact_are_not_trusted_again(method):
+    network, inputs = build("batch norm")
+    optimizer = hig.HIG(network.parameters(), lr=1e-3, rcond=1e-2, method=method)
+    built = []
+    for _ in range(2):
+        optimizer.step(least_squares(network, inputs))
+        assert "products" in optimizer.report.engine or "rows" in optimizer.report.engine
+        assert not optimizer._lineariser.memory.optimistic
+        built.append(len(optimizer.report.notes))
+    assert built[0] == built[1]
+
+
+def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():
+    network, inputs = build("mlp", torch.float32)
+    closure = least_squares(network, inputs)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-12)
+    optimizer.step(closure)
+    assert optimizer.report.rcond == pytest.approx(gram_floor(15))
+    assert any("raised to" in note for note in optimizer.report.notes)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-12, method="svd")
+    optimizer.step(closure)
+    assert optimizer.report.rcond == 1e-12
+    assert not optimizer.report.notes

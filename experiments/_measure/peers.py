@@ -21,7 +21,7 @@ import hig
 from experiments._run.batches import check_batch_size
 from hig._jacobian.capture import Capture
 from hig._jacobian.engine import build_jacobian
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from problems import Batch, Problem, samples
 
 STEP = "Levenberg–Marquardt step"
@@ -209,7 +209,7 @@ class PeerCases:
                 prediction = problem.predict(network, self.batch)
             with torch.no_grad():
                 found = build_jacobian(
-                    capture.uses, prediction, parameters, names, "auto", Backward()
+                    capture.uses, prediction, parameters, names, "auto", BatchedVJP()
                 )
                 return found.jacobian.gram()
 

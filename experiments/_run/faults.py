@@ -86,7 +86,7 @@ class Faults:
     def meet(self, error: Exception, during: str, **where: float) -> dict[str, object]:
         """Note a fault, and raise the error again if the run does not survive it.
 
-        A step is undone with `put_back`, when the error is no longer held: its traceback keeps
+        A step is undone with `restore_parameters`, once the error is dropped: its traceback keeps
         the tensors of the step alive, and memory may be short.
 
         Args:
@@ -108,7 +108,7 @@ class Faults:
             raise error
         return event
 
-    def put_back(self) -> None:
+    def restore_parameters(self) -> None:
         """Restore all parts to the state before the step."""
         for part, state in zip(self._parts, self._kept, strict=True):
             part.load_state_dict(deepcopy(state))  # optimisers continue in the tensors given

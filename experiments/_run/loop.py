@@ -91,7 +91,7 @@ def _step(training: Training, batch: Batch, progress: Progress) -> None:
         _meet(training, error, "step", epoch, progress)
     training.steps += 1
     if loss is None:
-        faults.put_back()
+        faults.restore_parameters()
         return
     after = training.steps / training.steps_per_epoch
     progress.stepped(after, training.clock.seconds, loss_per_sample(problem, loss, batch))

@@ -17,7 +17,7 @@ from hig._jacobian.capture import ForwardPass
 from hig._jacobian.engine import Engine, EngineResult, build_jacobian
 from hig._jacobian.exactness import ExactnessMemory
 from hig._jacobian.factored_block import FactoredBlock
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from hig._torch.checksums import digest
 from hig._torch.ranks import Ranks
 
@@ -228,7 +228,7 @@ def build_distributed(
     forward: ForwardPass,
     split: BatchSplit,
     engine: str | Engine,
-    backward: Backward,
+    backward: BatchedVJP,
     memory: ExactnessMemory,
     products: bool = False,
 ) -> EngineResult:

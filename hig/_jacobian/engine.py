@@ -21,9 +21,9 @@ from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
 from hig._jacobian.layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
-from hig._torch.autograd_graph import leaves, nodes_behind
-from hig._torch.batched_vjp import Backward
-from hig._torch.host import Checks
+from hig._torch.autograd_graph import leaves, reachable_nodes
+from hig._torch.batched_vjp import BatchedVJP
+from hig._torch.host import DeferredChecks
 from hig._torch.memory import keep_freed_pieces
 from hig.arguments import ENGINES, check_choice
 from hig.errors import SampleDependenceError, described
@@ -93,10 +93,10 @@ def check_engine(engine: object) -> None:
 def build_jacobian(
     forward: ForwardPass,
     engine: str | Engine,
-    backward: Backward,
+    backward: BatchedVJP,
     memory: ExactnessMemory,
     products: bool = False,
-    checks: Checks | None = None,
+    checks: DeferredChecks | None = None,
     held_bytes: int = HELD_BYTES,
 ) -> EngineResult:
     """Build the joint Jacobian of a forward pass.
@@ -189,9 +189,9 @@ def _reasons(fallback: Sequence[int], inexact: set[int], graph: "_Graph") -> dic
 def _exact_layers(
     layers: Sequence[Layer],
     graph: "_Graph",
-    backward: Backward,
+    backward: BatchedVJP,
     memory: ExactnessMemory,
-    checks: Checks | None,
+    checks: DeferredChecks | None,
 ) -> tuple[list[Pair], list[str], set[int]]:
     """Return the factors of the exact layers.
 
@@ -255,7 +255,7 @@ class _Graph:
     @cached_property
     def nodes(self) -> set[Any]:
         """Nodes of the graph."""
-        return nodes_behind(self.forward.prediction)
+        return reachable_nodes(self.forward.prediction)
 
     @cached_property
     def operations(self) -> frozenset[str]:

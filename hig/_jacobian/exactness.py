@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
-from hig._torch.autograd_graph import coarsest_dtype, nodes_behind
-from hig._torch.host import Checks
+from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes
+from hig._torch.host import DeferredChecks
 
 __all__ = ["UNITS", "ExactnessMemory", "InexactLayersError", "Key", "Pair", "Probe"]
 
@@ -114,7 +114,7 @@ class Probe:
         if not all(flags):
             # Larger differences count as coupling even if rounding is as large: it would hide any.
             noises = self._rounding([indices for _, indices in pairs]).tolist()
-            coarsest = coarsest_dtype(nodes_behind(self._prediction), self._prediction.dtype)
+            coarsest = coarsest_dtype(reachable_nodes(self._prediction), self._prediction.dtype)
             eps = max(self._eps, min(torch.finfo(coarsest).eps, COARSEST_CHECKED))
             most = 3 * eps**0.5
             limits = [min(NOISE * n, most * size) for n, size in zip(noises, scales, strict=True)]
@@ -125,7 +125,9 @@ class Probe:
             for holds, norm, size, limit in zip(flags, norms, scales, limits, strict=True)
         ]
 
-    def expect(self, pairs: Sequence[Pair], allowed: Sequence[float], checks: Checks) -> None:
+    def expect(
+        self, pairs: Sequence[Pair], allowed: Sequence[float], checks: DeferredChecks
+    ) -> None:
         """Add the same comparison to deferred checks, without reading anything."""
         differences = zip(pairs, self._differences(pairs), allowed, strict=True)
         for (block, _), (norm, finite), units in differences:

@@ -15,7 +15,7 @@ from hig._jacobian.capture import LayerUse, weight_matrix_shape
 from hig._jacobian.factored_block import FactoredBlock, columns_are_smaller
 from hig._jacobian.formed_block import FormedBlock
 from hig._torch import memory
-from hig._torch.batched_vjp import Backward, output_cotangents
+from hig._torch.batched_vjp import BatchedVJP, output_cotangents
 
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
@@ -123,7 +123,7 @@ def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
 
 
 def layer_blocks(
-    layers: Sequence[Layer], prediction: Tensor, backward: Backward
+    layers: Sequence[Layer], prediction: Tensor, backward: BatchedVJP
 ) -> list[FactoredBlock | FormedBlock]:
     """Return the Jacobian columns of each layer, from D backward passes.
 
@@ -232,7 +232,7 @@ def _is_expressible(layer: Layer, samples: int) -> bool:
 
 
 def _output_gradients(
-    uses: Sequence[LayerUse], prediction: Tensor, backward: Backward
+    uses: Sequence[LayerUse], prediction: Tensor, backward: BatchedVJP
 ) -> Iterator[tuple[slice, dict[int, Tensor]]]:
     """Yield gradients (k, *output_shape), k outputs at a time, by the identity of the use."""
     outputs = prediction[0].numel()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.rows import StreamedBlock
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from hig.errors import out_of_memory
 
 __all__ = ["ProductBlock"]
@@ -23,7 +23,7 @@ class ProductBlock(StreamedBlock):
         backward: runs the passes for rows, if those are asked for.
     """
 
-    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor], backward: Backward):
+    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor], backward: BatchedVJP):
         super().__init__(prediction, parameters, backward)
 
     def jvp(self, direction: Tensor) -> Tensor:

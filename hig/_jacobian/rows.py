@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.blocks import Block, DenseBlock
-from hig._torch.batched_vjp import Backward, dense, one_hot_cotangents
+from hig._torch.batched_vjp import BatchedVJP, dense, one_hot_cotangents
 from hig._torch.memory import check_room
 
 __all__ = ["StreamedBlock", "rows_block"]
@@ -18,7 +18,7 @@ HELD_BYTES = 2**30
 def rows_block(
     prediction: Tensor,
     parameters: Sequence[Tensor],
-    backward: Backward,
+    backward: BatchedVJP,
     held_bytes: int = HELD_BYTES,
 ) -> Block:
     """Return the Jacobian columns of any parameters, from n backward passes.
@@ -54,7 +54,7 @@ class StreamedBlock:
         self,
         prediction: Tensor,
         parameters: Sequence[Tensor],
-        backward: Backward,
+        backward: BatchedVJP,
         held_bytes: int = HELD_BYTES,
     ):
         self._prediction, self._parameters, self._backward = prediction, parameters, backward

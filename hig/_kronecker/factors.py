@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hig._torch.linalg import converging, eigenvectors
+from hig._torch.linalg import eigenvectors, with_cpu_fallback
 
 __all__ = ["DampedPower", "damped_power", "input_factor", "output_factor"]
 
@@ -97,8 +97,8 @@ def damped_power(outputs: Tensor, inputs: Tensor, power: float, damping: float) 
     Raises:
         DecompositionError: if a decomposition does not converge.
     """
-    output_values, output_vectors = converging(eigenvectors, outputs.double(), [])
-    input_values, input_vectors = converging(eigenvectors, inputs.double(), [])
+    output_values, output_vectors = with_cpu_fallback(eigenvectors, outputs.double(), [])
+    input_values, input_vectors = with_cpu_fallback(eigenvectors, inputs.double(), [])
     # (groups, out, in): eigenvalues of S ⊗ A are all products of one of S and one of A, in the
     # layout of the weight. Negative ones are rounding errors of zero.
     products = output_values.clamp_min(0)[:, :, None] * input_values.clamp_min(0)[:, None, :]

@@ -39,9 +39,9 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.objective import loss_gradient
-from hig._step.param_groups import check_group_keys, check_group_lr, require_room
-from hig._step.trial_step import put_back
-from hig._torch.host import Checks, PhaseClock
+from hig._step.param_groups import check_group_keys, check_group_lr, check_parameters_finite
+from hig._step.trial_step import restore_parameters
+from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import (
@@ -288,7 +288,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "check that it runs the network whose parameters the optimizer holds"
             )
         with clock.phase("gradient"):
-            checks = Checks()
+            checks = DeferredChecks()
             outward = loss_gradient(loss, prediction, parameters, False, checks)
             checks.settle()
             derivatives = torch.autograd.grad(
@@ -364,17 +364,19 @@ class KroneckerHIG(torch.optim.Optimizer):
         grafts, norm = graft_factors(self._graft, layers, steps, by_adam)
         start = [parameter.detach().clone() for parameter in gradients]
         with ExitStack() as undo:  # restores all parameters if anything is raised
-            undo.callback(put_back, gradients, start)
+            undo.callback(restore_parameters, gradients, start)
             for layer, graft in zip(layers, grafts, strict=True):
                 for parameter, direction in layer.items():
                     size = graft * float(groups[parameter]["lr"])
                     parameter.sub_(direction, alpha=checked_step_size(size, direction))
             for parameter, step in by_adam.items():
                 step.move(parameter, float(groups[parameter]["lr"]))
-            require_room(gradients, max(float(group["lr"]) for group in self.param_groups))
+            check_parameters_finite(
+                gradients, max(float(group["lr"]) for group in self.param_groups)
+            )
             # Even ordinary steps may overflow float16.
             narrow = [p for p in gradients if p.dtype == torch.float16]
-            require_room(narrow, math.inf if narrow else None)
+            check_parameters_finite(narrow, math.inf if narrow else None)
             undo.pop_all()
         return list(by_adam), (len(layers), len(by_adam), norm, grafts)
 

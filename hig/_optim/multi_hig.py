@@ -18,8 +18,8 @@ from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import MultiStepReport
 from hig._step.step_rules import StepRule
-from hig._torch.autograd_graph import nodes_behind, origin, plain
-from hig._torch.host import Checks
+from hig._torch.autograd_graph import origin, plain, reachable_nodes
+from hig._torch.host import DeferredChecks
 from hig._torch.ranks import ProcessGroup
 from hig.conflictfree import ConFIG_update
 from hig.conflictfree._gradient_operator import Operator
@@ -122,7 +122,7 @@ class MultiHIG(JacobianOptimizer):
                 "process_group=None to step in each process alone, or use HIG on the sum of the "
                 "losses"
             )
-        checks = Checks()
+        checks = DeferredChecks()
         pairs = _check_pairs(outcome, checks)
         prediction = pairs[0][1]
         if len(pairs) > 1 and all(other is prediction for _, other in pairs):
@@ -148,7 +148,7 @@ class MultiHIG(JacobianOptimizer):
         return torch.stack([plain(loss, "a loss").reshape(()) for loss, _ in outcome]).sum()
 
 
-def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) -> Tensor:
+def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: DeferredChecks) -> Tensor:
     """Return the gradient (n,) float64 of one of several losses in the outputs, or zeros."""
     with explained():
         (gradient,) = torch.autograd.grad(
@@ -158,7 +158,7 @@ def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: Checks) 
     return gradient.detach().double().flatten()
 
 
-def _check_pairs(outcome: Any, checks: Checks) -> Pairs:
+def _check_pairs(outcome: Any, checks: DeferredChecks) -> Pairs:
     """Return the (loss, prediction) pairs of the closure, after checking each."""
     pairs = list(outcome) if isinstance(outcome, tuple | list) else []
     wrong = [i for i, p in enumerate(pairs) if not isinstance(p, tuple | list) or len(p) != 2]
@@ -185,5 +185,5 @@ def _check_pairs(outcome: Any, checks: Checks) -> Pairs:
 
 def _uses_behind(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:
     """Return the layer calls behind a prediction: others may have another batch axis."""
-    nodes = nodes_behind(prediction)
+    nodes = reachable_nodes(prediction)
     return [use for use in uses if use.edge.node in nodes]

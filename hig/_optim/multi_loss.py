@@ -11,7 +11,7 @@ from hig._spectral.filters import SpectralFilter
 from hig._step.linearisation import Linearisation
 from hig._step.reports import MultiStepReport
 from hig._torch.host import PhaseClock
-from hig._torch.linalg import converging, eigenvectors
+from hig._torch.linalg import eigenvectors, with_cpu_fallback
 from hig.conflictfree._gradient_operator import Operator, combine
 
 __all__ = ["SeparatePredictions", "SharedPrediction"]
@@ -145,7 +145,7 @@ def _weights_and_cosines(gram: Tensor, operator: Operator) -> tuple[Tensor, Tens
     The operator receives coordinates: rows with these inner products. With gram = Q Λ Qᵀ they are
     the rows of Q Λ^½; coordinates c of the result are those of the weights Q Λ^-½ c.
     """
-    values, vectors = converging(eigenvectors, gram, [])
+    values, vectors = with_cpu_fallback(eigenvectors, gram, [])
     lengths = values.clamp_min(0).sqrt()
     combined, cosines = _combine(vectors * lengths, operator)
     # Coordinates that no direction spans are zero up to rounding, which must not be amplified.

@@ -10,7 +10,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from hig._simulation.adjoint import Piece
 from hig._simulation.step_jacobians import check_repeatable, cotangent_of, report_slow_route
-from hig._torch.cuda_graph import decided
+from hig._torch.cuda_graph import cached_decision
 from hig.arguments import check_function
 from hig.errors import out_of_memory
 
@@ -234,7 +234,7 @@ def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, jacobians:
     time = len(controls) // 2
     after, cotangent, expected = _pulled_back(step, states[time], controls[time])
     check_repeatable(after, states[time + 1])
-    if decided(partial(bool, _differs(jacobians[time], cotangent, expected))):
+    if cached_decision(partial(bool, _differs(jacobians[time], cotangent, expected))):
         return "have another derivative in forward mode than in reverse mode"
     return ""
 

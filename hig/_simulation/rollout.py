@@ -1,6 +1,6 @@
 r"""Differentiable time loop whose Jacobian costs about as much as the loop.
 
-Forward, the loop runs without a graph and keeps its states. Backward, the Jacobians of all steps
+Forward, the loop runs without a graph and keeps its states. BatchedVJP, the Jacobians of all steps
 are computed in one vectorised call over batch and time,
 :math:`A_t = \partial s_{t+1} / \partial s_t` and :math:`B_t = \partial s_{t+1} / \partial c_t`,
 and the adjoint is a chain of small matrix products.
@@ -17,7 +17,7 @@ from hig._simulation.adjoint import Piece, adjoint, real_cotangents, whole_jacob
 from hig._simulation.linear_step import LinearStep, check_change, linear_pieces, linear_states
 from hig._simulation.step_checks import IN_PLACE, check_state, refusal_of_step
 from hig._simulation.step_jacobians import Step, step_jacobians
-from hig._torch.cuda_graph import decided
+from hig._torch.cuda_graph import cached_decision
 from hig.arguments import check_choice, check_function, check_same_device
 
 __all__ = ["rollout"]
@@ -240,7 +240,9 @@ def _refusal(step: Step, state: Tensor, controls: Tensor) -> str:
     if not isinstance(step, LinearStep) and formed * state.element_size() > JACOBIAN_BYTES:
         return f"the step Jacobians of {size} x {size + control_size} entries are too large"
     with torch._C.DisableTorchFunction():
-        return decided(partial(_refusal_near, step, state.detach(), controls[:, 0].detach()))
+        return cached_decision(
+            partial(_refusal_near, step, state.detach(), controls[:, 0].detach())
+        )
 
 
 def _refusal_near(step: Step, state: Tensor, control: Tensor) -> str:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from hig._simulation.step_jacobians import Step
-from hig._torch.autograd_graph import leaves, nodes_behind
+from hig._torch.autograd_graph import leaves, reachable_nodes
 
 __all__ = ["IN_PLACE", "check_state", "refusal_of_step"]
 
@@ -99,4 +99,4 @@ def _check_output(after: Tensor, state: Tensor, arguments: list[Tensor]) -> None
 def _other_leaves(after: Tensor, inputs: list[Tensor]) -> bool:
     """Return whether the graph ends at a leaf that is not one of ``inputs``."""
     known = {id(tensor) for tensor in inputs}
-    return any(id(leaf) not in known for leaf in leaves(nodes_behind(after)))
+    return any(id(leaf) not in known for leaf in leaves(reachable_nodes(after)))

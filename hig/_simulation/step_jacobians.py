@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from hig._torch.batched_vjp import note
-from hig._torch.cuda_graph import decided
+from hig._torch.cuda_graph import cached_decision
 
 __all__ = ["Step", "check_repeatable", "cotangent_of", "report_slow_route", "step_jacobians"]
 
@@ -124,7 +124,7 @@ def _disagreement(
         terms = weights.view(*weights.shape, *[1] * (jacobian.ndim - 2)) * jacobian
         tolerance = 10 * torch.finfo(gradient.dtype).eps ** 0.5 * terms.abs().sum(0).max()
         differs.append(((terms.sum(0) - gradient).abs() > tolerance).any())
-    if decided(partial(bool, torch.stack(differs).any())):
+    if cached_decision(partial(bool, torch.stack(differs).any())):
         return "has other derivatives where it is vectorised over time than one by one"
     return ""
 
@@ -179,7 +179,7 @@ def check_repeatable(again: Tensor, states: Tensor) -> None:
     """Raise RuntimeError if a step returned other states when it was run again."""
     tolerance = torch.finfo(states.dtype).eps ** 0.5
     differs = (again - states).abs().max() > tolerance * states.abs().max()
-    if decided(partial(bool, differs)):
+    if cached_decision(partial(bool, differs)):
         raise RuntimeError(
             "the step gave another result when it was run again for its Jacobian: it draws random "
             "numbers or keeps a state of its own, such as a time counter; make these part of the "

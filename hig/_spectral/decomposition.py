@@ -25,7 +25,13 @@ from torch import Tensor
 from hig._spectral.filters import Damped, SpectralFilter, filter_gains
 from hig._spectral.golub_kahan import Products
 from hig._spectral.lanczos import Lanczos
-from hig._torch.linalg import converging, eigenvalues, eigenvectors, repeated_on_cpu, thin_svd
+from hig._torch.linalg import (
+    eigenvalues,
+    eigenvectors,
+    repeated_on_cpu,
+    thin_svd,
+    with_cpu_fallback,
+)
 from hig.arguments import METHODS, check_choice
 
 __all__ = [
@@ -86,7 +92,7 @@ class GramSpectrum:
     @cached_property
     def values(self) -> Tensor:
         """(k,) float64, descending."""
-        (values,) = converging(eigenvalues, self._matrix, [])
+        (values,) = with_cpu_fallback(eigenvalues, self._matrix, [])
         return values.clamp_min(0).sqrt().flip(0)
 
 
@@ -302,7 +308,7 @@ def decompose(
     if route == "svd":
         notes: list[str] = []
         floor = torch.finfo(torch.float64).eps * max(matrix.shape)
-        left, singular_values, right = converging(thin_svd, matrix, notes)
+        left, singular_values, right = with_cpu_fallback(thin_svd, matrix, notes)
         return _Singular(left, singular_values, right, floor, notes)
     if isinstance(filter, Damped) and filter.rcond == 0:
         return _CholeskyDamped(jacobian, matrix, route)

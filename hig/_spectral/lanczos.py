@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hig._spectral.filters import SpectralFilter, cutoff, filter_gains
 from hig._spectral.golub_kahan import Bidiagonalisation, Products
-from hig._torch.linalg import converging, thin_svd
+from hig._torch.linalg import thin_svd, with_cpu_fallback
 from hig.arguments import Range, check_count, check_number
 from hig.errors import NonFiniteError
 
@@ -148,7 +148,7 @@ class Krylov:
                 "a product with the Jacobian holds NaN or Inf; parameters are unchanged; check the "
                 "simulator's derivative: method='gram' names the samples"
             )
-        left, values, right = converging(thin_svd, matrix, [])
+        left, values, right = with_cpu_fallback(thin_svd, matrix, [])
         self._values = values
         return right.T @ (values * filter_gains(filter, values, self.floor) * left[0])
 

@@ -19,7 +19,7 @@ from hig._spectral.lanczos import Krylov, Lanczos
 from hig._step.objective import Objective, curvature_along
 from hig._step.reports import StepReport
 from hig._torch import memory
-from hig._torch.batched_vjp import Backward, PassSizes
+from hig._torch.batched_vjp import BatchedVJP, PassSizes
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import Ranks
 from hig.errors import NonFiniteError
@@ -163,7 +163,7 @@ class Lineariser:
         sizes: PassSizes | None = None,
     ):
         self._engine, self._method = engine, method
-        self.backward = Backward(chunk, sizes=PassSizes() if sizes is None else sizes)
+        self.backward = BatchedVJP(chunk, sizes=PassSizes() if sizes is None else sizes)
         self.memory = ExactnessMemory()
 
     def linearise(

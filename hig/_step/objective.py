@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from hig._jacobian.capture import ForwardPass, LayerUse
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
-from hig._torch.autograd_graph import leaves, nodes_behind, origin
-from hig._torch.host import Checks, PhaseClock
+from hig._torch.autograd_graph import leaves, origin, reachable_nodes
+from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
 from hig.errors import NonFiniteError, described, out_of_memory
 
@@ -50,7 +50,7 @@ class Objective:
     loss: Tensor
     gradient: Tensor
     flat_gradient: Tensor
-    checks: Checks
+    checks: DeferredChecks
     split: BatchSplit | None = None
     weight: float = 1.0
 
@@ -98,7 +98,7 @@ def objective_of(
         TypeError: loss or prediction is not a real floating-point tensor.
         ValueError: see :func:`loss_gradient` and :func:`names_of`.
     """
-    checks = Checks()
+    checks = DeferredChecks()
     gradient = loss_gradient(loss, prediction, step.parameters, curvature, checks)
     forward = ForwardPass(uses, prediction, step.parameters, names_of(step.parameters, step.names))
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
@@ -138,7 +138,7 @@ def loss_gradient(
     prediction: Tensor,
     parameters: Sequence[Tensor],
     curvature: bool,
-    checks: Checks,
+    checks: DeferredChecks,
 ) -> Tensor:
     """Return the gradient of the loss with respect to the prediction, after checking both.
 
@@ -174,7 +174,7 @@ def loss_gradient(
 def check_pair(
     loss: Tensor,
     prediction: Tensor,
-    checks: Checks,
+    checks: DeferredChecks,
     names: tuple[str, str] = ("the loss", "the prediction"),
     known: bool = False,
 ) -> None:
@@ -227,7 +227,7 @@ def _check_tensor(tensor: Tensor, name: str) -> None:
         )
 
 
-def _check_prediction(prediction: Tensor, name: str, checks: Checks) -> None:
+def _check_prediction(prediction: Tensor, name: str, checks: DeferredChecks) -> None:
     _check_tensor(prediction, name)
     if prediction.ndim < 1 or not prediction.numel():
         raise ValueError(
@@ -242,7 +242,7 @@ def _check_prediction(prediction: Tensor, name: str, checks: Checks) -> None:
     expect_finite(name, prediction, checks)
 
 
-def expect_finite(name: str, tensor: Tensor, checks: Checks) -> None:
+def expect_finite(name: str, tensor: Tensor, checks: DeferredChecks) -> None:
     """Add a check that a tensor is finite; it raises a `NonFiniteError` that names the samples.
 
     Args:
@@ -271,7 +271,7 @@ def _check_path(loss: Tensor, prediction: Tensor, parameters: Sequence[Tensor]) 
     place = origin(prediction)
     node: Any = place.node if isinstance(place, GradientEdge) else place.grad_fn
     stop = (node, place.output_nr)
-    for leaf in leaves(nodes_behind(loss, stop)):
+    for leaf in leaves(reachable_nodes(loss, stop)):
         if id(leaf) in known:
             raise ValueError(
                 f"the loss depends on a parameter of shape {tuple(leaf.shape)} other than through "
@@ -316,7 +316,7 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
     place = origin(prediction)
     edge = place if isinstance(place, GradientEdge) else None
     stop = (edge.node, edge.output_nr) if edge else (prediction.grad_fn, prediction.output_nr)
-    if any(node.name() == "torch::autograd::Error" for node in nodes_behind(gradient, stop)):
+    if any(node.name() == "torch::autograd::Error" for node in reachable_nodes(gradient, stop)):
         raise _no_curvature("a torch.autograd.Function in it is marked once_differentiable")
     if product is None:
         return change.new_zeros(())

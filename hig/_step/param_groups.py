@@ -17,8 +17,8 @@ __all__ = [
     "check_group_lr",
     "check_lr",
     "check_one_lr",
+    "check_parameters_finite",
     "check_real",
-    "require_room",
 ]
 
 # Steps up to this size are not checked: they leave float32 only with directions of 1e32, and a
@@ -115,7 +115,7 @@ def check_group_lr(group: dict[str, Any]) -> None:
             )
 
 
-def require_room(parameters: Iterable[Tensor], step_size: float | None) -> None:
+def check_parameters_finite(parameters: Iterable[Tensor], step_size: float | None) -> None:
     """Raise if a very large step has left non-finite parameters; smaller steps are not checked.
 
     Raises:

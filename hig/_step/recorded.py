@@ -7,8 +7,8 @@ from hig._jacobian.engine import InexactLayersError
 from hig._spectral.filters import SpectralFilter
 from hig._step.linearisation import AssembledGram, Linearisation, Lineariser
 from hig._step.objective import Objective
-from hig._torch.cuda_graph import Recording
-from hig._torch.host import Checks, PhaseClock
+from hig._torch.cuda_graph import GraphedFunction
+from hig._torch.host import DeferredChecks, PhaseClock
 from hig.errors import SampleDependenceError
 
 __all__ = ["RecordedLinearisation"]
@@ -23,7 +23,7 @@ class RecordedLinearisation:
 
     def __init__(self, lineariser: Lineariser):
         self._lineariser = lineariser
-        self._recording: Recording[AssembledGram] = Recording()
+        self._recording: GraphedFunction[AssembledGram] = GraphedFunction()
 
     def linearise(
         self,
@@ -50,7 +50,7 @@ class RecordedLinearisation:
             linearisation = lineariser.decompose(assembled, filter, clock, replayed=True)
         except InexactLayersError as error:
             # It may have been rounding: then the next record allows for it.
-            objective = replace(assembled.objective, checks=Checks())
+            objective = replace(assembled.objective, checks=DeferredChecks())
             assembled = lineariser.assemble_checked(objective, filter, clock)
             if not assembled.engine.layers_exact:
                 raise SampleDependenceError(
@@ -58,7 +58,7 @@ class RecordedLinearisation:
                     "influence one another, or a weight is used where it is not seen); use "
                     "engine='rows', or leave it out"
                 ) from error
-            self._recording = Recording()
+            self._recording = GraphedFunction()
             linearisation = lineariser.decompose(assembled, filter, clock)
         # A copy of the loss: the next replay overwrites it.
         objective = replace(assembled.objective, loss=linearisation.loss.clone())

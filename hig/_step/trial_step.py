@@ -13,11 +13,11 @@ from hig._step.closure import Closure
 from hig._step.linearisation import Linearisation
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
-from hig._step.param_groups import LARGE_STEP, require_room
+from hig._step.param_groups import LARGE_STEP, check_parameters_finite
 from hig._torch.autograd_graph import plain
 from hig._torch.buffers import Buffers
 
-__all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "put_back"]
+__all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "restore_parameters"]
 
 # Loss, slope and curvature for rules that do not measure.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
@@ -94,7 +94,7 @@ class Trial:
     def undo(self) -> None:
         """Restore the parameters, also after an interrupted move; allocates no memory."""
         if self._start is not None:
-            put_back(self._parameters, self._start)
+            restore_parameters(self._parameters, self._start)
         self.step_size = 0.0
 
     def measure(self, step_size: float) -> float:
@@ -127,7 +127,7 @@ class Trial:
 
 
 @torch.no_grad()
-def put_back(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+def restore_parameters(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     """Copy values into parameters."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
@@ -251,7 +251,7 @@ class Attempts:
             NonFiniteError: they are NaN or infinite.
         """
         if step_size is not None and step_size > LARGE_STEP:
-            require_room(self._parameters, step_size)
+            check_parameters_finite(self._parameters, step_size)
         self._trial = None
         if self._previous:
             self._previous.commit(step_size)

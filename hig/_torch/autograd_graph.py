@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from hig.errors import described
 
-__all__ = ["bytes_taken", "coarsest_dtype", "leaves", "nodes_behind", "origin", "plain"]
+__all__ = ["bytes_taken", "coarsest_dtype", "leaves", "origin", "plain", "reachable_nodes"]
 
 Node = Any  # torch gives the nodes of its graph no public type
 Edge = tuple[Node, int]
@@ -23,7 +23,7 @@ Edge = tuple[Node, int]
 _ORIGIN = "_hig_origin"
 
 
-def nodes_behind(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
+def reachable_nodes(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
     """Return all nodes of the graph of a tensor, those of its leaves included.
 
     Args:

@@ -13,7 +13,7 @@ from hig._torch.memory import check_room
 from hig._torch.pass_memory import Inputs, PassMemory, measure_pass
 from hig.errors import out_of_memory
 
-__all__ = ["Backward", "PassSizes", "dense", "note", "one_hot_cotangents", "output_cotangents"]
+__all__ = ["BatchedVJP", "PassSizes", "dense", "note", "one_hot_cotangents", "output_cotangents"]
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -30,7 +30,7 @@ KNOWN, LOOKED_AT = 16, 16
 
 
 @dataclass
-class Backward:
+class BatchedVJP:
     """Runs backward passes and remembers from step to step whether the graph allows batches.
 
     Attributes:

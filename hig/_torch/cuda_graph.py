@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Recording", "check_recordable", "decided"]
+__all__ = ["GraphedFunction", "cached_decision", "check_recordable"]
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 WARM_UPS = 3
 
 
-class Recording(Generic[T]):
+class GraphedFunction(Generic[T]):
     """Runs a computation eagerly a few times, then records it, then replays the record.
 
     The result lives in the memory of the record from then on: each replay overwrites it.
@@ -81,10 +81,10 @@ def recording_stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def decided(question: Callable[[], T]) -> T:
+def cached_decision(question: Callable[[], T]) -> T:
     """Evaluate a decision that requires a device synchronisation.
 
-    Inside a `Recording` it is evaluated in the first run, and that answer is used from then on.
+    Inside a `GraphedFunction` it is evaluated in the first run, whose answer is used from then on.
     """
     return question() if _active is None else _active.next(question)
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-__all__ = ["Checks", "PhaseClock"]
+__all__ = ["DeferredChecks", "PhaseClock"]
 
 
-class Checks:
+class DeferredChecks:
     """Collects conditions and evaluates them in one transfer: each would make the host wait.
 
     The first failing check is raised.

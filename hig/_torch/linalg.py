@@ -7,10 +7,10 @@ from torch import Tensor
 
 from hig.errors import DecompositionError
 
-__all__ = ["converging", "eigenvalues", "eigenvectors", "repeated_on_cpu", "thin_svd"]
+__all__ = ["eigenvalues", "eigenvectors", "repeated_on_cpu", "thin_svd", "with_cpu_fallback"]
 
 
-def converging(
+def with_cpu_fallback(
     decomposition: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor, notes: list[str]
 ) -> tuple[Tensor, ...]:
     """Run a decomposition; if it does not converge, repeat it on the CPU.

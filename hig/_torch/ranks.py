@@ -121,9 +121,9 @@ class Ranks:
 
     # -- agreement -----------------------------------------------------------------------------
 
-    def agreement(self) -> "Agreement":
+    def agreement(self) -> "ErrorPropagation":
         """Return a context for local work: an error on one process rank is raised on all."""
-        return Agreement(self)
+        return ErrorPropagation(self)
 
     def agree_on(self, facts: dict[str, tuple[int, str]]) -> None:
         """Raise a ValueError on every process rank unless all have the same facts.
@@ -187,7 +187,7 @@ class Ranks:
         counts.received += round(share * tensor.numel() * tensor.element_size())
 
 
-class Agreement:
+class ErrorPropagation:
     """Error propagation: all process ranks leave the context together, with or without an error.
 
     The process rank that failed raises its own error. The others raise one that names it: of the

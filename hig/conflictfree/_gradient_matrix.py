@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hig._torch.linalg import converging, eigenvectors, thin_svd
+from hig._torch.linalg import eigenvectors, thin_svd, with_cpu_fallback
 from hig.conflictfree import _few as few
 from hig.conflictfree._few import FEW, GRAM_FLOOR
 from hig.conflictfree._gradients import as_vectors, check_finite
@@ -378,13 +378,13 @@ class GradientMatrix:
             gram = self.cosines
             if len(active) < len(gram):
                 gram = gram[active][:, active]
-            squares, left = converging(eigenvectors, gram, [])
+            squares, left = with_cpu_fallback(eigenvectors, gram, [])
             if float(squares[0]) > GRAM_FLOOR * float(squares[-1]):
                 return left.numpy(), np.sqrt(squares.numpy()), None
         # The Gram matrix U Uᵀ has lost half of the digits of small singular values. Uᵀ = Q T with
         # T (k, k): Tᵀ has U's left vectors and values, and U's right vectors in the basis Q.
         basis, triangle = torch.linalg.qr(self._units(active).T)
-        left, values, right = converging(thin_svd, triangle.T.cpu(), [])
+        left, values, right = with_cpu_fallback(thin_svd, triangle.T.cpu(), [])
         keep = values > self.rcond * values[0]
         rotation = right[keep].T
 

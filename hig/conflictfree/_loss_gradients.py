@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from hig._torch.autograd_graph import nodes_behind
+from hig._torch.autograd_graph import reachable_nodes
 from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
 from hig.arguments import check_choice
 from hig.conflictfree._parameter_vectors import Parameters, flattened, trainable
@@ -166,7 +166,7 @@ def _check_whole(parameters: list[Tensor], losses: list[Tensor], ranks: Ranks) -
             )
     # FSDP gathers whole parameters from the forward pass to its backward pass.
     if ranks.size > 1 and any(
-        "RegisterPostBackward" in node.name() for loss in losses for node in nodes_behind(loss)
+        "RegisterPostBackward" in node.name() for loss in losses for node in reachable_nodes(loss)
     ):
         raise TypeError(f"a parameter is sharded across process ranks (FSDP), {remedy}")
 
@@ -245,4 +245,4 @@ def _shared_with_later(losses: list[Tensor]) -> list[bool]:
 
 def _nodes(loss: Tensor) -> set[Node]:
     """Nodes of the graph of a loss that compute something, without those of parameters."""
-    return {node for node in nodes_behind(loss) if not hasattr(node, "variable")}
+    return {node for node in reachable_nodes(loss) if not hasattr(node, "variable")}

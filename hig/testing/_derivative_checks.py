@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from hig._simulation.pullback import Pullback
-from hig._torch.autograd_graph import nodes_behind
-from hig._torch.batched_vjp import Backward, output_cotangents
+from hig._torch.autograd_graph import reachable_nodes
+from hig._torch.batched_vjp import BatchedVJP, output_cotangents
 from hig.testing._report import Check
 from hig.testing._simulator import (
     SimulationError,
@@ -131,7 +131,7 @@ def _row_sizes(
     """Norms (B, D), float64, of the derivatives of all outputs."""
     squares = output.new_zeros((len(output), output[0].numel()), dtype=torch.float64)
     size = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
-    cotangents, backward = output_cotangents(output), Backward(chunk)
+    cotangents, backward = output_cotangents(output), BatchedVJP(chunk)
     with user_code():
         passes = list(backward.gradients(output, leaves, squares.shape[1], cotangents, size))
     simulator.calls.passes += len(passes) if backward.batched else squares.shape[1]
@@ -177,7 +177,7 @@ def count_passes(simulator: Simulator) -> int:
     A black box that is known to be linear, sample by sample, is not called for the last one.
     """
     leaves, output = simulator.with_graph(nearby(simulator.inputs))
-    pullbacks = [getattr(node, "pullback", None) for node in nodes_behind(output)]
+    pullbacks = [getattr(node, "pullback", None) for node in reachable_nodes(output)]
     boxes = [pullback for pullback in pullbacks if isinstance(pullback, Pullback)]
     generator = torch.Generator("cpu").manual_seed(0)
     first, second = torch.randn((2, *output.shape), generator=generator, device="cpu").to(output)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hig
-from hig._torch.autograd_graph import coarsest_dtype, nodes_behind
+from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes
 from tests.textbook import flat, relative_error, textbook_jacobian, textbook_power
 
 
@@ -123,7 +123,7 @@ class Rounds(torch.autograd.Function):
 def test_the_coarsest_type(compute, expected):
     x = torch.ones(3, dtype=torch.float64, requires_grad=True)
     found = compute(x)
-    assert coarsest_dtype(nodes_behind(found), found.dtype) == expected
+    assert coarsest_dtype(reachable_nodes(found), found.dtype) == expected
 
 
 # -- a step inside of autocast ----------------------------------------------------------------

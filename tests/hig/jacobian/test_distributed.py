@@ -11,7 +11,7 @@ from hig._jacobian.capture import Capture
 from hig._jacobian.distributed import BatchSplit, DistributedJacobian, _pairs
 from hig._jacobian.layerwise import find_layers, layer_blocks
 from hig._jacobian.rows import StreamedBlock
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from hig._torch.ranks import Ranks
 from tests.hig import networks
 from tests.hig.rank_threads import together
@@ -26,10 +26,10 @@ def jacobian_of(name, chosen, kind, total=7, held=3000):
         prediction = network(inputs[chosen])
     if kind == "layers":
         layers = find_layers(capture.uses, len(prediction))
-        blocks = layer_blocks(layers, prediction, Backward())
+        blocks = layer_blocks(layers, prediction, BatchedVJP())
         parameters = [parameter for layer in layers for parameter in layer.parameters]
     elif kind == "streamed":
-        blocks = [StreamedBlock(prediction, parameters, Backward(), held)]
+        blocks = [StreamedBlock(prediction, parameters, BatchedVJP(), held)]
     else:
         matrix = textbook_jacobian(prediction, parameters)
         blocks = [DenseBlock(matrix, prediction[0].numel())]
@@ -102,7 +102,7 @@ def test_columns_are_exchanged_where_they_are_smaller_than_the_factors():
     inputs = torch.randn(2, 1, 20, dtype=torch.float64)
     with Capture(network.parameters()) as capture:
         prediction = network(inputs).sum(1, keepdim=True)
-    (block,) = layer_blocks(find_layers(capture.uses, 2), prediction, Backward())
+    (block,) = layer_blocks(find_layers(capture.uses, 2), prediction, BatchedVJP())
     parts = list(block.parts(width=2, rows=2))
     assert all(isinstance(part, DenseBlock) for part in parts)
     expected = textbook_jacobian(prediction, network.parameters())

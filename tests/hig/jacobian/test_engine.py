@@ -9,7 +9,7 @@ import hig
 from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
 from hig._jacobian.exactness import ExactnessMemory
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from tests.hig.networks import ALL, LAYERED, MIXED, build, least_squares
 from tests.textbook import flat, relative_error, step_of, textbook_jacobian, textbook_power
 
@@ -20,7 +20,7 @@ def jacobian_of(network, inputs, engine, **options):
     with Capture(parameters) as capture:
         prediction = network(inputs)
     forward = ForwardPass(capture.uses, prediction, parameters, names)
-    found = build_jacobian(forward, engine, Backward(), ExactnessMemory(), **options)
+    found = build_jacobian(forward, engine, BatchedVJP(), ExactnessMemory(), **options)
     expected = textbook_jacobian(prediction, [parameters[index] for index in found.order])
     return found, expected
 
@@ -179,7 +179,7 @@ def test_checkpoints(reentrant, engine):
     with Capture(parameters) as capture:
         prediction = run(inputs)
     forward = ForwardPass(capture.uses, prediction, parameters, list("abcdef"))
-    arguments = (forward, engine, Backward(), ExactnessMemory())
+    arguments = (forward, engine, BatchedVJP(), ExactnessMemory())
     if reentrant:
         with pytest.raises(ValueError, match=r"hides a, b, c, d; use .*use_reentrant=False"):
             build_jacobian(*arguments)

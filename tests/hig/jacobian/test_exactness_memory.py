@@ -11,7 +11,7 @@ import hig
 from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
 from hig._jacobian.exactness import FIRST, LAST, MOST, UNITS, ExactnessMemory
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from tests.textbook import relative_error, textbook_jacobian
 
 
@@ -102,7 +102,7 @@ def test_layers_behind_the_coupling_stay_layers_while_others_are_left_out():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
     names, parameters = zip(*network.named_parameters(), strict=True)
-    backward, memory = Backward(), ExactnessMemory()
+    backward, memory = BatchedVJP(), ExactnessMemory()
     x = torch.randn(8, 5, dtype=torch.float64)
     for _ in range(4):
         with Capture(parameters) as capture:

@@ -11,7 +11,7 @@ from hig._jacobian.capture import Capture
 from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
 from hig._jacobian.layerwise import find_layers, layer_blocks
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from tests.hig.jacobian.test_distributed import check
 from tests.hig.networks import build
 from tests.textbook import relative_error, textbook_jacobian
@@ -37,7 +37,7 @@ def blocks_of(network, inputs, chunk=None):
     with Capture(network.parameters()) as capture:
         prediction = network(inputs)
     layers = find_layers(capture.uses, len(prediction))
-    return layers, layer_blocks(layers, prediction, Backward(chunk)), prediction
+    return layers, layer_blocks(layers, prediction, BatchedVJP(chunk)), prediction
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 5, 1000])

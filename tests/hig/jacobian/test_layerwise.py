@@ -8,7 +8,7 @@ from torch import nn
 from hig._jacobian.capture import Capture
 from hig._jacobian.layerwise import find_layers, layer_blocks
 from hig._torch import batched_vjp as batched_vjp_module
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from tests.hig.networks import LAYERED, build
 from tests.textbook import relative_error, textbook_jacobian
 
@@ -42,7 +42,7 @@ def assert_blocks(compute, *parameters):
     """The blocks of all layers together against the textbook Jacobian."""
     uses, prediction = captured(compute, *parameters)
     layers = find_layers(uses, len(prediction))
-    blocks = layer_blocks(layers, prediction, Backward())
+    blocks = layer_blocks(layers, prediction, BatchedVJP())
     for layer, block in zip(layers, blocks, strict=True):
         expected = textbook_jacobian(prediction, layer.parameters)
         assert block.columns == expected.shape[1]
@@ -212,7 +212,7 @@ def test_a_parameter_that_is_weight_and_bias_is_left_out():
 
 def test_no_uses_no_layers():
     assert find_layers([], SAMPLES) == []
-    assert layer_blocks([], torch.zeros(3, 2), Backward()) == []
+    assert layer_blocks([], torch.zeros(3, 2), BatchedVJP()) == []
 
 
 # -- blocks ------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def test_one_backward_pass_per_output_serves_all_layers(monkeypatch, chunk):
         return original(output, inputs, cotangents, **options)
 
     monkeypatch.setattr(batched_vjp_module, "_grad", grad)
-    layer_blocks(find_layers(uses, len(prediction)), prediction, Backward(chunk))
+    layer_blocks(find_layers(uses, len(prediction)), prediction, BatchedVJP(chunk))
     assert sum(passes) == prediction[0].numel() == 3
     assert len(passes) == {None: 1, 1: 3, 2: 2}[chunk]
 
@@ -271,6 +271,6 @@ def test_coupled_samples_are_not_for_this_engine_to_notice():
     network, inputs = build("batch norm")
     uses, prediction = captured(lambda: network(inputs), *network.parameters())
     layers = find_layers(uses, len(prediction))
-    block = layer_blocks(layers, prediction, Backward())[0]
+    block = layer_blocks(layers, prediction, BatchedVJP())[0]
     expected = textbook_jacobian(prediction, layers[0].parameters)
     assert relative_error(block.rows(slice(0, len(prediction))), expected) > 1e-3

@@ -7,7 +7,7 @@ from torch import nn
 from hig._jacobian import rows as rows_module
 from hig._jacobian.blocks import DenseBlock
 from hig._jacobian.rows import StreamedBlock, _pieces, rows_block
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from tests.hig.networks import build
 from tests.textbook import relative_error, textbook_jacobian
 
@@ -58,7 +58,7 @@ def test_pieces_of_a_known_case():
 @pytest.mark.parametrize("name", ["mlp", "batch norm", "viscosity", "recurrent", "embedding"])
 def test_a_small_jacobian_is_held(name):
     prediction, parameters, expected = problem(name)
-    block = rows_block(prediction, parameters, Backward())
+    block = rows_block(prediction, parameters, BatchedVJP())
     assert isinstance(block, DenseBlock)
     assert relative_error(block.rows(slice(0, len(prediction))), expected) < 1e-13
     outputs = prediction[0].numel()
@@ -69,8 +69,8 @@ def test_a_small_jacobian_is_held(name):
 def test_the_limit_of_what_is_held():
     prediction, parameters, expected = problem()
     size = expected.numel() * 8
-    assert isinstance(rows_block(prediction, parameters, Backward(), size), DenseBlock)
-    assert isinstance(rows_block(prediction, parameters, Backward(), size - 1), StreamedBlock)
+    assert isinstance(rows_block(prediction, parameters, BatchedVJP(), size), DenseBlock)
+    assert isinstance(rows_block(prediction, parameters, BatchedVJP(), size - 1), StreamedBlock)
     assert rows_module.HELD_BYTES == 2**30
 
 
@@ -80,7 +80,7 @@ def test_the_limit_of_what_is_held():
 def test_streamed_products(name, held_columns, chunk):
     prediction, parameters, expected = problem(name)
     n, columns = expected.shape
-    block = StreamedBlock(prediction, parameters, Backward(chunk), held_columns * n * 8)
+    block = StreamedBlock(prediction, parameters, BatchedVJP(chunk), held_columns * n * 8)
     assert block.columns == columns
     weights, direction = randn(n), randn(columns, seed=1)
     gram = torch.ones(n, n, dtype=torch.float64)
@@ -102,7 +102,7 @@ def test_no_more_columns_are_held_than_allowed(monkeypatch, held_columns):
         "add_gram",
         lambda self, gram: (widths.append(self.columns), original(self, gram))[1],
     )
-    block = StreamedBlock(prediction, parameters, Backward(), held_columns * n * 8)
+    block = StreamedBlock(prediction, parameters, BatchedVJP(), held_columns * n * 8)
     block.add_gram(torch.zeros(n, n, dtype=torch.float64))
     assert max(widths) == held_columns
     assert sum(widths) == expected.shape[1]
@@ -112,7 +112,7 @@ def test_no_more_columns_are_held_than_allowed(monkeypatch, held_columns):
 def test_any_rectangle_of_the_jacobian(start, stop):
     prediction, parameters, expected = problem("mlp")  # weights (8, 4), biases 8, ...
     pieces = [(0, 5, 20), (1, 0, 8), (4, 23, 24)]
-    block = StreamedBlock(prediction, parameters, Backward())
+    block = StreamedBlock(prediction, parameters, BatchedVJP())
     found = block.columns_of(pieces, start, stop)
     offsets = [0, 32, 40, 104, 112]
     chosen = [range(offsets[i] + first, offsets[i] + last) for i, first, last in pieces]
@@ -124,7 +124,7 @@ def test_any_rectangle_of_the_jacobian(start, stop):
 def test_parameters_without_influence_have_zero_columns(held_bytes):
     prediction, parameters, expected = problem("mlp")
     spare = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    block = rows_block(prediction, [parameters[0], spare, parameters[1]], Backward(), held_bytes)
+    block = rows_block(prediction, [parameters[0], spare, parameters[1]], BatchedVJP(), held_bytes)
     weights = randn(len(expected))
     found = block.vjp(weights).split([32, 3, 8])
     assert torch.equal(found[1], torch.zeros(3, dtype=torch.float64))
@@ -138,7 +138,7 @@ def test_scalar_and_empty_parameters():
     empty = torch.zeros(0, dtype=torch.float64, requires_grad=True)
     x = randn(4, 2)
     prediction = scale * x + empty.sum()
-    block = rows_block(prediction, [empty, scale], Backward())
+    block = rows_block(prediction, [empty, scale], BatchedVJP())
     assert torch.equal(block.rows(slice(0, 4)), x.flatten()[:, None])
 
 
@@ -158,7 +158,7 @@ def test_a_graph_that_refuses_batches_is_streamed_too():
     prediction, parameters = Refuses.apply(plain), list(layer.parameters())
     expected = textbook_jacobian(plain, parameters)
     for held_bytes in [1, 2**30]:
-        backward = Backward()
+        backward = BatchedVJP()
         block = rows_block(prediction, parameters, backward, held_bytes)
         gram = torch.zeros(8, 8, dtype=torch.float64)
         block.add_gram(gram)

@@ -10,7 +10,7 @@ from hig._jacobian.engine import build_jacobian
 from hig._jacobian.exactness import ExactnessMemory
 from hig._spectral.filters import Damped, HalfInverse
 from hig._spectral.lanczos import Krylov
-from hig._torch.batched_vjp import Backward
+from hig._torch.batched_vjp import BatchedVJP
 from tests.hig.networks import ALL, build, least_squares
 from tests.textbook import relative_error, step_of, textbook_damped, textbook_power
 
@@ -255,7 +255,7 @@ def test_factors_too_large_to_hold_are_not_taken(held_bytes, route):
     names = [name for name, _ in network.named_parameters()]
     forward = ForwardPass(capture.uses, prediction, parameters, names)
     found = build_jacobian(
-        forward, "auto", Backward(), ExactnessMemory(), products=True, held_bytes=held_bytes
+        forward, "auto", BatchedVJP(), ExactnessMemory(), products=True, held_bytes=held_bytes
     )
     assert set(found.routes) == {route}
     assert bool(found.notes) == (route == "products")

@@ -9,7 +9,7 @@ from hig._step.param_groups import (
     check_group_keys,
     check_group_lr,
     check_one_lr,
-    require_room,
+    check_parameters_finite,
 )
 
 
@@ -77,8 +77,8 @@ def test_one_learning_rate():
 
 def test_only_after_very_large_steps_parameters_are_looked_at():
     spoiled = [torch.zeros(2), torch.tensor([1.0, float("inf")])]
-    require_room(spoiled, None)
-    require_room(spoiled, 1e6)
-    require_room(spoiled[:1], 2e6)
+    check_parameters_finite(spoiled, None)
+    check_parameters_finite(spoiled, 1e6)
+    check_parameters_finite(spoiled[:1], 2e6)
     with pytest.raises(NonFiniteError, match=r"a step of size 2e\+06 leaves NaN or Inf"):
-        require_room(spoiled, 2e6)
+        check_parameters_finite(spoiled, 2e6)

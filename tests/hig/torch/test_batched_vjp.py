@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hig._torch import batched_vjp as batched_vjp_module
-from hig._torch.batched_vjp import Backward, note, one_hot_cotangents, output_cotangents
+from hig._torch.batched_vjp import BatchedVJP, note, one_hot_cotangents, output_cotangents
 from hig._torch.pass_memory import measure_pass
 from tests.textbook import relative_error, textbook_jacobian
 
@@ -61,7 +61,7 @@ def rows_of(backward, prediction, parameters, bytes_per_pass=8):
 @pytest.mark.parametrize("chunk", [None, 1, 5, 12, 100])
 def test_rows_do_not_depend_on_the_way_they_are_computed(batched, chunk):
     prediction, parameters, expected = problem()
-    backward = Backward(chunk, batched)
+    backward = BatchedVJP(chunk, batched)
     found, chunks = rows_of(backward, prediction, parameters)
     assert relative_error(found, expected) < 1e-14
     size = min(chunk or 12, 12)
@@ -86,7 +86,7 @@ def test_the_chunk_is_chosen_by_memory(monkeypatch, room, size, expected):
     monkeypatch.setattr(batched_vjp_module, "CACHED_BYTES", 0)
     prediction, parameters, jacobian = problem()
     assert 250 < measure_pass(prediction, parameters).peak <= 333
-    found, chunks = rows_of(Backward(), prediction, parameters, bytes_per_pass=size)
+    found, chunks = rows_of(BatchedVJP(), prediction, parameters, bytes_per_pass=size)
     assert chunks[0] == (0, expected)
     assert relative_error(found, jacobian) < 1e-14
 
@@ -94,25 +94,25 @@ def test_the_chunk_is_chosen_by_memory(monkeypatch, room, size, expected):
 def test_batches_are_one_pass_through_the_graph():
     calls = []
     prediction, parameters, _ = problem(passing(lambda c: (calls.append(tuple(c.shape)), c)[1]))
-    rows_of(Backward(), prediction, parameters)
+    rows_of(BatchedVJP(), prediction, parameters)
     assert len(calls) == 1
-    rows_of(Backward(chunk=5), prediction, parameters)
+    rows_of(BatchedVJP(chunk=5), prediction, parameters)
     assert len(calls) == 1 + 3
-    rows_of(Backward(batched=False), prediction, parameters)
+    rows_of(BatchedVJP(batched=False), prediction, parameters)
     assert len(calls) == 1 + 3 + 12
 
 
 def test_the_graph_survives():
     prediction, parameters, expected = problem()
     for _ in range(2):
-        assert relative_error(rows_of(Backward(), prediction, parameters)[0], expected) < 1e-14
+        assert relative_error(rows_of(BatchedVJP(), prediction, parameters)[0], expected) < 1e-14
 
 
 @pytest.mark.parametrize("batched", [True, False])
 def test_unused_inputs_have_no_gradient(batched):
     prediction, parameters, _ = problem()
     spare = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    passes = Backward(batched=batched).gradients(
+    passes = BatchedVJP(batched=batched).gradients(
         prediction, [spare, parameters[0]], 12, one_hot_cotangents(prediction), 8
     )
     for _, (unused, used) in passes:
@@ -125,7 +125,7 @@ def test_gradients_of_graph_edges(batched):
     hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True) * 2
     edge = torch.autograd.graph.get_gradient_edge(hidden)
     prediction = hidden**2
-    ((_, (found,)),) = Backward(batched=batched).gradients(
+    ((_, (found,)),) = BatchedVJP(batched=batched).gradients(
         prediction, [edge], 12, one_hot_cotangents(prediction), 8
     )
     expected = torch.diag(2 * hidden.detach().flatten())
@@ -139,7 +139,7 @@ def test_gradients_of_graph_edges(batched):
 @pytest.mark.parametrize("chunk", [None, 5])
 def test_a_graph_that_refuses_batches_is_run_one_by_one(kind, chunk):
     prediction, parameters, expected = problem(passing(REFUSING[kind]))
-    backward = Backward(chunk)
+    backward = BatchedVJP(chunk)
     found, _ = rows_of(backward, prediction, parameters)
     assert relative_error(found, expected) < 1e-14
     assert not backward.batched
@@ -156,7 +156,7 @@ def test_a_refusal_is_remembered():
         return REFUSING["item"](cotangent)
 
     prediction, parameters, expected = problem(passing(refuse))
-    backward = Backward(chunk=5)
+    backward = BatchedVJP(chunk=5)
     rows_of(backward, prediction, parameters)
     assert len(calls) == 1 + 12
     backward.notes.clear()  # as between steps
@@ -172,7 +172,7 @@ def test_a_genuine_error_is_raised_and_teaches_nothing(batched):
         raise RuntimeError("the solver diverged")
 
     prediction, parameters, _ = problem(passing(broken))
-    backward = Backward(batched=batched)
+    backward = BatchedVJP(batched=batched)
     with pytest.raises(RuntimeError, match="the solver diverged"):
         rows_of(backward, prediction, parameters)
     assert backward.batched == batched
@@ -188,7 +188,7 @@ def test_errors_that_no_refusal_raises_are_not_retried():
 
     prediction, parameters, _ = problem(passing(broken))
     with pytest.raises(KeyError, match="density"):
-        rows_of(Backward(), prediction, parameters)
+        rows_of(BatchedVJP(), prediction, parameters)
     assert len(calls) == 1
 
 
@@ -196,7 +196,7 @@ def test_a_freed_graph_is_a_genuine_error():
     prediction, parameters, _ = problem()
     torch.autograd.grad(prediction.sum(), parameters)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        rows_of(Backward(), prediction, parameters)
+        rows_of(BatchedVJP(), prediction, parameters)
 
 
 # -- out of memory ------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ OUT_OF_MEMORY = [
 def test_the_chunk_is_halved_until_it_fits(monkeypatch, error, most, sizes, chunk):
     prediction, parameters, expected = problem()
     seen = limited(monkeypatch, most, error)
-    backward = Backward()
+    backward = BatchedVJP()
     found, _ = rows_of(backward, prediction, parameters)
     assert seen == sizes
     assert relative_error(found, expected) < 1e-14
@@ -258,7 +258,7 @@ def test_memory_that_runs_out_half_way_loses_no_row(monkeypatch):
         return original(output, inputs, cotangents, **options)
 
     monkeypatch.setattr(batched_vjp_module, "_grad", grad)
-    found, chunks = rows_of(Backward(chunk=5), prediction, parameters)
+    found, chunks = rows_of(BatchedVJP(chunk=5), prediction, parameters)
     assert chunks == [(0, 5), (5, 7), (7, 9), (9, 11), (11, 12)]
     assert relative_error(found, expected) < 1e-14
 
@@ -268,7 +268,7 @@ def test_a_single_pass_that_does_not_fit_is_an_error(monkeypatch, error):
     prediction, parameters, _ = problem()
     seen = limited(monkeypatch, 0, error)
     with pytest.raises(type(error), match="allocate"):
-        rows_of(Backward(), prediction, parameters)
+        rows_of(BatchedVJP(), prediction, parameters)
     assert seen[-1] == 1
 
 
@@ -281,7 +281,7 @@ def test_cotangents_that_do_not_fit_halve_the_chunk_too():
             raise torch.OutOfMemoryError("out of memory")
         return one_hot(start, stop)
 
-    backward = Backward()
+    backward = BatchedVJP()
     rows = [
         torch.cat([g.flatten(1) for g in gradients], dim=1)
         for _, gradients in backward.gradients(prediction, parameters, 12, cotangents, 8)
@@ -324,7 +324,7 @@ def test_notes_of_the_graph_come_once_and_only_from_passes():
         return cotangent
 
     inputs = torch.randn(4, 3, requires_grad=True)
-    backward = Backward()
+    backward = BatchedVJP()
     output = passing(noting)(inputs)
     for _ in range(2):
         list(backward.gradients(output, [inputs], 12, one_hot_cotangents(output), 48))

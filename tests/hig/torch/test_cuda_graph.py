@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hig._torch import cuda_graph as cuda_graph_module
-from hig._torch.cuda_graph import WARM_UPS, Recording, decided
+from hig._torch.cuda_graph import WARM_UPS, GraphedFunction, cached_decision
 from tests.hig.tape import Tape
 
 
@@ -24,7 +24,7 @@ def tapes(monkeypatch):
 
 
 def test_a_computation_is_replayed_after_the_warm_up(tapes):
-    recording, x, calls = Recording(), torch.zeros(3), []
+    recording, x, calls = GraphedFunction(), torch.zeros(3), []
 
     def compute():
         calls.append(1)
@@ -38,7 +38,7 @@ def test_a_computation_is_replayed_after_the_warm_up(tapes):
 
 
 def test_another_key_starts_another_record(tapes):
-    recording, x = Recording(), torch.ones(3)
+    recording, x = GraphedFunction(), torch.ones(3)
     for factor in (2, 5, 2):
         for _ in range(WARM_UPS + 2):
             assert float(recording(factor, lambda f=factor: (f * x).sum())) == 3 * factor
@@ -46,29 +46,29 @@ def test_another_key_starts_another_record(tapes):
 
 
 def test_decisions_are_those_of_the_first_run(tapes):
-    recording, x, answers = Recording(), torch.tensor([1.0]), []
+    recording, x, answers = GraphedFunction(), torch.tensor([1.0]), []
 
     def compute():
-        first = decided(lambda: answers.append("sign") or bool(x > 0))
-        second = decided(lambda: answers.append("size") or float(x))
+        first = cached_decision(lambda: answers.append("sign") or bool(x > 0))
+        second = cached_decision(lambda: answers.append("size") or float(x))
         return (x if first else -x) + second
 
     for value in (1.0, -2.0, 3.0, -4.0, 5.0):
         x.fill_(value)
         assert float(recording("key", compute)) == value + 1.0  # as decided for 1
     assert answers == ["sign", "size"]
-    assert decided(lambda: bool(x > 0)) and len(answers) == 2  # outside, each time
+    assert cached_decision(lambda: bool(x > 0)) and len(answers) == 2  # outside, each time
 
 
 def test_decisions_inside_a_decided_computation_belong_to_it(tapes):
-    outer, inner, asked = Recording(), Recording(), []
+    outer, inner, asked = GraphedFunction(), GraphedFunction(), []
     x = torch.ones(2)
 
     def nested():
-        return inner("inner", lambda: x * decided(lambda: asked.append("inner") or 2.0))
+        return inner("inner", lambda: x * cached_decision(lambda: asked.append("inner") or 2.0))
 
     def compute():
-        return decided(lambda: asked.append("outer") or 3.0) * nested()
+        return cached_decision(lambda: asked.append("outer") or 3.0) * nested()
 
     for _ in range(WARM_UPS):
         assert torch.equal(outer("outer", compute), torch.full((2,), 6.0))

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from hig._torch.host import Checks, PhaseClock
+from hig._torch.host import DeferredChecks, PhaseClock
 from tests.hig.transfers import Transfers
 
 
@@ -17,7 +17,7 @@ def refuse(text):
 
 
 def test_the_first_that_does_not_hold_is_raised():
-    checks = Checks()
+    checks = DeferredChecks()
     checks.expect(torch.tensor(True), refuse("first"))
     checks.expect(torch.tensor([False]), refuse("second"))
     checks.expect(torch.tensor(False), refuse("third"))
@@ -27,7 +27,7 @@ def test_the_first_that_does_not_hold_is_raised():
 
 
 def test_all_are_read_at_once():
-    checks = Checks()
+    checks = DeferredChecks()
     for _ in range(5):
         checks.expect(torch.tensor(True), refuse("never"))
     with Transfers() as transfers:

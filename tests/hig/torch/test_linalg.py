@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hig import DecompositionError
-from hig._torch.linalg import converging, eigenvalues, eigenvectors, thin_svd
+from hig._torch.linalg import eigenvalues, eigenvectors, thin_svd, with_cpu_fallback
 from tests.faults import no_convergence
 
 FORMS = {"eigh": eigenvectors, "eigvalsh": eigenvalues, "svd": thin_svd}
@@ -31,7 +31,7 @@ def test_the_second_attempt_finds_the_same(name, shape, scale, monkeypatch):
         return original(given, **options)
 
     monkeypatch.setattr(torch.linalg, name, fails_first)
-    found = converging(FORMS[name], matrix, notes)
+    found = with_cpu_fallback(FORMS[name], matrix, notes)
     assert notes == ["decomposition repeated on the CPU: no convergence"]
     assert float(seen[1].abs().max()) == 1.0
     values = 1 if name == "svd" else 0
@@ -45,4 +45,4 @@ def test_the_second_attempt_finds_the_same(name, shape, scale, monkeypatch):
 @pytest.mark.parametrize("form", FORMS.values())
 def test_never(form, monkeypatch):
     with no_convergence(monkeypatch), pytest.raises(DecompositionError, match="nor on the CPU"):
-        converging(form, spd(3), [])
+        with_cpu_fallback(form, spd(3), [])

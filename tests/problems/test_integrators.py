@@ -23,12 +23,6 @@ def test_order_four():
     assert math.log2(error(20) / error(40)) == pytest.approx(4, abs=0.1)
 
 
-def test_exact_for_constant_growth():
-    # x' = control does not depend on the state: every stage agrees and the step is exact.
-    state, control = torch.tensor([2.0, 3.0]), torch.tensor([0.5, -1.0])
-    torch.testing.assert_close(rk4(lambda s, c: c, state, control, 0.5), state + 0.5 * control)
-
-
 def test_matches_the_taylor_series_to_fourth_order():
     # For x' = x one step is 1 + h + h²/2 + h³/6 + h⁴/24, whatever the weights of the stages.
     h = 0.3

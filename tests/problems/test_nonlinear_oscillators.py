@@ -98,34 +98,6 @@ def test_agrees_with_a_slow_simulation(count, substeps, tolerance):
     np.testing.assert_allclose(simulate(problem, start, controls), expected, atol=tolerance)
 
 
-def energy(state):
-    x, v = state.chunk(2, -1)
-    springs = x.diff().pow(4).sum(-1) / 4
-    return (v.square().sum(-1) + x.square().sum(-1)) / 2 + springs
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_energy_is_conserved_without_control(count):
-    start, _ = random_case(count)
-    problem = NonlinearOscillators(oscillators=count, dt=0.01)
-    final = simulate(problem, start, start.new_zeros(len(start), 300))
-    torch.testing.assert_close(energy(final), energy(start), rtol=1e-8, atol=0)
-    assert (final - start).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_convergence_of_order_four(count):
-    start, controls = random_case(count)
-
-    def final(refine):
-        problem = NonlinearOscillators(oscillators=count, dt=0.1 / refine)
-        return simulate(problem, start, controls.repeat_interleave(refine, 1))
-
-    exact = final(32)
-    coarse, fine = (final(refine) - exact for refine in (2, 4))
-    assert math.log2(coarse.norm() / fine.norm()) == pytest.approx(4, abs=0.25)
-
-
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_step_takes_batches_single_states_and_vmap(count, dtype):
@@ -155,36 +127,6 @@ def test_step_jacobian_under_vmap_and_vjp(count):
     )
 
 
-def test_force_reaches_the_last_velocity_only():
-    problem = NonlinearOscillators(oscillators=3)
-    state = torch.zeros(6)
-    derivative = problem.derivative(state, torch.tensor([0.0, 0.0, 3.0]))
-    assert derivative.tolist() == [0, 0, 0, 0, 0, 3]
-
-
-def test_data_depend_on_the_seed_alone():
-    problem = NonlinearOscillators(train_size=10, test_size=7)
-    train, test = problem.data(torch.Generator().manual_seed(4))
-    torch.manual_seed(99)
-    again, _ = problem.data(torch.Generator().manual_seed(4))
-    other, _ = problem.data(torch.Generator().manual_seed(5))
-    assert train["start"].shape == (10, 4)
-    assert test["target"].shape == (7, 4)
-    assert train["start"].dtype == torch.float64
-    assert torch.equal(train["start"], train["target"])
-    assert torch.equal(train["start"], again["start"])
-    assert not torch.equal(train["start"], other["start"])
-    assert not torch.equal(train["start"][:7], test["start"])
-    assert train["start"].min() >= 0
-    assert train["start"].max() < 1
-
-
-def test_loss_is_the_mean_of_sums_of_squares():
-    prediction = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
-    batch = {"target": torch.tensor([[0.0, 0.0], [3.0, 0.0]])}
-    assert NonlinearOscillators(oscillators=1).loss(prediction, batch).item() == 7.0
-
-
 def test_example():
     problem = NonlinearOscillators(time_steps=8, train_size=3, test_size=1)
     train, _ = problem.data(torch.Generator().manual_seed(0))
@@ -204,15 +146,6 @@ def test_example():
     np.testing.assert_allclose(example["state"][:, 0], train["start"])
     final = problem.predict(network, train).detach()
     np.testing.assert_allclose(example["state"][:, -1], final, rtol=1e-12)
-
-
-def test_published_settings():
-    settings = NonlinearOscillators.settings
-    published = {name: s for name, s in settings.items() if s.published}
-    assert set(published) == {"hig", "gn", "adam"}
-    assert (published["hig"].batch_size, published["hig"].lr) == (128, 1.0)
-    assert published["hig"].rcond == published["gn"].rcond == 1e-6
-    assert (published["adam"].batch_size, published["adam"].lr) == (512, 3e-4)
 
 
 @pytest.mark.parametrize(

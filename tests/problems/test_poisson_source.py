@@ -145,8 +145,6 @@ def test_data_metrics_and_example():
     problem = PoissonSource(train_size=5, test_size=2)
     train, test = problem.data(torch.Generator().manual_seed(0))
     assert torch.equal(train["truth"], sources(5, 8))
-    assert test["target"].dtype == torch.float64
-    assert not train["target"].requires_grad
     assert relative_error(train["target"], direct(train["truth"])) < 1e-11
     perfect = torch.nn.Linear(64, 64, bias=False).double()
     with torch.no_grad():
@@ -164,11 +162,6 @@ def test_batches_are_those_of_the_poisson_problem_with_physics_of_their_own():
     batch = next(problem.batches(train, 500, torch.Generator().manual_seed(1)))
     assert batch["truth"].shape == (500, 4, 4)
     assert relative_error(batch["target"], direct(batch["truth"])) < 1e-11
-
-
-def test_no_setting_is_published():
-    assert PoissonSource.settings.keys() == Poisson.settings.keys()
-    assert not any(settings.published for settings in PoissonSource.settings.values())
 
 
 @pytest.mark.parametrize(

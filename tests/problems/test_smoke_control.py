@@ -78,12 +78,6 @@ def test_ready_for_half_inverse_steps():
     assert report.batched and report.engine == "layerwise"
 
 
-def test_gradients_against_finite_differences():
-    problem, start, controls = case(samples=2)
-    controls.requires_grad_()
-    assert torch.autograd.gradcheck(lambda c: problem.simulate(start, c), controls, atol=1e-6)
-
-
 def test_samples_do_not_influence_one_another():
     problem, start, controls = case()
     together = problem.simulate(start, controls)
@@ -119,20 +113,6 @@ def test_smoke_rises_and_is_kept():
     assert end.min() >= 0 and (end.amax((1, 2)) <= start.amax((1, 2))).all()
     ratio = end.sum((1, 2)) / start.sum((1, 2))
     assert ((ratio - 1).abs() < 0.1).all()
-
-
-def test_data():
-    problem = SmokeControl(**SMALL)
-    train, test = problem.data(torch.Generator().manual_seed(4))
-    torch.manual_seed(99)
-    again, _ = problem.data(torch.Generator().manual_seed(4))
-    other, _ = problem.data(torch.Generator().manual_seed(5))
-    assert train["start"].shape == train["target"].shape == (4, 8, 8)
-    assert test["target"].shape == (2, 8, 8)
-    assert train["target"].dtype == torch.float64 and not train["target"].requires_grad
-    assert torch.equal(train["target"], again["target"])
-    assert not torch.equal(train["target"], other["target"])
-    assert not torch.equal(train["target"][:2], test["target"])
 
 
 def test_chunks_of_the_data_leave_no_trace(monkeypatch):
@@ -200,10 +180,6 @@ def test_example():
     np.testing.assert_array_equal(example["truth"], test["target"])
     idle = torch.zeros(2, 3, 4, dtype=torch.float64)
     np.testing.assert_array_equal(example["uncontrolled"], problem.simulate(test["start"], idle))
-
-
-def test_no_setting_is_published():
-    assert not any(settings.published for settings in SmokeControl.settings.values())
 
 
 @pytest.mark.parametrize(

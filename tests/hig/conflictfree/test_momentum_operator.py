@@ -127,20 +127,6 @@ def test_operators_share_nothing(kind):
 
 
 @KINDS
-def test_a_non_finite_gradient_leaves_the_memory_alone(kind):
-    operator = kind(2, loss_recorder=LatestLossRecorder(2))
-    operator.calculate_gradient([0, 1], torch.eye(2), [1.0, 2.0])
-    before = operator.state_dict()
-    assert operator.calculate_gradient(1, torch.tensor([1.0, float("nan")]), 5.0).isnan().all()
-    after = operator.state_dict()
-    assert after.keys() == before.keys()
-    assert torch.equal(after["m"], before["m"])
-    assert torch.equal(after["s"], before["s"])
-    assert after["t_grads"] == before["t_grads"]
-    assert after["loss_recorder"] == before["loss_recorder"]
-
-
-@KINDS
 def test_given_gradients_are_not_changed_or_kept(kind):
     operator, gradient = kind(1), torch.ones(3)
     first = operator.calculate_gradient(0, gradient).clone()

@@ -30,14 +30,6 @@ def gradients(draw, least=1, spread=8.0):
     return rows * 10 ** torch.tensor(exponents, dtype=torch.float64).unsqueeze(1)
 
 
-@given(gradients())
-def test_config_has_one_positive_cosine_with_all(matrix):
-    direction = units(ConFIGOperator()(matrix).unsqueeze(0))[0]
-    cosines = units(matrix) @ direction
-    assert float(cosines.min()) > 0
-    assert float(cosines.max() - cosines.min()) < TOLERANCE
-
-
 @given(gradients(), st.randoms(use_true_random=False))
 def test_config_and_imtlg_know_no_order(matrix, random):
     order = random.sample(range(len(matrix)), len(matrix))
@@ -57,47 +49,12 @@ def test_a_common_scale_is_that_of_the_direction(kind, matrix, exponent):
     assert float((found - expected).norm()) <= 1e-9 * float(expected.norm())
 
 
-@given(gradients(), st.data())
-def test_the_lengths_of_gradients_do_not_turn_config(matrix, data):
-    factors = data.draw(st.lists(st.floats(-6, 6), min_size=len(matrix), max_size=len(matrix)))
-    scaled = matrix * 10 ** torch.tensor(factors, dtype=torch.float64).unsqueeze(1)
-    found, expected = (units(ConFIGOperator()(given).unsqueeze(0))[0] for given in (scaled, matrix))
-    assert float((found - expected).norm()) < CONDITION * TOLERANCE
-
-
-@given(gradients(least=2))
-def test_imtlg_has_one_projection_on_all(matrix):
-    direction = IMTLGOperator()(matrix)
-    projections = units(matrix) @ direction
-    assert float(projections.max() - projections.min()) <= TOLERANCE * float(direction.norm())
-
-
-@given(gradients(least=2))
-def test_pcgrad_of_two_conflicts_with_neither(matrix):
-    direction = PCGradOperator()(matrix[:2])
-    products = units(matrix[:2]) @ direction
-    assert float(products.min()) >= -TOLERANCE * float(direction.norm())
-
-
-@every_operator
-@given(matrix=gradients())
-def test_vectors_are_as_good_as_a_matrix(kind, matrix):
-    assert torch.equal(kind()(list(matrix)), kind()(matrix))
-
-
 @every_operator
 @given(matrix=gradients(), factor=st.floats(1e-6, 1e6))
 def test_parallel_gradients(kind, matrix, factor):
     pair = torch.stack([matrix[0], factor * matrix[0]])
     found = units(kind()(pair).unsqueeze(0))[0]
     assert float((found - units(pair)[0]).norm()) < 1e-7
-
-
-@given(gradients(), st.floats(1e-6, 1e6))
-def test_no_direction_suits_opposite_gradients(matrix, factor):
-    pair = torch.stack([matrix[0], -factor * matrix[0]])
-    for kind in (ConFIGOperator, PCGradOperator):
-        assert float(kind()(pair).norm()) <= 1e-7 * float(pair.norm())
 
 
 @every_operator

@@ -1,13 +1,8 @@
 """Names, and values of single calls, of ``conflictfree`` and of this package."""
 
-import importlib
-import inspect
-
-import conflictfree
 import pytest
 import torch
 
-import hig.conflictfree
 from tests.hig.conflictfree.matrices import STRUCTURES, random_matrix
 from tests.hig.conflictfree.original import (
     LENGTHS,
@@ -27,51 +22,6 @@ pytestmark = pytest.mark.usefixtures("least_squares")
 MODULES = [
     "grad_operator", "length_model", "loss_recorder", "momentum_operator", "utils", "weight_model",
 ]  # fmt: skip
-
-
-def public_names(module):
-    """Names of the package itself that a wildcard import of one of its modules brings."""
-    original = importlib.import_module(f"{THEIRS}.{module}")
-    return [
-        name
-        for name, value in vars(original).items()
-        if not name.startswith("_") and getattr(value, "__module__", "").startswith(THEIRS)
-    ]
-
-
-NAMES = [(module, name) for module in MODULES for name in public_names(module)]
-
-
-def callables(thing):
-    """The thing itself, and its public methods."""
-    yield "", thing
-    if inspect.isclass(thing):
-        for name, value in inspect.getmembers(thing, inspect.isfunction):
-            if not name.startswith("_"):
-                yield name, value
-
-
-@pytest.mark.parametrize(("module", "name"), NAMES)
-def test_every_name_is_there_with_its_arguments_and_their_defaults(module, name):
-    assert conflictfree.__name__ == THEIRS
-    theirs, ours = get(THEIRS, module, name), get(OURS, module, name)
-    assert getattr(hig.conflictfree, name) is ours
-    assert name in importlib.import_module(f"{OURS}.{module}").__all__
-    found = dict(callables(ours))
-    for method, original in callables(theirs):
-        if inspect.isclass(original) and original.__init__ is object.__init__:
-            continue
-        parameters = inspect.signature(original).parameters.values()
-        mine = list(inspect.signature(found[method]).parameters.values())
-        for parameter, own in zip(parameters, mine, strict=False):
-            assert own.name == parameter.name
-            if parameter.default is inspect.Parameter.empty:
-                assert own.default in (inspect.Parameter.empty, None)
-            elif isinstance(parameter.default, (int, float, str, bool, type(None))):
-                assert own.default == parameter.default
-            else:
-                assert own.default is None  # an object that all calls share, in the original
-        assert len(mine) >= len(parameters)
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (3, 30), (5, 100)])

@@ -82,6 +82,8 @@ def test_a_wildcard_import_brings_the_same_names(module):
     for name, value in theirs.items():
         if not getattr(value, "__module__", THEIRS).startswith(THEIRS):
             assert ours[name] is value  # torch, np, the names of typing
+        elif hasattr(value, "__module__") and not name.startswith("_"):
+            assert getattr(hig.conflictfree, name) is ours[name]
 
 
 def signatures(thing):

@@ -7,7 +7,6 @@ from torch import nn
 
 from tests.hig.conflictfree.matrices import random_matrix
 from tests.hig.conflictfree.original import (
-    LENGTHS,
     OPERATORS,
     OURS,
     THEIRS,
@@ -65,29 +64,6 @@ def test_training_with_every_operator(name, losses, apply):
         if name.startswith("config"):
             operator.weight_model = ones(package, torch.float64)
         paths.append(list(train(package, losses, operator, 1e-2, 10, apply=apply)))
-    same_path(paths)
-
-
-@pytest.mark.parametrize("losses", [2, 3])
-@pytest.mark.parametrize("name", LENGTHS)
-def test_training_with_every_length_model(name, losses):
-    paths = []
-    for package in (THEIRS, OURS):
-        operator = get(package, "grad_operator", "ConFIGOperator")(
-            ones(package, torch.float64), LENGTHS[name](of(package))
-        )
-        paths.append(list(train(package, losses, operator, 1e-2, 8)))
-    same_path(paths)
-
-
-@pytest.mark.parametrize("losses", [2, 3])
-def test_training_with_weights_from_the_losses(losses):
-    paths = []
-    for package in (THEIRS, OURS):
-        operator = get(package, "grad_operator", "ConFIGOperator")(
-            weights_model(package, torch.float64)
-        )
-        paths.append(list(train(package, losses, operator, 1e-2, 10, with_losses=True)))
     same_path(paths)
 
 

@@ -47,22 +47,6 @@ def test_parameters_and_gradients_come_back(shapes, seed):
     assert torch.equal(get_para_vector(parameters), vector)
 
 
-def test_nothing_is_shared():
-    parameter = nn.Parameter(torch.ones(3))
-    parameter.grad = torch.ones(3)
-    vector, gradient = get_para_vector([parameter]), get_gradient_vector([parameter])
-    vector += 1
-    gradient += 1
-    assert torch.equal(parameter.detach(), torch.ones(3))
-    assert torch.equal(parameter.grad, torch.ones(3))
-    apply_gradient_vector([parameter], gradient)
-    apply_para_vector([parameter], vector)
-    gradient.zero_()
-    vector.zero_()
-    assert torch.equal(parameter.grad, 2 * torch.ones(3))
-    assert torch.equal(parameter.detach(), 2 * torch.ones(3))
-
-
 def test_missing_gradients():
     network = reached_in_part()
     first, last = (flat(p.grad for p in network[i].parameters()) for i in (0, 2))

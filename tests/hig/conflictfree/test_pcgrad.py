@@ -34,11 +34,6 @@ def test_two_losses_do_not_conflict_afterwards():
     assert operator.report.smallest_cosine > 0
 
 
-def test_gradients_without_conflict_are_added():
-    rows = random_matrix((3, 9)).abs()
-    assert relative_error(PCGradOperator()(rows), rows.sum(0)) < 1e-14
-
-
 @pytest.mark.parametrize("shape", [(2, 2**18), (3, 9)])
 def test_a_sum_without_conflict_is_right_to_rounding(shape):
     """No partial sum is longer than the whole."""

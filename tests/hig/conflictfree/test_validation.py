@@ -7,8 +7,6 @@ import torch
 from hig.conflictfree import (
     ConFIGOperator,
     EqualWeight,
-    IMTLGOperator,
-    PCGradOperator,
     PseudoMomentumOperator,
     TrackMinimum,
 )
@@ -20,14 +18,6 @@ from hig.conflictfree._validation import (
 )
 
 MATRIX = torch.ones(2, 3)
-
-
-@pytest.mark.parametrize(
-    "operator",
-    [ConFIGOperator(), PCGradOperator(), IMTLGOperator(), torch.nn.Identity(), lambda m: m.sum(0)],
-)
-def test_operators(operator):
-    check_operator(operator)
 
 
 @pytest.mark.parametrize(

@@ -112,20 +112,6 @@ def test_joint_jacobian_is_the_concatenation_of_its_blocks(monkeypatch, scratch)
     assert relative_error(joint.jvp(direction), matrix @ direction) < 1e-13
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_both_gram_matrices_are_float64(dtype):
-    matrix = randn(6, 4, dtype=dtype)
-    joint = JointJacobian([DenseBlock(matrix)], 6, 1, like=matrix)
-    assert joint.gram().dtype == joint.normal().dtype == torch.float64
-
-
-def test_products_are_adjoint():
-    joint, matrix = joint_of_three()
-    weights, direction = randn(len(matrix)), randn(matrix.shape[1])
-    left = float(joint.jvp(direction) @ weights)
-    assert left == pytest.approx(float(direction @ joint.vjp(weights)), rel=1e-12)
-
-
 @pytest.mark.parametrize("height", [1, 3, 7, 100])
 @pytest.mark.parametrize("size", [1, 6, 7, 40])
 def test_self_products_in_strips(size, height, monkeypatch):

@@ -101,14 +101,6 @@ def test_factors_give_the_gradient_of_the_weight(name, repeats):
     assert_factors(use, output)
 
 
-def test_windows_are_those_of_unfold():
-    x, weight = tensors((SAMPLES, 2, 5, 6), (3, 2, 3, 2))
-    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
-    _, (use,) = watch(lambda: F.conv2d(x, weight, **options), weight)
-    expected = F.unfold(x.detach(), (3, 2), **options).transpose(1, 2)
-    assert torch.equal(use.patches(SAMPLES, slice(0, SAMPLES)).squeeze(1), expected)
-
-
 # -- every way to write a call -------------------------------------------------------------------
 
 x2, w2, b2 = (5, 3), (2, 3), (2,)
@@ -324,14 +316,6 @@ def test_the_capture_changes_no_value_and_no_gradient():
         strict=True,
     ):
         assert torch.equal(a, b)
-
-
-def test_a_capture_of_a_generator():
-    layer = nn.Linear(3, 2)
-    assert len(watch(lambda: layer(torch.ones(4, 3)), *(p for p in layer.parameters()))[1]) == 1
-    with Capture(p for p in layer.parameters()) as capture:
-        layer(torch.ones(4, 3))
-    assert capture.uses[0].bias is layer.bias
 
 
 def test_an_error_in_the_computation_passes_through():

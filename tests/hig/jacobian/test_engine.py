@@ -160,12 +160,6 @@ def test_any_scale_of_the_simulator(scale, engine, method, name):
     assert relative_error(step_of(optimizer, closure), -lr * direction) < 1e-9
 
 
-def test_unknown_engine():
-    network, _ = build("mlp")
-    with pytest.raises(ValueError, match=r"engine must be one of .*, got 'magic'"):
-        hig.HIG(network.parameters(), engine="magic")
-
-
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("engine", ["auto", "rows"])
 def test_checkpoints(reentrant, engine):

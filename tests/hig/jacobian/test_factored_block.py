@@ -126,17 +126,6 @@ def test_the_branch_is_chosen_by_cost():
     assert chosen(4, 2, 3, 300, 300)  # a wide layer at few time steps
 
 
-def test_bias_and_weight_are_uncoupled_when_each_use_differs(branch):
-    """Σ_u Σ_v (δ_u·δ_v)(a_u·a_v + 1) holds for the bias too, but it must be added only once."""
-    both, _ = factored("many uses", "weight and bias")
-    grams = []
-    for block in (both, factored("many uses", "weight")[0], factored("many uses", "bias")[0]):
-        n = block.samples * block.outputs
-        grams.append(torch.zeros(n, n, dtype=torch.float64))
-        block.add_gram(grams[-1])
-    assert relative_error(grams[0], grams[1] + grams[2]) < 1e-13
-
-
 @pytest.mark.parametrize("route", ["column_gram", "svd"])
 def test_float32_factors_keep_small_singular_values(route):
     """Of an ill-conditioned layer: forming its rows in float32 would cost three digits."""

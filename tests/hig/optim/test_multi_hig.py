@@ -1,7 +1,6 @@
 """One half-inverse direction per loss, combined, against the same written out with autograd."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -179,20 +178,6 @@ def test_report_in_words():
         assert part in text
     assert f"smallest slope {float(optimizer.report.slopes.min()):.3g}" in text
     assert "raises" not in text
-
-
-def test_copies_go_on_alike():
-    network, closure = two_losses()
-    optimizer = hig.MultiHIG(network.parameters(), step_rule="trust", operator=unit_sum)
-    for _ in range(3):
-        optimizer.step(closure)
-    again = hig.MultiHIG(network.parameters(), step_rule="trust", operator=unit_sum)
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    weights = copy.deepcopy(network.state_dict())
-    expected = step_of(optimizer, closure)
-    network.load_state_dict(weights)
-    assert torch.equal(step_of(again, closure), expected)
-    assert pickle.loads(pickle.dumps(optimizer)).operator is unit_sum
 
 
 def refuse(outcome, error, match, **options):

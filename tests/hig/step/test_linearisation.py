@@ -87,26 +87,6 @@ def test_the_quadratic_model_is_that_of_the_loss_in_the_outputs():
     assert list(found.model(change)) == pytest.approx(expected, rel=1e-10)
 
 
-class InfiniteDerivative(torch.autograd.Function):
-    """The identity, with an infinite derivative in one sample alone."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        scale = torch.ones_like(cotangent)
-        scale[3] = torch.where(cotangent[3] == 0, 1.0, float("inf"))
-        return cotangent * scale
-
-
-def test_a_jacobian_that_is_not_finite_names_samples_and_parameters():
-    text = r"for samples \[3\], in the columns of 0\.weight, 0\.bias"
-    with pytest.raises(hig.NonFiniteError, match=text):
-        linearised("mlp", HalfInverse(), engine="rows", wrap=InfiniteDerivative.apply)
-
-
 @pytest.mark.parametrize("name", LAYERED)
 def test_a_step_makes_the_host_wait_once(name):
     network, inputs = build(name, dtype=torch.float32)
@@ -116,19 +96,6 @@ def test_a_step_makes_the_host_wait_once(name):
     with Transfers() as transfers:
         optimizer.step(closure)
     assert transfers.count == 1
-
-
-@pytest.mark.parametrize("method", ["gram", "svd", "lanczos"])
-def test_layers_that_are_not_exact_are_not_trusted_again(method):
-    network, inputs = build("batch norm")
-    optimizer = hig.HIG(network.parameters(), lr=1e-3, rcond=1e-2, method=method)
-    built = []
-    for _ in range(2):
-        optimizer.step(least_squares(network, inputs))
-        assert "products" in optimizer.report.engine or "rows" in optimizer.report.engine
-        assert not optimizer._lineariser.memory.optimistic
-        built.append(len(optimizer.report.notes))
-    assert built[0] == built[1]
 
 
 def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():

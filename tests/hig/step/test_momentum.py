@@ -1,9 +1,5 @@
 """Momentum, whole and projected, against dense matrices in float64."""
 
-import copy
-import io
-import pickle
-
 import pytest
 import torch
 from torch import nn
@@ -283,36 +279,6 @@ def linearised_at(step):
     """At the start of the problem, which the step has left."""
     network, closure = problem()
     return linearised(network, closure)
-
-
-@KINDS
-@pytest.mark.parametrize("name", ["hig", "lm"])
-def test_saved_copied_and_pickled_it_goes_on_to_the_last_bit(name, kind):
-    options = {"step_rule": "trust", "momentum": MU, "momentum_kind": kind}
-    network, closure = problem(dtype=torch.float32)
-    optimizer = OPTIMIZERS[name](network.parameters(), 1.0, **options)
-    for _ in range(3):
-        optimizer.step(closure)
-    file = io.BytesIO()
-    torch.save([network.state_dict(), optimizer.state_dict()], file)
-    file.seek(0)
-    weights, memory = torch.load(file, weights_only=True)
-    again, _ = problem(dtype=torch.float32)
-    again.load_state_dict(weights)
-    loaded = OPTIMIZERS[name](again.parameters(), 0.1, **options)
-    loaded.load_state_dict(memory)
-    others = [
-        (again, loaded),
-        copy.deepcopy((network, optimizer)),
-        pickle.loads(pickle.dumps((network, optimizer))),
-    ]
-    inputs = torch.randn(5, 4)
-    for _ in range(3):
-        optimizer.step(least_squares(network, inputs))
-    for other, twin in others:
-        for _ in range(3):
-            twin.step(least_squares(other, inputs))
-        assert torch.equal(flat(other.parameters()), flat(network.parameters()))
 
 
 def test_a_state_that_was_given_out_does_not_change():

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import hig
-from tests.hig.networks import build
 from tests.textbook import flat
 
 
@@ -197,14 +196,3 @@ def test_an_error_inside_the_closure_changes_nothing_and_leaves_no_mode_behind()
         hig.HIG(network.parameters()).step(closure)
     assert torch.equal(flat(network.parameters()), before)
     assert not torch.overrides._get_current_function_mode_stack()
-
-
-def test_a_loss_that_is_not_finite_is_told_before_the_jacobian():
-    network, inputs = build("mlp")
-
-    def closure():
-        prediction = network(inputs)
-        return prediction.sum() * float("nan"), prediction
-
-    with pytest.raises(hig.NonFiniteError, match="the loss is nan although the prediction"):
-        hig.HIG(network.parameters()).step(closure)

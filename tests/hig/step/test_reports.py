@@ -126,13 +126,6 @@ def test_a_zero_jacobian_is_no_case_for_another_cut():
     assert "rcond='auto'" not in text
 
 
-def test_reports_do_not_share_their_notes():
-    first, second = report(), report()
-    first.notes.append("mine")
-    first.seconds["gram"] = 1.0
-    assert second.notes == [] and second.seconds == {}
-
-
 def damped(optimizer=hig.LevenbergMarquardt, rows=8):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))

@@ -133,15 +133,56 @@ def test_a_damping_out_of_range(damping):
     assert optimizer.filter is before
 
 
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-def test_a_state_can_be_loaded_without_running_code(make):
-    stream = io.BytesIO()
-    state = stepped(make).state_dict()
-    torch.save(state, stream)
-    stream.seek(0)
-    loaded = stepped(make, 0)
-    loaded.load_state_dict(torch.load(stream, weights_only=True))
-    assert repr(loaded.state_dict()) == repr(state)
+RESUMED = MAKE | {
+    f"{kind.__name__} {rule}": lambda p, kind=kind, rule=rule: kind(p, step_rule=rule)
+    for kind in (hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt, hig.MultiHIG)
+    for rule in ("fixed", "trust", "line_search")
+}
+RESUMED |= {
+    f"{kind.__name__} {which}, trust": lambda p, kind=kind, which=which: kind(
+        p, step_rule="trust", momentum=0.5, momentum_kind=which
+    )
+    for kind in (hig.HIG, hig.LevenbergMarquardt)
+    for which in ("plain", "projected")
+}
+
+
+def train(network, optimizer, steps, dtype):
+    for number in range(steps):
+        generator = torch.Generator().manual_seed(number)
+        closure = least_squares(network, torch.randn(5, 4, generator=generator, dtype=dtype))
+        optimizer.step(several(closure) if isinstance(optimizer, hig.MultiHIG) else closure)
+
+
+def several(closure):
+    return lambda: [closure()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", RESUMED.values(), ids=RESUMED)
+def test_saved_copied_and_pickled_it_goes_on_to_the_last_bit(make, dtype):
+    """Saved without code that loading would run."""
+    network, _ = build("mlp", dtype)
+    optimizer = make(network.parameters())
+    train(network, optimizer, 4, dtype)
+    file = io.BytesIO()
+    torch.save([network.state_dict(), optimizer.state_dict()], file)
+    file.seek(0)
+    weights, memory = torch.load(file, weights_only=True)
+    again, _ = build("mlp", dtype)
+    again.load_state_dict(weights)
+    loaded = make(again.parameters())
+    loaded.load_state_dict(memory)
+    assert repr(loaded.state_dict()) == repr(optimizer.state_dict())
+    pair = network, optimizer
+    twins = [(again, loaded), copy.deepcopy(pair), pickle.loads(pickle.dumps(pair))]
+    train(network, optimizer, 5, dtype)
+    for other, twin in twins:
+        train(other, twin, 5, dtype)
+        assert repr(twin.state_dict()) == repr(optimizer.state_dict())
+        for found, expected in zip(other.parameters(), network.parameters(), strict=True):
+            assert torch.equal(found, expected)
+        assert twin.state is not optimizer.state
 
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)

@@ -252,14 +252,6 @@ def test_a_step_into_nan_is_undone():
     assert torch.equal(flat(network.parameters()), before)
 
 
-def test_unknown_rule():
-    with pytest.raises(
-        ValueError,
-        match=r"'line_search'\) or a rule of your own, got 'x'",
-    ):
-        make_step_rule("x")
-
-
 class HalfCauchy:
     """A rule of one's own: half the way to the minimum of the quadratic model."""
 

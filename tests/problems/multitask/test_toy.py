@@ -43,13 +43,6 @@ def test_known_values():
     assert losses[2].tolist() == [0, 0]
 
 
-def test_it_is_symmetric_but_for_the_scale():
-    points = torch.tensor(random_positions(20))
-    mirrored = points * torch.tensor([-1.0, 1.0])
-    one, other = Toy(scale=0.3).landscape(points), Toy(scale=0.3).landscape(mirrored)
-    torch.testing.assert_close(one[:, 0] / 0.3, other[:, 1])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_is_that_of_the_position(dtype):
     toy = Toy()
@@ -69,14 +62,6 @@ def test_gradients_are_opposite_on_the_front():
     np.testing.assert_allclose(cosines[1:-1], -1, atol=1e-9)
     # At its ends one loss is at its minimum.
     assert lengths[0, 1] < 1e-12 and lengths[-1, 0] < 1e-12
-
-
-def test_no_position_is_better_than_the_front_in_both_losses():
-    toy = Toy()
-    axis = torch.linspace(-11, 11, 441, dtype=torch.float64)
-    everywhere = toy.landscape(torch.cartesian_prod(axis, axis))
-    for losses in toy.landscape(toy.front(41)):
-        assert not (everywhere < losses - 1e-9).all(1).any()
 
 
 def test_the_front_holds_the_minimum_of_every_weighted_sum():
@@ -180,7 +165,3 @@ def test_example_is_the_landscape():
 def test_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         Toy(**fields)
-
-
-def test_settings_do_not_claim_to_be_published():
-    assert not any(settings.published for settings in Toy.settings.values())

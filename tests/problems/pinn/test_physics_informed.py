@@ -111,18 +111,6 @@ def test_a_single_loss_evaluates_its_own_points_alone(problem):
         assert problem.single_loss(network, own, index).item() > 0
 
 
-@pytest.mark.parametrize("problem", TWO_LOSSES.values(), ids=TWO_LOSSES)
-def test_with_two_losses_the_conditions_are_added_up(problem):
-    network, batch = case(problem)
-    three = replace(problem, loss_count=3)
-    interior, boundary, initial = three.losses(network, batch)
-    assert problem.loss_names == ("interior", "conditions")
-    assert three.loss_names == ("interior", "boundary", "initial")
-    losses = problem.losses(network, batch)
-    assert losses[0].item() == pytest.approx(interior.item(), rel=1e-12)
-    assert losses[1].item() == pytest.approx((boundary + initial).item(), rel=1e-12)
-
-
 def step_of(problem, engine, network, batch, **options):
     """The step that an optimiser takes, and its report."""
 

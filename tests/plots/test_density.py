@@ -1,10 +1,9 @@
 """Figure of a controlled quantum state."""
 
 import numpy as np
-import pytest
 
 from plots import density
-from plots._files import PlotError, load
+from plots._files import load
 
 
 def test_density_profile_and_control(full_run):
@@ -50,25 +49,3 @@ def test_files_side_by_side_share_the_colours(full_run):
 
 def test_a_title_only_where_files_are_compared(full_run):
     assert density.draw([load(full_run)]).axes[0].get_title(loc="left") == ""
-
-
-def test_missing_and_unfit_parts(full_run, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.density'.*a quantum problem"):
-        density.draw([run_file()])
-    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
-        density.draw([load(full_run)], example=2)
-    file = load(full_run)
-    file.results["example"]["target_density"] = np.zeros((2, 3))
-    with pytest.raises(PlotError, match=r"'example\.target_density'.*\(2, 7\).*found \(2, 3\)"):
-        density.draw([file])
-
-
-def test_files_without_an_example_are_left_out_with_a_note(full_run, run_file, capsys):
-    assert len(density.draw([load(full_run), run_file("bare")]).axes) == 5
-    assert "has no 'example' and is left out" in capsys.readouterr().err
-
-
-def test_the_option_reaches_the_figure(full_run, tmp_path, capsys):
-    options = ["--out", str(tmp_path / "a.png"), "--example", "7"]
-    assert density.main([full_run, *options]) == 2
-    assert "no example 7" in capsys.readouterr().err

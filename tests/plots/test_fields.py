@@ -58,17 +58,6 @@ def test_fields_that_no_scale_fits(full_run):
     assert images_of(fields.draw([file]), 1)[0].get_clim() == (-highest, highest)
 
 
-def test_missing_and_unfit_parts(full_run, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.truth'.*a Poisson problem"):
-        fields.draw([run_file()])
-    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
-        fields.draw([load(full_run)], example=2)
-    file = load(full_run)
-    file.results["example"]["prediction"] = np.zeros((2, 6, 5))
-    with pytest.raises(PlotError, match=r"'example\.prediction'.*\(2, 5, 6\).*\(2, 6, 5\)"):
-        fields.draw([file])
-
-
 def test_different_quantities_have_no_common_scale(full_run):
     files = [load(full_run), load(full_run)]
     files[1].results["example"]["quantity"] = "source"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plots import flow
-from plots._files import PlotError, load
+from plots._files import load
 
 
 def test_velocity_force_and_profiles(full_run):
@@ -51,22 +51,3 @@ def test_files_side_by_side_share_the_colours(full_run):
     highest = np.abs(files[1].results["example"]["velocity"][0]).max()
     assert {one.collections[0].get_clim() for one in axes[:2]} == {(-highest, highest)}
     assert flow.draw(files[:1]).axes[0].get_title(loc="left") == ""
-
-
-def test_missing_and_unfit_parts(full_run, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.velocity'.*a controlled flow"):
-        flow.draw([run_file()])
-    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
-        flow.draw([load(full_run)], example=2)
-    file = load(full_run)
-    file.results["example"]["uncontrolled_velocity"] = np.zeros((2, 3))
-    with pytest.raises(
-        PlotError, match=r"'example\.uncontrolled_velocity'.*\(2, 7\).*found \(2, 3\)"
-    ):
-        flow.draw([file])
-
-
-def test_the_option_reaches_the_figure(full_run, tmp_path, capsys):
-    options = ["--out", str(tmp_path / "a.png"), "--example", "7"]
-    assert flow.main([full_run, *options]) == 2
-    assert "no example 7" in capsys.readouterr().err

@@ -93,17 +93,10 @@ def test_labels_without_their_start(label, expected):
     assert landscape.without_start(label) == expected
 
 
-def test_missing_and_unfit_parts(descent, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.x'.*toy problem of two losses"):
-        landscape.draw([run_file()])
+def test_unfit_parts(descent):
     with pytest.raises(PlotError, match=r"'test_position' in .* shape \(n, 2\), found \(9, 3\)"):
         landscape.draw([descent(test_position=np.zeros((9, 3)))])
     file = descent()
     file.results["example"]["landscape"] = np.zeros((4, 5, 2))
     with pytest.raises(PlotError, match=r"shape \(5, 4, 2\) like the grid, found \(4, 5, 2\)"):
         landscape.draw([file])
-
-
-def test_files_without_a_trajectory_are_left_out_with_a_note(descent, run_file, capsys):
-    assert len(panels_of(landscape.draw([descent(), run_file("bare")]))) == 1
-    assert "has no 'test_position' and is left out" in capsys.readouterr().err

@@ -64,20 +64,7 @@ def test_steps_of_a_file_that_keeps_but_some(run_file):
     assert axes.lines[0].get_xdata().tolist() == [10, 20, 30]
 
 
-def test_missing_and_unfit_parts(run_file):
-    with pytest.raises(PlotError, match=r"no 'rank'.*such as HIG"):
-        rank.draw([run_file()])
+def test_unfit_parts(run_file):
     file = run_file(rank=np.arange(5), rows=9, step_time=np.arange(4.0))
     with pytest.raises(PlotError, match="4 entries for 5 ranks; use --x steps"):
         rank.draw([file])
-
-
-def test_files_without_a_rank_are_left_out_with_a_note(full_run, run_file, capsys):
-    adam = run_file("adam", method="adam", label="Adam")
-    without = [key for key in ("rank", "rows") if key in adam.results]
-    assert not without
-    figure = rank.draw([load(full_run), adam])
-    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["HIG", "rows (40)"]
-    assert "has no 'rank' and is left out" in capsys.readouterr().err
-    with pytest.raises(PlotError, match="has no 'rank'"):
-        rank.draw([adam])

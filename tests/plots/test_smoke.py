@@ -1,10 +1,9 @@
 """Figure of controlled smoke."""
 
 import numpy as np
-import pytest
 
 from plots import smoke
-from plots._files import PlotError, load
+from plots._files import load
 
 KEYS = ["start", "uncontrolled", "prediction", "truth"]
 
@@ -31,14 +30,3 @@ def test_one_scale_for_all_files(full_run):
     figure = smoke.draw(files)
     assert {image.get_clim() for image in images_of(figure, 2)} == {(0.0, 77.0)}
     assert [figure.axes[i].get_title() for i in (4, 7)] == ["", ""]
-
-
-def test_missing_and_unfit_parts(full_run, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.start'.*smoke control"):
-        smoke.draw([run_file()])
-    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
-        smoke.draw([load(full_run)], example=2)
-    file = load(full_run)
-    file.results["example"]["truth"] = np.zeros((2, 6, 5))
-    with pytest.raises(PlotError, match=r"'example\.truth'.*\(2, 5, 6\).*\(2, 6, 5\)"):
-        smoke.draw([file])

@@ -79,11 +79,3 @@ def test_parts_that_do_not_fit(run_file):
     file = run_file(spectrum={"epochs": [0], "singular_values": np.ones((2, 3)), "rcond": 0.1})
     with pytest.raises(PlotError, match="1 epochs for 2 rows"):
         spectrum.draw([file])
-    with pytest.raises(PlotError, match=r"no 'spectrum\.epochs'.*such as HIG"):
-        spectrum.draw([run_file()])
-
-
-def test_files_without_a_spectrum_are_left_out_with_a_note(full_run, run_file, capsys):
-    adam = run_file("adam", method="adam", label="Adam")
-    assert len(spectrum.draw([load(full_run), adam]).axes) == 1
-    assert "has no 'spectrum' and is left out" in capsys.readouterr().err

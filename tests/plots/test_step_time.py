@@ -36,11 +36,7 @@ def test_methods_have_their_colours_and_problems_their_panels(full_run):
     assert texts == ["HIG", "Adam", "min–max"]  # from the slowest to the fastest
 
 
-def test_missing_and_unfit_parts(full_run, run_file, capsys):
-    with pytest.raises(PlotError, match=r"no 'batch_size'.*measurement of step times"):
-        step_time.draw([run_file()])
-    assert len(step_time.draw([load(full_run), run_file("bare")]).axes[0].lines) == 1
-    assert "has no 'seconds_per_step' and is left out" in capsys.readouterr().err
+def test_unfit_parts(full_run):
     file = load(full_run)
     file.results["seconds_per_step_max"] = [1.0]
     with pytest.raises(PlotError, match=r"_max' in .* has 1 entries for 3 batch sizes; measure"):

@@ -1,10 +1,9 @@
 """Trajectory figure."""
 
 import numpy as np
-import pytest
 
 from plots import trajectory
-from plots._files import PlotError, load
+from plots._files import load
 
 
 def test_positions_targets_and_force(full_run):
@@ -48,14 +47,3 @@ def test_targets_at_one_value_are_all_seen(full_run):
     assert rings[0].get_markersize() > rings[1].get_markersize() + 1
     assert rings[0].get_markerfacecolor() == "none"
     assert rings[0].get_color() != rings[1].get_color()
-
-
-def test_missing_and_unfit_parts(full_run, run_file):
-    with pytest.raises(PlotError, match=r"no 'example\.state'.*kept an example"):
-        trajectory.draw([run_file()])
-    with pytest.raises(PlotError, match="no example 2, only 0 to 1"):
-        trajectory.draw([load(full_run)], example=2)
-    file = load(full_run)
-    file.results["example"]["target"] = np.zeros((2, 3))
-    with pytest.raises(PlotError, match=r"'example\.target'.* shape \(2, 4\).*found \(2, 3\)"):
-        trajectory.draw([file])

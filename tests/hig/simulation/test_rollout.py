@@ -164,20 +164,6 @@ def test_a_step_with_a_memory_of_its_own_is_refused():
         torch.autograd.grad(final.sum(), controls)
 
 
-def test_per_sample_constants_of_the_step():
-    stiffness = torch.linspace(0.5, 2, BATCH, dtype=torch.float64)[:, None]
-
-    def step(state, control):
-        return pendulum(state * stiffness, control)
-
-    state, controls = inputs("scalar control")
-    results = [
-        torch.autograd.grad(hig.rollout(step, state, controls, method=m).sum(), controls)[0]
-        for m in ("jacobians", "loop")
-    ]
-    assert relative_error(*results) < 1e-12
-
-
 def test_large_and_complex_states_choose_the_loop():
     state = torch.randn(2, 6000)
     controls = torch.randn(2, 4, 6000, requires_grad=True)
@@ -322,14 +308,6 @@ def test_batched_cotangents_of_a_conjugated_state(conjugated):
         cotangents = torch.randn(5, *output.shape, dtype=output.dtype)
         results.append(torch.autograd.grad(output, controls, cotangents, is_grads_batched=True)[0])
     assert relative_error(*results) < 1e-12
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_any_method_without_gradients(name):
-    state, controls = inputs(name, requires_grad=False)
-    loop = hig.rollout(STEPS[name], state, controls, method="loop")
-    found = hig.rollout(STEPS[name], state, controls, method="jacobians")
-    assert relative_error(found, loop) < 1e-13
 
 
 def test_state_and_controls_of_another_precision():

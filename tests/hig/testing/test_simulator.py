@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hig.testing import check_simulator
-from hig.testing._simulator import Simulator, cast, first_line, nearby, typical_sizes
+from hig.testing._simulator import Simulator, cast, nearby, typical_sizes
 from tests.hig.testing.simulators import CONTROLS, START, NotConverged, outcome, pendulum
 
 INPUTS = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -173,8 +173,3 @@ def test_casting_copies_and_leaves_integers():
     floats, integers = cast([INPUTS, table], torch.float64)
     assert floats.data_ptr() != INPUTS.data_ptr() and torch.equal(floats, INPUTS)
     assert integers.dtype == torch.int64 and integers.data_ptr() != table.data_ptr()
-
-
-def test_first_lines():
-    assert first_line(ValueError("one\ntwo")) == "one"
-    assert first_line(NotConverged()) == "NotConverged"

@@ -46,15 +46,18 @@ def test_defaults_are_the_published_run():
     assert (options.epochs, options.time_budget) == (None, 3600.0)
     assert (options.seed, options.device, options.dtype) == (0, "cpu", "float32")
     assert options.out == Path("results/nonlinear_oscillators")
-    assert not options.quiet
+    assert (options.quiet, options.summary, options.tensorboard) == (False, False, False)
     assert (options.save_weights, options.init_from) == (False, None)
+    assert (options.on_fault, options.max_faults) == ("raise", 10)
 
 
 def test_everything_can_be_set():
     line = (
         "--epochs 3 --seed 5 --batch-size 64 --lr 2 --rcond 1e-4 --kappa=-0.75 --engine rows "
         "--step-rule trust --momentum 0.9 --momentum-kind projected --device cpu "
-        "--dtype float64 --out there --quiet --oscillators 5 --dt 0.1"
+        "--dtype float64 --out there --quiet --oscillators 5 --dt 0.1 "
+        "--summary --tensorboard --save-weights --init-from a/b.weights --on-fault skip "
+        "--max-faults 3"
     )
     problem, settings, options = parse(PROBLEM, "hig", line.split())
     assert problem == NonlinearOscillators(oscillators=5, dt=0.1)
@@ -62,27 +65,10 @@ def test_everything_can_be_set():
     assert (settings.kappa, settings.engine, settings.step_rule) == (-0.75, "rows", "trust")
     assert (settings.momentum, settings.momentum_kind) == (0.9, "projected")
     assert (options.epochs, options.time_budget, options.seed) == (3, None, 5)
-    assert (options.dtype, options.out, options.quiet) == ("float64", Path("there"), True)
-
-
-def test_watching():
-    _, _, options = parse(PROBLEM, "adam", [])
-    assert (options.summary, options.tensorboard) == (False, False)
-    _, _, options = parse(PROBLEM, "adam", ["--quiet", "--summary", "--tensorboard"])
+    assert (options.dtype, options.out) == ("float64", Path("there"))
     assert (options.quiet, options.summary, options.tensorboard) == (True, True, True)
-
-
-def test_faults():
-    options = parse(PROBLEM, "hig", [])[2]
-    assert (options.on_fault, options.max_faults) == ("raise", 10)
-    options = parse(PROBLEM, "hig", ["--on-fault=skip", "--max-faults=3"])[2]
+    assert (options.save_weights, options.init_from) == (True, Path("a/b.weights"))
     assert (options.on_fault, options.max_faults) == ("skip", 3)
-
-
-def test_weights():
-    _, _, options = parse(PROBLEM, "adam", ["--save-weights", "--init-from", "there/a.weights"])
-    assert options.save_weights
-    assert options.init_from == Path("there/a.weights")
 
 
 def test_a_published_number_of_epochs_is_the_length():

@@ -11,36 +11,27 @@ import experiments
 import hig
 from experiments import submit
 from experiments._cli import submit as submit_module
-from experiments._methods import METHODS
+from experiments._problems import make
 from problems import DataError, NonlinearOscillators
-from problems.multitask import Toy
 
 ROOT = Path(experiments.__file__).parents[1]
 SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
-SINGLE = [name for name, method in METHODS.items() if not method.several_losses]
-PHYSICS_INFORMED = {"adam", "hig", "gn", "lm"} | (set(METHODS) - set(SINGLE))
 FIELDS = ["--batch-size=2", "--train-size=4", "--test-size=4"]
 POINTS = ["--batch-size=8", "--width=4", "--depth=1"]
 PROBLEM = ["--time-steps=8", "--dt=0.5", "--train-size=16", "--test-size=6"]
 TINY = ["--epochs=1", "--batch-size=16", "--lr=0.01", *PROBLEM]
-FOLDERS = {  # the methods with a script, and the options of a small run
-    "nonlinear_oscillators": (set(SINGLE), ["--batch-size=16", "--lr=0.01", *PROBLEM]),
-    "poisson": (set(SINGLE), FIELDS),
-    "poisson_source": (set(SINGLE), FIELDS),
-    "smoke_control": ({"hig", "gn", "adam", "soap", "khig"}, FIELDS),
-    "quantum_dipole": (set(SINGLE), ["--batch-size=4", "--train-size=8", "--time-steps=4"]),
-    "cart_pole": (
-        {"hig", "gn", "lm", "khig", "adam", "soap"},
-        ["--batch-size=4", "--train-size=8", "--time-steps=12"],
-    ),
-    "burgers_control": (
-        {"hig", "gn", "adam", "soap", "khig"},
-        ["--batch-size=4", "--train-size=8", "--time-steps=4"],
-    ),
-    "conditioning_toy": ({"hig", "gn", "lm", "adam"}, ["--batch-size=4", "--train-size=8"]),
-    "multitask/toy": (set(Toy.settings), ["--start=3"]),
+SMALL = {  # the options of a small run
+    "nonlinear_oscillators": ["--batch-size=16", "--lr=0.01", *PROBLEM],
+    "poisson": FIELDS,
+    "poisson_source": FIELDS,
+    "smoke_control": FIELDS,
+    "quantum_dipole": ["--batch-size=4", "--train-size=8", "--time-steps=4"],
+    "cart_pole": ["--batch-size=4", "--train-size=8", "--time-steps=12"],
+    "burgers_control": ["--batch-size=4", "--train-size=8", "--time-steps=4"],
+    "conditioning_toy": ["--batch-size=4", "--train-size=8"],
+    "multitask/toy": ["--start=3"],
     **{
-        f"pinn/{name}": (PHYSICS_INFORMED, [*POINTS, "--points-interior=8"])
+        f"pinn/{name}": [*POINTS, "--points-interior=8"]
         for name in ("burgers", "schroedinger", "kovasznay", "beltrami")
     },
 }
@@ -80,18 +71,12 @@ def test_data_that_cannot_be_read_are_an_error_message(tmp_path, monkeypatch):
     assert stop.value.code == "error: there are no faces; get some"
 
 
-def scripts_in(folder):
-    return {path.stem.removeprefix("submit_") for path in folder.glob("submit_*.py")}
-
-
-@pytest.mark.parametrize("problem", FOLDERS)
+@pytest.mark.parametrize("problem", SMALL)
 def test_scripts_of_a_problem(problem, tmp_path, monkeypatch):
-    methods, small = FOLDERS[problem]
     folder = ROOT / "experiments" / problem
-    assert scripts_in(folder) == methods
-    for method in methods:
+    for method in make(problem).settings:
         out = tmp_path / method
-        line = ["--time-budget=1e-9", "--quiet", "--out", str(out), *small]
+        line = ["--time-budget=1e-9", "--quiet", "--out", str(out), *SMALL[problem]]
         monkeypatch.setattr(sys, "argv", [method, *line])
         runpy.run_path(str(folder / f"submit_{method}.py"), run_name="__main__")
         (path,) = out.glob("*.pickle")

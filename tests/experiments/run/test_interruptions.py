@@ -158,11 +158,6 @@ def test_what_is_in_the_way_is_found_at_the_start(ending, resume, options, monke
     assert list(options.out.iterdir()) == [folder]
 
 
-def test_a_name_that_is_too_long_is_found_at_the_start(options):
-    with pytest.raises(ResultsError, match="File name too long"):
-        run(TINY, "adam", ADAM, replace(options, out=options.out / ("x" * 300)))
-
-
 @pytest.mark.parametrize("data", [b"", b"hig checkpoint 2\nabc"])
 def test_damaged_checkpoints_are_an_error_message(data, tmp_path, monkeypatch):
     interrupted_after(2, monkeypatch)

@@ -282,27 +282,6 @@ def test_corrupt_files(tmp_path, data):
         load_results(path)
 
 
-@pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_damaged_files_give_a_dict_or_one_of_the_two_errors(tmp_path, monkeypatch, protocol):
-    monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(protocol)
-    whole = pickle.dumps(example_results() | {"x": Calls(os.mkdir, "executed")}, protocol=protocol)
-    path = tmp_path / "a.pickle"
-    for _ in range(700):
-        data = bytearray(whole)
-        if generator.random() < 0.2:
-            data = data[: generator.integers(len(data))]
-        for _ in range(generator.integers(1, 5)):
-            if data:
-                data[generator.integers(len(data))] = generator.integers(256)
-        path.write_bytes(data)
-        try:
-            assert type(load_results(path)) is dict
-        except (UnsafeResultError, CorruptResultError) as error:
-            assert str(path) in str(error)
-    assert names(tmp_path) == ["a.pickle"]
-
-
 # -- any nested plain values and arrays ------------------------------------------------------------
 
 SCALARS = (

@@ -61,8 +61,11 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 @pytest.mark.parametrize("outputs", ["final", "trajectory", "both"])
-def test_values_and_gradients_of_the_loop(name, outputs):
+@pytest.mark.parametrize(("batch", "times"), [(BATCH, TIMES), (1, 2), (2, 1), (1, 1)])
+def test_values_and_gradients_of_the_loop(name, outputs, batch, times):
     state, controls = inputs(name)
+    state = state[:batch].detach().requires_grad_()
+    controls = controls[:batch, :times].detach().requires_grad_()
     found, expected = [], []
     for method, results in (("jacobians", found), ("loop", expected)):
         final, states = hig.rollout(STEPS[name], state, controls, trajectory=True, method=method)

@@ -109,18 +109,6 @@ def test_a_prediction_from_outside(make, layers):
         )
 
 
-def test_one_of_several_predictions_from_outside():
-    network, x = network_and_inputs()
-    outside = network(x)
-
-    def closure():
-        prediction = network(x)
-        return [(prediction.square().mean(), prediction), (outside.square().mean(), outside)]
-
-    optimizer = hig.MultiHIG(network.parameters())
-    unchanged_by(network, lambda: optimizer.step(closure), "before it was called")
-
-
 def test_a_prediction_that_is_kept_from_step_to_step():
     network, x = network_and_inputs(1)
     optimizer, kept = hig.HIG(network.parameters()), []

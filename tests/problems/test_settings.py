@@ -3,17 +3,8 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from problems import Settings
-
-
-@given(st.integers(1, 2**40), st.floats(1e-300, 1e300), st.floats(-1, 1), st.floats(0, 0.999))
-def test_what_is_taken(batch_size, lr, kappa, rcond):
-    settings = Settings(batch_size=batch_size, lr=lr, kappa=kappa, rcond=rcond, damping=lr)
-    assert (settings.batch_size, settings.lr, settings.damping) == (batch_size, lr, lr)
-    assert (settings.kappa, settings.rcond, settings.lanczos_steps) == (kappa, rcond, None)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 
-import hig
 from experiments import __main__ as command
 from experiments._saved.result_files import ResultFileError
 from experiments._study.keep import keep
@@ -64,14 +63,6 @@ def test_numbers_of_a_comparison(made, page):
     assert found["Gauss–Newton"]["final test loss"] == "not finite (0.5 to not finite)"
     assert found["Gauss–Newton"]["best"] == "0.203 (0.005 to 0.4)"
     assert found["Gauss–Newton"]["diverged"] == "1 of 2"
-
-
-def test_a_number_changes_with_its_file(made, page):
-    place = made.run("comparison", "toy", losses=(1, 0.123))
-    assert rows(page()["toy"])["HIG"]["final test loss"] == "0.123"
-    results = hig.load_results(place / "run.pickle")
-    hig.save_results(place / "run.pickle", results | {"test_loss": np.array([1, 0.456])})
-    assert rows(page()["toy"])["HIG"]["final test loss"] == "0.456"
 
 
 def test_the_target_is_the_second_best_where_adam_is_the_best(made, page):

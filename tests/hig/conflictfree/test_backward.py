@@ -60,23 +60,6 @@ def test_parameters_that_some_losses_or_none_reach(method):
     assert network.bias.grad is not None
 
 
-def test_it_trains_where_the_sum_conflicts():
-    """Two losses of very different scale over one network."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 2))
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    inputs = torch.linspace(-1, 1, 32).unsqueeze(1)
-    targets = torch.cat([inputs.sin(), 0.01 * inputs.cos()], 1)
-    operator = ConFIGOperator()
-    for _ in range(200):
-        optimizer.zero_grad()
-        losses = list((network(inputs) - targets).square().mean(0))
-        backward(losses, network, operator)
-        assert operator.report.smallest_cosine > 0
-        optimizer.step()
-    assert max(float(loss.detach()) for loss in losses) < 1e-3
-
-
 @METHOD
 @pytest.mark.parametrize("operator", [ConFIGOperator(), lambda rows: rows.sum(0)])
 def test_a_non_finite_gradient_leaves_grad_alone(operator, method):

@@ -8,25 +8,12 @@ from torch import nn
 
 import hig
 from hig._step.closure import call
+from tests.hig.test_inputs import recorded
 
 
 class OneOfSeveral(hig.MultiHIG):
     def step(self, closure):
         return super().step(lambda: [closure()])
-
-
-def recorded(params):
-    """An optimiser that takes its steps by `hig.record`."""
-    params = list(params)
-
-    class Recorded(torch.optim.SGD):
-        def step(self, closure):
-            with hig.record(params) as record:
-                loss, prediction = closure()
-            record.backward(loss, prediction, filter=hig.HalfInverse())
-            super().step()
-
-    return Recorded(params, lr=0.1)
 
 
 STEPS = {

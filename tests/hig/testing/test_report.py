@@ -6,13 +6,6 @@ OK, NOTE = Check("output", "ok", "shape (4, 2)"), Check("batched passes", "note"
 FAIL = Check("gradient check", "fail", "by input 0 only within 1e-03", "look for .item()")
 
 
-def test_failures_and_notes_are_separate():
-    report = SimulatorReport([OK, NOTE, FAIL])
-    assert (report.failures, report.notes, report.passed) == ([FAIL], [NOTE], False)
-    assert SimulatorReport([OK, NOTE]).passed
-    assert SimulatorReport().passed
-
-
 def test_checks_are_lines_of_a_table_with_the_remedy_below():
     assert str(OK) == "ok    output               shape (4, 2)"
     first, second = str(FAIL).splitlines()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hig.testing import check_simulator
-from hig.testing._simulator import Simulator, cast, nearby, typical_sizes
+from hig.testing._simulator import Simulator, nearby, typical_sizes
 from tests.hig.testing.simulators import CONTROLS, START, NotConverged, outcome, pendulum
 
 INPUTS = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -166,10 +166,3 @@ def test_sizes_of_single_zeros_are_those_of_their_neighbours():
     assert 0 < float(found[2, 1]) < 2e6
     assert float(found[1, 1]) == 2e6
     assert torch.equal(typical_sizes(torch.zeros(2, 3)), torch.ones(2, 3, dtype=torch.float64))
-
-
-def test_casting_copies_and_leaves_integers():
-    table = torch.tensor([1, 2])
-    floats, integers = cast([INPUTS, table], torch.float64)
-    assert floats.data_ptr() != INPUTS.data_ptr() and torch.equal(floats, INPUTS)
-    assert integers.dtype == torch.int64 and integers.data_ptr() != table.data_ptr()

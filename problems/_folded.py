@@ -149,7 +149,7 @@ def _unwrap(cotangent: Tensor) -> tuple[Tensor, int]:
 
     That wraps them in the batched tensors of a predecessor of `torch.func.vmap`, which knows
     nothing of rules for single functions and hands them to each node as they are. A tensor of its
-    does not tell the level it was wrapped at, mostly the first.
+    does not give the level it was wrapped at, mostly the first.
 
     Returns:
         The cotangents and their level.

@@ -141,12 +141,12 @@ class CartPole(Problem):
         return rk4(self.derivative, state, self.force_gain * control, self.dt)
 
     def observe(self, state: Tensor) -> Tensor:
-        """What the network sees (…, 5) of states (…, 4): an angle and its full turns are one."""
+        """Network inputs (…, 5) of states (…, 4): an angle and its full turns are one."""
         position, velocity, angle, spin = state.unbind(-1)
         return torch.stack([position, velocity, angle.cos(), angle.sin(), spin], -1)
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What is left to do, and the effort, with the network in control.
+        """Remaining error and effort with the network in control.
 
         Args:
             network: Maps observations (B, 5) to controls (B, 1).

@@ -89,7 +89,7 @@ class ConditioningToy(Problem):
         return draw(self.train_size), draw(self.test_size)
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What the simulator makes of the network's outputs.
+        """Simulate the network's outputs.
 
         Args:
             network: Maps x (B, 1) to outputs (B, 2).
@@ -114,7 +114,7 @@ class ConditioningToy(Problem):
         return 0.5 * (prediction - batch["target"]).square().sum(-1).mean()
 
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Activations of the first hidden layer, which tell whether its neurons are saturated.
+        """Activations of the first hidden layer, which show whether its neurons are saturated.
 
         Args:
             network: A network of `network`.

@@ -120,7 +120,7 @@ class NonlinearOscillators(Problem):
         """Time derivative (…, 2N) of states (…, 2N) under forces (…, N)."""
         position, velocity = state.split(self.oscillators, -1)
         # The stretch of the springs between neighbours, cubed; the padding stands for the free
-        # ends. What oscillator i gets is the difference of the springs on its two sides.
+        # ends. The force on oscillator i is the difference of the springs on its two sides.
         springs = pad(position.diff() ** 3, (1, 1)).diff()
         return torch.cat([velocity, springs - position + force], -1)
 

@@ -129,7 +129,7 @@ class Poisson(Problem):
                 yield {name: values[start : start + size] for name, values in pool.items()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What the physics makes of the network's answer.
+        """Return the state that follows from the network's answer.
 
         Args:
             network: Maps (B, size²) to (B, size²).
@@ -187,7 +187,7 @@ class Poisson(Problem):
 
     @torch.no_grad()
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str] | str]:
-        """Answers of the network beside the truth, for figures.
+        """Answers of the network next to the truth, for figures.
 
         Args:
             network: Maps (k, size²) to (k, size²).

@@ -1,6 +1,6 @@
 """Control of smoke in a closed box by forces on the incompressible air that carries it.
 
-A puff of smoke rises by its buoyancy; a few large eddies of force, chosen anew for each time step,
+A puff of smoke rises by its buoyancy; a few large eddies of force, chosen for each time step,
 shall make its density at the end that of a target. The air follows the incompressible Euler
 equations. A force moves the smoke through the air alone, the last ones hardly any more, and small
 eddies undo one another, which makes the problem badly conditioned.
@@ -47,7 +47,7 @@ from problems._problem import Batch, Problem, Settings, parameter, require_posit
 TOLERANCE = 1e-12
 # Samples simulated at a time without a graph: the fields of more do not stay in the cache.
 CHUNK = 256
-# Where puffs start, in both directions.
+# Puffs start there, in both directions.
 NEAREST, FARTHEST = 0.3, 0.7
 
 

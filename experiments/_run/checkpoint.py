@@ -1,4 +1,7 @@
-"""Checkpoint files, from which an interrupted run is resumed."""
+"""Checkpoint files, from which an interrupted run is resumed.
+
+``Training.state_dict`` decides on what they hold.
+"""
 
 import hashlib
 import io

@@ -44,7 +44,7 @@ def require_files(folder: Path) -> None:
 
 
 def expected() -> str:
-    """What there should be and where to get it, for error texts."""
+    """The files that there should be and their source, for error texts."""
     return (
         f"give with --data a folder with {IMAGES}/ (the aligned .jpg images), {ATTRIBUTES} and "
         f"{PARTITION}, downloaded and unpacked from {SOURCE}"
@@ -174,4 +174,4 @@ def _lines(path: Path) -> list[str]:
 
 def _malformed(path: Path, what: str, found: str = "") -> DataError:
     ending = f", found {found[:60]!r}" if found else ""
-    return DataError(f"{path} {what}{ending}; get it anew from {SOURCE}")
+    return DataError(f"{path} {what}{ending}; get it again from {SOURCE}")

@@ -1,4 +1,4 @@
-"""How well a binary attribute is told."""
+"""F1 score of a binary attribute."""
 
 import torch
 from torch import Tensor

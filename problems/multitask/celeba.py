@@ -1,4 +1,4 @@
-"""Forty attributes of a face, told from its image."""
+"""Forty attributes of a face, recognised in its image."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ METHODS = ("adam", "pcgrad", "imtlg", "config", "mconfig")
 
 @dataclass(frozen=True)
 class CelebA(SeveralLosses):
-    """Forty binary attributes of 64×64 images of faces, told by one network.
+    """Forty binary attributes of 64×64 images of faces, recognised by one network.
 
     Seven convolutions of 3×3 with batch normalisation, a pooling by 2 after each width, and two
     fully connected layers are shared; each attribute has a linear head. Its loss is the binary
@@ -143,7 +143,7 @@ class CelebA(SeveralLosses):
             batch: ``images`` (B, 3, 64, 64), uint8.
 
         Returns:
-            (B, 40); positive where an attribute is told to be there.
+            (B, 40); positive where an attribute is found.
         """
         dtype = next(network.parameters()).dtype
         return network(batch["images"].to(dtype) / 127.5 - 1)
@@ -184,7 +184,7 @@ class CelebA(SeveralLosses):
         return super().data_loss(network, data, min(chunk, CHUNK))
 
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """How well the attributes are told.
+        """Scores of the recognised attributes.
 
         Args:
             network: A network of `network`.

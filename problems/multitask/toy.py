@@ -18,7 +18,7 @@ STARTS = ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))
 SMALLEST = 5e-6
 # Of steps without data an epoch is a convention: as many as there are between two evaluations.
 STEPS_PER_EPOCH = 100
-# What figures show.
+# Figures show these.
 CORNERS, GRID = (-11.0, 11.0), 121
 FRONT = 101
 

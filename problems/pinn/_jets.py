@@ -157,7 +157,7 @@ class _TaylorTanh(torch.autograd.Function):
         leading = channels[..., :second, :]
         slope = 1 - y.square()
         twice = 2 * y
-        # What the square of z' in y'' hands back.
+        # The derivative of the square of z' in y''.
         product = gradient[..., first:, :] * leading
         to_channels = gradient * slope.unsqueeze(-2)
         to_leading = to_channels[..., :second, :]

@@ -192,7 +192,7 @@ def _twice_differentiable(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -
 def check_functions(found: Found, at: Tensor, derive: Callable[[Tensor], Found]) -> None:
     """Hold second derivatives through a `torch.autograd.Function` against differences.
 
-    Autograd takes a backward on faith. One that computes with tensors kept beside
+    Autograd takes a backward on faith. One that computes with tensors kept next to
     ``ctx.saved_tensors``, or detached, has the right first derivative and no second one.
 
     Args:

@@ -15,7 +15,7 @@ from problems.pinn._jets import Jet, Rule, propagate, tangents
 
 
 def start_pairs(pairs: Tensor) -> Jet:
-    """What goes into the network for pairs of points, the slope along the first coordinate.
+    """Network inputs for pairs of points, the slope along the first coordinate.
 
     Args:
         pairs: (count, 2, coordinates).
@@ -30,7 +30,7 @@ def start_pairs(pairs: Tensor) -> Jet:
 
 
 def difference_rule(z: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """What tanh makes of a value (..., width), and of its slope and the two differences."""
+    """Apply tanh to a value (..., width), its slope and the two differences."""
     slope, step, bend = channels.unbind(-2)
     left, right = z.tanh(), (z + step).tanh()
     left_slope = (1 - left.square()) * slope

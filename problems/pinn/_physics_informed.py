@@ -1,4 +1,4 @@
-r"""What physics-informed problems share.
+r"""Base class of the physics-informed problems.
 
 A network is the solution itself: it maps coordinates to the unknowns of a differential equation and
 is trained until it satisfies equation and conditions at random points.
@@ -93,7 +93,7 @@ class PhysicsInformed(SeveralLosses):
 
     @abstractmethod
     def prescribed(self, group: str, points: Tensor) -> Tensor:
-        """What the unknowns shall be (..., F) at the points (..., coordinates) of a condition."""
+        """Values of the unknowns (..., F) required at the points (..., coordinates)."""
 
     @abstractmethod
     def solution(self) -> tuple[Tensor, Tensor]:
@@ -345,7 +345,7 @@ class PhysicsInformed(SeveralLosses):
 
     @torch.no_grad()
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
-        """What the network has found beside the solution, for figures.
+        """Answers of the network next to the solution, for figures.
 
         Args:
             network: As for `residuals`.

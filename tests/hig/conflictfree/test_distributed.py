@@ -172,7 +172,9 @@ def faults(rank):
     backward(good, network, process_group=None)
     alternating = AlternatingBackward(network, 2)
     alternating.next_loss = rank
-    with pytest.raises(ValueError, match="next_loss must be the same on all ranks, got 0 on rank"):
+    with pytest.raises(
+        ValueError, match="next_loss must be the same on all process ranks, got 0 on rank"
+    ):
         alternating.backward(losses_of(model, inputs[rank], rank)[0])
     return texts, flat(p.grad for p in network.parameters()).numpy().tobytes()
 
@@ -182,8 +184,11 @@ def test_faults_of_one_rank(ranks):
     assert "rank 1 failed with ValueError: loss 1 carries no gradient graph" in texts[0]
     assert "loss 1 carries no gradient graph" in others[0]
     for own in (texts, others):
-        assert "number of losses must be the same on all ranks, got 1 on rank 0, 2 on" in own[1]
-        assert "number of entries must be the same on all ranks" in own[2]
+        assert (
+            "number of losses must be the same on all process ranks, got 1 on rank 0, 2 on"
+            in own[1]
+        )
+        assert "number of entries must be the same on all process ranks" in own[2]
         assert "gradient of loss 0 " in own[3]
     assert first != second  # by process_group=None: each on its own
 

@@ -60,14 +60,7 @@ COLUMNS = {
 def benchmark(
     name: str, batch_size: int, rounds: int, device: str, clock: str = "wall"
 ) -> list[dict[str, object]]:
-    """Measure all cases of one problem.
-
-    Args:
-        name: problem, a key of ``PROBLEMS``.
-        batch_size: samples per step.
-        rounds: counted steps of each case, taken in turn.
-        device: torch device.
-        clock: ``"wall"`` or ``"processor"``.
+    """Measure all cases of one of ``PROBLEMS``, in turn.
 
     Returns:
         One row per case: ``case``, ``rounds`` counted, ``median_ms``, ``min_ms``, ``max_ms``,

@@ -47,20 +47,9 @@ def scaling(
     fixed: dict[str, int],
     say: Say = print,
 ) -> dict[str, dict[str, object]]:
-    """Measure steps at several sizes.
+    """Measure steps along an axis, "parameters", "rows" or "fields"; returns results by method.
 
-    Args:
-        axis: "parameters", "rows" or "fields".
-        methods: names of `STEPS`.
-        sizes: the growing quantity.
-        rounds: counted steps at each point, after one that is not.
-        device: torch device.
-        threads: CPU threads.
-        fixed: ``rows`` and ``parameters`` if they do not grow.
-        say: reports every point.
-
-    Returns:
-        Result dict by method.
+    Rows and parameters that do not grow are ``fixed``; each point has one step that is not counted.
     """
     found: dict[str, list[dict[str, object]]] = {method: [] for method in methods}
     for size in sizes:

@@ -58,20 +58,7 @@ def read(file, layout, example, remedy):
 
 
 def names(file, key, count, remedy):
-    """A list of names below `example`.
-
-    Args:
-        file: ResultFile.
-        key: Its key below `example`.
-        count: The number of names that there must be.
-        remedy: As for `read`.
-
-    Returns:
-        List of str.
-
-    Raises:
-        PlotError: The key is missing, or the names are more or fewer.
-    """
+    """A list of ``count`` names below `example`; a PlotError if there is none or another number."""
     found = [str(name) for name in file.get(f"example.{key}", remedy)]
     if len(found) != count:
         raise _files.PlotError(

@@ -24,17 +24,7 @@ example:
 
 
 def draw(files):
-    """Draws the figure.
-
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        matplotlib.figure.Figure with two panels for each axis that grew.
-
-    Raises:
-        PlotError: No file has such measurements, or they are not positive.
-    """
+    """Draw two panels for each axis that grew; a PlotError without positive measurements."""
     files = _files.having(files, "peak_bytes")
     axes_found = list(dict.fromkeys(_axis(file) for file in files))
     styles = _style.line_styles({(file.method, file.label) for file in files})

@@ -20,16 +20,9 @@ example:
 
 
 def draw(files):
-    """Draws the figure.
+    """Draw a panel for each problem.
 
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        matplotlib.figure.Figure with a panel for each problem.
-
-    Raises:
-        PlotError: No file has step times, or they are not positive or do not fit together.
+    Raises a PlotError if no file has step times, or they are not positive or do not fit together.
     """
     files = _files.having(files, "seconds_per_step")
     problems = list(dict.fromkeys(file.problem for file in files))

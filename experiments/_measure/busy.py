@@ -39,11 +39,8 @@ def beside_busy(
 ) -> list[dict[str, object]]:
     """Measure steps in processes of their own, by turns at the default of threads and on one.
 
-    Args:
-        cases: keys of ``PROBLEMS``, or ``"128 rows"``.
-        busy: number of other processes that are busy.
-        rounds: how often each takes its turn.
-        seconds: length of a turn.
+    ``cases`` are keys of ``PROBLEMS``, or ``"128 rows"``; a turn takes ``seconds`` beside ``busy``
+    other processes.
 
     Returns:
         One row per case and method: ``case``, ``method``, ``median_ms`` and ``mean_ms`` at the

@@ -20,13 +20,7 @@ CHUNKS = (1, 4, 16, 64, 256)
 
 
 def measure_point(name: str, samples: int, extent: int, chunk: int | None) -> dict[str, float]:
-    """Take one step of Gauss-Newton on one thread.
-
-    Args:
-        name: a key of ``MEMORY_CASES``.
-        samples: B.
-        extent: see the case.
-        chunk: backward passes in one batch, None for the default.
+    """Take one step of Gauss-Newton on one thread, ``chunk`` backward passes in one batch.
 
     Returns:
         ``seconds`` of processor time, ``peak_bytes`` of the step, and ``jacobian_bytes``.
@@ -58,13 +52,6 @@ def compare_chunks(
     name: str, samples: int, extent: int, chunks: Sequence[int] = CHUNKS, rounds: int = 1
 ) -> list[dict[str, object]]:
     """Measure a case by default and with fixed chunks, in turn, each time in a fresh process.
-
-    Args:
-        name: a key of ``MEMORY_CASES``.
-        samples: B.
-        extent: see the case.
-        chunks: the fixed ones.
-        rounds: turns of each.
 
     Returns:
         A row for the default and each chunk: ``case``, ``chunk``, ``seconds`` (median over the

@@ -38,9 +38,6 @@ class Recorder:
 
         With them the smallest cosine between the last step and the direction of a loss of several;
         NaN if there is none.
-
-        Raises:
-            ValueError: If a metric has the name ``"loss"``, whose place is taken.
         """
         if "loss" in metrics:
             raise ValueError("a metric is named 'loss', as the loss itself is; rename it")
@@ -125,10 +122,7 @@ class JacobianRecorder:
     def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> None:
         """Record one step; nothing of one for several losses that have a Jacobian each.
 
-        Args:
-            epoch: Passes through the data before the step.
-            seconds: Training time after the step.
-            report: ``optimizer.report`` of the step.
+        ``epoch`` counts passes before the step, ``seconds`` training time after it.
         """
         step_size, parts = report.step_size, getattr(report, "parts", [report])
         if len(parts) > 1:

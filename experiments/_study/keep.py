@@ -29,11 +29,7 @@ _MOST_PLACES = (64, 64, 3)  # of a grid along its coordinates; the last number i
 
 
 def differing(runs: Iterable[Mapping[str, object]]) -> list[str]:
-    """Names of the settings in which runs of one method differ, in the order of the settings.
-
-    Args:
-        runs: Their results.
-    """
+    """Names of the settings in which runs of one method differ, in the order of the settings."""
     settings = [run["sim_par"] for run in runs]
     names = dict.fromkeys(name for found in settings for name in found)
     return [
@@ -51,11 +47,7 @@ def value_text(value: object) -> str:
 
 
 def keep(study: Path, out: Path) -> list[Path]:
-    """Write the kept part of a study.
-
-    Args:
-        study: Folder that ``python -m experiments.study`` has filled for one preset.
-        out: Folder of the new files.
+    """Write the kept part of a study, a folder that ``experiments.study`` filled for one preset.
 
     Returns:
         The new files: ``<part>/<problem>/<method>[_<value>...]_seed<k>.pickle``.
@@ -100,12 +92,7 @@ def keep(study: Path, out: Path) -> list[Path]:
 
 
 def cut(results: Mapping[str, object], whole: bool) -> dict[str, object]:
-    """Cut a run down to the entries that are kept.
-
-    Args:
-        results: Result of `hig.load_results`.
-        whole: Keep spectra, steps and an example too.
-    """
+    """Cut a run to the entries that are kept; if ``whole``, with spectra, steps and an example."""
     kept = {}
     for key, value in results.items():
         steps = key in _OF_STEPS

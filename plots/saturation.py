@@ -20,7 +20,7 @@ example:
 
 
 def draw(files, x="time", log_x=False):
-    """Draw the figure along "time" or "epochs", a logarithmic axis without the start.
+    """Draw along "time" or "epochs"; a logarithmic axis has no place for the start.
 
     Returns:
         matplotlib.figure.Figure with a column for each file; means above, spreads below.

@@ -42,15 +42,7 @@ def draw(files):
 
 
 def exponent(size, value):
-    """The slope of a straight line through the largest half of the points, on logarithmic axes.
-
-    Args:
-        size: (N,) ascending, positive.
-        value: (N,) positive.
-
-    Returns:
-        float, NaN for fewer than three points.
-    """
+    """Slope through the largest half of the points on log axes; NaN for fewer than three."""
     count = max(2, -(-len(size) // 2))
     if len(size) < 3:
         return float("nan")

@@ -244,11 +244,7 @@ class BurgersControl(Problem):
 
 @lru_cache(maxsize=8)
 def _matrices(cells: int, viscosity: float, dt: float) -> tuple[np.ndarray, np.ndarray]:
-    """What PhiFlow multiplies velocities with, from the right, in float64 (N, N).
-
-    Returns:
-        The slope :math:`D^T`, and the diffusion over a time step, which is symmetric.
-    """
+    """The slope D^T and a step of diffusion of PhiFlow, from the right, in float64 (N, N)."""
     with math.NUMPY, math.precision(64):
         impulse = on_ring(np.eye(1, cells))
         # Carried by a velocity of 1 a field changes by minus its slope.

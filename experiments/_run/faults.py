@@ -66,7 +66,7 @@ class Faults:
             self._kept = [deepcopy(part.state_dict()) for part in self._parts]
 
     def require_finite(self) -> None:
-        """Raise a NonFiniteError if a step has left one; not under ``"raise"``.
+        """Raise a NonFiniteError if a step has left NaN or Inf; not under ``"raise"``.
 
         A first-order method has taken a gradient with NaN into parameters or moments before the
         next loss shows it.

@@ -153,12 +153,7 @@ class Explanation:
     ) -> None:
         """Find the reasons for one computation, unless they are those of the last one.
 
-        Args:
-            calls: the calls captured in it.
-            factors: the factors of its layers.
-            gradients: gradients of all parameters that it depends on.
-            groups: all parameters of the optimiser.
-            thorough: whether ``partial`` of the factors is set.
+        If ``thorough``, ``partial`` of the factors is set.
         """
         signature = calls.signature()
         layered = {id(p) for layer_factors in factors for p in layer_factors.layer.parameters}

@@ -26,11 +26,7 @@ METHODS = ("adam", "pcgrad", "imtlg", "lra", "config", "mpcgrad", "mimtlg", "mco
 
 
 class Position(nn.Module):
-    """A network without inputs: its two weights are its output.
-
-    Args:
-        start: Where it starts.
-    """
+    """A network without inputs: its two weights, from ``start`` on, are its output."""
 
     def __init__(self, start: tuple[float, float]):
         super().__init__()

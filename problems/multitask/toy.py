@@ -174,10 +174,6 @@ class Toy(SeveralLosses):
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
         """The landscape, for figures.
 
-        Args:
-            network: Not used.
-            batch: Not used.
-
         Returns:
             ``x`` (n,) and ``y`` (n,) of a grid, ``landscape`` (n, n, 2) the losses at x along the
             first and y along the second axis, ``front`` (k, 2) the Pareto front; float32, with

@@ -12,8 +12,6 @@ much, by default and with fixed chunks.
 """
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -77,7 +75,8 @@ def benchmark(
             **command.milliseconds(times),
             "speedup": median_ratio(seconds[TEXTBOOK], times),
             "of_adam": median_ratio(times, seconds[ADAM]),
-            "peak_mb": _peak_in_own_process(name, case, batch_size, device) / 2**20,
+            "peak_mb": command.in_own_process("benchmark_peak", name, case, batch_size, device)
+            / 2**20,
         }
         for case, times in seconds.items()
     ]
@@ -218,14 +217,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_json(parser)
     return parser
-
-
-def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:
-    """Peak memory of a case in a fresh process, without the leftovers of other cases."""
-    module = "experiments._measure.benchmark_peak"
-    line = [sys.executable, "-m", module, name, case, str(batch_size), device]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    return int(done.stdout)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ of its own.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -58,19 +56,13 @@ def scaling(
                 **{"axis": axis, "size": size, "method": method, "rounds": rounds},
                 **{"device": device, "threads": threads, **fixed},
             }
-            point = _in_own_process(request)
+            point = command.in_own_process("scaling_point", json.dumps(request))
             found[method].append({**point, "size": size})
             say(
                 f"{size} {axis}: {LABELS[method]} {statistics.median(point['seconds']):.4g} s, "
                 f"{point['peak_bytes'] / 1e9:.3g} GB"
             )
     return {method: _results(axis, method, points, device) for method, points in found.items()}
-
-
-def _in_own_process(request: dict[str, object]) -> dict[str, object]:
-    line = [sys.executable, "-m", "experiments._measure.scaling_point", json.dumps(request)]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def _results(

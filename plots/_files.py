@@ -124,6 +124,19 @@ def _written(file):
     return file.path.stat().st_mtime_ns
 
 
+def ascending(file, keys, remedy):
+    """Arrays of positive numbers, (N,) each, in ascending order of the first one."""
+    arrays = [file.array(key, 1, remedy) for key in keys]
+    count = len(arrays[0])
+    for key, array in zip(keys, arrays, strict=True):
+        if len(array) != count or not (np.isfinite(array) & (array > 0)).all():
+            raise PlotError(
+                f"'{key}' in {file.path} must be {count} positive numbers, found {array}; measure "
+                "again"
+            )
+    return np.array(arrays)[:, np.argsort(arrays[0])]
+
+
 def load(path):
     """Read one ResultFile; a PlotError if there is no such file or it is none."""
     try:

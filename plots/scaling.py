@@ -58,7 +58,7 @@ def _axis(file):
 
 def _draw_file(time, memory, file, style):
     keys = ("size", "seconds_per_step", "seconds_per_step_min", "seconds_per_step_max")
-    size, seconds, fastest, slowest, peak = _measured(file, (*keys, "peak_bytes"))
+    size, seconds, fastest, slowest, peak = _files.ascending(file, (*keys, "peak_bytes"), _REMEDY)
     time.fill_between(size, fastest, slowest, color=style["color"], alpha=0.2, lw=0)
     for panel, value in ((time, seconds), (memory, peak / 1e9)):
         panel.plot(size, value, marker="o", markersize=3.5, label=file.label, **style)
@@ -73,18 +73,6 @@ def _draw_file(time, memory, file, style):
                 fontsize=8,
                 va="center",
             )
-
-
-def _measured(file, keys):
-    """The arrays, (N,) each, by ascending size."""
-    arrays = [file.array(key, 1, _REMEDY) for key in keys]
-    for key, array in zip(keys, arrays, strict=True):
-        if len(array) != len(arrays[0]) or not (np.isfinite(array) & (array > 0)).all():
-            raise _files.PlotError(
-                f"'{key}' in {file.path} must be {len(arrays[0])} positive numbers, found {array}; "
-                "measure again"
-            )
-    return np.array(arrays)[:, np.argsort(arrays[0])]
 
 
 def main(arguments=None):

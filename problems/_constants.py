@@ -5,8 +5,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["constant"]
-
 
 @lru_cache(maxsize=64)
 def constant(

@@ -7,19 +7,6 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = [
-    "MOST_THREADS",
-    "average_argument",
-    "device_argument",
-    "kappa_argument",
-    "momentum_argument",
-    "positive_float",
-    "positive_int",
-    "rcond_argument",
-    "seed_argument",
-    "threads_argument",
-]
-
 # Per core; the threads of many more would not find the memory for their stacks.
 MOST_THREADS = 16
 # Limit of all counts: no machine has the memory for more, and torch cannot count 2**63 bytes.

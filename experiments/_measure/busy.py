@@ -12,8 +12,6 @@ from pathlib import Path
 from experiments._measure.command import table
 from experiments._problems import PROBLEMS
 
-__all__ = ["SMALL", "beside_busy", "busy_processes", "busy_table"]
-
 SMALL = "128 rows"
 METHODS = ("hig", "adam")
 WORKER = Path(__file__).with_name("busy_worker.py")

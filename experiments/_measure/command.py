@@ -3,8 +3,11 @@
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +89,13 @@ def table(columns: Mapping[str, str], rows: Sequence[Row]) -> str:
     lines = [list(columns), ["---:" if name.startswith(" ") else "---" for name in columns]]
     lines += [[cell.format(**row) for cell in columns.values()] for row in rows]
     return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+
+
+def in_own_process(module: str, *arguments: object) -> Any:
+    """Run a module next to this one without leftovers of others; returns the JSON it prints."""
+    line = [sys.executable, "-m", f"experiments._measure.{module}", *map(str, arguments)]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, object]:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from experiments._measure.scaling_cases import Case
 
-__all__ = ["MEMORY_CASES", "MemoryCase", "equation_case", "field_case", "loop_case"]
-
 
 @dataclass(frozen=True)
 class MemoryCase:

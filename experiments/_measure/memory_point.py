@@ -1,7 +1,6 @@
 """Measure one step of a case of ``experiments.benchmark --memory`` in a process of its own."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +9,9 @@ from statistics import median
 import torch
 
 import hig
-from experiments._measure.command import table
+from experiments._measure.command import in_own_process, table
 from experiments._measure.memory_cases import MEMORY_CASES
 from experiments._measure.timing import peak_bytes
-
-__all__ = ["CHUNKS", "compare_chunks", "measure_point", "memory_table"]
 
 CHUNKS = (1, 4, 16, 64, 256)
 
@@ -62,7 +59,8 @@ def compare_chunks(
     points: dict[int | None, list[Mapping[str, float]]] = {None: [], **{c: [] for c in chunks}}
     for _ in range(rounds):
         for chunk, found in points.items():
-            found.append(_in_own_process(name, samples, extent, chunk))
+            request = json.dumps([name, samples, extent, chunk])
+            found.append(in_own_process("memory_point", request))
     seconds = {chunk: [p["seconds"] for p in found] for chunk, found in points.items()}
     best = seconds[min(chunks, key=lambda chunk: median(seconds[chunk]))]
     return [
@@ -89,14 +87,6 @@ def memory_table(rows: Sequence[Mapping[str, object]]) -> str:
         " of the best fixed chunk": "{of_best:.2f}",
     }
     return table(columns, [{**row, "chunk": row["chunk"] or "default"} for row in rows])
-
-
-def _in_own_process(name: str, samples: int, extent: int, chunk: int | None) -> dict[str, float]:
-    request = json.dumps([name, samples, extent, chunk])
-    command = [sys.executable, "-m", "experiments._measure.memory_point", request]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from torch.nn.utils import parameters_to_vector
 
 import hig
 from experiments._run.batches import check_batch_size
-from hig._jacobian.capture import Capture
+from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
+from hig._jacobian.exactness import ExactnessMemory
 from hig._torch.batched_vjp import BatchedVJP
 from problems import Batch, Problem, samples
 
@@ -199,9 +200,8 @@ class PeerCases:
             with Capture(parameters) as capture:
                 prediction = problem.predict(network, self.batch)
             with torch.no_grad():
-                found = build_jacobian(
-                    capture.uses, prediction, parameters, names, "auto", BatchedVJP()
-                )
+                forward = ForwardPass(capture.uses, prediction, parameters, names)
+                found = build_jacobian(forward, "auto", BatchedVJP(), ExactnessMemory())
                 return found.jacobian.gram()
 
         return compute

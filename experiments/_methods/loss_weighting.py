@@ -141,12 +141,10 @@ class ReLoBRaLo(Weighting):
 class LearningRateAnnealing(Weighting):
     r"""Weights that bring the gradients of all losses to the size of the first's.
 
-    ``beta`` is the weight of the past in the average.
-
-    :math:`\hat w_i = \max |\nabla L_1| / \mathrm{mean} |\nabla L_i|`, averaged over the steps; the
-    first loss, that of the equation, keeps the weight 1. Wang, Teng, Perdikaris, *Understanding and
-    mitigating gradient flow pathologies in physics-informed neural networks*, SIAM J. Sci. Comput.
-    43 (2021).
+    :math:`\hat w_i = \max |\nabla L_1| / \mathrm{mean} |\nabla L_i|`, averaged over the steps,
+    where the past has the weight ``beta``; the first loss, that of the equation, keeps the weight
+    1. Wang, Teng, Perdikaris, *Understanding and mitigating gradient flow pathologies in
+    physics-informed neural networks*, SIAM J. Sci. Comput. 43 (2021).
     """
 
     def __init__(self, beta: float = 0.999):

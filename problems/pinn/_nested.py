@@ -21,8 +21,6 @@ from problems.pinn._nested_checks import (
     no_graph,
 )
 
-__all__ = ["nested"]
-
 Network = Callable[[Tensor], Tensor]
 
 

@@ -9,15 +9,6 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-__all__ = [
-    "check_functions",
-    "check_single_points",
-    "check_value",
-    "no_derivative",
-    "no_graph",
-]
-
-
 Network = Callable[[Tensor], Tensor]
 
 

@@ -62,9 +62,8 @@ def benchmark(
 
     Returns:
         One row per case: ``case``, ``rounds`` counted, ``median_ms``, ``min_ms``, ``max_ms``,
-        ``speedup`` over the
-        textbook step and ``of_adam``, the time relative to Adam as written down (both
-        medians of the ratios within a round), and ``peak_mb`` above the idle process.
+        ``speedup`` over the textbook step and ``of_adam``, the time relative to Adam as written
+        down (both medians of the ratios within a round), and ``peak_mb`` above the idle process.
     """
     cases = Cases(PROBLEMS[name](), batch_size, device)
     steps = {case: make() for case, make in cases.makers().items()}

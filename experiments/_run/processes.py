@@ -83,7 +83,10 @@ class Processes:
             )
 
     def share(self, batch: Batch) -> Batch:
-        """Take the samples of this process: consecutive; the first processes have one more."""
+        """Take the samples of this process: consecutive; the first processes have one more.
+
+        Raises a `ProcessesError` if there are fewer samples than processes.
+        """
         if self.size == 1:
             return batch
         if samples(batch) < self.size:

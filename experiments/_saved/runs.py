@@ -122,9 +122,8 @@ def _real(values: object) -> np.ndarray:
 def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
     """Results of a published training script, with the entries in the name of its file.
 
-    Results of anything else are returned as they are.
-
     It has one number of epochs or those of its evaluations, and the seconds of each or in all.
+    Results of anything else are returned as they are.
     """
     if "label" in results or not {"epochs", "simulation_time", "test_loss"} <= results.keys():
         return results

@@ -7,14 +7,13 @@ losses are in winners.json.
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import hig
-from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, read
+from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, fail, read
 from experiments._saved.runs import run_of
 from experiments._study.execution import result_of
 from experiments._study.winners import WINNERS, load_winners
@@ -218,8 +217,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         written = keep(options.study, options.out)
     except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     size = sum(path.stat().st_size for path in written)
     print(f"{len(written)} files, {size / 1e6:.1f} MB, in {options.out}")
     return 0

@@ -23,7 +23,6 @@ def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     """Run ``python -m <module> <arguments>`` in a copy of a process that has imported torch.
 
     The log gets the output. Returns the exit status; minus the number of the signal that ended it.
-
     May be called from several threads. The first call starts that process, which only has to
     wait to be copied. If the system cannot copy processes (Windows), a run starts a new one.
     """

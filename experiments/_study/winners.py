@@ -21,10 +21,9 @@ def best_points(
 ) -> dict[tuple[str, str], list[Point]]:
     """Rank the settings by the final test loss, by folder and method, the lowest first.
 
-    Jobs without results count as diverged.
-
     The test samples of the tuning seed differ from those of the reported seeds. A run that
-    diverges loses against all others; if all do, the smallest step size is taken.
+    diverges, or has no result, loses against all others; if all do, the smallest step size is
+    taken.
     """
     best = {}
     for of, tried in _by_method(grid).items():
@@ -60,9 +59,8 @@ def save_winners(
 ) -> None:
     """Write the whole grid, with losses and winners, as JSON next to the results.
 
-    ``finals`` is empty if the grid decides.
-
-    Entries of problems that the grid does not have stay as they are.
+    ``finals`` is empty if the grid decides. Entries of problems that the grid does not have stay as
+    they are.
     """
     path = out / WINNERS
     won, longer = winners(finals or grid, out), _by_method(finals)

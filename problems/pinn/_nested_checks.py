@@ -194,7 +194,7 @@ def _functions_behind(value: Tensor) -> set[str]:
         seen.add(node)
         waiting.extend(following for following, _ in node.next_functions)
         if isinstance(node, BackwardCFunction):
-            names.add(node.name().removesuffix("BatchedVJP"))
+            names.add(node.name().removesuffix("Backward"))
     return names
 
 

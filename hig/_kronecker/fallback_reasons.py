@@ -33,9 +33,6 @@ _IN_TRANSFORM = "inside a transform of torch.func (vmap, grad, jvp or another)"
 class ParameterCalls(Capture):
     """Capture of layer uses, and of other torch functions that take the watched parameters.
 
-    Args:
-        parameters: the tensors to watch, by identity.
-
     Attributes:
         functions: names of the other functions that take a parameter, by its id.
         of_biases: description of the weight of a layer that is not watched, by the id of its bias.

@@ -195,7 +195,8 @@ class Problem(ABC):
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Training and test data, float64 on the CPU, equal leading dimension per dict.
 
-        Whole numbers, such as pixels and labels, keep their dtype during the training too.
+        The state of the generator, on the CPU, alone decides the samples. Whole numbers, such as
+        pixels and labels, keep their dtype during the training too.
 
         Raises:
             DataError: Files that they are read from are missing or not as they should be.

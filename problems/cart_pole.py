@@ -108,14 +108,7 @@ class CartPole(Problem):
         return dense_network([len(WEIGHTS), *self.hidden, 1], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``start``, float64 (samples, 4).
-        """
+        """Draw training and test set, each with ``start``, float64 (samples, 4)."""
         hanging = torch.tensor([0, 0, torch.pi, 0], dtype=torch.float64)
 
         def draw(samples: int) -> dict[str, Tensor]:
@@ -165,15 +158,7 @@ class CartPole(Problem):
         return torch.cat([missed.flatten(1), scale * effort], 1)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Sum of the squares of what `predict` returns, mean over samples.
-
-        Args:
-            prediction: Deviations and effort (B, 5 K + 1).
-            batch: Not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Sum of the squares of what `predict` returns, (B, 5 K + 1), mean over samples."""
         return prediction.square().sum(1).mean()
 
     @torch.no_grad()

@@ -129,15 +129,7 @@ class QuantumDipole(Problem):
         return dense_network([2 * self.interior, *self.hidden, self.time_steps], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``start`` and ``target``, float64 (samples, S, 2):
-            real and imaginary parts.
-        """
+        """Draw training and test set, ``start`` and ``target``, float64 (samples, S, 2)."""
         chosen = torch.tensor(TARGETS[self.target])
         eigenstates = self.eigenstates(int(chosen.max()))
 

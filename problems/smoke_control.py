@@ -143,15 +143,7 @@ class SmokeControl(Problem):
         return dense_network([inputs, *self.hidden, outputs], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with the densities ``start`` and ``target``, float64
-            (samples, N, N).
-        """
+        """Draw training and test set, densities ``start``, ``target``, float64 (samples, N, N)."""
         return self._draw(self.train_size, generator), self._draw(self.test_size, generator)
 
     def observe(self, density: Tensor) -> Tensor:
@@ -187,15 +179,7 @@ class SmokeControl(Problem):
         return self.observe(self._controlled(network, batch))
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Squared distance to the image of the target, summed over pixels, mean over samples.
-
-        Args:
-            prediction: Images (B, n, n).
-            batch: ``target`` (B, N, N); other entries are not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Squared distance to the image of the target, summed over pixels, mean over samples."""
         return (prediction - self.observe(batch["target"])).square().sum((1, 2)).mean()
 
     def plain(self) -> Self:

@@ -62,11 +62,7 @@ class PeerCase:
 
 
 def require_peers() -> None:
-    """Import the packages that are compared with.
-
-    Raises:
-        ImportError: If one is missing; the text says which, and how to get it.
-    """
+    """Import the packages that are compared with; an ImportError says how to get them."""
     for module, package in PACKAGES.items():
         try:
             import_module(module)
@@ -78,12 +74,7 @@ def require_peers() -> None:
 
 
 class Simulated(nn.Module):
-    """A network followed by the simulator: the model that other packages train.
-
-    Args:
-        problem: Simulates.
-        network: Is simulated; its parameters are those of the model.
-    """
+    """A network followed by the simulator: the model that other packages train."""
 
     def __init__(self, problem: Problem, network: nn.Module):
         super().__init__()

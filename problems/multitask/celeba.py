@@ -96,9 +96,6 @@ class CelebA(SeveralLosses):
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Read training and test data.
 
-        Args:
-            generator: Not used.
-
         Returns:
             Training and test set, each with ``images`` (N, 3, 64, 64) and ``labels`` (N, 40) of 0
             and 1, uint8.
@@ -120,15 +117,10 @@ class CelebA(SeveralLosses):
         )
 
     def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches without end, in a new random order in every epoch; the last one is shorter.
+        """Batches without end of ``images`` and ``labels``, uint8, the last one shorter.
 
-        Args:
-            train: Training data of `data`.
-            size: Images per batch.
-            generator: CPU generator; its state alone decides the order.
-
-        Yields:
-            ``images`` and ``labels``, uint8.
+        They come in a new random order in every epoch, which the state of the generator alone
+        decides.
         """
         while True:
             order = torch.randperm(samples(train), generator=generator)
@@ -149,15 +141,7 @@ class CelebA(SeveralLosses):
         return network(batch["images"].to(dtype) / 127.5 - 1)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Sum over the tasks of the cross-entropy, mean over the images.
-
-        Args:
-            prediction: Logits (B, 40).
-            batch: ``labels`` (B, 40), uint8.
-
-        Returns:
-            Scalar loss.
-        """
+        """Sum over the tasks of the cross-entropy of logits (B, 40), mean over the images."""
         return self._task_losses(prediction, batch).sum()
 
     def _task_losses(self, prediction: Tensor, batch: Batch) -> Tensor:

@@ -26,11 +26,7 @@ METHODS = ("adam", "pcgrad", "imtlg", "lra", "config", "mpcgrad", "mimtlg", "mco
 
 
 class Position(nn.Module):
-    """A network without inputs: its two weights are its output.
-
-    Args:
-        start: Where it starts.
-    """
+    """A network without inputs: its two weights, from ``start`` on, are its output."""
 
     def __init__(self, start: tuple[float, float]):
         super().__init__()
@@ -177,10 +173,6 @@ class Toy(SeveralLosses):
 
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
         """The landscape, for figures.
-
-        Args:
-            network: Not used.
-            batch: Not used.
 
         Returns:
             ``x`` (n,) and ``y`` (n,) of a grid, ``landscape`` (n, n, 2) the losses at x along the

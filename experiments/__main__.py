@@ -23,14 +23,7 @@ _COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: Command line without the program name, by default that of the process.
-
-    Returns:
-        Exit status.
-    """
+    """Run a command, by default that of the process; returns the exit status."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be undecodable

@@ -31,13 +31,9 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
 def make(folder: str) -> Problem:
     """Make the problem of a folder, with its published parameters.
 
+    An ImportError says if the package is not installed.
+
     Some problems import a simulation package, which takes seconds: only the requested one does.
-
-    Args:
-        folder: A key of `FOLDERS`.
-
-    Raises:
-        ImportError: The simulation package is not installed.
     """
     module, _, name = FOLDERS[folder].rpartition(".")
     return getattr(import_module(module), name)()

@@ -65,11 +65,7 @@ def revision(root: Path = _ROOT) -> str:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """Versions, device and thread count, in plain Python; PhiFlow's if it has been imported.
-
-    Args:
-        device: torch device of the run.
-    """
+    """Versions, device and thread count, in plain Python; PhiFlow's if it has been imported."""
     phiflow = sys.modules.get("phi")
     on_gpu = torch.device(device).type == "cuda"
     return {

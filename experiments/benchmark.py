@@ -12,8 +12,6 @@ much, by default and with fixed chunks.
 """
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -60,20 +58,12 @@ COLUMNS = {
 def benchmark(
     name: str, batch_size: int, rounds: int, device: str, clock: str = "wall"
 ) -> list[dict[str, object]]:
-    """Measure all cases of one problem.
-
-    Args:
-        name: problem, a key of ``PROBLEMS``.
-        batch_size: samples per step.
-        rounds: counted steps of each case, taken in turn.
-        device: torch device.
-        clock: ``"wall"`` or ``"processor"``.
+    """Measure all cases of one of ``PROBLEMS``, in turn.
 
     Returns:
         One row per case: ``case``, ``rounds`` counted, ``median_ms``, ``min_ms``, ``max_ms``,
-        ``speedup`` over the
-        textbook step and ``of_adam``, the time relative to Adam as written down (both
-        medians of the ratios within a round), and ``peak_mb`` above the idle process.
+        ``speedup`` over the textbook step and ``of_adam``, the time relative to Adam as written
+        down (both medians of the ratios within a round), and ``peak_mb`` above the idle process.
     """
     cases = Cases(PROBLEMS[name](), batch_size, device)
     steps = {case: make() for case, make in cases.makers().items()}
@@ -84,7 +74,8 @@ def benchmark(
             **command.milliseconds(times),
             "speedup": median_ratio(seconds[TEXTBOOK], times),
             "of_adam": median_ratio(times, seconds[ADAM]),
-            "peak_mb": _peak_in_own_process(name, case, batch_size, device) / 2**20,
+            "peak_mb": command.in_own_process("benchmark_peak", name, case, batch_size, device)
+            / 2**20,
         }
         for case, times in seconds.items()
     ]
@@ -225,14 +216,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_json(parser)
     return parser
-
-
-def _peak_in_own_process(name: str, case: str, batch_size: int, device: str) -> int:
-    """Peak memory of a case in a fresh process, without the leftovers of other cases."""
-    module = "experiments._measure.benchmark_peak"
-    line = [sys.executable, "-m", module, name, case, str(batch_size), device]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    return int(done.stdout)
 
 
 if __name__ == "__main__":

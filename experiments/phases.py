@@ -37,13 +37,7 @@ COLUMNS = {
 
 
 def phases(name: str, rounds: int, device: str, rates: Rates) -> list[dict[str, object]]:
-    """Measure the phases of a step at the published batch size.
-
-    Args:
-        name: problem, a key of `PROBLEMS`.
-        rounds: counted steps.
-        device: torch device.
-        rates: of the machine.
+    """Measure the phases of a step of one of `PROBLEMS` at the published batch size.
 
     Returns:
         One row per phase: ``phase``, ``ms`` (median), ``share`` of the step, ``calls``, ``gflop``,

@@ -10,8 +10,6 @@ of its own.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,20 +45,9 @@ def scaling(
     fixed: dict[str, int],
     say: Say = print,
 ) -> dict[str, dict[str, object]]:
-    """Measure steps at several sizes.
+    """Measure steps along an axis, "parameters", "rows" or "fields"; returns results by method.
 
-    Args:
-        axis: "parameters", "rows" or "fields".
-        methods: names of `STEPS`.
-        sizes: the growing quantity.
-        rounds: counted steps at each point, after one that is not.
-        device: torch device.
-        threads: CPU threads.
-        fixed: ``rows`` and ``parameters`` if they do not grow.
-        say: reports every point.
-
-    Returns:
-        Result dict by method.
+    Rows and parameters that do not grow are ``fixed``; each point has one step that is not counted.
     """
     found: dict[str, list[dict[str, object]]] = {method: [] for method in methods}
     for size in sizes:
@@ -69,19 +56,13 @@ def scaling(
                 **{"axis": axis, "size": size, "method": method, "rounds": rounds},
                 **{"device": device, "threads": threads, **fixed},
             }
-            point = _in_own_process(request)
+            point = command.in_own_process("scaling_point", json.dumps(request))
             found[method].append({**point, "size": size})
             say(
                 f"{size} {axis}: {LABELS[method]} {statistics.median(point['seconds']):.4g} s, "
                 f"{point['peak_bytes'] / 1e9:.3g} GB"
             )
     return {method: _results(axis, method, points, device) for method, points in found.items()}
-
-
-def _in_own_process(request: dict[str, object]) -> dict[str, object]:
-    line = [sys.executable, "-m", "experiments._measure.scaling_point", json.dumps(request)]
-    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
 
 
 def _results(

@@ -34,13 +34,6 @@ def measure(
 ) -> dict[str, float]:
     """Measure both steps in float32 at the settings of the problem; all processes call this.
 
-    Args:
-        problem: Problem to train on.
-        batch_size: Samples of the whole batch.
-        engine: How the Jacobian is obtained.
-        rounds: Counted steps of each kind.
-        say: Reports the result, in the first process.
-
     Returns:
         Seconds of processor time ``alone`` and ``shared`` (of the process with most), then
         ``exchanges``, ``received`` bytes and ``waiting`` seconds of a shared step.

@@ -37,20 +37,10 @@ def step_times(
     memory: float,
     say: Say = print,
 ) -> dict[str, dict[str, object]]:
-    """Measure training steps in float32 at the settings of the problem.
+    """Measure training steps in float32 at the settings of the problem; results by method.
 
-    Args:
-        problem: Problem to train on.
-        methods: Names of methods, each of which the problem has settings for.
-        batch_sizes: Samples per step.
-        rounds: Counted steps of each method at each size.
-        device: Torch device.
-        memory: Jacobian methods are left out at sizes whose Gram matrix, in float64, would take
-            more than this, in units of 1e9 bytes.
-        say: Reports the measurements and the sizes left out.
-
-    Returns:
-        Result dict by method, for those that were measured at any size.
+    Jacobian methods are left out at sizes whose Gram matrix, in float64, would take more than
+    ``memory`` 1e9 bytes.
     """
     rows: dict[str, list[tuple[int, int, list[float]]]] = {method: [] for method in methods}
     for size in batch_sizes:

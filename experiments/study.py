@@ -53,10 +53,7 @@ OUT/<preset>/winners.json:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study.
-
-    Args:
-        arguments: Command line without the program name, by default that of the process.
+    """Run a study; by default the command line is that of the process.
 
     Returns:
         Exit status: 0, or 1 where runs have failed.

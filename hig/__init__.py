@@ -1,6 +1,6 @@
 """Half-inverse gradients: a better step for networks trained through a differentiable simulator.
 
-See ``hig.HIG`` for the optimiser, ``hig.record`` for the same direction in ``.grad``,
+See ``hig.HIG`` for the optimiser, ``hig.record`` to write its direction into ``.grad``,
 ``hig.half_inverse`` for plain linear algebra and ``hig.rollout`` for fast simulator loops.
 """
 

@@ -22,15 +22,10 @@ _EPOCH = ("train_size", "points_interior")
 
 
 def quantity_key(quantity):
-    """The key of a recorded quantity.
+    """The key of a quantity, "test_loss" for "test", "test_l1_distance" for "l1_distance".
 
-    Args:
-        quantity: "test" or "train" for the losses; the name of any other quantity, measured on
-            the test data unless it starts with "test_" or "train_" or is in `SIGNED` or in
-            `PER_STEP`.
-
-    Returns:
-        The key, e.g. "test_loss" for "test" and "test_l1_distance" for "l1_distance".
+    Quantities but the losses are measured on the test data, unless they start with "test_" or
+    "train_" or are in `SIGNED` or in `PER_STEP`.
     """
     if quantity in ("test", "train"):
         return f"{quantity}_loss"
@@ -39,15 +34,7 @@ def quantity_key(quantity):
 
 
 def components(file, quantity, chosen=None):
-    """One file for each component of a quantity, labelled by it.
-
-    Args:
-        file: ResultFile.
-        quantity: As for `quantity_key`.
-        chosen: Names of the components that are wanted; all when None.
-
-    Returns:
-        List of ResultFile: the given one, for a quantity that is one number at a time.
+    """One ResultFile for each (chosen) component of a quantity, labelled by it.
 
     Raises:
         PlotError: There is no such component, or none at all, or they are too many for a figure.
@@ -76,14 +63,7 @@ def components(file, quantity, chosen=None):
 
 
 def curve(file, quantity, axis, log_x=False, log_y=True):
-    """A quantity in the course of a run, without the points that its axes cannot show.
-
-    Args:
-        file: ResultFile.
-        quantity: As for `quantity_key`.
-        axis: "time", "epochs" or "steps".
-        log_x: Makes the horizontal axis logarithmic too.
-        log_y: Makes the vertical axis logarithmic, except for quantities in `SIGNED`.
+    """A quantity along "time", "epochs" or "steps", without points that the axes cannot show.
 
     Returns:
         Positions (N,) in seconds, epochs or steps and values (N,), float64; at least one point. The
@@ -120,12 +100,7 @@ def curve(file, quantity, axis, log_x=False, log_y=True):
 
 
 def positions(file, axis, count):
-    """Places of the evaluations of a run on the horizontal axis.
-
-    Args:
-        file: ResultFile.
-        axis: "time", "epochs" or "steps".
-        count: Number of evaluations.
+    """Places of the ``count`` evaluations of a run along "time", "epochs" or "steps".
 
     Returns:
         Seconds, epochs or steps (count,), float64. The seconds of a run that started from saved
@@ -170,14 +145,7 @@ def _after_pretraining(file, time):
 
 
 def step_numbers(file, count):
-    """The number of each step that a run recorded something of, from 1; some keep but a few.
-
-    Args:
-        file: ResultFile.
-        count: How many steps it recorded.
-
-    Returns:
-        (count,) float64, ascending.
+    """Numbers (count,) float64 of the steps that a run recorded something of, from 1.
 
     Raises:
         PlotError: The file has the numbers of another count of steps.

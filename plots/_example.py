@@ -58,20 +58,7 @@ def read(file, layout, example, remedy):
 
 
 def names(file, key, count, remedy):
-    """A list of names below `example`.
-
-    Args:
-        file: ResultFile.
-        key: Its key below `example`.
-        count: The number of names that there must be.
-        remedy: As for `read`.
-
-    Returns:
-        List of str.
-
-    Raises:
-        PlotError: The key is missing, or the names are more or fewer.
-    """
+    """A list of ``count`` names below `example`; a PlotError if there is none or another number."""
     found = [str(name) for name in file.get(f"example.{key}", remedy)]
     if len(found) != count:
         raise _files.PlotError(
@@ -82,13 +69,7 @@ def names(file, key, count, remedy):
 
 
 def draw_control(axes, parts):
-    """Draws the control below the controlled state, above the axis of the time.
-
-    Args:
-        axes: The axes.
-        parts: `control` (T,), the start of each step `control_time` (T,), and `time`, whose last
-            entry is the end.
-    """
+    """Draw the control (T,) and its `control_time` below the state, above the `time` axis."""
     axes.axhline(0.0, color="#bbbbbb", linewidth=0.6)
     # The control is constant from one control time to the next, and to the end after the last.
     edges = np.append(parts["control_time"], parts["time"][-1])

@@ -48,18 +48,7 @@ class ResultFile:
         return known[0] if known else _style.method_name(self.label)
 
     def get(self, key, remedy):
-        """The value of a key; "spectrum.rcond" reaches into a nested dict.
-
-        Args:
-            key: The key, with dots between the levels.
-            remedy: Remedy if it is missing, for the error text.
-
-        Returns:
-            The value as the file holds it.
-
-        Raises:
-            PlotError: The file has no such key.
-        """
+        """The value of a key, "spectrum.rcond" of a nested dict; a PlotError names the remedy."""
         value = self.results
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
@@ -69,19 +58,7 @@ class ResultFile:
         return value
 
     def array(self, key, ndim, remedy):
-        """An array of numbers.
-
-        Args:
-            key: As for `get`.
-            ndim: The number of dimensions that it must have.
-            remedy: As for `get`.
-
-        Returns:
-            float64 array of `ndim` dimensions.
-
-        Raises:
-            PlotError: The key is missing, or its value is not such an array.
-        """
+        """A float64 array of `ndim` dimensions; a PlotError names the remedy."""
         value = self.get(key, remedy)
         try:
             if np.iscomplexobj(value):
@@ -100,15 +77,7 @@ class ResultFile:
 
 
 def having(files, key):
-    """The files that have a key, with a note on those that have not.
-
-    Args:
-        files: Sequence of ResultFile.
-        key: A key of the results.
-
-    Returns:
-        List of ResultFile; all files if none has the key, so that the error names it.
-    """
+    """The files that have a key, with a note on the others; all of them if none has it."""
     found = [file for file in files if key in file.results]
     if not found:
         return list(files)
@@ -123,12 +92,6 @@ def newest(files):
 
     Two files are of the same run where problem, method, label, seed and the weights that they
     started from agree: as seeds of one experiment they would count twice.
-
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        List of ResultFile, in the order given. Files without a seed all stay.
     """
     latest = {}
     for index, file in enumerate(files):
@@ -161,18 +124,21 @@ def _written(file):
     return file.path.stat().st_mtime_ns
 
 
+def ascending(file, keys, remedy):
+    """Arrays of positive numbers, (N,) each, in ascending order of the first one."""
+    arrays = [file.array(key, 1, remedy) for key in keys]
+    count = len(arrays[0])
+    for key, array in zip(keys, arrays, strict=True):
+        if len(array) != count or not (np.isfinite(array) & (array > 0)).all():
+            raise PlotError(
+                f"'{key}' in {file.path} must be {count} positive numbers, found {array}; measure "
+                "again"
+            )
+    return np.array(arrays)[:, np.argsort(arrays[0])]
+
+
 def load(path):
-    """Reads one result file.
-
-    Args:
-        path: Its path.
-
-    Returns:
-        ResultFile.
-
-    Raises:
-        PlotError: There is no such file, or it is not a result file.
-    """
+    """Read one ResultFile; a PlotError if there is no such file or it is none."""
     try:
         return ResultFile(Path(path), load_results(path))
     except (OSError, ValueError) as error:  # load_results' own errors are ValueErrors
@@ -183,16 +149,7 @@ def load(path):
 
 
 def parser(module, description, epilog):
-    """The options that every figure has.
-
-    Args:
-        module: Name of the figure's module, e.g. "loss".
-        description: Description of the figure.
-        epilog: Examples and remarks below the options.
-
-    Returns:
-        argparse.ArgumentParser with `results` and `--out`.
-    """
+    """The options that every figure has: `results` and `--out`."""
     result = argparse.ArgumentParser(
         prog=f"python -m plots.{module}",
         description=description,
@@ -211,15 +168,7 @@ def parser(module, description, epilog):
 
 
 def write(options, draw):
-    """Loads the files, draws, writes the figure and says where it is.
-
-    Args:
-        options: The parsed `results` and `--out`.
-        draw: Called with a list of ResultFile; returns the figure.
-
-    Returns:
-        Exit status: 0, or 2 after an error whose text went to stderr.
-    """
+    """Load the files, draw a figure of them, write it and say where; returns the exit status."""
     try:
         with _style.look():
             figure = draw([load(path) for path in options.results])

@@ -35,17 +35,9 @@ class OnGrid:
     reference: np.ndarray
 
     def unknown(self, name):
-        """Prediction and reference (n_1, ..., n_D) of one unknown.
+        """Prediction and reference (n_1, ..., n_D) of one unknown, by default the first.
 
-        Args:
-            name: Its name; the first one when None. "modulus" is that of a real and an imaginary
-                part.
-
-        Returns:
-            Two arrays.
-
-        Raises:
-            PlotError: There is no such unknown.
+        "modulus" is that of a real and an imaginary part; a PlotError if there is no such unknown.
         """
         if name == MODULUS and self._is_complex:
             return tuple(np.linalg.norm(v, axis=-1) for v in (self.prediction, self.reference))
@@ -87,13 +79,7 @@ class Plane:
 
 
 def read(file):
-    """The solution that a result file holds.
-
-    Args:
-        file: ResultFile.
-
-    Returns:
-        OnGrid.
+    """The solution, `OnGrid`, that a ResultFile holds.
 
     Raises:
         PlotError: The file has none, its parts do not fit together, are not finite, or the points
@@ -145,15 +131,7 @@ def _grid(file, points):
 
 
 def require_one_problem(files, solutions):
-    """Check that several files show one reference on one grid.
-
-    Args:
-        files: Sequence of ResultFile.
-        solutions: Their OnGrid.
-
-    Raises:
-        PlotError: Two of them differ in problem, names, grid or reference.
-    """
+    """Raise a PlotError unless several files show one reference on one grid."""
     first, own = files[0], solutions[0]
     for file, other in zip(files[1:], solutions[1:], strict=True):
         if what := _difference(first, own, file, other):

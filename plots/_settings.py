@@ -11,17 +11,7 @@ _OTHERS = ("seed", "out", "published", "init_from", "save_weights", "threads", "
 
 
 def varied(files):
-    """The settings in which runs of one problem and method differ.
-
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        List of names, in the order in which the files record them.
-
-    Raises:
-        PlotError: A file has no settings.
-    """
+    """Names of the settings in which runs of one problem and method differ, as recorded."""
     groups = {}
     for file in files:
         groups.setdefault((file.problem, file.method), []).append(file.get("sim_par", _REMEDY))
@@ -34,18 +24,7 @@ def varied(files):
 
 
 def value(file, setting):
-    """The value of a setting, a number or a text.
-
-    Args:
-        file: ResultFile.
-        setting: Its name.
-
-    Returns:
-        float, int or str.
-
-    Raises:
-        PlotError: The file has no such setting.
-    """
+    """The value of a setting, a number or a text; a PlotError if the file has none."""
     found = file.get("sim_par", _REMEDY)
     if setting not in found:
         raise PlotError(
@@ -73,17 +52,9 @@ def in_order(values):
 
 
 def final(file, quantity):
-    """Final value of a run.
+    """Final value of a run, infinite if it is not finite or the run has diverged.
 
-    Args:
-        file: ResultFile.
-        quantity: As for `_curves.quantity_key`.
-
-    Returns:
-        float; infinite if it is not finite, or the run has diverged.
-
-    Raises:
-        PlotError: The file has no such quantity, or one of several components.
+    Raises a PlotError if the file has no such quantity, or one of several components.
     """
     last = float(file.array(quantity_key(quantity), 1, _REMEDY)[-1])
     diverged = str(file.results.get("stopped") or "").startswith("non-finite")

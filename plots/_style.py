@@ -86,14 +86,7 @@ SEQUENCE = (
 
 
 def method_name(text):
-    """The name under which a method has its colour, e.g. "Gauss-Newton" -> "gn".
-
-    Args:
-        text: The name of a method as a result file or a file name spells it.
-
-    Returns:
-        Lower-case letters and digits, with synonyms joined.
-    """
+    """The name under which a method has its colour, e.g. "Gauss-Newton" -> "gn"."""
     name = re.sub(r"[^a-z0-9]", "", text.lower())
     return _ALIASES.get(name, name)
 
@@ -141,9 +134,6 @@ def plain_ticks(axis):
     """Plain numbers along a logarithmic axis that is shorter than a decade.
 
     The usual ticks are one or none there, and those between have labels such as 3 × 10¹.
-
-    Args:
-        axis: `axes.xaxis` or `axes.yaxis`, after everything has been drawn.
     """
     low, high = sorted(axis.get_view_interval())
     if axis.get_scale() != "log" or high >= 10 * low:
@@ -154,11 +144,7 @@ def plain_ticks(axis):
 
 
 def few_ticks(axis):
-    """Plain numbers along a logarithmic axis, as many as there is room for side by side.
-
-    Args:
-        axis: `axes.xaxis`, after everything has been drawn.
-    """
+    """Plain numbers along a logarithmic axis, as many as there is room for side by side."""
     low, high = axis.get_view_interval()
     subs = (1, 2, 5) if high < 30 * low else (1, 3) if high < 1000 * low else (1,)
     axis.set_major_locator(LogLocator(subs=subs))
@@ -167,35 +153,16 @@ def few_ticks(axis):
 
 
 def panels(rows, columns, width=3.4, height=2.6, legend_width=1.3, **options):
-    """A figure with a grid of axes.
+    """A figure with a (rows, columns) array of axes, panels of ``width`` × ``height`` inches.
 
     The figure is made without pyplot: no window, no global state, nothing to close.
-
-    Args:
-        rows: Number of rows.
-        columns: Number of columns.
-        width: Width of a panel in inches.
-        height: Height of a panel in inches.
-        legend_width: Width in inches of the legend next to the panels.
-        **options: As for `matplotlib.figure.Figure.subplots`.
-
-    Returns:
-        The figure and the (rows, columns) array of its axes.
     """
     figure = Figure(figsize=(width * columns + legend_width, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def wrapped(label, width):
-    """Breaks a label that is longer than a line: the name of the method, deviations below it.
-
-    Args:
-        label: Such as "Levenberg–Marquardt (batch 700, float64)".
-        width: Characters in a line.
-
-    Returns:
-        The label with line breaks.
-    """
+    """Break a label longer than ``width``: the name of the method, deviations below it."""
     if len(label) <= width:
         return label
     lines = label.replace(" (", "\n(", 1).splitlines()

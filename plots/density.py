@@ -26,11 +26,7 @@ example:
 
 
 def draw(files, example=0):
-    """Draws the figure.
-
-    Args:
-        files: Sequence of ResultFile.
-        example: Which of the examples of the files.
+    """Draw the figure of one of the examples of each file.
 
     Returns:
         matplotlib.figure.Figure with two columns for each file: the density above the control,

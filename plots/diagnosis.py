@@ -21,17 +21,7 @@ example:
 
 
 def draw(files):
-    """Draws the figure.
-
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        matplotlib.figure.Figure with a row of two panels for each file.
-
-    Raises:
-        PlotError: No file has a diagnosis.
-    """
+    """Draw a row of two panels for each file; a PlotError if none has a diagnosis."""
     files = _files.having(files, "directions")
     figure, grid = _style.panels(len(files), 2, legend_width=1.9)
     for (left, right), file in zip(grid, files, strict=True):

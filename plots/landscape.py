@@ -28,10 +28,7 @@ _FRONT = {"color": "black", "linewidth": 2.5, "alpha": 0.75}
 
 
 def draw(files):
-    """Draws the figure.
-
-    Args:
-        files: Sequence of ResultFile; all of one label, but for the start, share a panel.
+    """Draw the figure; files of one label, but for the start, share a panel.
 
     Returns:
         matplotlib.figure.Figure with a panel for each method, the legend next to them.
@@ -67,14 +64,7 @@ def draw(files):
 
 
 def without_start(label):
-    """Removes the start from a label, e.g. "Adam (lr 0.1, start 2)" -> "Adam (lr 0.1)".
-
-    Args:
-        label: The label of a file.
-
-    Returns:
-        str.
-    """
+    """Remove the start from a label, e.g. "Adam (lr 0.1, start 2)" -> "Adam (lr 0.1)"."""
     return re.sub(r" \(\)$", "", re.sub(r"(, )?\bstart \d+\b", "", label)).replace("(, ", "(")
 
 

@@ -25,17 +25,9 @@ example:
 
 
 def draw(files, example=0):
-    """Draws the figure.
+    """Draw a panel for each file, of one of its examples.
 
-    Args:
-        files: Sequence of ResultFile.
-        example: Which of the examples of the files.
-
-    Returns:
-        matplotlib.figure.Figure with a panel for each file.
-
-    Raises:
-        PlotError: A file has no (such) example, or its parts do not fit together.
+    Raises a PlotError if a file has no (such) example, or its parts do not fit together.
     """
     files = _files.having(files, "example")
     figure, grid = _style.panels(1, len(files), sharey="row")

@@ -24,17 +24,9 @@ example:
 
 
 def draw(files, x="time"):
-    """Draws the figure.
+    """Draw a panel for each problem, along "time" or "steps".
 
-    Args:
-        files: Sequence of ResultFile.
-        x: "time" or "steps".
-
-    Returns:
-        matplotlib.figure.Figure with a panel for each problem.
-
-    Raises:
-        PlotError: No file has ranks, or as many times as it has not steps.
+    Raises a PlotError if no file has ranks, or as many times as it has not steps.
     """
     files = _files.having(files, "rank")
     problems = list(dict.fromkeys(file.problem for file in files))

@@ -20,12 +20,7 @@ example:
 
 
 def draw(files, x="time", log_x=False):
-    """Draws the figure.
-
-    Args:
-        files: Sequence of ResultFile.
-        x: "time" or "epochs".
-        log_x: Makes the horizontal axis logarithmic; it has no place for the start.
+    """Draw along "time" or "epochs"; a logarithmic axis has no place for the start.
 
     Returns:
         matplotlib.figure.Figure with a column for each file; means above, spreads below.

@@ -24,17 +24,7 @@ example:
 
 
 def draw(files):
-    """Draws the figure.
-
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        matplotlib.figure.Figure with two panels for each axis that grew.
-
-    Raises:
-        PlotError: No file has such measurements, or they are not positive.
-    """
+    """Draw two panels for each axis that grew; a PlotError without positive measurements."""
     files = _files.having(files, "peak_bytes")
     axes_found = list(dict.fromkeys(_axis(file) for file in files))
     styles = _style.line_styles({(file.method, file.label) for file in files})
@@ -52,15 +42,7 @@ def draw(files):
 
 
 def exponent(size, value):
-    """The slope of a straight line through the largest half of the points, on logarithmic axes.
-
-    Args:
-        size: (N,) ascending, positive.
-        value: (N,) positive.
-
-    Returns:
-        float, NaN for fewer than three points.
-    """
+    """Slope through the largest half of the points on log axes; NaN for fewer than three."""
     count = max(2, -(-len(size) // 2))
     if len(size) < 3:
         return float("nan")
@@ -76,7 +58,7 @@ def _axis(file):
 
 def _draw_file(time, memory, file, style):
     keys = ("size", "seconds_per_step", "seconds_per_step_min", "seconds_per_step_max")
-    size, seconds, fastest, slowest, peak = _measured(file, (*keys, "peak_bytes"))
+    size, seconds, fastest, slowest, peak = _files.ascending(file, (*keys, "peak_bytes"), _REMEDY)
     time.fill_between(size, fastest, slowest, color=style["color"], alpha=0.2, lw=0)
     for panel, value in ((time, seconds), (memory, peak / 1e9)):
         panel.plot(size, value, marker="o", markersize=3.5, label=file.label, **style)
@@ -91,18 +73,6 @@ def _draw_file(time, memory, file, style):
                 fontsize=8,
                 va="center",
             )
-
-
-def _measured(file, keys):
-    """The arrays, (N,) each, by ascending size."""
-    arrays = [file.array(key, 1, _REMEDY) for key in keys]
-    for key, array in zip(keys, arrays, strict=True):
-        if len(array) != len(arrays[0]) or not (np.isfinite(array) & (array > 0)).all():
-            raise _files.PlotError(
-                f"'{key}' in {file.path} must be {len(arrays[0])} positive numbers, found {array}; "
-                "measure again"
-            )
-    return np.array(arrays)[:, np.argsort(arrays[0])]
 
 
 def main(arguments=None):

@@ -2,7 +2,6 @@
 
 import sys
 
-import numpy as np
 from matplotlib.patches import Patch
 
 from plots import _files, _style
@@ -20,16 +19,9 @@ example:
 
 
 def draw(files):
-    """Draws the figure.
+    """Draw a panel for each problem.
 
-    Args:
-        files: Sequence of ResultFile.
-
-    Returns:
-        matplotlib.figure.Figure with a panel for each problem.
-
-    Raises:
-        PlotError: No file has step times, or they are not positive or do not fit together.
+    Raises a PlotError if no file has step times, or they are not positive or do not fit together.
     """
     files = _files.having(files, "seconds_per_step")
     problems = list(dict.fromkeys(file.problem for file in files))
@@ -52,26 +44,9 @@ def draw(files):
 
 
 def _draw_file(axes, file, style):
-    size, seconds, fastest, slowest = _measured(file)
+    size, seconds, fastest, slowest = _files.ascending(file, _KEYS, _REMEDY)
     axes.plot(size, seconds, marker="o", markersize=3.5, label=file.label, **style)
     axes.fill_between(size, fastest, slowest, color=style["color"], alpha=0.2, lw=0)
-
-
-def _measured(file):
-    """The arrays of `_KEYS`, (N,) each, by ascending batch size."""
-    arrays = [file.array(key, 1, _REMEDY) for key in _KEYS]
-    for key, array in zip(_KEYS, arrays, strict=True):
-        if len(array) != len(arrays[0]):
-            raise _files.PlotError(
-                f"'{key}' in {file.path} has {len(array)} entries for {len(arrays[0])} batch "
-                "sizes; measure again"
-            )
-        if not (np.isfinite(array) & (array > 0)).all():
-            raise _files.PlotError(
-                f"'{key}' in {file.path} must be positive for a logarithmic axis, found {array}; "
-                "measure again"
-            )
-    return np.array(arrays)[:, np.argsort(arrays[0])]
 
 
 def _finish(axes):

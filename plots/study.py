@@ -53,16 +53,9 @@ _EXAMPLES = (
 
 
 def figures(study):
-    """Lists the figures of a study.
+    """Functions that draw the figures of a study, by names without a suffix.
 
-    Args:
-        study: Path of the folder.
-
-    Returns:
-        dict from names without a suffix to functions that return a matplotlib figure.
-
-    Raises:
-        PlotError: The folder has no comparison, or a file is not a result file.
+    Raises a PlotError if the folder has no comparison, or a file is not a result file.
     """
     parts = {}
     for path in sorted(Path(study).rglob("*.pickle")):
@@ -177,11 +170,7 @@ def _with_examples(files):
 
 
 def draw(study, out):
-    """Draws and writes all of them, with a note on each that cannot be drawn.
-
-    Args:
-        study: Path of the folder.
-        out: Path of the folder of the figures, which is made.
+    """Draw and write all figures of a study, with a note on each that cannot be drawn.
 
     Returns:
         List of the paths written.

@@ -28,17 +28,10 @@ _BASELINE = "adam"
 
 
 def draw(files, target=None):
-    """Draws the figure.
+    """Draw a panel for each problem, one below the other.
 
-    Args:
-        files: Sequence of ResultFile.
-        target: Test loss; None for the final loss of Adam or the second best.
-
-    Returns:
-        matplotlib.figure.Figure with a panel for each problem, one below the other.
-
-    Raises:
-        PlotError: A file has no losses or times, or no run of a problem has a finite loss.
+    ``target`` is a test loss, by default the final loss of Adam or the second best. Raises a
+    PlotError if a file has no losses or times, or no run of a problem has a finite loss.
     """
     problems = {}
     for file in _files.newest(files):

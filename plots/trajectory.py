@@ -24,17 +24,9 @@ example:
 
 
 def draw(files, example=0):
-    """Draws the figure.
+    """Draw a column for each file: positions of one example above, force below.
 
-    Args:
-        files: Sequence of ResultFile.
-        example: Which of the examples of the files.
-
-    Returns:
-        matplotlib.figure.Figure with a column for each file; positions above, force below.
-
-    Raises:
-        PlotError: A file has no (such) example, or its parts do not fit together.
+    Raises a PlotError if a file has no (such) example, or its parts do not fit together.
     """
     files = _files.having(files, "example")
     figure, grid = _style.panels(

@@ -5,8 +5,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["constant"]
-
 
 @lru_cache(maxsize=64)
 def constant(
@@ -16,11 +14,6 @@ def constant(
 
     Making a tensor of Python's numbers copies them from the host, for which a GPU is waited for and
     which cannot be recorded in a CUDA graph: here it happens once.
-
-    Args:
-        values: the numbers, one of them for a tensor without axes.
-        dtype: dtype of the tensor.
-        device: device of the tensor.
     """
     with torch.inference_mode(False):  # it may be used in training later
         return torch.tensor(values, dtype=dtype, device=device)

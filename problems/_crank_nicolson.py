@@ -14,7 +14,7 @@ from problems._constants import constant
 def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
     r"""Step matrices of a Z with constant off-diagonal entries, for any number of Z at once.
 
-    The inverse G of a tridiagonal matrix with diagonal a and constant b beside it needs no
+    The inverse G of a tridiagonal matrix with diagonal a and constant b next to it needs no
     elimination on dense matrices. With the pivots :math:`d_i = a_i - b^2 / d_{i-1}` from above and
     :math:`e_i = a_i - b^2 / e_{i+1}` from below it is :math:`G_{ii} = 1 / (d_i + e_i - a_i)` and,
     going up a column, :math:`G_{ij} = -(b / d_i)\, G_{i+1, j}` for i < j (Meurant, SIAM J. Matrix
@@ -24,18 +24,18 @@ def crank_nicolson_matrices(diagonal: Tensor, off_diagonal: complex) -> Tensor:
 
     Args:
         diagonal: Diagonals of the Z, (..., S), real or complex; S at least 1.
-        off_diagonal: The entry beside the diagonal, common to all.
+        off_diagonal: The entry next to the diagonal, common to all.
 
     Returns:
         Step matrices (..., S, S), symmetric, of the dtype and on the device of ``diagonal``;
         differentiable any number of times, in reverse and forward mode.
 
     Raises:
-        TypeError: If the diagonals are real and the entry beside them is complex.
+        TypeError: If the diagonals are real and the entry next to them is complex.
     """
     if isinstance(off_diagonal, complex) and not diagonal.is_complex():
         raise TypeError(
-            f"diagonal must be complex beside the off-diagonal entry {off_diagonal}, got "
+            f"diagonal must be complex with the off-diagonal entry {off_diagonal}, got "
             f"{diagonal.dtype}; convert it"
         )
     return _Matrices.apply(diagonal, off_diagonal)
@@ -53,7 +53,7 @@ def crank_nicolson_states(
     Args:
         start: First states (B, S).
         diagonal: Diagonals of the Z, (T, B, S), of the dtype of ``start``; S at least 1.
-        off_diagonal: The entry beside the diagonal, common to all.
+        off_diagonal: The entry next to the diagonal, common to all.
 
     Yields:
         The T states after ``start``, (B, S).

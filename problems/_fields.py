@@ -132,8 +132,8 @@ def on_grid(operator: Callable[[Field], Field], values: Tensor) -> Tensor:
 def on_ring(values: Tensor | np.ndarray) -> Field:
     """Velocities (B, N) on a ring of length 1, as a field of PhiFlow.
 
-    Args:
-        values: Cell values; torch tensors inside `phiflow_like`, or in NumPy.
+    Values are torch tensors inside `phiflow_like`, or in NumPy; the result is a centred grid of
+    vectors of one component, its axes named by ``RING_AXES``.
 
     Returns:
         Centred grid of vectors of one component, its axes named by ``RING_AXES``.
@@ -143,18 +143,10 @@ def on_ring(values: Tensor | np.ndarray) -> Field:
 
 
 def noise(samples: int, size: int, generator: torch.Generator) -> Tensor:
-    """Smooth random fields, PhiFlow's ``Noise()`` on a square grid of unit cells.
+    """Smooth random fields (samples, size, size) float64, PhiFlow's ``Noise()`` on unit cells.
 
     Each sample has mean 0 and standard deviation 1 over its cells; amplitudes fall with the
     square of the wave number.
-
-    Args:
-        samples: Number of fields.
-        size: Cells per side, at least 2.
-        generator: CPU generator; its state alone decides the fields.
-
-    Returns:
-        Fields (samples, size, size), float64 on the CPU.
     """
     seed = int(torch.randint(2**32, (), generator=generator))
     # PhiFlow has no generator of its own: on this backend it draws from NumPy's global one, which

@@ -42,10 +42,7 @@ def folded(
 
 
 def unit_samples(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring every sample to length 1, for operations linear in each sample.
-
-    Args:
-        values: (B, ...).
+    """Bring every sample of (B, ...) to length 1, for operations linear in each sample.
 
     Returns:
         The samples divided by their lengths, and the lengths (B, 1, ...), without a graph. A zero
@@ -145,14 +142,11 @@ class _Pullback(torch.autograd.Function):
 
 
 def _unwrap(cotangent: Tensor) -> tuple[Tensor, int]:
-    """The batch of cotangents, (k, B, ...), inside what ``is_grads_batched`` passes on.
+    """Cotangents (k, B, ...) inside what ``is_grads_batched`` passes on, and their level.
 
     That wraps them in the batched tensors of a predecessor of `torch.func.vmap`, which knows
     nothing of rules for single functions and hands them to each node as they are. A tensor of its
-    does not tell the level it was wrapped at, mostly the first.
-
-    Returns:
-        The cotangents and their level.
+    does not give the level it was wrapped at, mostly the first.
     """
     for level in range(1, _LEVELS + 1):
         # At another level this adds an axis, and the tensor stays wrapped.

@@ -17,14 +17,10 @@ Velocity = tuple[Tensor, Tensor]
 
 
 def curl(potential: Tensor) -> Velocity:
-    """The divergence-free velocity of a potential.
+    """The divergence-free velocity of a potential, with cells of length 1.
 
-    Args:
-        potential: Values at the corners of the cells (..., N + 1, N + 1), one constant on all
-            walls; otherwise fluid would pass through them.
-
-    Returns:
-        Velocity, with cells of length 1.
+    The potential (..., N + 1, N + 1) at the corners of the cells is one constant on all walls;
+    otherwise fluid would pass through them.
     """
     return potential[..., 1:-1, :].diff(dim=-1), -potential[..., 1:-1].diff(dim=-2)
 
@@ -41,14 +37,10 @@ def at_faces(density: Tensor) -> Velocity:
 
 
 class Projection:
-    """Removes the divergence of velocities, by a pressure.
+    """Removes the divergence of velocities on (N, N) cells, by a pressure.
 
     The pressure solves the five-point Poisson equation with walls around. Cosines are the
     eigenvectors of that Laplacian, so that the solution is four products with one matrix.
-
-    Args:
-        size: Cells N per side.
-        like: Tensor whose dtype and device count.
     """
 
     def __init__(self, size: int, like: Tensor):
@@ -73,14 +65,6 @@ def advect_density(density: Tensor, velocity: Velocity, time: float) -> Tensor:
 
     Each cell takes the value of the place that one straight step back along the velocity leads
     to, linear between the centres of cells and constant beyond the outermost.
-
-    Args:
-        density: At the centres.
-        velocity: What carries it.
-        time: Length of the step; in it a velocity of 1 passes so many cells.
-
-    Returns:
-        Density (B, N, N).
     """
     x, y = _with_walls(velocity)
     centred = (x[:, 1:] + x[:, :-1]) / 2, (y[..., 1:] + y[..., :-1]) / 2
@@ -92,13 +76,6 @@ def advect_velocity(velocity: Velocity, time: float) -> Velocity:
 
     Between the faces it is linear, and it falls to zero at the walls; along them within half a
     cell beyond, which makes for some friction.
-
-    Args:
-        velocity: What is carried, and carries.
-        time: As in `advect_density`.
-
-    Returns:
-        Velocity.
     """
     x, y = velocity
     walled_x, walled_y = _with_walls(velocity)

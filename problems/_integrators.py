@@ -9,16 +9,9 @@ from torch import Tensor
 def rk4(
     derivative: Callable[[Tensor, Tensor], Tensor], state: Tensor, control: Tensor, dt: float
 ) -> Tensor:
-    """One step of the classical fourth-order Runge–Kutta method.
+    """One step of the classical fourth-order Runge–Kutta method; the control is constant in it.
 
-    Args:
-        derivative: Time derivative ``f(state, control)``, of the shape of ``state``.
-        state: State at the start of the step, any shape.
-        control: Control, constant over the step, whatever shape ``derivative`` takes.
-        dt: Step length, in the time unit of ``derivative``.
-
-    Returns:
-        State at the end of the step; shape, dtype and device of ``state``.
+    ``derivative(state, control)`` has the shape of the state, which is any.
     """
     # Small states make this a matter of launches: `alpha` saves one operation per stage.
     k1 = derivative(state, control)

@@ -1,4 +1,4 @@
-"""What a problem offers to whoever trains on it."""
+"""Base class of a problem: data, network, prediction, loss and published settings."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,7 +163,7 @@ class Problem(ABC):
         name: Identifier used in file names, such as ``"nonlinear_oscillators"``.
         time_budget: Training time in seconds, the published one where there is one; not needed
             where there is a number of epochs.
-        epochs: Passes through the training data that a run makes unless told otherwise, where it
+        epochs: Passes through the training data that a run makes by default, where it
             is they that are published or that count; None for a run by ``time_budget``.
         settings: Settings per method name.
         loss_reduction: Whether the loss is the ``"mean"`` or the ``"sum"`` over the samples.
@@ -195,7 +195,8 @@ class Problem(ABC):
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Training and test data, float64 on the CPU, equal leading dimension per dict.
 
-        Whole numbers, such as pixels and labels, keep their dtype during the training too.
+        The state of the generator, on the CPU, alone decides the samples. Whole numbers, such as
+        pixels and labels, keep their dtype during the training too.
 
         Raises:
             DataError: Files that they are read from are missing or not as they should be.
@@ -232,7 +233,7 @@ class Problem(ABC):
         return self.loss(self.predict(network, batch), batch)
 
     def focus(self, network: nn.Module, batch: Batch) -> Batch:
-        """What of a batch to step on, chosen with the network as it is; by default all of it.
+        """Return the part of a batch to step on, chosen with the network as it is; by default all.
 
         This is part of the step, and of its time; the batch is drawn outside.
         """
@@ -263,7 +264,7 @@ class Problem(ABC):
         return self
 
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """What is recorded beside the loss at every evaluation, on the test data.
+        """Return what is recorded next to the loss at every evaluation, on the test data.
 
         Returns:
             Tensors of any fixed shape by name, each a mean over the samples or a statistic of
@@ -272,5 +273,5 @@ class Problem(ABC):
         return {}
 
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
-        """What figures show of a trained network, in numpy arrays and plain Python."""
+        """Return what figures show of a trained network, in numpy arrays and plain Python."""
         return {}

@@ -1,4 +1,4 @@
-"""What a problem with several losses offers to whoever trains on it."""
+"""Base class of a problem with several losses."""
 
 from abc import abstractmethod
 

@@ -48,7 +48,7 @@ class BurgersControl(Problem):
 
     The actuators :math:`g_k` are bell curves of height 1, evenly spaced; the controls :math:`c_k`
     are constant within each time step. Without a force the mean of u stays as it is. All
-    quantities are dimensionless. What is explicit blows up for velocities far beyond
+    quantities are dimensionless. The explicit part blows up for velocities far beyond
     :math:`\sqrt{2 \nu / dt}` or one cell per time step.
 
     Every sample starts from :math:`\sin 2 \pi x`. Targets are
@@ -114,7 +114,7 @@ class BurgersControl(Problem):
 
     @property
     def bumps(self) -> Tensor:
-        """What each actuator does to each cell, float64 (K, N)."""
+        """Effect of each actuator on each cell, float64 (K, N)."""
         places = (torch.arange(self.actuators, dtype=torch.float64) + 0.5) / self.actuators
         distance = (self.positions - places[:, None] + 0.5) % 1 - 0.5  # the short way round
         return torch.exp(-0.5 * (distance * self.actuators / REACH).square())
@@ -124,14 +124,7 @@ class BurgersControl(Problem):
         return dense_network([self.cells, *self.hidden, self.time_steps * self.actuators], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``start`` and ``target``, float64 (samples, N).
-        """
+        """Draw training and test set, each with ``start`` and ``target``, float64 (samples, N)."""
         angle = 2 * torch.pi * self.positions
         waves = AMPLITUDE * torch.stack([torch.sin(2 * angle), torch.cos(2 * angle)])
 
@@ -178,15 +171,7 @@ class BurgersControl(Problem):
         return self._simulate(batch["start"], self._controls(network, batch))
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Squared distance to the target, summed over the N cells, mean over samples.
-
-        Args:
-            prediction: Final states (B, N).
-            batch: ``target`` (B, N); other entries are not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Squared distance to the ``target``, summed over the N cells, mean over samples."""
         return (prediction - batch["target"]).square().sum(-1).mean()
 
     def plain(self) -> Self:
@@ -244,11 +229,7 @@ class BurgersControl(Problem):
 
 @lru_cache(maxsize=8)
 def _matrices(cells: int, viscosity: float, dt: float) -> tuple[np.ndarray, np.ndarray]:
-    """What PhiFlow multiplies velocities with, from the right, in float64 (N, N).
-
-    Returns:
-        The slope :math:`D^T`, and the diffusion over a time step, which is symmetric.
-    """
+    """The slope D^T and a step of diffusion of PhiFlow, from the right, in float64 (N, N)."""
     with math.NUMPY, math.precision(64):
         impulse = on_ring(np.eye(1, cells))
         # Carried by a velocity of 1 a field changes by minus its slope.
@@ -262,7 +243,7 @@ def _matrices(cells: int, viscosity: float, dt: float) -> tuple[np.ndarray, np.n
 
 def _diffused(velocity: Field, viscosity: float, dt: float) -> Field:
     """The component of a velocity after a time step of diffusion, as a scalar."""
-    # Beside a second axis of the batch PhiFlow is slow to report on the samples, and warns of it.
+    # With a second axis of the batch PhiFlow is slow to report on the samples, and warns of it.
     component = velocity.vector["x"]
     solve = math.Solve("CG", TOLERANCE, TOLERANCE)
     return diffuse.implicit(component, viscosity, dt, solve, gradient_for_diffusivity=False)

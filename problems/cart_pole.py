@@ -108,14 +108,7 @@ class CartPole(Problem):
         return dense_network([len(WEIGHTS), *self.hidden, 1], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``start``, float64 (samples, 4).
-        """
+        """Draw training and test set, each with ``start``, float64 (samples, 4)."""
         hanging = torch.tensor([0, 0, torch.pi, 0], dtype=torch.float64)
 
         def draw(samples: int) -> dict[str, Tensor]:
@@ -141,12 +134,12 @@ class CartPole(Problem):
         return rk4(self.derivative, state, self.force_gain * control, self.dt)
 
     def observe(self, state: Tensor) -> Tensor:
-        """What the network sees (…, 5) of states (…, 4): an angle and its full turns are one."""
+        """Network inputs (…, 5) of states (…, 4): an angle and its full turns are one."""
         position, velocity, angle, spin = state.unbind(-1)
         return torch.stack([position, velocity, angle.cos(), angle.sin(), spin], -1)
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What is left to do, and the effort, with the network in control.
+        """Remaining error and effort with the network in control.
 
         Args:
             network: Maps observations (B, 5) to controls (B, 1).
@@ -165,15 +158,7 @@ class CartPole(Problem):
         return torch.cat([missed.flatten(1), scale * effort], 1)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Sum of the squares of what `predict` returns, mean over samples.
-
-        Args:
-            prediction: Deviations and effort (B, 5 K + 1).
-            batch: Not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Sum of the squares of what `predict` returns, (B, 5 K + 1), mean over samples."""
         return prediction.square().sum(1).mean()
 
     @torch.no_grad()

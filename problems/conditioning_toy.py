@@ -72,15 +72,7 @@ class ConditioningToy(Problem):
         return dense_network([1, *self.hidden, 2], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``x`` (samples, 1) and ``target`` (samples, 2),
-            float64.
-        """
+        """Draw training and test set, ``x`` (samples, 1), ``target`` (samples, 2); float64."""
 
         def draw(samples: int) -> dict[str, Tensor]:
             x = 2 * torch.rand(samples, 1, generator=generator, dtype=torch.float64) - 1
@@ -89,7 +81,7 @@ class ConditioningToy(Problem):
         return draw(self.train_size), draw(self.test_size)
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What the simulator makes of the network's outputs.
+        """Simulate the network's outputs.
 
         Args:
             network: Maps x (B, 1) to outputs (B, 2).
@@ -102,19 +94,11 @@ class ConditioningToy(Problem):
         return outputs * constant((1.0, self.scale), outputs.dtype, outputs.device)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Half the squared distance to the target, mean over samples.
-
-        Args:
-            prediction: Scaled outputs (B, 2).
-            batch: ``target`` (B, 2); other entries are not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Half the squared distance to the ``target`` (B, 2), mean over samples."""
         return 0.5 * (prediction - batch["target"]).square().sum(-1).mean()
 
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Activations of the first hidden layer, which tell whether its neurons are saturated.
+        """Activations of the first hidden layer, which show whether its neurons are saturated.
 
         Args:
             network: A network of `network`.

@@ -100,14 +100,7 @@ class NonlinearOscillators(Problem):
         return dense_network([2 * self.oscillators, *self.hidden, self.time_steps], nn.ReLU)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``start`` and ``target``, float64 (samples, 2N).
-        """
+        """Draw training and test set, ``start`` and ``target``, float64 (samples, 2N)."""
 
         def draw(samples: int) -> dict[str, Tensor]:
             shape = (samples, 2 * self.oscillators)
@@ -120,7 +113,7 @@ class NonlinearOscillators(Problem):
         """Time derivative (…, 2N) of states (…, 2N) under forces (…, N)."""
         position, velocity = state.split(self.oscillators, -1)
         # The stretch of the springs between neighbours, cubed; the padding stands for the free
-        # ends. What oscillator i gets is the difference of the springs on its two sides.
+        # ends. The force on oscillator i is the difference of the springs on its two sides.
         springs = pad(position.diff() ** 3, (1, 1)).diff()
         return torch.cat([velocity, springs - position + force], -1)
 
@@ -143,15 +136,7 @@ class NonlinearOscillators(Problem):
         return hig.rollout(self.step, batch["start"], controls, method=self.rollout)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Squared distance to the target, summed over the 2N components, mean over samples.
-
-        Args:
-            prediction: Final states (B, 2N).
-            batch: ``target`` (B, 2N); other entries are not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Squared distance to the ``target``, summed over 2N components, mean over samples."""
         return (prediction - batch["target"]).square().sum(-1).mean()
 
     def plain(self) -> Self:

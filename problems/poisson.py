@@ -98,28 +98,17 @@ class Poisson(Problem):
         return on_grid(field.laplace, fields)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
+        """Draw training and test set, ``truth`` and ``target``, float64 (samples, size, size).
 
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``truth``, what the network shall find, and
-            ``target``, what it sees and what the physics shall make of its answer; float64
-            (samples, size, size).
+        The network shall find the truth; it sees the target, which the physics shall make of its
+        answer.
         """
         return self._draw(self.train_size, generator), self._draw(self.test_size, generator)
 
     def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches without end, each of samples not seen before.
+        """Batches without end of samples not seen before, (size, self.size, self.size).
 
-        Args:
-            train: Training data of `data`; only dtype and device count.
-            size: Samples per batch.
-            generator: CPU generator; its state alone decides the samples.
-
-        Yields:
-            ``truth`` and ``target``, both (size, self.size, self.size).
+        Of ``train`` dtype and device count; the state of the generator alone decides the samples.
         """
         samples = max(POOL // size, 1) * size
         while True:
@@ -129,7 +118,7 @@ class Poisson(Problem):
                 yield {name: values[start : start + size] for name, values in pool.items()}
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """What the physics makes of the network's answer.
+        """Return the state that follows from the network's answer.
 
         Args:
             network: Maps (B, size²) to (B, size²).
@@ -141,15 +130,7 @@ class Poisson(Problem):
         return self.physics(_answer(network, batch))
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Half the squared distance to the target, *summed* over cells and samples.
-
-        Args:
-            prediction: Fields (B, size, size).
-            batch: ``target`` (B, size, size); other entries are not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Half the squared distance to the ``target``, *summed* over cells and samples."""
         residual = prediction - batch["target"]
         loss = 0.5 * residual.square().sum()
         if self.metric:
@@ -187,7 +168,7 @@ class Poisson(Problem):
 
     @torch.no_grad()
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str] | str]:
-        """Answers of the network beside the truth, for figures.
+        """Answers of the network next to the truth, for figures.
 
         Args:
             network: Maps (k, size²) to (k, size²).

@@ -129,15 +129,7 @@ class QuantumDipole(Problem):
         return dense_network([2 * self.interior, *self.hidden, self.time_steps], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with ``start`` and ``target``, float64 (samples, S, 2):
-            real and imaginary parts.
-        """
+        """Draw training and test set, ``start`` and ``target``, float64 (samples, S, 2)."""
         chosen = torch.tensor(TARGETS[self.target])
         eigenstates = self.eigenstates(int(chosen.max()))
 
@@ -172,8 +164,8 @@ class QuantumDipole(Problem):
 
     def textbook_step(self, state: Tensor, control: Tensor) -> Tensor:
         """Advance states (…, S) under fields (…) by one dense solve."""
-        beside = torch.ones(self.interior - 1, dtype=control.dtype, device=control.device)
-        neighbours = torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
+        off_diagonal = torch.ones(self.interior - 1, dtype=control.dtype, device=control.device)
+        neighbours = torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
         hamiltonian = torch.diag_embed(self.hamiltonian_diagonal(control)).add(
             neighbours, alpha=-1 / self.spacing**2
         )
@@ -278,7 +270,7 @@ class QuantumDipole(Problem):
         return torch.stack(states, 1) if trajectory else states[-1]
 
     def _half_step(self, control: Tensor) -> tuple[Tensor, complex]:
-        """Diagonals (…, S) of i dt H / 2 under fields (…), and the entry beside them."""
+        """Diagonals (…, S) of i dt H / 2 under fields (…), and the entry next to them."""
         half = 0.5 * self.dt
         diagonal = half * self.hamiltonian_diagonal(control)
         return torch.complex(torch.zeros_like(diagonal), diagonal), -1j * half / self.spacing**2

@@ -1,6 +1,6 @@
 """Control of smoke in a closed box by forces on the incompressible air that carries it.
 
-A puff of smoke rises by its buoyancy; a few large eddies of force, chosen anew for each time step,
+A puff of smoke rises by its buoyancy; a few large eddies of force, chosen for each time step,
 shall make its density at the end that of a target. The air follows the incompressible Euler
 equations. A force moves the smoke through the air alone, the last ones hardly any more, and small
 eddies undo one another, which makes the problem badly conditioned.
@@ -47,7 +47,7 @@ from problems._problem import Batch, Problem, Settings, parameter, require_posit
 TOLERANCE = 1e-12
 # Samples simulated at a time without a graph: the fields of more do not stay in the cache.
 CHUNK = 256
-# Where puffs start, in both directions.
+# Puffs start there, in both directions.
 NEAREST, FARTHEST = 0.3, 0.7
 
 
@@ -143,15 +143,7 @@ class SmokeControl(Problem):
         return dense_network([inputs, *self.hidden, outputs], nn.Tanh)
 
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Draw training and test samples.
-
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
-        Returns:
-            Training and test set, each with the densities ``start`` and ``target``, float64
-            (samples, N, N).
-        """
+        """Draw training and test set, densities ``start``, ``target``, float64 (samples, N, N)."""
         return self._draw(self.train_size, generator), self._draw(self.test_size, generator)
 
     def observe(self, density: Tensor) -> Tensor:
@@ -187,15 +179,7 @@ class SmokeControl(Problem):
         return self.observe(self._controlled(network, batch))
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Squared distance to the image of the target, summed over pixels, mean over samples.
-
-        Args:
-            prediction: Images (B, n, n).
-            batch: ``target`` (B, N, N); other entries are not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Squared distance to the image of the target, summed over pixels, mean over samples."""
         return (prediction - self.observe(batch["target"])).square().sum((1, 2)).mean()
 
     def plain(self) -> Self:

@@ -32,7 +32,7 @@ set_hypothesis_home_dir(tempfile.mkdtemp(prefix="hypothesis-"))
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Tell how many faults were injected, where any were."""
+    """Report how many faults were injected, where any were."""
     if TALLY["injected"]:
         counts = f"{TALLY['injected']}, parameters corrupted: {TALLY['corrupted']}"
         terminalreporter.write_line(f"faults injected: {counts}")

@@ -7,39 +7,35 @@ from collections.abc import Callable
 
 import torch
 
-__all__ = [
-    "MOST_THREADS",
-    "average_argument",
-    "device_argument",
-    "kappa_argument",
-    "momentum_argument",
-    "positive_float",
-    "positive_int",
-    "rcond_argument",
-    "seed_argument",
-    "threads_argument",
-]
-
 # Per core; the threads of many more would not find the memory for their stacks.
 MOST_THREADS = 16
 # Limit of all counts: no machine has the memory for more, and torch cannot count 2**63 bytes.
 MOST = 2**40
 
 
-def _number(text: str, kind: Callable[[str], float], remedy: str) -> float:
+def _number(
+    text: str,
+    kind: type[int] | type[float],
+    within: str,
+    holds: Callable[[float], bool],
+    remedy: str,
+) -> float:
+    """Read a number for which ``holds`` is true; ``within`` says so in words."""
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}; {remedy}") from None
+    if not holds(value):
+        shown = value if kind is int else f"{value:g}"
+        raise argparse.ArgumentTypeError(f"must be {within}, got {shown}; {remedy}")
+    return value
 
 
 def positive_int(text: str, example: str = "10") -> int:
     """Read a whole number above zero, for argparse; the example is part of the error text."""
     remedy = f"give a number such as {example}"
-    value = _number(text, int, remedy)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}; {remedy}")
+    value = _number(text, int, "at least 1", lambda x: x >= 1, remedy)
     if value > MOST:
         raise argparse.ArgumentTypeError(f"must be at most {MOST}, got {value}; {remedy}")
     return value
@@ -48,10 +44,7 @@ def positive_int(text: str, example: str = "10") -> int:
 def positive_float(text: str, example: str = "0.5 or 3e-4") -> float:
     """Read a finite number above zero, for argparse; the example is part of the error text."""
     remedy = f"give a number such as {example}"
-    value = _number(text, float, remedy)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value:g}; {remedy}")
-    return value
+    return _number(text, float, "positive and finite", lambda x: 0 < x < math.inf, remedy)
 
 
 def rcond_argument(text: str) -> float | str:
@@ -65,29 +58,19 @@ def momentum_argument(text: str) -> float:
 
 
 def _fraction(text: str, remedy: str) -> float:
-    value = _number(text, float, remedy)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {value:g}; {remedy}")
-    return value
+    return _number(text, float, "in [0, 1)", lambda x: 0 <= x < 1, remedy)
 
 
 def average_argument(text: str) -> float:
     """Read the decay factor of a running average; for argparse."""
-    value = _number(text, float, "0.8 averages over some five steps")
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be between 0 and 1, got {value:g}; 0.8 averages over some five steps"
-        )
-    return value
+    remedy = "0.8 averages over some five steps"
+    return _number(text, float, "between 0 and 1", lambda x: 0 < x < 1, remedy)
 
 
 def kappa_argument(text: str) -> float:
     """Read an exponent of the singular values; for argparse."""
     remedy = "-0.5 is the half-inverse gradient"
-    value = _number(text, float, remedy)
-    if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be in [-1, 1], got {value:g}; {remedy}")
-    return value
+    return _number(text, float, "in [-1, 1]", lambda x: -1 <= x <= 1, remedy)
 
 
 def threads_argument(text: str) -> int:
@@ -108,12 +91,8 @@ def busy_argument(text: str) -> int:
 
 def seed_argument(text: str) -> int:
     """Read a seed; for argparse."""
-    value = _number(text, int, "give a number such as 0")
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(
-            f"must be from 0 to 2**32 - 1, got {value}; give a number such as 0"
-        )
-    return value
+    remedy = "give a number such as 0"
+    return _number(text, int, "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32, remedy)
 
 
 def device_argument(text: str) -> str:

@@ -84,18 +84,9 @@ _OPTIONS: dict[str, dict[str, dict[str, object]]] = {
 def parse(
     problem: Problem, method: str, arguments: Sequence[str] | None = None
 ) -> tuple[Problem, Settings, Options]:
-    """Read problem, settings and options from a command line.
+    """Read problem, settings and options; the published ones are the defaults.
 
-    Args:
-        problem: Problem with the published parameters, which are the defaults.
-        method: Name of the method, whose settings for the problem are the defaults.
-        arguments: Command line without the program name, by default that of the process.
-
-    Returns:
-        The problem, the settings and the options to run.
-
-    Raises:
-        SystemExit: For ``--help`` and after an error message for arguments that are not valid.
+    Raises `SystemExit` for ``--help`` and after an error message for arguments that are not valid.
     """
     defaults = METHODS[method].complete(problem.settings[method])
     parser = _parser(problem, method, defaults)
@@ -252,12 +243,7 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
 
 
 def add_run(parser: argparse.ArgumentParser, out: Path) -> None:
-    """Add seed, device, dtype, threads, output directory and quiet.
-
-    Args:
-        parser: The parser.
-        out: Default directory of the result files.
-    """
+    """Add seed, device, dtype, threads, output directory (default ``out``) and quiet."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--seed",

@@ -19,14 +19,7 @@ Step = Callable[[], object]
 
 
 class Cases:
-    """Steps of one problem on one fixed batch; each takes its own copy of the network.
-
-    Args:
-        problem: the problem.
-        batch_size: samples of the batch.
-        device: torch device.
-        seed: seed of weights and data.
-    """
+    """Steps of one problem on one fixed batch; each takes its own copy of the network."""
 
     def __init__(self, problem: Problem, batch_size: int, device: str, seed: int = 0):
         self.problem, self.device, self.seed = problem, device, seed

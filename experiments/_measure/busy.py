@@ -12,8 +12,6 @@ from pathlib import Path
 from experiments._measure.command import table
 from experiments._problems import PROBLEMS
 
-__all__ = ["SMALL", "beside_busy", "busy_processes", "busy_table"]
-
 SMALL = "128 rows"
 METHODS = ("hig", "adam")
 WORKER = Path(__file__).with_name("busy_worker.py")
@@ -39,11 +37,8 @@ def beside_busy(
 ) -> list[dict[str, object]]:
     """Measure steps in processes of their own, by turns at the default of threads and on one.
 
-    Args:
-        cases: keys of ``PROBLEMS``, or ``"128 rows"``.
-        busy: number of other processes that are busy.
-        rounds: how often each takes its turn.
-        seconds: length of a turn.
+    ``cases`` are keys of ``PROBLEMS``, or ``"128 rows"``; a turn takes ``seconds`` beside ``busy``
+    other processes.
 
     Returns:
         One row per case and method: ``case``, ``method``, ``median_ms`` and ``mean_ms`` at the

@@ -3,8 +3,11 @@
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,11 +66,7 @@ def add_out(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def begin(options: argparse.Namespace) -> dict[str, str]:
-    """Prepare a measurement: threads, and the place of its files; returns its `origin`.
-
-    Raises:
-        SystemExit: With an error message, if a place cannot be written to.
-    """
+    """Prepare threads and the place of the files, else exit with a message; returns `origin`."""
     if getattr(options, "threads", None) is not None:
         torch.set_num_threads(options.threads)
     if getattr(options, "json", None) is not None:
@@ -83,16 +82,20 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 
 def table(columns: Mapping[str, str], rows: Sequence[Row]) -> str:
-    """Write rows as a Markdown table.
+    """Write rows as a Markdown table, by the format string of each column.
 
-    Args:
-        columns: Format string of each column, applied to a row, by heading; a heading that begins
-            with a space is of a column of numbers, on the right.
-        rows: The values.
+    A heading that begins with a space is of a column of numbers, on the right.
     """
     lines = [list(columns), ["---:" if name.startswith(" ") else "---" for name in columns]]
     lines += [[cell.format(**row) for cell in columns.values()] for row in rows]
     return "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
+
+
+def in_own_process(module: str, *arguments: object) -> Any:
+    """Run a module next to this one without leftovers of others; returns the JSON it prints."""
+    line = [sys.executable, "-m", f"experiments._measure.{module}", *map(str, arguments)]
+    done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def milliseconds(seconds: Sequence[float]) -> dict[str, object]:

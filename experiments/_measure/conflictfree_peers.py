@@ -67,12 +67,7 @@ def compare_operators(
 ) -> list[dict[str, object]]:
     """Time both packages in turn on the CPU, in float32.
 
-    Args:
-        rounds: Counted turns of each.
-        clock: ``"wall"`` or ``"processor"``.
-        patience: Seconds after which a case has no further turn.
-        losses: Numbers of losses.
-        sizes: Numbers of parameters, about.
+    A case has no further turn after ``patience`` seconds.
 
     Returns:
         One row per case: ``case``, ``losses``, ``parameters``, ``rounds``, ``hig_us`` and

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fft, linalg, special
 
-__all__ = ["operations"]
-
 Case = tuple[Callable, tuple[Tensor, ...]]
 
 

@@ -5,8 +5,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["WAYS", "examine"]
-
 Function = Callable[..., Tensor]
 Tensors = Sequence[Tensor]
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from experiments._measure.scaling_cases import Case
 
-__all__ = ["MEMORY_CASES", "MemoryCase", "equation_case", "field_case", "loop_case"]
-
 
 @dataclass(frozen=True)
 class MemoryCase:
@@ -32,12 +30,7 @@ class MemoryCase:
 
 
 def equation_case(points: int, width: int) -> Case:
-    """A physics-informed network in float64, derivatives by autograd: a row for each point.
-
-    Args:
-        points: number of points.
-        width: of the four hidden layers.
-    """
+    """A physics-informed network in float64, derivatives by autograd: a row for each point."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Linear(2, width), nn.Tanh()]
     for _ in range(3):
@@ -57,12 +50,7 @@ def equation_case(points: int, width: int) -> Case:
 
 
 def field_case(samples: int, extent: int) -> Case:
-    """Two fields per sample from a small convolution network, 882 weights.
-
-    Args:
-        samples: B.
-        extent: points of a field along each axis.
-    """
+    """Two fields (extent, extent) per sample from a small convolution network, 882 weights."""
     torch.manual_seed(0)
     convolutions = [nn.Conv2d(*channels, 3, padding=1) for channels in ((2, 8), (8, 8), (8, 2))]
     first, second, third = convolutions
@@ -77,12 +65,7 @@ def field_case(samples: int, extent: int) -> Case:
 
 
 def loop_case(samples: int, extent: int) -> Case:
-    """A time loop over a large state, steered by four numbers; its first 32 values are wanted.
-
-    Args:
-        samples: B.
-        extent: size of the state, at least 32.
-    """
+    """A time loop over ``extent`` >= 32 numbers, steered by four; its first 32 are wanted."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 4))
     inputs, shapes = torch.randn(samples, 3), torch.randn(4, extent)

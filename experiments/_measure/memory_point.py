@@ -1,7 +1,6 @@
 """Measure one step of a case of ``experiments.benchmark --memory`` in a process of its own."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,23 +9,15 @@ from statistics import median
 import torch
 
 import hig
-from experiments._measure.command import table
+from experiments._measure.command import in_own_process, table
 from experiments._measure.memory_cases import MEMORY_CASES
 from experiments._measure.timing import peak_bytes
-
-__all__ = ["CHUNKS", "compare_chunks", "measure_point", "memory_table"]
 
 CHUNKS = (1, 4, 16, 64, 256)
 
 
 def measure_point(name: str, samples: int, extent: int, chunk: int | None) -> dict[str, float]:
-    """Take one step of Gauss-Newton on one thread.
-
-    Args:
-        name: a key of ``MEMORY_CASES``.
-        samples: B.
-        extent: see the case.
-        chunk: backward passes in one batch, None for the default.
+    """Take one step of Gauss-Newton on one thread, ``chunk`` backward passes in one batch.
 
     Returns:
         ``seconds`` of processor time, ``peak_bytes`` of the step, and ``jacobian_bytes``.
@@ -59,13 +50,6 @@ def compare_chunks(
 ) -> list[dict[str, object]]:
     """Measure a case by default and with fixed chunks, in turn, each time in a fresh process.
 
-    Args:
-        name: a key of ``MEMORY_CASES``.
-        samples: B.
-        extent: see the case.
-        chunks: the fixed ones.
-        rounds: turns of each.
-
     Returns:
         A row for the default and each chunk: ``case``, ``chunk``, ``seconds`` (median over the
         rounds), ``of_best`` (median over the rounds of the time relative to the fixed chunk that
@@ -75,7 +59,8 @@ def compare_chunks(
     points: dict[int | None, list[Mapping[str, float]]] = {None: [], **{c: [] for c in chunks}}
     for _ in range(rounds):
         for chunk, found in points.items():
-            found.append(_in_own_process(name, samples, extent, chunk))
+            request = json.dumps([name, samples, extent, chunk])
+            found.append(in_own_process("memory_point", request))
     seconds = {chunk: [p["seconds"] for p in found] for chunk, found in points.items()}
     best = seconds[min(chunks, key=lambda chunk: median(seconds[chunk]))]
     return [
@@ -102,14 +87,6 @@ def memory_table(rows: Sequence[Mapping[str, object]]) -> str:
         " of the best fixed chunk": "{of_best:.2f}",
     }
     return table(columns, [{**row, "chunk": row["chunk"] or "default"} for row in rows])
-
-
-def _in_own_process(name: str, samples: int, extent: int, chunk: int | None) -> dict[str, float]:
-    request = json.dumps([name, samples, extent, chunk])
-    command = [sys.executable, "-m", "experiments._measure.memory_point", request]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
 
 
 if __name__ == "__main__":

@@ -93,10 +93,7 @@ class Rates:
 def measure_rates(device: str, size: int = 1024, repeats: int = 5) -> Rates:
     """Measure the machine: the best of some tries.
 
-    Args:
-        device: torch device.
-        size: of the matrices that are multiplied; the copy is of 64 times as many numbers.
-        repeats: tries.
+    Matrices of ``size`` are multiplied; the copy is of 64 times as many numbers.
     """
     flops = {}
     for dtype in (torch.float32, torch.float64):

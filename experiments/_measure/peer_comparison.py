@@ -29,15 +29,7 @@ def peer_versions() -> dict[str, str]:
 def compare(
     problem: Problem, batch_size: int, rounds: int, device: str, clock: str, patience: float
 ) -> list[dict[str, object]]:
-    """Measure all packages on one problem, in turn.
-
-    Args:
-        problem: As for `PeerCases`.
-        batch_size: Samples of the batch.
-        rounds: Counted calls of each case.
-        device: Torch device.
-        clock: ``"wall"`` or ``"processor"``.
-        patience: Seconds after which a case has no further turn.
+    """Measure all packages on one problem, in turn; after ``patience`` seconds no further turn.
 
     Returns:
         One row per case: ``quantity``, ``case``, ``rounds`` counted, ``median_ms``, ``min_ms``,

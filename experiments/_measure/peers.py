@@ -19,8 +19,9 @@ from torch.nn.utils import parameters_to_vector
 
 import hig
 from experiments._run.batches import check_batch_size
-from hig._jacobian.capture import Capture
+from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
+from hig._jacobian.exactness import ExactnessMemory
 from hig._torch.batched_vjp import BatchedVJP
 from problems import Batch, Problem, samples
 
@@ -61,11 +62,7 @@ class PeerCase:
 
 
 def require_peers() -> None:
-    """Import the packages that are compared with.
-
-    Raises:
-        ImportError: If one is missing; the text says which, and how to get it.
-    """
+    """Import the packages that are compared with; an ImportError says how to get them."""
     for module, package in PACKAGES.items():
         try:
             import_module(module)
@@ -77,12 +74,7 @@ def require_peers() -> None:
 
 
 class Simulated(nn.Module):
-    """A network followed by the simulator: the model that other packages train.
-
-    Args:
-        problem: Simulates.
-        network: Is simulated; its parameters are those of the model.
-    """
+    """A network followed by the simulator: the model that other packages train."""
 
     def __init__(self, problem: Problem, network: nn.Module):
         super().__init__()
@@ -208,9 +200,8 @@ class PeerCases:
             with Capture(parameters) as capture:
                 prediction = problem.predict(network, self.batch)
             with torch.no_grad():
-                found = build_jacobian(
-                    capture.uses, prediction, parameters, names, "auto", BatchedVJP()
-                )
+                forward = ForwardPass(capture.uses, prediction, parameters, names)
+                found = build_jacobian(forward, "auto", BatchedVJP(), ExactnessMemory())
                 return found.jacobian.gram()
 
         return compute

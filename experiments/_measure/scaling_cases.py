@@ -31,12 +31,9 @@ class Case:
 
 
 def dense_case(rows: int, parameters: int, device: str) -> Case:
-    """A network of two hidden layers on random data, four outputs per sample.
+    """A network of two hidden layers on random data, four outputs (rows) per sample.
 
-    Args:
-        rows: n, a multiple of four.
-        parameters: wished number; met to two per cent from 1e4 on.
-        device: torch device.
+    The number of parameters is met to two per cent from 1e4 on.
 
     Raises:
         ValueError: the rows are not a multiple of the outputs.
@@ -58,9 +55,7 @@ def dense_case(rows: int, parameters: int, device: str) -> Case:
 def field_case(samples: int, device: str) -> Case:
     """A U-Net that controls fields of 64 × 64, which then diffuse implicitly.
 
-    Args:
-        samples: fields of a batch; each has 4,096 rows.
-        device: torch device.
+    Each sample has 4,096 rows.
     """
     torch.manual_seed(0)
     network = UNet(channels=1, width=16).to(device)

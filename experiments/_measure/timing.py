@@ -25,13 +25,8 @@ def interleaved_seconds(
 ) -> dict[str, list[float]]:
     """Seconds of each function in each round, A B C A B C …, so that drift hits all alike.
 
-    Args:
-        functions: functions to time, by name.
-        rounds: counted calls of each.
-        warm_up: calls of each that are not counted.
-        device: torch device; CUDA kernels are waited for.
-        patience: seconds after which a function has no further turn, once it was counted.
-        clock: ``"wall"`` or ``"processor"``, see `TrainingClock`.
+    After ``warm_up`` calls ``rounds`` are counted; a function that has taken ``patience`` seconds
+    has no further turn. CUDA kernels are waited for.
 
     Raises:
         ValueError: If the clock is unknown or cannot be used on the device.

@@ -8,9 +8,7 @@ from torch.nn.functional import interpolate
 class UNet(nn.Module):
     """Three resolutions, two convolutions at each, skip connections between equal ones.
 
-    Args:
-        channels: of input and output.
-        width: channels at the finest resolution, doubled at each coarser one.
+    ``width`` is that of the finest resolution, doubled at each coarser one.
     """
 
     def __init__(self, channels: int, width: int):

@@ -29,11 +29,7 @@ class Weighting(GradientOperator):
     def calculate_gradient(
         self, grads: Tensor | Sequence[Tensor], losses: Sequence | None = None
     ) -> Tensor:
-        """The weighted sum (P,) of gradients (m, P).
-
-        Raises:
-            ValueError: No losses are given.
-        """
+        """The weighted sum (P,) of gradients (m, P); raises a ValueError without losses."""
         if losses is None:
             raise ValueError(f"{type(self).__name__} needs the losses, got None; pass losses=")
         gradients = grads if isinstance(grads, Tensor) else torch.stack(list(grads))
@@ -55,9 +51,6 @@ class MinMax(Weighting):
 
     Liu, Wang, *A dual-dimer method for training physics-constrained neural networks with minimax
     architecture*, Neural Networks 136 (2021).
-
-    Args:
-        lr: Step size of the weights.
     """
 
     def __init__(self, lr: float = 1e-3):
@@ -148,13 +141,10 @@ class ReLoBRaLo(Weighting):
 class LearningRateAnnealing(Weighting):
     r"""Weights that bring the gradients of all losses to the size of the first's.
 
-    :math:`\hat w_i = \max |\nabla L_1| / \mathrm{mean} |\nabla L_i|`, averaged over the steps; the
-    first loss, that of the equation, keeps the weight 1. Wang, Teng, Perdikaris, *Understanding and
-    mitigating gradient flow pathologies in physics-informed neural networks*, SIAM J. Sci. Comput.
-    43 (2021).
-
-    Args:
-        beta: Weight of the past in the average.
+    :math:`\hat w_i = \max |\nabla L_1| / \mathrm{mean} |\nabla L_i|`, averaged over the steps,
+    where the past has the weight ``beta``; the first loss, that of the equation, keeps the weight
+    1. Wang, Teng, Perdikaris, *Understanding and mitigating gradient flow pathologies in
+    physics-informed neural networks*, SIAM J. Sci. Comput. 43 (2021).
     """
 
     def __init__(self, beta: float = 0.999):

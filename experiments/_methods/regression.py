@@ -40,9 +40,6 @@ class Regression(Problem):
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Draw normal inputs, and the outputs of a random network of these widths.
 
-        Args:
-            generator: CPU generator; its state alone decides the samples.
-
         Returns:
             Training and test set, equally large: ``input`` (samples, widths[0]) and ``target``
             (samples, widths[-1]), float64.

@@ -36,27 +36,14 @@ class _AlongGradients:
 
 
 class Combined(_AlongGradients):
-    """Adam along the combination of the gradients of all losses by an operator.
-
-    Args:
-        parameters: Parameters of a network.
-        lr: Step size.
-        operator: Maps the gradients (m, P) to a direction (P,).
-    """
+    """Adam along the combination (P,) of the gradients (m, P) of all losses by an operator."""
 
     def __init__(self, parameters: Sequence[Tensor], lr: float, operator: Operator):
         super().__init__(optim.Adam(parameters, lr=lr))
         self._parameters, self.operator = list(parameters), operator
 
     def step(self, closure: Callable[[], Sequence[Tensor]]) -> Tensor:
-        """Take one step.
-
-        Args:
-            closure: Returns the losses, scalars with graphs.
-
-        Returns:
-            The sum of the losses before the step.
-        """
+        """Take a step; ``closure`` returns the losses with graphs. Returns their sum before it."""
         with torch.enable_grad():
             losses = closure()
         self.zero_grad()
@@ -80,10 +67,8 @@ class Combined(_AlongGradients):
 class Alternating(_AlongGradients):
     """Gradient descent along combined momenta; the losses take turns, one per step.
 
-    Args:
-        parameters: Parameters of a network.
-        lr: Step size; the direction is scaled as that of Adam.
-        operator: Makes an operator that maps the momenta (m, P) to a direction (P,).
+    ``operator`` makes one that maps momenta (m, P) to a direction (P,), which is scaled as that of
+    Adam.
     """
 
     def __init__(
@@ -99,15 +84,7 @@ class Alternating(_AlongGradients):
         return self._momenta and self._momenta.operator
 
     def step(self, closure: Callable[[int], Tensor], count: int) -> Tensor:
-        """Take one step.
-
-        Args:
-            closure: Returns the loss of a number, a scalar with a graph.
-            count: Number of losses, the same in every step.
-
-        Returns:
-            The loss before the step whose turn it is.
-        """
+        """Take a step on the loss whose turn it is, of ``count``; returns the loss before it."""
         if self._momenta is None:
             self._momenta = self._new_momenta(count)
         self.zero_grad()

@@ -72,12 +72,9 @@ class Method:
     def optimizer(
         self, parameters: Parameters, settings: Settings, reduction: str = "mean"
     ) -> Optimizer:
-        """Make the optimiser for the parameters with the settings.
+        """Make the optimiser; None among the settings stands for the defaults of the method.
 
-        Args:
-            parameters: Parameters of a network.
-            settings: Those of the method; None stands for its defaults.
-            reduction: How losses of several processes make one, ``"mean"`` or ``"sum"``.
+        By ``reduction``, ``"mean"`` or ``"sum"``, losses of several processes make one.
         """
         settings = self.complete(settings)
         options = {name: getattr(settings, name) for name in self.options if name != "schedule"}
@@ -94,10 +91,6 @@ class MuonAdamW:
 
     Muon orthogonalises matrices and takes nothing else. With the adjusted step size both halves
     move their parameters by about ``lr`` per entry, so that one ``lr`` serves both.
-
-    Args:
-        parameters: Parameters of a network.
-        lr: Step size of both halves.
     """
 
     def __init__(self, parameters: Parameters, lr: float):

@@ -48,13 +48,7 @@ _HOLDERS = (dict, OrderedDict, list, tuple)
 
 
 def read(contents: bytes) -> object:
-    """Read an archive that ``torch.save`` wrote.
-
-    Args:
-        contents: Tensors and plain Python.
-
-    Returns:
-        Its contents, tensors on the CPU.
+    """Read tensors, onto the CPU, and plain Python that ``torch.save`` wrote.
 
     Raises:
         UnsafeResultError: It asks for a name or an opcode that tensors and plain Python do not

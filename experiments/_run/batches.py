@@ -15,15 +15,7 @@ class BatchSizeError(ValueError):
 
 
 def check_batch_size(size: int, train: Batch) -> None:
-    """Refuse a batch size that would be cut to the number of training samples.
-
-    Args:
-        size: Samples per batch.
-        train: Training data.
-
-    Raises:
-        BatchSizeError: There are fewer.
-    """
+    """Refuse with a `BatchSizeError` a size above the number of training samples."""
     if size > samples(train):
         raise BatchSizeError(
             f"the batch size must be at most {samples(train)}, the number of training samples, got "
@@ -87,9 +79,7 @@ class Batches:
     def load_state_dict(self, state_dict: dict[str, object]) -> None:
         """Repeat the last draw and skip the batches that have been taken.
 
-        Raises:
-            RuntimeError: The generator ends in another state: this problem's batches depend on
-                more than its state.
+        Raises a RuntimeError if this problem's batches depend on more than the generator's state.
         """
         self._before, self._taken = state_dict["before"], state_dict["taken"]
         self._generator.set_state(self._before.clone())  # of a view torch takes other bytes

@@ -1,4 +1,7 @@
-"""Checkpoint files, from which an interrupted run is resumed."""
+"""Checkpoint files, from which an interrupted run is resumed.
+
+``Training.state_dict`` decides on what they hold.
+"""
 
 import hashlib
 import io
@@ -73,16 +76,7 @@ def identity(
 
 
 def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> None:
-    """Write a checkpoint; the previous one survives a failure at any moment.
-
-    Args:
-        path: File to write.
-        run: Result of `identity`.
-        state: State of the run, in tensors and plain Python.
-
-    Raises:
-        OSError: It cannot be written; the previous one is unchanged.
-    """
+    """Write a checkpoint of ``run``, its `identity`; the previous one survives any failure."""
     contents = io.BytesIO()
     torch.save({"run": dict(run), "state": dict(state)}, contents)
     data = contents.getvalue()
@@ -90,16 +84,9 @@ def save(path: Path, run: Mapping[str, str], state: Mapping[str, object]) -> Non
 
 
 def load(path: Path, run: Mapping[str, str]) -> dict[str, object] | None:
-    """Read a checkpoint. No code from the file runs, whoever wrote it.
+    """Read a checkpoint onto the CPU, None if there is none. No code from the file runs.
 
     If several processes share the run, the first one reads and broadcasts the bytes.
-
-    Args:
-        path: File to read.
-        run: Result of `identity` for the run to resume.
-
-    Returns:
-        The state, its tensors on the CPU; None if there is no file.
 
     Raises:
         CheckpointError: It is the checkpoint of another run.
@@ -158,10 +145,6 @@ def _read(path: Path, data: bytes) -> dict[str, dict]:
 
 def require_none(result: Path, run: Mapping[str, str]) -> None:
     """Refuse to start in the place of a run that was cut short: its work would be lost.
-
-    Args:
-        result: The result file of the run that is to start.
-        run: Its `identity`.
 
     Raises:
         CheckpointError: There is a checkpoint, of the same run or of another one.
@@ -226,9 +209,6 @@ class Checkpoints:
 
         Of several processes the first one writes, and all call this. If it cannot be written, the
         previous one is unchanged and the failure is reported.
-
-        Args:
-            state: Returns the state of the run.
         """
         start = self._now()
         current = state()

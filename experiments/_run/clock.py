@@ -10,15 +10,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def seconds_of(kind: str, device: str | torch.device) -> Callable[[], float]:
-    """Look up the function that reads a kind of clock, in seconds.
-
-    Args:
-        kind: ``"wall"`` or ``"processor"``, see `TrainingClock`.
-        device: Device of the work.
-
-    Raises:
-        ValueError: If the kind is unknown, or ``"processor"`` on another device than the CPU.
-    """
+    """Look up the function that reads a kind of clock; a ValueError as for `TrainingClock`."""
     if kind not in CLOCKS:
         raise ValueError(f"clock must be one of {', '.join(CLOCKS)}, got {kind!r}")
     if kind == "processor" and torch.device(device).type != "cpu":

@@ -30,32 +30,16 @@ def loss_per_sample(problem: Problem, loss: float, batch: Batch) -> float:
 
 
 def mean_loss(problem: Problem, network: nn.Module, data: Batch, chunk: int = CHUNK) -> float:
-    """Compute the recorded loss, with the network in evaluation mode.
+    """Compute the recorded loss per sample, in evaluation mode, added up in float64.
 
-    Args:
-        problem: Defines the recorded loss, by default the mean per sample.
-        network: The network to evaluate; its mode is restored.
-        data: Training or test data of the problem.
-        chunk: Samples evaluated at a time, which bounds the memory.
-
-    Returns:
-        Loss per sample, added up in float64.
+    Samples are evaluated ``chunk`` at a time, which bounds the memory.
     """
     with evaluating(network):
         return problem.data_loss(network, data, chunk)
 
 
 def metrics(problem: Problem, network: nn.Module, data: Batch) -> dict[str, np.ndarray]:
-    """Compute the metrics of the problem, with the network in evaluation mode.
-
-    Args:
-        problem: Problem with any metrics, or none.
-        network: The network to evaluate; its mode is restored.
-        data: Tensors of equal leading dimension, all evaluated at once.
-
-    Returns:
-        float64 arrays by name, of the shapes that the problem gives them.
-    """
+    """Compute the metrics of the problem, float64 by name, in evaluation mode."""
     with evaluating(network):
         values = problem.metrics(network, data)
     # Copies: a metric may be a part of the network, which is trained further.

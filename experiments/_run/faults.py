@@ -66,13 +66,10 @@ class Faults:
             self._kept = [deepcopy(part.state_dict()) for part in self._parts]
 
     def require_finite(self) -> None:
-        """Check all numbers that a step has left behind; not under ``"raise"``.
+        """Raise a NonFiniteError if a step has left NaN or Inf; not under ``"raise"``.
 
         A first-order method has taken a gradient with NaN into parameters or moments before the
         next loss shows it.
-
-        Raises:
-            NonFiniteError: One is NaN or infinite.
         """
         if not self._skip:
             return
@@ -84,18 +81,10 @@ class Faults:
             )
 
     def meet(self, error: Exception, during: str, **where: float) -> dict[str, object]:
-        """Note a fault, and raise the error again if the run does not survive it.
+        """Note a fault; raise the error again unless the run survives it. Returns the event.
 
         A step is undone with `restore_parameters`, once the error is dropped: its traceback keeps
         the tensors of the step alive, and memory may be short.
-
-        Args:
-            error: The exception that was raised.
-            during: ``"step"`` or ``"evaluation"``.
-            where: Further entries of the event, such as ``step``.
-
-        Returns:
-            The event.
         """
         kind = kind_of(error)
         if kind is None:

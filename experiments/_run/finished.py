@@ -19,17 +19,7 @@ def finished(
     processes: int,
     earlier: Pretraining | None,
 ) -> dict[str, object] | None:
-    """Read the results of a run of the same command line that has used up its budget.
-
-    Args:
-        result: The result file, whose name has problem, method and seed.
-        sim_par: All settings of the requested run.
-        processes: Those that share it.
-        earlier: The weights that it starts from, if any.
-
-    Returns:
-        The results; None if there are none, or if they are of another run.
-    """
+    """Read the results of a run of the same command line that has used up its budget, or None."""
     try:
         found = hig.load_results(result)
     except (OSError, hig.CorruptResultError, hig.UnsafeResultError):

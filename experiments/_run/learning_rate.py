@@ -10,16 +10,10 @@ LAST, WARM_UP_STEPS, WARM_UP_SHARE = 0.1, 100, 0.01
 
 
 def factor(schedule: str, step: int, done: float) -> float:
-    """Factor of the step size.
+    """Factor of the step size, above 0 and up to 1, when a share ``done`` of the run is over.
 
-    Args:
-        schedule: ``"constant"``, or ``"cosine"`` for half a cosine from 1 to a tenth, after a
-            linear warm-up over 100 steps or 1 % of the run.
-        step: Number of the step, from 0.
-        done: Share of the run that is done, 0 to 1; of its time if it has a time budget.
-
-    Returns:
-        A number above 0 and up to 1.
+    The schedule ``"cosine"`` is half a cosine from 1 to a tenth, after a linear warm-up over 100
+    steps or 1 % of the run.
     """
     if schedule == "constant":
         return 1.0

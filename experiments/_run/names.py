@@ -12,11 +12,7 @@ from problems import Problem, Settings
 def deviations(problem: Problem, method: str, settings: Settings, options: Options) -> list[str]:
     """Settings in which a run deviates from the default run of its method on its problem.
 
-    Args:
-        problem: Problem, possibly with changed parameters.
-        method: Name of the method.
-        settings: Settings of the run.
-        options: Options of the run; seed and length do not count.
+    Seed and length do not count.
 
     Returns:
         Short texts such as ``"trust"``, ``"lr 8"``, ``"float64"`` or ``"no correction"``.

@@ -15,25 +15,13 @@ class ResultsError(OSError):
 
 
 def files_of(result: Path, options: Options) -> list[Path]:
-    """List all files of a run but the events for TensorBoard.
-
-    Args:
-        result: The result file.
-        options: Determines whether there are weights.
-    """
+    """List all files of a run but the events for TensorBoard."""
     holders = [result, weights.place(result)] if options.save_weights else [result]
     return [result.with_suffix(ENDING), *holders, *(file.with_suffix(".txt") for file in holders)]
 
 
 def try_places(files: Sequence[Path]) -> None:
-    """Make the folder of files, and try to write next to each of them.
-
-    Args:
-        files: Paths of files to be written; existing files are left as they are.
-
-    Raises:
-        ResultsError: One is a folder, or cannot be written.
-    """
+    """Make the folder of files, and try to write next to each of them, else a `ResultsError`."""
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,14 +39,7 @@ def try_places(files: Sequence[Path]) -> None:
 
 @contextmanager
 def explain_write_failure(checkpoint: Path | None) -> Iterator[None]:
-    """Turn a failure to write the final files into an error with a remedy.
-
-    Args:
-        checkpoint: File that the run can be resumed from, None if there is none.
-
-    Raises:
-        ResultsError: One cannot be written.
-    """
+    """Turn a failure to write the final files into a `ResultsError` with a remedy."""
     try:
         yield
     except OSError as error:

@@ -38,14 +38,7 @@ class Plan:
 def plan(problem: Problem, method: str, settings: Settings, options: Options) -> Plan:
     """Complete the settings, and name the run by its deviations from the defaults.
 
-    Args:
-        problem: Problem to train on.
-        method: A name in the table of methods that the problem has settings for.
-        settings: Of the method.
-        options: Length, seed, weights to start from and output directory.
-
-    Raises:
-        WeightsError: If those weights cannot be read or are of another problem.
+    Raises a `WeightsError` if the weights to start from cannot be read or are of another problem.
     """
     settings = _as_published(problem, method, settings)
     earlier = load(options.init_from, problem.name) if options.init_from else None

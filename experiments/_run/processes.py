@@ -20,9 +20,8 @@ class ProcessesError(ValueError):
 def process_group(device: str) -> Iterator[None]:
     """Join the other processes, if ``torchrun`` started this one, for the time of the context.
 
-    Args:
-        device: Device of the run. Tensors travel by NCCL between CUDA devices, where each process
-            takes the one of its local rank, and by gloo between CPUs.
+    Tensors travel by NCCL between CUDA devices, where each process takes the one of its local rank,
+    and by gloo between CPUs.
 
     Raises:
         ProcessesError: There are more processes than devices.
@@ -63,12 +62,7 @@ class Processes:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def check(self, problem: Problem, method: Method) -> None:
-        """Refuse runs that cannot be shared.
-
-        Raises:
-            ProcessesError: The problem or the method has several losses, or the method steps in
-                one process alone.
-        """
+        """Refuse, with a `ProcessesError`, several losses and methods of one process alone."""
         if self.size > 1 and method.closure == "outputs" and not method.jacobian:
             raise ProcessesError(
                 f"{method.label} runs in one process, got {self.size}; start it without torchrun, "
@@ -81,11 +75,7 @@ class Processes:
             )
 
     def alone(self, option: str) -> None:
-        """Refuse an option that takes one process.
-
-        Raises:
-            ProcessesError: There are several.
-        """
+        """Refuse, with a `ProcessesError`, an option that takes one process."""
         if self.size > 1:
             raise ProcessesError(
                 f"{option} takes one process, got {self.size}; leave it out, or start the run "
@@ -95,8 +85,7 @@ class Processes:
     def share(self, batch: Batch) -> Batch:
         """Take the samples of this process: consecutive; the first processes have one more.
 
-        Raises:
-            ProcessesError: There are fewer samples than processes.
+        Raises a `ProcessesError` if there are fewer samples than processes.
         """
         if self.size == 1:
             return batch
@@ -112,11 +101,7 @@ class Processes:
         return 1.0 if problem.loss_reduction == "sum" else samples(share) / samples(batch)
 
     def add_up(self, loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-        """Add the weighted losses of all processes, and the gradients in place.
-
-        Returns:
-            The sum of the losses, without a graph.
-        """
+        """Add the gradients of all processes in place; returns the sum of weighted losses."""
         loss = loss.detach()
         if self.size == 1:
             return loss

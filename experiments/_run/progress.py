@@ -12,13 +12,7 @@ ON_TERMINAL, IN_LOG = 0.1, 30.0
 
 
 class Progress:
-    """Progress bar with losses, rate and time left; other texts appear above it.
-
-    Args:
-        label: Name of the method.
-        options: The budget, epochs or seconds of training, and whether to be quiet.
-        stream: Output, by default stderr.
-    """
+    """Progress bar with losses, rate and time left; other texts appear above it."""
 
     def __init__(self, label: str, options: Options, stream: TextIO | None = None):
         self._stream = sys.stderr if stream is None else stream
@@ -52,13 +46,7 @@ class Progress:
         self._losses = f"test {test_loss:.2e}, train {train_loss:.2e}, "
 
     def stepped(self, epoch: float, seconds: float, loss: float) -> None:
-        """Show the progress after a step.
-
-        Args:
-            epoch: Passes through the data so far.
-            seconds: Training time so far.
-            loss: Loss of the batch.
-        """
+        """Show passes through the data and training time so far, and the loss of the batch."""
         self._steps += 1
         rate = self._steps / seconds if seconds > 0 else 0.0
         text = f"{self._losses}{rate:.3g} steps/s, batch {loss:.2e}"

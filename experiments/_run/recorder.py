@@ -38,9 +38,6 @@ class Recorder:
 
         With them the smallest cosine between the last step and the direction of a loss of several;
         NaN if there is none.
-
-        Raises:
-            ValueError: If a metric has the name ``"loss"``, whose place is taken.
         """
         if "loss" in metrics:
             raise ValueError("a metric is named 'loss', as the loss itself is; rename it")
@@ -93,17 +90,6 @@ class Recorder:
 _LISTS = ("epochs", "seconds", "train_loss", "test_loss", "smallest_cosine")
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Spectrum of the last report before an interruption.
-
-    Attributes:
-        singular_values: Singular values of the step.
-    """
-
-    singular_values: Tensor
-
-
 @dataclass
 class JacobianRecorder:
     """The report of every step of a Jacobian method.
@@ -119,16 +105,13 @@ class JacobianRecorder:
     shape: tuple[int, int] | None = None
     rcond: float | None = None
     spectra: dict[float, Tensor] = field(default_factory=dict)
-    latest: tuple[float, StepReport | Spectrum] | None = None
+    latest: tuple[float, StepReport | Tensor] | None = None  # a spectrum after an interruption
     due: int = 1
 
     def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> None:
         """Record one step; nothing of one for several losses that have a Jacobian each.
 
-        Args:
-            epoch: Passes through the data before the step.
-            seconds: Training time after the step.
-            report: ``optimizer.report`` of the step.
+        ``epoch`` counts passes before the step, ``seconds`` training time after it.
         """
         step_size, parts = report.step_size, getattr(report, "parts", [report])
         if len(parts) > 1:
@@ -183,8 +166,8 @@ class JacobianRecorder:
 
     def _latest_spectrum(self) -> tuple[float, Tensor] | None:
         """Epoch and singular values of the last step on a whole batch, None if they are lost."""
-        if self.latest is None:
-            return None
+        if self.latest is None or isinstance(self.latest[1], Tensor):
+            return self.latest
         try:
             return self.latest[0], self.latest[1].singular_values
         except ValueError:  # of a damped step, whose matrix went with a step on a shorter batch
@@ -196,7 +179,5 @@ class JacobianRecorder:
             setattr(self, name, state_dict[name].tolist())
         self.notes = dict.fromkeys(state_dict["notes"])
         self.spectra = dict(state_dict["spectra"])
-        latest = state_dict["latest"]
-        self.latest = latest and (latest[0], Spectrum(latest[1]))
-        for name in ("shape", "rcond", "due"):
+        for name in ("latest", "shape", "rcond", "due"):
             setattr(self, name, state_dict[name])

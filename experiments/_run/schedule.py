@@ -14,12 +14,7 @@ class Schedule(Protocol):
     """Schedule of evaluations after steps; start and end of a run are evaluated in any case."""
 
     def due(self, step: int, seconds: float) -> bool:
-        """Decide whether to evaluate now; called once after each step.
-
-        Args:
-            step: Steps so far.
-            seconds: Training time so far.
-        """
+        """Decide whether to evaluate now; called once after each step."""
 
     def state_dict(self) -> dict:
         """Return the state that later decisions depend on."""
@@ -29,11 +24,7 @@ class Schedule(Protocol):
 
 
 class EpochSchedule:
-    """Evaluation after each pass through the training data.
-
-    Args:
-        steps_per_epoch: Steps of one pass.
-    """
+    """Evaluation after each pass through the training data."""
 
     def __init__(self, steps_per_epoch: int):
         self._steps_per_epoch = steps_per_epoch
@@ -51,12 +42,7 @@ class EpochSchedule:
 
 
 class TimeSchedule:
-    """Evaluation at training times.
-
-    Args:
-        first: The first time, in seconds.
-        following: Computes the next time from that of an evaluation.
-    """
+    """Evaluation at training times: the first, and those that ``following`` makes of the last."""
 
     def __init__(self, first: float, following: Callable[[float], float]):
         self._next, self._following = first, following

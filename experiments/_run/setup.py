@@ -30,19 +30,7 @@ def prepare(
     earlier: Pretraining | None,
     processes: Processes,
 ) -> Training:
-    """Build a run; weights, data and batches depend on problem and seed alone.
-
-    Args:
-        problem: Problem to train on.
-        method: Method that trains.
-        settings: Batch size, step size and so on of the method.
-        options: Length, seed, device and dtype.
-        earlier: Weights to start from, if any.
-        processes: Those that share the run.
-
-    Returns:
-        The run before its first step.
-    """
+    """Build a run before its first step; weights, data, batches follow from problem and seed."""
     target = {"device": options.device, "dtype": DTYPES[options.dtype]}
     if options.threads is not None:
         torch.set_num_threads(options.threads)

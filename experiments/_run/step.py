@@ -27,13 +27,6 @@ def take_step(
 ) -> Tensor:
     """Take one optimiser step on a batch, or on this process's share of it.
 
-    Args:
-        problem: Problem to train on.
-        method: The method of the optimiser, which determines its closure.
-        network: The network, whose parameters the optimiser has.
-        optimizer: Takes the step.
-        batch: Tensors of equal leading dimension, of the network's dtype and device.
-
     Returns:
         Scalar loss of the batch before the step, mean or sum over its samples as the problem has
         it, without a graph.
@@ -64,17 +57,9 @@ def repeatable_step(
 ) -> Callable[[], Tensor]:
     """Make a training step that always starts from the present weights, for timing.
 
+    The step returns the loss before it.
+
     Step sizes that are meant for one batch size may diverge at another, or on one batch for long.
-
-    Args:
-        problem: Problem to train on.
-        method: The method that steps.
-        network: The network; its weights now are those that every step starts from.
-        settings: Settings of the method.
-        batch: As for `take_step`.
-
-    Returns:
-        Takes a step and returns the loss before it.
     """
     parameters = list(network.parameters())
     start = [parameter.detach().clone() for parameter in parameters]

@@ -92,11 +92,7 @@ class Training:
         }
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Resume where the same run was interrupted.
-
-        Args:
-            state: Result of `state_dict`, its tensors on the CPU.
-        """
+        """Resume where the same run was interrupted, from tensors on the CPU."""
         for name in _PARTS:
             part = getattr(self, name)
             if part is not None:

@@ -80,9 +80,6 @@ class Pretraining:
     def put_into(self, network: nn.Module) -> None:
         """Overwrite parameters and buffers of a network, in its own dtype and on its device.
 
-        Args:
-            network: Network with the names and shapes of the weights.
-
         Raises:
             WeightsError: Names or shapes differ; the network is unchanged then.
         """
@@ -126,17 +123,7 @@ def place(result: Path) -> Path:
 def save(
     result: Path, latest: Snapshot, run: dict[str, object], earlier: Pretraining | None
 ) -> Path:
-    """Write weights next to a result file.
-
-    Args:
-        result: Path of the result file.
-        latest: Finite weights.
-        run: ``problem``, ``method``, ``label`` and ``seed`` of the run.
-        earlier: The earlier run that the run started from, if any.
-
-    Returns:
-        Path of the weights file.
-    """
+    """Write finite weights and the names in ``run`` next to a result file; returns the path."""
     path = place(result)
     contents = {
         **run,
@@ -150,14 +137,7 @@ def save(
 
 
 def load(path: Path, problem: str) -> Pretraining:
-    """Read a weights file.
-
-    Args:
-        path: A file that `save` wrote.
-        problem: Name of the problem to train on.
-
-    Returns:
-        Its contents.
+    """Read a weights file that `save` wrote, for a run on the named problem.
 
     Raises:
         WeightsError: There is no such file, it holds something else, or it belongs to another

@@ -26,10 +26,7 @@ _TIMED_BY = {"clock": "sim_par", "threads": "machine", "processor": "machine", "
 def tables(runs: Sequence[Run], quantity: str, target: float | None = None) -> str:
     """One Markdown table for each problem, in the order in which they are first met.
 
-    Args:
-        runs: Runs of different identity.
-        quantity: ``"test"`` or ``"train"``, for the header.
-        target: Loss whose time is shown; None for no such column.
+    With a target they have a column of the time to that loss.
     """
     problems: dict[str, list[Run]] = {}
     for run in runs:

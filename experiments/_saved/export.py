@@ -29,9 +29,6 @@ _FAILURES = (OverflowError, RecursionError, ValueError, struct.error)
 def as_json(results: Mapping[object, object]) -> bytes:
     """Results as JSON in UTF-8.
 
-    Args:
-        results: Result of `hig.load_results`.
-
     Raises:
         ResultFileError: Two keys of one dict are the same as texts.
     """
@@ -41,13 +38,9 @@ def as_json(results: Mapping[object, object]) -> bytes:
 
 
 def as_npz(results: Mapping[object, object]) -> tuple[bytes, list[str]]:
-    """Arrays and numbers of results as an archive that ``numpy.load`` reads without pickle.
+    """Arrays and numbers as an archive that ``numpy.load`` reads without pickle.
 
-    Args:
-        results: Result of `hig.load_results`.
-
-    Returns:
-        The archive, and the keys that are left out.
+    Returns also the keys that are left out.
 
     Raises:
         ResultFileError: Two values would have the same key.

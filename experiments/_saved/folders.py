@@ -8,9 +8,7 @@ from pathlib import Path
 def make_folder(folder: Path, option: str = "--out") -> None:
     """Make the folder of an option, before anything is computed that would be lost without it.
 
-    Args:
-        folder: Folder of files to be written; missing parents are made too.
-        option: Option that it was given by, for the error text.
+    ``option`` is the one it was given by, for the error text.
 
     Raises:
         SystemExit: With an error message, where something else has the name, it cannot be made or
@@ -33,15 +31,7 @@ def make_folder(folder: Path, option: str = "--out") -> None:
 
 
 def make_place(file: Path, option: str) -> None:
-    """Make the folder of a file, and check that the file is not a folder itself.
-
-    Args:
-        file: File to be written.
-        option: Option that it was given by, for the error text.
-
-    Raises:
-        SystemExit: As for `make_folder`.
-    """
+    """Make the folder of a file, as `make_folder`; exit if the file is a folder itself."""
     if file.is_dir():
         sys.exit(f"error: {option} must be a file, got the folder {file}; add a name")
     make_folder(file.parent, f"the folder of {option}")

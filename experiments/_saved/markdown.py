@@ -7,11 +7,7 @@ import numpy as np
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Format a Markdown table, aligned for terminals: words at both ends, numbers between.
-
-    Args:
-        lines: Cells of the header and of each row, equally many, at least two.
-    """
+    """Format a Markdown table, aligned for terminals: words at both ends, numbers between."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []
     for line in lines:
@@ -30,11 +26,7 @@ def median_and_range(numbers: Sequence[float], shown: Callable[[float], str]) ->
 
 
 def to_target(seconds: Sequence[float]) -> str:
-    """Median and range of the seconds to a target, and how many of the runs got there.
-
-    Args:
-        seconds: One for each run, NaN for those that did not.
-    """
+    """Median and range of the seconds to a target, NaN for runs that did not get there."""
     reached = [number for number in seconds if not math.isnan(number)]
     share = f"{len(reached)} of {len(seconds)}"
     return f"{median_and_range(reached, amount) if reached else '–'}, {share}"

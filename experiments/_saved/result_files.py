@@ -17,11 +17,8 @@ class ResultFileError(ValueError):
 def files_in(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
     """The result files that are named, and those in the folders that are.
 
-    Args:
-        paths: Of files and folders; of folders those below are not looked into.
-
-    Yields:
-        Path of a file, and whether it was found in a folder and not named itself.
+    Yields each path, and whether it was found in a folder and not named itself. Folders below are
+    not looked into.
 
     Raises:
         ResultFileError: A folder has no result files.
@@ -40,9 +37,6 @@ def files_in(paths: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
 
 def read(path: Path) -> dict[str, object]:
     """Read a result file.
-
-    Args:
-        path: That of a file.
 
     Raises:
         ResultFileError: The file is the text next to a result file.

@@ -88,16 +88,7 @@ class Run:
 
 
 def run_of(path: Path, results: dict[str, object], quantity: str) -> Run:
-    """Extract the entries of a result file that a comparison needs.
-
-    Args:
-        path: The file, for error texts.
-        results: Its contents.
-        quantity: ``"test"`` or ``"train"``, the loss to compare.
-
-    Raises:
-        ResultFileError: They are not those of a training run.
-    """
+    """Extract what a comparison needs; a `ResultFileError` if it is not of a training run."""
     remedy = "give files that a submit script wrote"
     key = f"{quantity}_loss"
     missing = [name for name in (*_KEYS, key) if name not in results]
@@ -132,13 +123,7 @@ def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
     """Results of a published training script, with the entries in the name of its file.
 
     It has one number of epochs or those of its evaluations, and the seconds of each or in all.
-
-    Args:
-        path: The file.
-        results: Its contents.
-
-    Returns:
-        The same with the keys of a training run; results of anything else as they are.
+    Results of anything else are returned as they are.
     """
     if "label" in results or not {"epochs", "simulation_time", "test_loss"} <= results.keys():
         return results
@@ -160,9 +145,7 @@ def completed(path: Path, results: dict[str, object]) -> dict[str, object]:
 def read_runs(paths: Sequence[Path], quantity: str) -> list[Run]:
     """Read the runs to compare, each seed of an experiment once, and note the files left out.
 
-    Args:
-        paths: Of files, and of folders, whose files of other kinds are left out.
-        quantity: As for `run_of`.
+    In folders, files of other kinds are left out.
 
     Raises:
         ResultFileError: A file that was named, or all in the folders, is not of a training run.

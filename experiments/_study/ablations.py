@@ -15,11 +15,7 @@ _Varied = dict[tuple[object, ...], Seeds]
 
 
 def ablation(runs: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Text and tables in Markdown, of whatever settings differ between the runs.
-
-    Args:
-        runs: By the folder of the submit scripts.
-    """
+    """Text and tables in Markdown, of whatever settings differ between the runs of each folder."""
     differ = (differing(run.results for run in found) for found in runs.values())
     names = list(dict.fromkeys(name for found in differ for name in found))
     if len(names) != 2:

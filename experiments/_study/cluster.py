@@ -25,18 +25,11 @@ def run_on_cluster(
     workers: int,
     report: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """Submit jobs to a cluster through submitit, and wait for them.
+    """Submit jobs to a cluster through submitit, and wait for their outcomes, in their order.
 
-    Args:
-        jobs: The jobs.
-        out: Folder of the study, which all machines see.
-        cluster: ``"slurm"``, or ``"local"`` for processes of this machine.
-        parameters: Parameters of the scheduler, such as ``slurm_partition``.
-        workers: Processes at a time on this machine; a cluster has all jobs at once.
-        report: Called with each outcome as it comes.
-
-    Returns:
-        The outcomes, in the order of the jobs.
+    ``cluster`` is ``"slurm"``, or ``"local"`` for at most ``workers`` processes of this machine;
+    all machines see the folder ``out``. ``parameters`` are those of the scheduler, such as
+    ``slurm_partition``; ``report`` is called with each outcome as it comes.
 
     Raises:
         StudyError: submitit is missing, there is no such cluster, or it refuses the jobs.

@@ -73,12 +73,7 @@ def _is_done(job: Job, place: Path) -> bool:
 def run_job(job: Job, out: Path) -> Outcome:
     """Run or resume a job, unless it is done; before it the job whose weights it starts from.
 
-    Args:
-        job: The job.
-        out: Folder of the study.
-
-    Raises:
-        StudyError: Something is in the way of its files.
+    Raises a `StudyError` if something is in the way of its files.
     """
     place = out / job.place
     log = place / "log.txt"
@@ -110,16 +105,9 @@ def _make(place: Path) -> None:
 def run_jobs(
     jobs: Sequence[Job], out: Path, workers: int, report: Callable[[Outcome], None]
 ) -> list[Outcome]:
-    """Run jobs in several processes at a time, each on one thread.
+    """Run jobs in several processes, each on one thread; returns the outcomes in their order.
 
-    Args:
-        jobs: The jobs.
-        out: Folder of the study.
-        workers: Processes at a time.
-        report: Called with each outcome as it comes; the next job begins after it.
-
-    Returns:
-        The outcomes, in the order of the jobs.
+    ``report`` is called with each outcome as it comes; the next job begins after it.
     """
     outcomes, left = {}, iter(jobs)
     with ThreadPoolExecutor(workers) as pool:

@@ -67,22 +67,12 @@ def tuning_jobs(preset: Preset) -> list[tuple[Job, Point]]:
 def final_jobs(
     preset: Preset, best: Mapping[tuple[str, str], Sequence[Point]]
 ) -> list[tuple[Job, Point]]:
-    """Make jobs of the best points of the grid again, for as long as the reported runs.
-
-    Args:
-        preset: The study.
-        best: Settings by folder and method.
-    """
+    """Make jobs of the best points of the grid again, for as long as the reported runs."""
     return _tried(preset, 1.0, lambda *of: best.get(of, ()))
 
 
 def comparison_jobs(preset: Preset, winners: Winners) -> list[Job]:
-    """Make the reported runs, at the settings that have won; methods without a grid at their own.
-
-    Args:
-        preset: The study.
-        winners: Settings by folder and method.
-    """
+    """Make the reported runs, at settings that have won; methods without a grid at their own."""
     jobs = []
     for comparison in preset.comparisons:
         for method in comparison.methods:

@@ -7,14 +7,13 @@ losses are in winners.json.
 
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 import hig
-from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, read
+from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, fail, read
 from experiments._saved.runs import run_of
 from experiments._study.execution import result_of
 from experiments._study.winners import WINNERS, load_winners
@@ -29,11 +28,7 @@ _MOST_PLACES = (64, 64, 3)  # of a grid along its coordinates; the last number i
 
 
 def differing(runs: Iterable[Mapping[str, object]]) -> list[str]:
-    """Names of the settings in which runs of one method differ, in the order of the settings.
-
-    Args:
-        runs: Their results.
-    """
+    """Names of the settings in which runs of one method differ, in the order of the settings."""
     settings = [run["sim_par"] for run in runs]
     names = dict.fromkeys(name for found in settings for name in found)
     return [
@@ -51,11 +46,7 @@ def value_text(value: object) -> str:
 
 
 def keep(study: Path, out: Path) -> list[Path]:
-    """Write the kept part of a study.
-
-    Args:
-        study: Folder that ``python -m experiments.study`` has filled for one preset.
-        out: Folder of the new files.
+    """Write the kept part of a study, a folder that ``experiments.study`` filled for one preset.
 
     Returns:
         The new files: ``<part>/<problem>/<method>[_<value>...]_seed<k>.pickle``.
@@ -100,12 +91,7 @@ def keep(study: Path, out: Path) -> list[Path]:
 
 
 def cut(results: Mapping[str, object], whole: bool) -> dict[str, object]:
-    """Cut a run down to the entries that are kept.
-
-    Args:
-        results: Result of `hig.load_results`.
-        whole: Keep spectra, steps and an example too.
-    """
+    """Cut a run to the entries that are kept; if ``whole``, with spectra, steps and an example."""
     kept = {}
     for key, value in results.items():
         steps = key in _OF_STEPS
@@ -231,8 +217,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         written = keep(options.study, options.out)
     except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error)
     size = sum(path.stat().st_size for path in written)
     print(f"{len(written)} files, {size / 1e6:.1f} MB, in {options.out}")
     return 0

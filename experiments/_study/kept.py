@@ -32,10 +32,7 @@ class Kept:
 
 
 def read_kept(study: Path) -> Kept:
-    """Read a kept study.
-
-    Args:
-        study: Folder that ``python -m experiments keep`` has filled.
+    """Read a folder that ``python -m experiments keep`` has filled.
 
     Raises:
         ResultFileError: There are no runs of a comparison, or a file is not of a training run.

@@ -22,16 +22,9 @@ _STATUS = threading.Lock()
 def run_module(module: str, arguments: Sequence[str], log: Path) -> int:
     """Run ``python -m <module> <arguments>`` in a copy of a process that has imported torch.
 
+    The log gets the output. Returns the exit status; minus the number of the signal that ended it.
     May be called from several threads. The first call starts that process, which only has to
     wait to be copied. If the system cannot copy processes (Windows), a run starts a new one.
-
-    Args:
-        module: The module, by its full name.
-        arguments: Command line.
-        log: File of the run's output; overwritten.
-
-    Returns:
-        Exit status; minus the number of the signal that has ended the process.
     """
     can_copy = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if can_copy else "spawn")

@@ -15,9 +15,6 @@ def repetitions(parts: Mapping[str, Mapping[str, Iterable[Run]]]) -> list[float]
 
     Within a time, and on another day, a run takes some steps more or fewer.
 
-    Args:
-        parts: Runs by part of the study and by folder of the submit scripts.
-
     Returns:
         A ratio of at least 1 for each set of two or more runs of the same settings and seed.
     """

@@ -34,10 +34,8 @@ _RELAY, _FIRST_HALF = "relay", "relay_first"
 def report(kept: Kept, images: Mapping[str, str]) -> str:
     """Write the page as Markdown; the same files give the same bytes.
 
-    Args:
-        kept: The study.
-        images: Path of each figure, relative to the page, by its name without the suffix;
-            ``<problem>_<figure>`` and ``ablation_<part>``.
+    ``images`` has the paths of figures, relative to the page, by name: ``<problem>_<figure>`` and
+    ``ablation_<part>``.
     """
     parts = dict(kept.parts)
     every = [run for part in parts.values() for runs in part.values() for run in runs]

@@ -16,11 +16,7 @@ _COLUMNS = ("hig", "gn", "lm", "khig", "soap", "adam")
 
 
 def summary(kept: Kept) -> str:
-    """Medians of the final test losses, a line for each problem, the lowest in bold.
-
-    Args:
-        kept: The study.
-    """
+    """Medians of the final test losses, a line for each problem, the lowest in bold."""
     lines = [["", *(METHODS[name].label for name in _COLUMNS), "best of the others"]]
     for folder, runs in kept.compared.items():
         found = experiments(runs)
@@ -51,13 +47,7 @@ def _two_digits(seeds: Seeds, best: Seeds) -> str:
 def filled(page: Path, table: str) -> str:
     """Insert a table between the marks of a page; returns the new text.
 
-    Args:
-        page: A file with `BEGIN` and, later, `END`.
-        table: The new text between the marks.
-
-    Raises:
-        ResultFileError: The page has not both marks once, in that order.
-        OSError: The page cannot be read.
+    Raises a `ResultFileError` if the page has not both marks once, `BEGIN` before `END`.
     """
     try:
         text = page.read_text(encoding="utf-8")

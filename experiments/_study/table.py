@@ -129,11 +129,8 @@ def _simulator(
 ) -> Comparison:
     """Compare HIG, Gauss-Newton and further methods with first-order methods.
 
-    Args:
-        folder: That of the submit scripts.
-        batch_size: Of the first-order methods; by default their own.
-        jacobian: Command line of HIG and Gauss-Newton.
-        further: Other methods that see the Jacobian, at their own settings.
+    ``batch_size`` is that of the first-order methods, ``jacobian`` the command line of HIG and
+    Gauss-Newton; the ``further`` methods see the Jacobian, at their own settings.
     """
     first_order = ("khig", "adam", "soap")
     batch = () if batch_size is None else ("--batch-size", str(batch_size))

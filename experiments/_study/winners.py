@@ -22,12 +22,8 @@ def best_points(
     """Rank the settings by the final test loss, by folder and method, the lowest first.
 
     The test samples of the tuning seed differ from those of the reported seeds. A run that
-    diverges loses against all others; if all do, the smallest step size is taken.
-
-    Args:
-        grid: The jobs of the grid with their settings; without results they count as diverged.
-        out: Folder of the study.
-        count: Most settings for each.
+    diverges, or has no result, loses against all others; if all do, the smallest step size is
+    taken.
     """
     best = {}
     for of, tried in _by_method(grid).items():
@@ -43,11 +39,6 @@ def finalists(
 
     The best points; and since a short run flatters large step sizes and those that do not fall,
     the best cosine schedule at the next smaller step size as well.
-
-    Args:
-        grid: The jobs of the grid with their settings.
-        out: Folder of the study.
-        count: Number of the best settings.
     """
     found = {}
     for of, ranked in best_points(grid, out, len(grid)).items():
@@ -68,12 +59,8 @@ def save_winners(
 ) -> None:
     """Write the whole grid, with losses and winners, as JSON next to the results.
 
-    Entries of problems that the grid does not have stay as they are.
-
-    Args:
-        grid: The jobs of the grid with their settings.
-        finals: Those of its best that were tried for longer; empty if the grid decides.
-        out: Folder of the study.
+    ``finals`` is empty if the grid decides. Entries of problems that the grid does not have stay as
+    they are.
     """
     path = out / WINNERS
     won, longer = winners(finals or grid, out), _by_method(finals)
@@ -94,11 +81,7 @@ def save_winners(
 
 
 def load_winners(path: Path) -> list[dict[str, object]]:
-    """Read the file of `save_winners`.
-
-    Raises:
-        ResultFileError: There is no such file, or it is something else.
-    """
+    """Read the file of `save_winners`; a `ResultFileError` if it is missing or something else."""
     remedy = "the command python -m experiments.study writes it when the grid is done"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

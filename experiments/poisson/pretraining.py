@@ -24,13 +24,7 @@ METHODS = ("adam", "hig")
 def pretraining(
     problem: Problem, seconds: float, hig_batch_size: int, options: Options
 ) -> list[dict[str, object]]:
-    """Let each method start, and each continue from each.
-
-    Args:
-        problem: Problem to train on.
-        seconds: Training time of the first runs.
-        hig_batch_size: Samples per step of HIG; Adam has its published batch.
-        options: Options of the second runs, with their length.
+    """Let each method start for some seconds, and each continue from each with the options.
 
     Returns:
         The results of each first run and of the two that continue from it.

@@ -4,7 +4,8 @@ For ``z = W a + b`` the row of output d of sample b is :math:`\sum_u \delta_{bdu
 over the U uses of the weight for that sample (time steps, tokens, positions of a convolution),
 with :math:`\delta_{bdu} = \partial y_{bd} / \partial z_{bu}`. With one use the share of the Gram
 matrix is the Khatri-Rao form :math:`(\Delta \Delta^T) \circ (A A^T + 1)`, and the columns are never
-formed.
+formed. With several, as the positions of a convolution, ``add_gram`` takes the cheaper of the cross
+terms and columns that are formed a few at a time.
 
 Shapes: deltas (B, D, groups, U, out), patches (B, groups, U, in). Patches have no axis D: the
 inputs of a layer do not depend on the output that is differentiated. Groups of a convolution

@@ -32,9 +32,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def accumulable(gradient: Tensor) -> Tensor:
     """Convert a gradient for the moments: dense, real, in float32 or float64.
 
-    Args:
-        gradient: gradient of any shape; complex ones become (..., 2) with real and imaginary
-            parts, as in ``torch.optim.Adam``.
+    Complex gradients become (..., 2) with real and imaginary parts, as in ``torch.optim.Adam``.
     """
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
@@ -73,11 +71,7 @@ class AdamStep:
 
 
 def checked_step_size(size: float, parameter: Tensor) -> float:
-    """Return a step size after checking that the dtype of a parameter can represent it.
-
-    Raises:
-        NonFiniteError: it is larger than the largest number of that dtype.
-    """
+    """Return a step size; raise a NonFiniteError if the parameter's dtype cannot represent it."""
     if size > torch.finfo(parameter.dtype).max:
         raise NonFiniteError(
             f"a step of size {size:g} is beyond the numbers of {parameter.dtype}; take a smaller lr"
@@ -88,16 +82,11 @@ def checked_step_size(size: float, parameter: Tensor) -> float:
 def adam_step(
     state: dict[str, Any], gradient: Tensor, betas: tuple[float, float], eps: float
 ) -> AdamStep:
-    """Update the moments with a gradient and return the step.
+    """Update the moments with an :func:`accumulable` gradient and return the step.
+
+    A ``state`` that is empty gets ``step``, ``exp_avg`` and ``exp_avg_sq``.
 
     Kingma, Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, arXiv 1412.6980.
-
-    Args:
-        state: the state of the parameter, with ``step``, ``exp_avg`` and ``exp_avg_sq``; created
-            if it is empty.
-        gradient: the gradient of the parameter, as returned by :func:`accumulable`.
-        betas: decay of mean and mean square.
-        eps: number added to the denominator.
     """
     if "step" not in state:
         state["step"] = 0
@@ -111,9 +100,6 @@ def adam_step(
 
 def check_adam_group(group: dict[str, Any]) -> None:
     """Check a new parameter group, except for its learning rate.
-
-    Args:
-        group: parameters of any dtype, ``betas`` and ``eps``.
 
     Raises:
         TypeError: a parameter is sparse, or a setting is not a number.

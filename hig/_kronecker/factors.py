@@ -24,12 +24,8 @@ __all__ = ["DampedPower", "damped_power", "input_factor", "output_factor"]
 def input_factor(patches: Tensor, bias: bool) -> Tensor:
     """Second moment A of the inputs of a layer, mean over samples and uses.
 
-    Args:
-        patches: the inputs that the weight is multiplied with, (B, groups, U, in).
-        bias: whether the layer has a bias, whose input is 1.
-
-    Returns:
-        (groups, in, in), with a bias (groups, in + 1, in + 1); dtype of the patches.
+    Of patches (B, groups, U, in), the inputs of the weight: (groups, in, in), in + 1 with a bias,
+    whose input is 1.
     """
     if bias:  # as last input: the bias is the last column of the weight
         patches = torch.cat([patches, torch.ones_like(patches[..., :1])], -1)
@@ -41,14 +37,10 @@ def input_factor(patches: Tensor, bias: bool) -> Tensor:
 def output_factor(deltas: Tensor) -> Tensor:
     """Second moment S of the gradients of a layer's outputs, sum over samples and uses.
 
+    Of gradients of a random projection of the outputs, (B, groups, U, out): (groups, out, out).
+
     JᵀJ is a sum over samples and uses. With independent inputs and gradients, the sum of the
     products is the sum of one factor times the mean of the other: A is the mean.
-
-    Args:
-        deltas: gradients of a random projection of the outputs, (B, groups, U, out).
-
-    Returns:
-        (groups, out, out), dtype of the gradients.
     """
     rows = deltas.transpose(0, 1).flatten(1, 2)
     return rows.mT @ rows

@@ -33,9 +33,6 @@ _IN_TRANSFORM = "inside a transform of torch.func (vmap, grad, jvp or another)"
 class ParameterCalls(Capture):
     """Capture of layer uses, and of other torch functions that take the watched parameters.
 
-    Args:
-        parameters: the tensors to watch, by identity.
-
     Attributes:
         functions: names of the other functions that take a parameter, by its id.
         of_biases: description of the weight of a layer that is not watched, by the id of its bias.
@@ -153,12 +150,7 @@ class Explanation:
     ) -> None:
         """Find the reasons for one computation, unless they are those of the last one.
 
-        Args:
-            calls: the calls captured in it.
-            factors: the factors of its layers.
-            gradients: gradients of all parameters that it depends on.
-            groups: all parameters of the optimiser.
-            thorough: whether ``partial`` of the factors is set.
+        If ``thorough``, ``partial`` of the factors is set.
         """
         signature = calls.signature()
         layered = {id(p) for layer_factors in factors for p in layer_factors.layer.parameters}

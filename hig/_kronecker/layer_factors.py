@@ -39,13 +39,10 @@ def random_probe(
 ) -> Tensor:
     r"""Draw random signs :math:`\epsilon`; with a metric M return :math:`M^{1/2} \epsilon`.
 
+    Signs of one seed are the same on any device; torch's generators are not used.
+
     Their second moment is M, so that the expected second moment of
     :math:`J^T M^{1/2} \epsilon` is :math:`J^T M J`.
-
-    Args:
-        prediction: (B, ...); shape, dtype and device count.
-        seed: seed of the signs, the same on any device; torch's generators are not used.
-        metric_root: applies the symmetric root of M; None for the identity.
 
     Raises:
         ValueError: if the metric changes the shape.
@@ -70,15 +67,11 @@ def factors_of_layers(
 ) -> list[LayerFactors]:
     """Compute the factors of all layers with a weight that the prediction depends on.
 
+    The graph of the prediction is kept. If ``thorough``, the gradient of the weights is compared in
+    the same pass, and ``partial`` set.
+
     They are moments over all positions that a weight is used at. The assignment of positions to
     samples does not matter, so that any axis may hold the samples, or none.
-
-    Args:
-        uses: the captured layer uses.
-        prediction: (B, ...), with its graph, which is kept.
-        probe: cotangent of the prediction, same shape.
-        thorough: compare also with the gradient of the weights, in the same pass, and set
-            ``partial``.
     """
     arranged = [with_leading_axis(use) for use in uses if not use.input.is_complex()]
     layers = [layer for layer in find_layers(arranged, 1) if layer.weight is not None]
@@ -102,10 +95,6 @@ def factors_of_layers(
 
 def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFactors]) -> None:
     """Raise unless there are gradients, and these and the factors are finite.
-
-    Args:
-        gradients: gradients by parameter.
-        factors: factors of all layers.
 
     Raises:
         ValueError: there is no gradient.

@@ -23,13 +23,7 @@ __all__ = [
 
 
 def take_factors(state: dict[str, Any], factors: LayerFactors, decay: float) -> None:
-    """Update running means with factors; they start again if the layer has changed its shape.
-
-    Args:
-        state: state of the layer's weight, which is changed.
-        factors: factors of one batch.
-        decay: decay of the running means.
-    """
+    """Update running means with factors; they start again if the layer has changed its shape."""
     if "inputs" not in state or state["inputs"].shape != factors.inputs.shape:
         state["updates"] = 0
         state["inputs"] = torch.zeros_like(factors.inputs)
@@ -41,14 +35,7 @@ def take_factors(state: dict[str, Any], factors: LayerFactors, decay: float) -> 
 
 
 def refresh_power(state: dict[str, Any], decay: float, power: float, damping: float) -> None:
-    """Decompose the running factors of a layer.
-
-    Args:
-        state: state of the layer's weight, which is changed.
-        decay: decay of the running means.
-        power: p of :func:`hig._kronecker.factors.damped_power`.
-        damping: damping of :func:`hig._kronecker.factors.damped_power`.
-    """
+    """Decompose a layer's running factors, see :func:`~hig._kronecker.factors.damped_power`."""
     # As in Adam: the means start at zero, and hold the weight 1 - decay^n after n updates.
     correction = 1 - decay ** state["updates"]
     outputs, inputs = state["outputs"] / correction, state["inputs"] / correction
@@ -60,14 +47,7 @@ def refresh_power(state: dict[str, Any], decay: float, power: float, damping: fl
 def layer_direction(
     state: Mapping[str, Any], steps: Mapping[Tensor, AdamStep], weight: Tensor, bias: Tensor | None
 ) -> dict[Tensor, Tensor]:
-    """Precondition the mean gradient of a layer; return it by parameter.
-
-    Args:
-        state: state of the weight, with a power.
-        steps: moments of all parameters.
-        weight: the weight.
-        bias: the bias of the layer, or None.
-    """
+    """Precondition the mean gradient of a layer by its power; return it by parameter."""
     power = DampedPower(state["output_basis"], state["input_basis"], state["scale"])
     groups, fan_out, _ = power.scale.shape
     # Output channels are ordered by group: (groups * out, in, *kernel) -> (groups, out, in * ...),
@@ -91,10 +71,6 @@ def position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:
 
 def check_state(state_dict: object, flat: Sequence[Tensor]) -> None:
     """Raise unless a state is one of this optimiser, for parameters of the same shapes.
-
-    Args:
-        state_dict: the state to be loaded.
-        flat: all parameters of the optimiser.
 
     Raises:
         TypeError: it is not a dictionary.
@@ -126,10 +102,6 @@ def copied_state(state_dict: Mapping[str, Any], flat: Sequence[Tensor]) -> dict[
     """Copy a state, by parameter, in the dtype that this optimiser uses for it.
 
     torch itself would share the tensors, and round the state of half-precision parameters.
-
-    Args:
-        state_dict: the state, already checked.
-        flat: all parameters of the optimiser.
     """
     copied: dict[Any, Any] = {"count": dict(state_dict["state"]["count"])}
     for index, parameter in _saved(state_dict, flat):

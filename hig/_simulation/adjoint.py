@@ -20,9 +20,6 @@ def whole_jacobian(pieces: Iterable[Piece]) -> tuple[Tensor, Tensor]:
 
     A control acts on the state after its own step, and all later steps carry that change to the
     end: :math:`\partial s_T / \partial c_t = A_{T-1} \cdots A_{t+1} B_t`.
-
-    Args:
-        pieces: the steps.
     """
     product: Tensor | None = None
     by_controls = []
@@ -57,11 +54,9 @@ def _runs(by_state: Tensor, by_control: Tensor) -> Iterator[Piece]:
 def _within_runs(by_state: Tensor, by_control: Tensor) -> Piece:
     """Jacobians of the ends of all runs by their controls (K, B, S, L * C) and starts (K, B, S, S).
 
-    Only the latest product is kept: writing to memory would take longer than the arithmetic.
+    The Jacobians of the steps are (K, L, B, S, S) and (K, L, B, S, C).
 
-    Args:
-        by_state: (K, L, B, S, S).
-        by_control: (K, L, B, S, C).
+    Only the latest product is kept: writing to memory would take longer than the arithmetic.
     """
     product, by_controls = by_state[:, -1], [by_control[:, -1]]
     for time in range(by_state.shape[1] - 2, -1, -1):
@@ -88,10 +83,7 @@ def adjoint(
 ) -> tuple[Tensor, Tensor]:
     """Cotangents of the initial state (B, 1, S) and of the controls (B, T, 1, C).
 
-    Args:
-        pieces: the steps.
-        of_final: cotangent of the final state, (B, 1, S).
-        of_states: cotangents of all T + 1 states, (B, T + 1, 1, S), or None.
+    From those of the final state (B, 1, S) and, unless None, of all states (B, T + 1, 1, S).
     """
     current, of_controls = of_final.mT, []  # columns: products of small matrices are faster so
     time = 0
@@ -115,15 +107,7 @@ def adjoint(
 
 
 def suffix_products(matrices: Tensor, last: Tensor | None = None) -> Tensor:
-    """Products of each matrix with all later ones: entry t is last M_{T-1} ... M_t.
-
-    Args:
-        matrices: M, (T, B, S, S).
-        last: (B, S, S), the last entry of the result; the identity if None.
-
-    Returns:
-        (T + 1, B, S, S).
-    """
+    """Products (T + 1, B, S, S) of each matrix with all later ones, ``last`` at the end."""
     products = matrices.new_empty((len(matrices) + 1, *matrices.shape[1:]))
     if last is None:
         last = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)

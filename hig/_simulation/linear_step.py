@@ -158,16 +158,7 @@ def apply(matrices: Tensor, states: Tensor) -> Tensor:
 def linear_states(
     step: LinearStep, state: Tensor, controls: Tensor
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Compute the T + 1 states (B, S); return also the matrices (T, B, S, S) of a single run.
-
-    Args:
-        step: the step.
-        state: (B, S).
-        controls: (T, B, ...).
-
-    Returns:
-        The states, and the matrices; None if there are several runs.
-    """
+    """Compute the T + 1 states (B, S); return also the matrices (T, B, S, S) of a single run."""
     states, matrices = [state.unsqueeze(-1)], state.new_empty(0)
     for times in runs(state, len(controls)):
         matrices = step.matrices_of(controls[times], 2, state)
@@ -178,13 +169,7 @@ def linear_states(
 
 
 def linear_pieces(step: LinearStep, states: Tensor, controls: Tensor) -> Iterator[Piece]:
-    """Yield the step Jacobians by state and control, run by run, backwards in time.
-
-    Args:
-        step: the step.
-        states: all states, (T + 1, B, S).
-        controls: (T, B, ...).
-    """
+    """Yield the step Jacobians by state and control, run by run, backwards in time."""
     for times in reversed(list(runs(states[0], len(controls)))):
         matrices = step.matrices_of(controls[times], 2, states[0])
         run_states = states[times.start : times.stop + 1]
@@ -193,16 +178,7 @@ def linear_pieces(step: LinearStep, states: Tensor, controls: Tensor) -> Iterato
 
 
 def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
-    """Compare ``change`` with the derivative of ``matrices``.
-
-    Args:
-        step: the step.
-        state: (B, S), without a graph.
-        control: control of one time, (B, ...), without a graph.
-
-    Raises:
-        ValueError: ``change`` is not the derivative of ``matrices``, or has another shape.
-    """
+    """Raise a ValueError unless ``change`` is the derivative of ``matrices``, of its shape."""
     if step.change is None:
         return
     after, cotangent, expected = _pulled_back(step, state, control)
@@ -220,16 +196,10 @@ def check_change(step: LinearStep, state: Tensor, control: Tensor) -> None:
 
 
 def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, jacobians: Tensor) -> str:
-    """Describe how derivatives by the controls differ from a backward pass; empty if they agree.
+    """Describe how derivatives (T, B, S, C) by the controls differ from a backward pass, or "".
 
     Torch has a wrong forward mode for some operations, such as ``cholesky_inverse``. The
     derivatives at the middle time are compared.
-
-    Args:
-        step: the step.
-        states: all states, (T + 1, B, S).
-        controls: (T, B, ...).
-        jacobians: (T, B, S, C).
     """
     time = len(controls) // 2
     after, cotangent, expected = _pulled_back(step, states[time], controls[time])
@@ -240,13 +210,7 @@ def _disagreement(step: LinearStep, states: Tensor, controls: Tensor, jacobians:
 
 
 def _pulled_back(step: LinearStep, state: Tensor, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """States after one step (B, S), a cotangent of them, and the resulting gradient of controls.
-
-    Args:
-        step: the step.
-        state: (B, S).
-        control: (B, ...).
-    """
+    """States after one step (B, S), a cotangent of them, and the resulting gradient of controls."""
     controls = control.detach().unsqueeze(0).requires_grad_()
     with torch.enable_grad():
         after = apply(step.matrices_of(controls, 2, state), state)[0]

@@ -1,6 +1,6 @@
 r"""Differentiable time loop whose Jacobian costs about as much as the loop.
 
-Forward, the loop runs without a graph and keeps its states. BatchedVJP, the Jacobians of all steps
+Forward, the loop runs without a graph and keeps its states. Backward, the Jacobians of all steps
 are computed in one vectorised call over batch and time,
 :math:`A_t = \partial s_{t+1} / \partial s_t` and :math:`B_t = \partial s_{t+1} / \partial c_t`,
 and the adjoint is a chain of small matrix products.

@@ -20,11 +20,6 @@ def refusal_of_step(step: Step, state: Tensor, control: Tensor) -> str:
     The step is run once, near the given point, with a graph. A random half of the samples must
     not have gradients by the others, and the graph must end at state and control alone.
 
-    Args:
-        step: the step.
-        state: (B, ...), without a graph.
-        control: (B, ...), without a graph.
-
     Raises:
         TypeError: the step does not return a tensor.
         ValueError: it returns another shape or dtype, or changes its arguments in place.
@@ -63,16 +58,7 @@ def _near(tensor: Tensor) -> Tensor:
 
 
 def check_state(after: Tensor, state: Tensor) -> None:
-    """Raise unless a step has returned a state of the shape of its argument.
-
-    Args:
-        after: the value that it returned.
-        state: the state before, (B, ...).
-
-    Raises:
-        TypeError: the value is not a tensor.
-        ValueError: it has another shape.
-    """
+    """Raise a TypeError or ValueError unless a step returned a tensor of the state's shape."""
     if not isinstance(after, Tensor):
         raise TypeError(
             f"the step must return the next state as one tensor, got {type(after).__name__}; "

@@ -26,13 +26,7 @@ STEP_BYTES = 256 * 2**20
 def step_jacobians(step: Step, states: Tensor, controls: Tensor) -> tuple[Tensor, Tensor]:
     """Jacobians of all steps by the state, (T, B, S, S), and by the control, (T, B, S, C).
 
-    Args:
-        step: the step.
-        states: all states, (T + 1, B, ...).
-        controls: (T, B, ...).
-
-    Raises:
-        RuntimeError: the step does not reproduce ``states``.
+    Raises a RuntimeError if the step does not reproduce ``states``, (T + 1, B, ...).
     """
     # A torch.func transform may be pulling many cotangents through the rollout. It must not see
     # these derivatives, and plain autograd is refused inside of one.
@@ -96,15 +90,10 @@ def _disagreement(
 ) -> str:
     """Describe how the Jacobians of one time differ from a backward pass; empty if they agree.
 
+    The gradients are (T, S, B, ...), of each entry of the states after.
+
     An operation such as `torch.cdist`, or a `torch.autograd.Function`, may be wrong only when it
     is vectorised.
-
-    Args:
-        step: the step.
-        states: all states, (T + 1, B, ...).
-        controls: (T, B, ...).
-        by_state: gradients of each entry of the states after, (T, S, B, ...).
-        by_control: likewise, by the controls.
     """
     # The last time of a call: some wrong operations, as linalg.lu_solve, are right at the first.
     time = min(_times_at_once(states), len(controls)) - 1
@@ -130,11 +119,7 @@ def _disagreement(
 
 
 def cotangent_of(output: Tensor) -> Tensor:
-    """Make a cotangent with different weights for all entries, so that errors hardly cancel.
-
-    Args:
-        output: (...), real or complex.
-    """
+    """Make a cotangent with different weights for all entries, so that errors hardly cancel."""
     # Computed on the device: a transfer cannot be captured in a CUDA graph.
     complex_ = output.is_complex()
     real = torch.view_as_real(output.detach()) if complex_ else output.detach()
@@ -144,11 +129,7 @@ def cotangent_of(output: Tensor) -> Tensor:
 
 
 def report_slow_route(text: str) -> None:
-    """Report that a slower route is taken: a warning, and a note in the report of the step.
-
-    Args:
-        text: the reason.
-    """
+    """Report that a slower route is taken: a warning, and a note in the report of the step."""
     note(text)
     warnings.warn(text, RuntimeWarning, stacklevel=3)
 

@@ -1,1 +1,1 @@
-"""Layers over torch that know nothing of half-inverse gradients."""
+"""Helpers for torch that know nothing of half-inverse gradients."""

@@ -89,14 +89,7 @@ def backward(
 
 
 def require_reached(reached: Sequence[bool]) -> None:
-    """Raise if no loss depends on any parameter.
-
-    Args:
-        reached: for each parameter, whether some loss depends on it.
-
-    Raises:
-        ValueError: no loss depends on any of them.
-    """
+    """Raise a ValueError unless some loss depends on a parameter, one flag for each."""
     if not any(reached):
         raise ValueError(
             f"no loss depends on any of the {len(reached)} parameters given; pass those of the "
@@ -105,15 +98,9 @@ def require_reached(reached: Sequence[bool]) -> None:
 
 
 def accumulate(direction: Tensor, parameters: list[Tensor], reached: Sequence[bool]) -> None:
-    """Add the parts of a direction to ``.grad``.
+    """Add the parts of a direction (P,) to ``.grad`` of the parameters that are reached.
 
-    Args:
-        direction: (P,).
-        parameters: tensors with P entries in total.
-        reached: for each parameter, whether its ``.grad`` is to be changed.
-
-    Raises:
-        ValueError: the operator has returned a vector of another length.
+    Raises a ValueError if the operator has returned a vector of another length.
     """
     with torch.no_grad():
         parts = list(slices(direction, parameters))

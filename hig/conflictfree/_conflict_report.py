@@ -26,13 +26,7 @@ class ConflictReport:
 
     @classmethod
     def of(cls, combination: Combination, factor: float, lengths: Sequence[float]) -> Self:
-        """Report on ``factor`` times a combination.
-
-        Args:
-            combination: the direction before it was scaled.
-            factor: what it was multiplied with.
-            lengths: of the gradients, m numbers.
-        """
+        """Report on ``factor`` times a combination of gradients of these lengths."""
         sign = (factor > 0) - (factor < 0)
         scale = sign / combination.norm if combination.norm else 0.0
         norm = abs(factor) * combination.norm
@@ -41,11 +35,7 @@ class ConflictReport:
 
     @classmethod
     def of_nothing(cls, losses: int) -> Self:
-        """Report of gradients that are not finite: NaN for everything.
-
-        Args:
-            losses: how many there are.
-        """
+        """Report of gradients that are not finite, of so many losses: NaN for everything."""
         unknown = (float("nan"),) * losses
         return cls(unknown, float("nan"), unknown)
 

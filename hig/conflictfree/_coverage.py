@@ -31,14 +31,9 @@ def coverage_of(vector: Tensor) -> Coverage | None:
 
 
 def check_coverage(vectors: Sequence[Tensor], earlier: Coverage | None = None) -> Coverage | None:
-    """Return the parameters that all vectors cover; None if one of them has no note.
+    """Return the parameters that all vectors of one length cover; None if one has no note.
 
-    Args:
-        vectors: vectors of the same length.
-        earlier: coverage of earlier vectors of the same length, if known.
-
-    Raises:
-        ValueError: two of them have entries for different parameters.
+    Raises a ValueError if two of them have entries for different parameters.
     """
     coverages = [coverage_of(vector) for vector in vectors]
     noted = [coverage for coverage in (earlier, *coverages) if coverage is not None]

@@ -30,10 +30,6 @@ def products(gradients: list[list[float]], factors: list[float]) -> list[float]:
 def solved(cosines: list[list[float]], weights: list[float]) -> Solution | None:
     """Find the combination of two or three unit gradients that has the given products with them.
 
-    Args:
-        cosines: between any two gradients, m rows of m numbers; no gradient is zero.
-        weights: the products, m numbers.
-
     Returns:
         m coefficients, and the length of the combination; None if the gradients are too nearly
         dependent to compute it accurately from their cosines, or if m is not two or three.
@@ -78,12 +74,7 @@ def _three(cosines: list[list[float]], weights: list[float]) -> Solution | None:
 
 
 def projected(cosines: list[list[float]], lengths: list[float]) -> list[float]:
-    """Coefficients of PCGrad's sum of projected gradients, in terms of the unit gradients.
-
-    Args:
-        cosines: between any two gradients, m rows of m numbers.
-        lengths: lengths of the gradients, m numbers.
-    """
+    """Coefficients of PCGrad's sum of projected gradients, in terms of the unit gradients."""
     if min(map(min, cosines)) >= 0:
         return lengths
     total = [0.0] * len(lengths)

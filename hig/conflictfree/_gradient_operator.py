@@ -131,16 +131,10 @@ def combine(
     losses: Sequence[Any] | None = None,
     non_finite: str = "raise",
 ) -> Tensor:
-    """Apply an operator, or any callable on an (m, P) matrix such as a TorchJD aggregator.
+    """Apply an operator, or any callable on an (m, P) matrix, and return its direction (P,).
 
-    Args:
-        operator: the operator.
-        matrix: (m, P).
-        losses: the m losses; aggregators are called without them.
-        non_finite: "raise", or "pass" for a direction of NaN.
-
-    Returns:
-        (P,).
+    Callables such as a TorchJD aggregator are called without losses. With ``non_finite="pass"`` the
+    direction is NaN instead of an error.
 
     Raises:
         NonFiniteError: a gradient holds NaN or Inf.
@@ -166,13 +160,8 @@ def write_gradient(
 ) -> None:
     """Overwrite ``.grad`` with a direction for all parameters, or for those that have a ``.grad``.
 
-    Args:
-        parameters: all parameters, in the order of the entries of the direction.
-        direction: (P,).
-        coverage: the parameters that the gradients had entries for, if known.
-
-    Raises:
-        ValueError: P matches neither number of entries.
+    ``coverage`` has the parameters that the gradients had entries for, if known. Raises a
+    ValueError if P matches neither number of entries.
     """
     if direction.numel() != sum([parameter.numel() for parameter in parameters]):
         parameters = covered_by(note_coverage(direction, coverage), parameters)

@@ -18,11 +18,7 @@ Vectors = Tensor | list[Tensor]
 def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
     """Return checked gradients without a graph; a list on the CPU is not stacked, to save memory.
 
-    Args:
-        gradients: (m, P), or a sequence of m vectors (P,).
-
-    Returns:
-        (m, P), or m vectors (P,) of one dtype on the CPU.
+    They are (m, P) or, on the CPU and of one dtype, m vectors (P,).
 
     Raises:
         TypeError: they are not real floating-point tensors.
@@ -47,15 +43,7 @@ def as_vectors(gradients: Tensor | Sequence[Tensor]) -> Vectors:
 
 
 def check_finite(rows: Vectors, losses: Sequence[int] | None = None) -> None:
-    """Raise if a gradient is not finite.
-
-    Args:
-        rows: (m, P), or m vectors (P,).
-        losses: number of the loss of each gradient; 0 to m - 1 if None.
-
-    Raises:
-        NonFiniteError: a gradient holds NaN or Inf; the text names its loss.
-    """
+    """Raise a NonFiniteError that names the losses (by default 0 to m - 1) of bad gradients."""
     # One sum per vector decides the usual case. It may overflow for a finite vector: look again.
     parts = [rows] if isinstance(rows, Tensor) else rows
     if all(math.isfinite(part.sum().item()) for part in parts):

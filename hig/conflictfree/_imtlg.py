@@ -34,9 +34,6 @@ def _imtl_g(gradients: GradientMatrix) -> tuple[Combination, float]:
     equation 6). With the :math:`u_i` as rows of U, g lies along :math:`U^+ 1`: it is the
     direction of ConFIG with another length, which may be negative.
 
-    Args:
-        gradients: of m losses. Zero gradients are left out.
-
     Returns:
         A combination and the factor that makes the weights sum to 1; 0 if no factor does.
     """

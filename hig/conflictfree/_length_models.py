@@ -105,13 +105,9 @@ class CosineLength(LengthModel):
         gradients: Tensor | None = None,
         losses: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Compute the length of the direction.
+        """Compute the length of the direction, see :meth:`LengthModel.get_length`.
 
-        Args:
-            target_vector: the direction, (P,), of any length; or
-            unit_target_vector: the direction of length 1.
-            gradients: (m, P).
-            losses: not used.
+        One of ``target_vector`` and ``unit_target_vector`` suffices; ``losses`` are not used.
 
         Returns:
             A scalar, dtype and device of the gradients.

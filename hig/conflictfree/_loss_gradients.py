@@ -58,11 +58,7 @@ def loss_gradients(
 
 
 def listed(losses: Iterable[Tensor]) -> list[Tensor]:
-    """Return several losses as a list, without checking its elements.
-
-    Raises:
-        TypeError: it is a single loss, a mapping, or not iterable.
-    """
+    """Return several losses as a list; a TypeError for a single one, a mapping or no iterable."""
     remedy = "pass a list of losses, [loss] for a single one"
     if isinstance(losses, Mapping):
         remedy = "pass list(losses.values()), in the same order in every step"
@@ -80,18 +76,11 @@ def differentiate(
 ) -> tuple[Tensor, list[bool]]:
     """Compute gradients (m, P), averaged over all process ranks, and which parameters they reach.
 
+    Arguments are those of :func:`loss_gradients`. A parameter is reached if a loss of any process
+    rank depends on it.
+
     ``torch.autograd.grad`` does not trigger the hooks of ``DistributedDataParallel`` that average
     gradients: this function averages them itself.
-
-    Args:
-        losses: m scalars.
-        parameters: at least one; each requires a gradient.
-        method: see :func:`loss_gradients`.
-        retain_graph: see :func:`loss_gradients`.
-        ranks: see ``process_group`` of :func:`loss_gradients`.
-
-    Returns:
-        The gradients, and for each parameter whether a loss of any process rank depends on it.
 
     Raises:
         RankError: another process rank failed.

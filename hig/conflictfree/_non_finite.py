@@ -24,26 +24,14 @@ _ATTRIBUTE = "_hig_non_finite"
 
 
 def non_finite_direction(like: Tensor, error: NonFiniteError) -> Tensor:
-    """Return a direction of NaN, for gradients of which one is not finite.
-
-    Args:
-        like: one of the gradients, (P,).
-        error: the error that names the losses.
-
-    Returns:
-        (P,), which :func:`watch` and :func:`require_finite` recognise.
-    """
+    """Return NaN of the shape ``like``, which :func:`watch` and :func:`require_finite` know."""
     direction = torch.full_like(like, float("nan"))
     setattr(direction, _ATTRIBUTE, str(error))
     return direction
 
 
 def require_finite(direction: object) -> None:
-    """Raise if a direction comes from gradients that were not finite.
-
-    Raises:
-        NonFiniteError: it does; the text names the losses.
-    """
+    """Raise a NonFiniteError if a direction comes from gradients that were not finite."""
     text = getattr(direction, _ATTRIBUTE, None)
     if text is not None:
         raise NonFiniteError(text)
@@ -57,9 +45,7 @@ def is_finite(direction: Tensor) -> bool:
 def watch(parameters: Iterable[Tensor], direction: Tensor) -> None:
     """Make optimisers refuse steps of parameters whose ``.grad`` becomes a non-finite direction.
 
-    Args:
-        parameters: the parameters whose ``.grad`` will be written.
-        direction: the direction; a finite one ends the watch of an earlier one.
+    A finite direction ends the watch of an earlier one.
     """
     text = getattr(direction, _ATTRIBUTE, None)
     if text is not None:

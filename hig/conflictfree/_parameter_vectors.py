@@ -41,12 +41,8 @@ Parameters = HasParameters | Tensor | Iterable[Tensor]
 def tensors_of(network: Parameters) -> list[Tensor]:
     """Return the parameters of a network, or the tensors of an iterable, each once.
 
-    Args:
-        network: a module, or another object with a method ``parameters``; or tensors, in and
-            outside of modules.
-
-    Raises:
-        TypeError: one of them is not a real floating-point tensor.
+    ``network`` has a method ``parameters``, or is tensors, in and outside of modules; a TypeError
+    if one is not real and floating-point.
     """
     tensors: list[Tensor]
     if isinstance(network, list):
@@ -75,9 +71,6 @@ def tensors_of(network: Parameters) -> list[Tensor]:
 def trainable(parameters: Parameters) -> list[Tensor]:
     """Return the parameters that require a gradient, each once.
 
-    Args:
-        parameters: a module; or tensors, in and outside of modules.
-
     Raises:
         TypeError: see :func:`tensors_of`.
         ValueError: no parameter requires a gradient.
@@ -98,26 +91,14 @@ def trainable(parameters: Parameters) -> list[Tensor]:
 
 
 def slices(vector: Tensor, parameters: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pair each parameter with its part of a vector, in the parameter's shape.
-
-    Args:
-        vector: (P,).
-        parameters: tensors with P entries in total.
-
-    Raises:
-        ValueError: they have another number of entries.
-    """
+    """Pair each parameter with its part of a vector (P,); a ValueError for another number P."""
     sizes = check_entries(vector, parameters)
     parts = zip(parameters, vector.detach().split(sizes), strict=True)
     return ((parameter, part.view(parameter.shape)) for parameter, part in parts)
 
 
 def check_entries(vector: Tensor, parameters: list[Tensor]) -> list[int]:
-    """Return the number of entries of each parameter; their sum must be that of a vector.
-
-    Raises:
-        ValueError: the vector has another number of entries.
-    """
+    """Return the number of entries of each parameter; a ValueError if the sum is not P."""
     sizes = [parameter.numel() for parameter in parameters]
     if vector.shape != (sum(sizes),):
         raise ValueError(
@@ -242,15 +223,9 @@ def apply_para_vector(network: Parameters, para_vec: Tensor) -> None:
 
 
 def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value") -> None:
-    """Overwrite ``.grad`` with the parts of a vector.
+    """Overwrite ``.grad`` with the parts of a vector (P,); a ValueError for another number P.
 
-    Args:
-        parameters: tensors with P entries in total.
-        vector: (P,).
-        mode: gradient of parameters without one so far, see :func:`apply_gradient_vector`.
-
-    Raises:
-        ValueError: they have another number of entries; no gradient has changed.
+    ``mode`` concerns parameters without a gradient so far, see :func:`apply_gradient_vector`.
     """
     present = [parameter.grad for parameter in parameters]
     dense = [g for g in present if g is not None and g.layout == torch.strided]
@@ -270,12 +245,7 @@ def overwrite(parameters: list[Tensor], vector: Tensor, mode: str = "pad_value")
 
 
 def copy_parts(vector: Tensor, tensors: list[Tensor]) -> None:
-    """Copy a vector into tensors, part by part; requires disabled gradient mode.
-
-    Args:
-        vector: (P,).
-        tensors: tensors with P entries in total.
-    """
+    """Copy a vector (P,) into tensors, part by part; requires disabled gradient mode."""
     if tensors:
         # One call for all tensors: in small networks the calls take longer than the copies.
         torch._foreach_copy_(tensors, _unflatten_dense_tensors(vector.detach(), tensors))
@@ -284,10 +254,7 @@ def copy_parts(vector: Tensor, tensors: list[Tensor]) -> None:
 def put_gradient(parameter: Tensor, gradient: Tensor, add: bool = False) -> None:
     """Copy into ``.grad``, or add to it; requires disabled gradient mode.
 
-    Args:
-        parameter: the parameter; unchanged if it is frozen and has no gradient.
-        gradient: shape of the parameter.
-        add: add to the present gradient instead of overwriting it.
+    A parameter that is frozen and has no gradient is unchanged.
     """
     present = parameter.grad
     if present is None:

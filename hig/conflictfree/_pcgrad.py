@@ -29,16 +29,10 @@ class PCGradOperator(GradientOperator):
 
 
 def _pcgrad(gradients: GradientMatrix) -> tuple[Combination, float]:
-    """Sum of the gradients, each without its component against any other.
+    """Sum of the gradients, each without its component against any other, and the factor 1.
 
     Yu et al., NeurIPS 2020, arXiv 2001.06782, algorithm 1; the others are gone through in the
     order of the losses instead of a random one.
-
-    Args:
-        gradients: of m losses. Zero gradients are left out.
-
-    Returns:
-        The sum, and the factor 1.
     """
     if gradients.few:
         factors = few.projected(gradients.angles, gradients.lengths)

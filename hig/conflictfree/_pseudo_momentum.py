@@ -20,12 +20,7 @@ class PseudoMomentumOperator(MomentumOperator):
     Liu, Chu, Thuerey, ICLR 2025, arXiv 2408.11104, algorithm 1. The direction is scaled like a
     step of Adam: use it with plain ``torch.optim.SGD``.
 
-    Args:
-        num_vectors: see :class:`MomentumOperator`.
-        beta_1: see :class:`MomentumOperator`.
-        beta_2: see :class:`MomentumOperator`.
-        gradient_operator: see :class:`MomentumOperator`.
-        loss_recorder: see :class:`MomentumOperator`.
+    All arguments are those of :class:`MomentumOperator`.
 
     Attributes:
         fake_m: first moment of the direction, (P,); None before the first call.

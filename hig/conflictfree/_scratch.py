@@ -22,14 +22,7 @@ _spare = _Spare()
 
 
 def take(entries: int) -> Tensor:
-    """Take memory on the CPU for exclusive use until :func:`give_back`.
-
-    Args:
-        entries: least number of entries.
-
-    Returns:
-        A float64 vector with arbitrary entries.
-    """
+    """Take at least so many float64 entries on the CPU until :func:`give_back`."""
     memory, _spare.memory = _spare.memory, None
     if memory is not None and memory.numel() >= entries:
         return memory

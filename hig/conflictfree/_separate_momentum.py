@@ -18,12 +18,7 @@ class SeparateMomentumOperator(MomentumOperator):
     Its authors found :class:`PseudoMomentumOperator` better. Use it with plain
     ``torch.optim.SGD``.
 
-    Args:
-        num_vectors: see :class:`MomentumOperator`.
-        beta_1: see :class:`MomentumOperator`.
-        beta_2: see :class:`MomentumOperator`.
-        gradient_operator: see :class:`MomentumOperator`.
-        loss_recorder: see :class:`MomentumOperator`.
+    All arguments are those of :class:`MomentumOperator`.
 
     Attributes:
         s: second moments, a list of m vectors (P,); None before the first call.

@@ -11,11 +11,7 @@ def states(**parts: Any) -> dict[str, Any]:
 
 
 def load_states(state_dict: dict[str, Any], **parts: Any) -> None:
-    """Load the state of each part that has one.
-
-    Raises:
-        ValueError: a state is missing, or there is no part for it.
-    """
+    """Load the state of each part that has one; a ValueError unless states and parts match."""
     expected = {name for name, part in parts.items() if hasattr(part, "state_dict")}
     present = {name for name in parts if name in state_dict}
     if expected != present:

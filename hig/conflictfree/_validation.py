@@ -12,15 +12,7 @@ __all__ = ["check_combined", "check_index", "check_model", "check_operator", "ch
 
 
 def check_operator(operator: object, name: str = "operator") -> None:
-    """Raise unless something maps gradients (m, P) to a direction (P,).
-
-    Args:
-        operator: an object with ``calculate_gradient``, or any callable.
-        name: name of the argument, for the error text.
-
-    Raises:
-        TypeError: it is a class, an operator with a memory, or not callable.
-    """
+    """Raise a TypeError unless something maps gradients (m, P) to a direction (P,)."""
     _refuse_class(operator, name)
     if hasattr(operator, "calculate_step"):
         raise TypeError(
@@ -36,16 +28,7 @@ def check_operator(operator: object, name: str = "operator") -> None:
 
 
 def check_index(index: Any, losses: int) -> int:
-    """Return the number of a loss as an int.
-
-    Args:
-        index: the argument to check.
-        losses: number of losses.
-
-    Raises:
-        TypeError: it is not an integer.
-        ValueError: there is no such loss.
-    """
+    """Return the number of a loss as an int; a TypeError or ValueError if it is none."""
     number = check_count(index, "the number of a loss", "losses count from 0", least=None)
     if not 0 <= number < losses:
         raise ValueError(f"losses count from 0 to {losses - 1}, got {number}")
@@ -53,17 +36,7 @@ def check_index(index: Any, losses: int) -> int:
 
 
 def check_model(model: object, name: str, method: str, example: str) -> None:
-    """Raise unless an object has the method that will be called.
-
-    Args:
-        model: a weight or length model, or a loss recorder.
-        name: name of the argument, for the error text.
-        method: name of the method.
-        example: expression that makes a valid object, for the error text.
-
-    Raises:
-        TypeError: it is a class, or lacks the method.
-    """
+    """Raise a TypeError unless an object has the method that will be called."""
     _refuse_class(model, name)
     if not callable(getattr(model, method, None)):
         raise TypeError(
@@ -72,16 +45,7 @@ def check_model(model: object, name: str, method: str, example: str) -> None:
 
 
 def check_combined(direction: object, matrix: Tensor) -> None:
-    """Raise unless an operator has returned a direction.
-
-    Args:
-        direction: the value that it returned.
-        matrix: the gradients that it was called with, (m, P).
-
-    Raises:
-        TypeError: the value is not a tensor.
-        ValueError: its shape is not (P,).
-    """
+    """Raise a TypeError or ValueError unless an operator has returned a direction (P,)."""
     shape, expected = tuple(matrix.shape), tuple(matrix.shape[1:])
     if not isinstance(direction, Tensor):
         raise TypeError(
@@ -96,16 +60,7 @@ def check_combined(direction: object, matrix: Tensor) -> None:
 
 
 def check_state(state_dict: object, owner: object, *names: str) -> None:
-    """Raise unless a state has all required entries.
-
-    Args:
-        state_dict: the state to check.
-        owner: the object that it will be loaded into.
-        names: names of the required entries.
-
-    Raises:
-        ValueError: entries are missing.
-    """
+    """Raise a ValueError unless a state has all entries that its owner requires."""
     entries = list(state_dict) if isinstance(state_dict, Mapping) else described(state_dict)
     missing = [name for name in names if name not in entries]
     if missing or not isinstance(state_dict, Mapping):

@@ -53,11 +53,7 @@ class _Array:
 
 
 def build(target: object, state: object) -> None:
-    """Set the state of an array or dtype.
-
-    Raises:
-        UnsafeResultError: The target is neither.
-    """
+    """Set the state of an array or dtype; an UnsafeResultError for anything else."""
     if not isinstance(target, _Array | _Dtype):
         raise UnsafeResultError(f"a change to a {type(target).__name__}")
     target.set_state(state)

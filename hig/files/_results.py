@@ -138,9 +138,7 @@ def _check_expansion(results: dict[Any, Any], size: int) -> None:
 def _expanded(value: Any, sizes: dict[int, int]) -> int:
     """Count values, and bytes of arrays, strings and integers, as often as they occur.
 
-    Args:
-        value: A value from a file.
-        sizes: Sizes of its dicts, lists, tuples and sets by id; 0 while they are being counted.
+    ``sizes`` has the sizes of containers by id, 0 while they are being counted.
     """
     value_type = type(value)
     if value_type not in (dict, list, tuple, set, frozenset):

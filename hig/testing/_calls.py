@@ -48,24 +48,24 @@ def check_calls(simulator: Simulator) -> Check:
     """Check that two calls keep outputs, inputs and derivatives separate, in any order."""
     inputs = [nearby(simulator.inputs, seed, _DISTANCE) for seed in (1, 2)]
     try:
-        alone = []
-        for seed, x in enumerate(inputs):
-            call = _Call.of(simulator, x, seed)
-            alone.append([gradient.clone() for gradient in call.gradients(simulator)])
+        alone = _one_by_one(simulator, inputs)
     except SimulationError:  # farther from the inputs than the simulator may support
         inputs = [nearby(simulator.inputs, seed) for seed in (1, 2)]
-        alone = []
-        for seed, x in enumerate(inputs):
-            call = _Call.of(simulator, x, seed)
-            alone.append([gradient.clone() for gradient in call.gradients(simulator)])
-    for order in ((0, 1), (1, 0)):
-        wrong = _in_order(simulator, inputs, alone, order)
-        if wrong:
-            return Check(_NAME, "fail", *wrong)
-    wrong = _after_a_trial(simulator, inputs, alone)
+        alone = _one_by_one(simulator, inputs)
+    wrong = (
+        _in_order(simulator, inputs, alone, (0, 1))
+        or _in_order(simulator, inputs, alone, (1, 0))
+        or _after_a_trial(simulator, inputs, alone)
+    )
     if wrong:
         return Check(_NAME, "fail", *wrong)
     return Check(_NAME, "ok", "a later call changes no output and no derivative")
+
+
+def _one_by_one(simulator: Simulator, inputs: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Gradients of each call, its backward pass before the next call."""
+    calls = (_Call.of(simulator, x, seed) for seed, x in enumerate(inputs))
+    return [[gradient.clone() for gradient in call.gradients(simulator)] for call in calls]
 
 
 def _in_order(

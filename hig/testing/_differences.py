@@ -93,13 +93,7 @@ class JumpSearch:
     """
 
     def __init__(self, function: Callable[[float], Tensor], reach: float, count: int) -> None:
-        """Evaluate the function at points over the whole range.
-
-        Args:
-            function: function from t to a scalar.
-            reach: largest absolute value of t.
-            count: number of points.
-        """
+        """Evaluate a scalar function of t at ``count`` points from -reach to reach."""
         self._function, self._reach, self._count = function, reach, count
         self._heights, self._times = _heights(function, 0.0, reach, count)
         self.least_smooth = float(self._heights.max())

@@ -114,7 +114,9 @@ def _directions(line: Line) -> Iterator[tuple[Line, int]]:
     if not bool((influence > 0).any()):
         return
     least = torch.maximum(influence.max() * line.eps**0.25, influence[influence > 0].min())
+    # Of several sizes: equal ones with random signs would cancel in a sum of entries.
     signs = torch.randint(0, 2, x.shape, generator=generator, device="cpu").to(sizes) * 2 - 1
+    signs *= 0.5 + torch.rand(x.shape, generator=generator, device="cpu").to(sizes)
     yield along(signs * sizes * least / torch.maximum(influence, least)), 2
 
 

@@ -80,32 +80,20 @@ class Simulator:
     calls: Calls = field(default_factory=Calls)
 
     def simulate(self, *inputs: Tensor) -> Tensor:
-        """Simulate the inputs themselves; the output may share memory with the simulator.
-
-        Raises:
-            SimulationError: the simulator has raised an error.
-        """
+        """Simulate the inputs themselves; the output may share the simulator's memory."""
         self.calls.simulations += 1
         with user_code():
             return self.function(*inputs)
 
     def run(self, *inputs: Tensor) -> Tensor:
-        """Simulate copies of the inputs, with the same random numbers every time.
-
-        Raises:
-            SimulationError: the simulator has raised an error.
-        """
+        """Simulate copies of the inputs, with the same random numbers every time."""
         with same_random_numbers():
             output = self.simulate(*(value.clone() for value in inputs))
         # The next call may overwrite it.
         return output.clone() if isinstance(output, Tensor) else output
 
     def with_graph(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Simulate with a graph; return leaves for the floating-point inputs, and the output.
-
-        Raises:
-            SimulationError: the simulator has raised an error.
-        """
+        """Simulate with a graph; return leaves for the floating-point inputs, and the output."""
         copies = [value.detach().clone() for value in inputs]
         for position in self.floating:
             copies[position].requires_grad_()
@@ -115,11 +103,7 @@ class Simulator:
     def pulled_back(
         self, output: Tensor, leaves: Sequence[Tensor], cotangent: Tensor
     ) -> tuple[Tensor, ...]:
-        """Compute gradients of the leaves for one cotangent, zero if unused; keep the graph.
-
-        Raises:
-            SimulationError: the backward pass has raised an error.
-        """
+        """Compute gradients of the leaves for one cotangent, zero if unused; keep the graph."""
         self.calls.passes += 1
         with user_code():
             return torch.autograd.grad(

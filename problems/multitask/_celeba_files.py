@@ -29,14 +29,7 @@ TASKS = (
 
 
 def require_files(folder: Path) -> None:
-    """Check that the files are there before any is read.
-
-    Args:
-        folder: Where they should be.
-
-    Raises:
-        DataError: One is missing; the text names it and where to get it.
-    """
+    """Check that the files are there before any is read; a `DataError` says where to get one."""
     missing = [name for name in (ATTRIBUTES, PARTITION) if not (folder / name).is_file()]
     missing += [f"{IMAGES}/"] if not (folder / IMAGES).is_dir() else []
     if missing:
@@ -44,7 +37,7 @@ def require_files(folder: Path) -> None:
 
 
 def expected() -> str:
-    """What there should be and where to get it, for error texts."""
+    """The files that there should be and their source, for error texts."""
     return (
         f"give with --data a folder with {IMAGES}/ (the aligned .jpg images), {ATTRIBUTES} and "
         f"{PARTITION}, downloaded and unpacked from {SOURCE}"
@@ -52,19 +45,10 @@ def expected() -> str:
 
 
 def read_attributes(folder: Path) -> dict[str, list[int]]:
-    """The labels of all images.
+    """The labels of all images, 0 or 1 for each attribute; a `DataError` names a bad line.
 
     The file has a line with the number of images, one with the names of the attributes, and one
     per image with its name and -1 or 1 per attribute.
-
-    Args:
-        folder: Folder with the file.
-
-    Returns:
-        0 or 1 for each attribute, by name of the image.
-
-    Raises:
-        DataError: The file is not of this form; the text names the line.
     """
     path = folder / ATTRIBUTES
     lines = _lines(path)
@@ -86,9 +70,6 @@ def read_partition(folder: Path) -> dict[str, list[str]]:
     """Names of the images of each split, in the order of the file.
 
     The file has a line per image with its name and 0, 1 or 2, for training, validation and test.
-
-    Args:
-        folder: Folder with the file.
 
     Returns:
         Names by ``"train"``, ``"validation"`` and ``"test"``.
@@ -113,13 +94,7 @@ def read_partition(folder: Path) -> dict[str, list[str]]:
 def read_split(
     folder: Path, images: Sequence[str], labels: dict[str, list[int]], size: int
 ) -> dict[str, Tensor]:
-    """Images and labels of a split.
-
-    Args:
-        folder: As for `require_files`.
-        images: Names of the images.
-        labels: As `read_attributes` returns them.
-        size: Width and height in pixels that the images are brought to.
+    """Images and labels of a split, ``size`` pixels wide and high.
 
     Returns:
         ``images`` (N, 3, size, size) and ``labels`` (N, 40), uint8.
@@ -174,4 +149,4 @@ def _lines(path: Path) -> list[str]:
 
 def _malformed(path: Path, what: str, found: str = "") -> DataError:
     ending = f", found {found[:60]!r}" if found else ""
-    return DataError(f"{path} {what}{ending}; get it anew from {SOURCE}")
+    return DataError(f"{path} {what}{ending}; get it again from {SOURCE}")

@@ -1,4 +1,4 @@
-"""Forty attributes of a face, told from its image."""
+"""Forty attributes of a face, recognised in its image."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ METHODS = ("adam", "pcgrad", "imtlg", "config", "mconfig")
 
 @dataclass(frozen=True)
 class CelebA(SeveralLosses):
-    """Forty binary attributes of 64×64 images of faces, told by one network.
+    """Forty binary attributes of 64×64 images of faces, recognised by one network.
 
     Seven convolutions of 3×3 with batch normalisation, a pooling by 2 after each width, and two
     fully connected layers are shared; each attribute has a linear head. Its loss is the binary
@@ -96,9 +96,6 @@ class CelebA(SeveralLosses):
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Read training and test data.
 
-        Args:
-            generator: Not used.
-
         Returns:
             Training and test set, each with ``images`` (N, 3, 64, 64) and ``labels`` (N, 40) of 0
             and 1, uint8.
@@ -120,15 +117,10 @@ class CelebA(SeveralLosses):
         )
 
     def batches(self, train: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """Batches without end, in a new random order in every epoch; the last one is shorter.
+        """Batches without end of ``images`` and ``labels``, uint8, the last one shorter.
 
-        Args:
-            train: Training data of `data`.
-            size: Images per batch.
-            generator: CPU generator; its state alone decides the order.
-
-        Yields:
-            ``images`` and ``labels``, uint8.
+        They come in a new random order in every epoch, which the state of the generator alone
+        decides.
         """
         while True:
             order = torch.randperm(samples(train), generator=generator)
@@ -143,21 +135,13 @@ class CelebA(SeveralLosses):
             batch: ``images`` (B, 3, 64, 64), uint8.
 
         Returns:
-            (B, 40); positive where an attribute is told to be there.
+            (B, 40); positive where an attribute is found.
         """
         dtype = next(network.parameters()).dtype
         return network(batch["images"].to(dtype) / 127.5 - 1)
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Sum over the tasks of the cross-entropy, mean over the images.
-
-        Args:
-            prediction: Logits (B, 40).
-            batch: ``labels`` (B, 40), uint8.
-
-        Returns:
-            Scalar loss.
-        """
+        """Sum over the tasks of the cross-entropy of logits (B, 40), mean over the images."""
         return self._task_losses(prediction, batch).sum()
 
     def _task_losses(self, prediction: Tensor, batch: Batch) -> Tensor:
@@ -184,7 +168,7 @@ class CelebA(SeveralLosses):
         return super().data_loss(network, data, min(chunk, CHUNK))
 
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """How well the attributes are told.
+        """Scores of the recognised attributes.
 
         Args:
             network: A network of `network`.

@@ -18,7 +18,7 @@ STARTS = ((-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0))
 SMALLEST = 5e-6
 # Of steps without data an epoch is a convention: as many as there are between two evaluations.
 STEPS_PER_EPOCH = 100
-# What figures show.
+# Figures show these.
 CORNERS, GRID = (-11.0, 11.0), 121
 FRONT = 101
 
@@ -26,11 +26,7 @@ METHODS = ("adam", "pcgrad", "imtlg", "lra", "config", "mpcgrad", "mimtlg", "mco
 
 
 class Position(nn.Module):
-    """A network without inputs: its two weights are its output.
-
-    Args:
-        start: Where it starts.
-    """
+    """A network without inputs: its two weights, from ``start`` on, are its output."""
 
     def __init__(self, start: tuple[float, float]):
         super().__init__()
@@ -177,10 +173,6 @@ class Toy(SeveralLosses):
 
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
         """The landscape, for figures.
-
-        Args:
-            network: Not used.
-            batch: Not used.
 
         Returns:
             ``x`` (n,) and ``y`` (n,) of a grid, ``landscape`` (n, n, 2) the losses at x along the

@@ -92,11 +92,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def tangents(points: Tensor, first: int, second: int) -> Tensor:
-    """Derivatives of the inputs themselves: unit vectors, then zeros.
-
-    Returns:
-        (..., first + second, inputs) for points (..., inputs).
-    """
+    """Derivatives (..., first + second, inputs) of the inputs themselves: units, then zeros."""
     inputs = points.shape[-1]
     channels = points.new_zeros(first + second, inputs)
     channels[:first] = torch.eye(first, inputs).to(points)
@@ -104,15 +100,9 @@ def tangents(points: Tensor, first: int, second: int) -> Tensor:
 
 
 def propagate(network: nn.Sequential, start: Jet, rule: Rule) -> Jet:
-    """Carry values and channels through a tanh network.
+    """Carry points (..., inputs) and channels (..., channels, inputs) through a tanh network.
 
-    Args:
-        network: As `is_tanh_network` has it.
-        start: Points (..., inputs) and their channels (..., channels, inputs).
-        rule: What tanh makes of values (..., width) and channels (..., channels, width).
-
-    Returns:
-        Outputs and their channels.
+    The rule maps values (..., width) and channels (..., channels, width) through tanh.
     """
     value, channels = start
     for layer in network:
@@ -157,7 +147,7 @@ class _TaylorTanh(torch.autograd.Function):
         leading = channels[..., :second, :]
         slope = 1 - y.square()
         twice = 2 * y
-        # What the square of z' in y'' hands back.
+        # The derivative of the square of z' in y''.
         product = gradient[..., first:, :] * leading
         to_channels = gradient * slope.unsqueeze(-2)
         to_leading = to_channels[..., :second, :]

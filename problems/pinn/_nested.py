@@ -21,8 +21,6 @@ from problems.pinn._nested_checks import (
     no_graph,
 )
 
-__all__ = ["nested"]
-
 Network = Callable[[Tensor], Tensor]
 
 
@@ -75,15 +73,7 @@ def nested(network: Network, points: Tensor, first: int, second: int) -> tuple[T
 
 
 def _derive(network: Network, at: Tensor, first: int, second: int, kept: bool) -> Derivatives:
-    """All derivatives, of one call of the network.
-
-    Args:
-        network: See `nested`.
-        at: The points; they require a gradient.
-        first: How many first derivatives.
-        second: How many second ones.
-        kept: Whether they are differentiated in turn.
-    """
+    """All derivatives, of one call of the network; with a graph if they are ``kept``."""
     # A copy, for networks that begin in place. Fused attention has no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
         value = network(at.clone())

@@ -9,15 +9,6 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-__all__ = [
-    "check_functions",
-    "check_single_points",
-    "check_value",
-    "no_derivative",
-    "no_graph",
-]
-
-
 Network = Callable[[Tensor], Tensor]
 
 
@@ -30,16 +21,7 @@ class Found(Protocol):
 
 
 def check_value(value: Any, points: Tensor) -> None:
-    """Raise unless a network has returned a row of outputs for each point.
-
-    Args:
-        value: What it returned.
-        points: (..., inputs), what it was given.
-
-    Raises:
-        TypeError: If it is no tensor.
-        ValueError: If it has other leading axes.
-    """
+    """Raise a TypeError or ValueError unless there is a row of outputs for each point."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"the network must return one tensor (..., outputs), got {type(value).__name__}; join "
@@ -54,18 +36,10 @@ def check_value(value: Any, points: Tensor) -> None:
 
 
 def check_single_points(network: object, at: Tensor, outputs: Sequence[Tensor]) -> None:
-    """Raise if points influence one another: derivatives at a point then mean nothing.
+    """Raise a ValueError if points influence one another: derivatives then mean nothing.
 
     Half of the points, drawn at random, are differentiated; the gradient by the others must be
     zero, exactly, for nothing is rounded on the way from a zero.
-
-    Args:
-        network: The network.
-        at: (..., inputs), points that require a gradient.
-        outputs: (...) each, with their graph.
-
-    Raises:
-        ValueError: If they do.
     """
     connected = [output for output in outputs if output.requires_grad]
     shape = at.shape[:-1]
@@ -105,16 +79,7 @@ def _batch_normalisation(network: object) -> str:
 
 
 def no_graph(network: Network, at: Tensor, value: Tensor) -> None:
-    """Raise if outputs without a graph to the points change with them all the same.
-
-    Args:
-        network: The network.
-        at: (..., inputs).
-        value: (..., outputs) there.
-
-    Raises:
-        ValueError: If they do; a constant network passes.
-    """
+    """Raise a ValueError if outputs without a graph to the points change with them all the same."""
     with torch.no_grad():
         moved = network(at + 1e-2 * (1 + at.abs()))
     if not torch.equal(moved, value):
@@ -126,16 +91,7 @@ def no_graph(network: Network, at: Tensor, value: Tensor) -> None:
 
 
 def no_derivative(network: Network, at: Tensor, error: RuntimeError) -> ValueError:
-    """Error to raise where autograd could not differentiate a network twice.
-
-    Args:
-        network: The network.
-        at: (..., inputs), points that require a gradient.
-        error: What autograd raised.
-
-    Returns:
-        An error that names the module, if there is one, and the remedy.
-    """
+    """Error, with module and remedy, where autograd could not differentiate a network twice."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     remedy = (
         "replace it by operations with a second derivative; a torch.autograd.Function needs a "
@@ -190,18 +146,12 @@ def _twice_differentiable(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -
 
 
 def check_functions(found: Found, at: Tensor, derive: Callable[[Tensor], Found]) -> None:
-    """Hold second derivatives through a `torch.autograd.Function` against differences.
+    """Raise a ValueError if a `torch.autograd.Function` has no second derivative.
 
-    Autograd takes a backward on faith. One that computes with tensors kept beside
+    Those found are held against differences of ``derive``, at other points.
+
+    Autograd takes a backward on faith. One that computes with tensors kept next to
     ``ctx.saved_tensors``, or detached, has the right first derivative and no second one.
-
-    Args:
-        found: What was found.
-        at: (..., inputs), points that require a gradient.
-        derive: Gives it at other points; without a graph.
-
-    Raises:
-        ValueError: If a second derivative is none.
     """
     names = _functions_behind(found.value)
     if not names:
@@ -244,7 +194,7 @@ def _functions_behind(value: Tensor) -> set[str]:
         seen.add(node)
         waiting.extend(following for following, _ in node.next_functions)
         if isinstance(node, BackwardCFunction):
-            names.add(node.name().removesuffix("BatchedVJP"))
+            names.add(node.name().removesuffix("Backward"))
     return names
 
 

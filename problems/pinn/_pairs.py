@@ -15,14 +15,10 @@ from problems.pinn._jets import Jet, Rule, propagate, tangents
 
 
 def start_pairs(pairs: Tensor) -> Jet:
-    """What goes into the network for pairs of points, the slope along the first coordinate.
+    """Network inputs for pairs of points (count, 2, coordinates).
 
-    Args:
-        pairs: (count, 2, coordinates).
-
-    Returns:
-        Value (2 * count, coordinates) and channels (2 * count, 3, coordinates): every pair twice,
-        for a row of the differences of the values and one of those of the slopes.
+    Value (2 * count, coordinates) and channels (2 * count, 3, coordinates): every pair twice, for a
+    row of the differences of the values and one of those of the slopes along the first coordinate.
     """
     left, right = pairs.repeat_interleave(2, 0).unbind(1)
     slope = tangents(left, 1, 0)
@@ -30,7 +26,7 @@ def start_pairs(pairs: Tensor) -> Jet:
 
 
 def difference_rule(z: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """What tanh makes of a value (..., width), and of its slope and the two differences."""
+    """Apply tanh to a value (..., width), its slope and the two differences."""
     slope, step, bend = channels.unbind(-2)
     left, right = z.tanh(), (z + step).tanh()
     left_slope = (1 - left.square()) * slope
@@ -47,16 +43,7 @@ def pair_rows(at: Jet) -> Tensor:
 def propagate_side_by_side(
     network: nn.Sequential, starts: Sequence[Jet], rules: Sequence[Rule]
 ) -> list[Jet]:
-    """Carry samples of several kinds through a tanh network together, each by its own rule.
-
-    Args:
-        network: As `is_tanh_network` has it.
-        starts: Points (samples, inputs) and their channels, equally many in all kinds.
-        rules: The rule of each kind.
-
-    Returns:
-        Outputs and their channels, kind by kind.
-    """
+    """Carry equally many samples of several kinds through a tanh network, each by its rule."""
     sizes = [len(start.value) for start in starts]
 
     def rule(z: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:

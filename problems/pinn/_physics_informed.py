@@ -1,4 +1,4 @@
-r"""What physics-informed problems share.
+r"""Base class of the physics-informed problems.
 
 A network is the solution itself: it maps coordinates to the unknowns of a differential equation and
 is trained until it satisfies equation and conditions at random points.
@@ -93,7 +93,7 @@ class PhysicsInformed(SeveralLosses):
 
     @abstractmethod
     def prescribed(self, group: str, points: Tensor) -> Tensor:
-        """What the unknowns shall be (..., F) at the points (..., coordinates) of a condition."""
+        """Values of the unknowns (..., F) required at the points (..., coordinates)."""
 
     @abstractmethod
     def solution(self) -> tuple[Tensor, Tensor]:
@@ -164,16 +164,7 @@ class PhysicsInformed(SeveralLosses):
         return [self.single_loss(network, batch, index) for index in range(len(self.loss_names))]
 
     def single_loss(self, network: nn.Module, batch: Batch, index: int) -> Tensor:
-        """One of the losses, for its own work alone.
-
-        Args:
-            network: As for `residuals`.
-            batch: Points by group.
-            index: Place of the loss in `loss_names`.
-
-        Returns:
-            Scalar loss.
-        """
+        """One of the losses, by its place in `loss_names`, for its own work alone."""
         groups = self.loss_groups[self.loss_names[index]]
         residuals = [self.residuals(network, group, batch[group]) for group in groups]
         return sum(found.square().sum() / len(found) for found in residuals)
@@ -181,35 +172,15 @@ class PhysicsInformed(SeveralLosses):
     # -- rows for Jacobian methods -----------------------------------------------------------------
 
     def predict(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Residuals of all groups as rows, scaled so that the loss is half their sum of squares.
-
-        Args:
-            network: As for `residuals`.
-            batch: Points by group.
-
-        Returns:
-            (rows, F), group by group.
-        """
+        """Residuals (rows, F), group by group, scaled: the loss is half their sum of squares."""
         return torch.cat(self._scaled(network, batch))
 
     def loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        """Half the sum of squares of the scaled residuals: the sum of `losses`.
-
-        Args:
-            prediction: (rows, F) of `predict`.
-            batch: Not used.
-
-        Returns:
-            Scalar loss.
-        """
+        """Half the sum of squares of the scaled residuals (rows, F): the sum of `losses`."""
         return 0.5 * prediction.square().sum()
 
     def loss_pairs(self, network: nn.Module, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """Every loss with the rows of `predict`, which all of them are computed from.
-
-        Args:
-            network: As for `residuals`.
-            batch: Points by group.
 
         Returns:
             ``(loss, prediction)`` in the order of `loss_names`: a scalar and (rows, F), the same
@@ -257,9 +228,6 @@ class PhysicsInformed(SeveralLosses):
     def data(self, generator: torch.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Points for the training loss, and the solution for the test loss.
 
-        Args:
-            generator: CPU generator; its state alone decides the points.
-
         Returns:
             Training set: the points of a published batch by group, drawn uniformly. Test set:
             ``points`` (points, coordinates) and ``solution`` (points, F). Float64.
@@ -290,15 +258,7 @@ class PhysicsInformed(SeveralLosses):
 
     @torch.no_grad()
     def focus(self, network: nn.Module, batch: Batch) -> Batch:
-        """Choose the interior points of a step by residual, if so wanted.
-
-        Args:
-            network: As for `residuals`.
-            batch: A batch of `batches`.
-
-        Returns:
-            Points by group.
-        """
+        """Choose the interior points of a step by residual, if so wanted."""
         if "luck" not in batch:
             return batch
         points = batch["interior"]
@@ -308,16 +268,7 @@ class PhysicsInformed(SeveralLosses):
 
     @torch.no_grad()
     def data_loss(self, network: nn.Module, data: Batch, chunk: int) -> float:
-        """Sum of the losses on training data, mean squared error on test data.
-
-        Args:
-            network: As for `residuals`.
-            data: Training or test data of `data`.
-            chunk: Test points evaluated at a time.
-
-        Returns:
-            The loss that is recorded.
-        """
+        """Sum of the losses on training data, mean squared error on test data."""
         if "solution" not in data:
             return sum(loss.double().item() for loss in self.losses(network, data))
         error = sum(
@@ -330,10 +281,6 @@ class PhysicsInformed(SeveralLosses):
     def metrics(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Errors of each unknown on the test grid.
 
-        Args:
-            network: As for `residuals`.
-            batch: ``points`` and ``solution``.
-
         Returns:
             ``mse``, mean squared error, and ``relative_error``, length of the error by that of
             the solution; both (F,).
@@ -345,11 +292,7 @@ class PhysicsInformed(SeveralLosses):
 
     @torch.no_grad()
     def example(self, network: nn.Module, batch: Batch) -> dict[str, np.ndarray | list[str]]:
-        """What the network has found beside the solution, for figures.
-
-        Args:
-            network: As for `residuals`.
-            batch: ``points`` (k, coordinates) and ``solution`` (k, F).
+        """Answers of the network next to the solution, for figures.
 
         Returns:
             ``points`` (k, coordinates), ``prediction`` and ``solution`` (k, F), float64, with the

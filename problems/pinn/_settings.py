@@ -13,15 +13,7 @@ FIRST_ORDER = (
 
 
 def settings_for(interior: int, rows: int) -> Mapping[str, Settings]:
-    """Settings of all methods.
-
-    Args:
-        interior: Interior points of a batch in the publication, for the methods of first order.
-        rows: Interior points of a batch for Jacobian methods; our own choice.
-
-    Returns:
-        Settings by name of the method.
-    """
+    """Settings by method: published batches of points, and ours of ``rows`` for Jacobians."""
     published = Settings(batch_size=interior, lr=1e-3, schedule="cosine", published=True)
     # The half-inverse wants a search along its direction, and small singular values; but in float64
     # an SVD for the smallest takes ten times as long as the rest of a step.

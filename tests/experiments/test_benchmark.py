@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments import benchmark
-from experiments._measure import busy, busy_worker
+from experiments._measure import busy, busy_worker, command
 from experiments._measure.benchmark_cases import Cases
 from experiments._measure.timing import peak_bytes
 from experiments._problems import PROBLEMS
@@ -14,14 +14,14 @@ from experiments._problems import PROBLEMS
 @pytest.fixture
 def one_process(monkeypatch):
     """One case has its memory measured in a process of its own; the others save the time."""
-    original = benchmark._peak_in_own_process
+    original = command.in_own_process
 
-    def peak(name, case, batch_size, device):
+    def peak(module, name, case, batch_size, device):
         if case == benchmark.ADAM:
-            return original(name, case, batch_size, device)
+            return original(module, name, case, batch_size, device)
         return peak_bytes(Cases(PROBLEMS[name](), batch_size, device).makers()[case](), device)
 
-    monkeypatch.setattr(benchmark, "_peak_in_own_process", peak)
+    monkeypatch.setattr(command, "in_own_process", peak)
 
 
 def test_table_and_json(one_process, tmp_path, capsys):

@@ -55,7 +55,7 @@ def closure_raises(rank):
         return case.closure()
 
     found = case.raised(closure)
-    return found, case.raised()  # afterwards they go on together
+    return found, case.raised()  # afterwards they continue together
 
 
 def second_evaluation_raises(rank):

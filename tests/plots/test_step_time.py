@@ -39,9 +39,13 @@ def test_methods_have_their_colours_and_problems_their_panels(full_run):
 def test_unfit_parts(full_run):
     file = load(full_run)
     file.results["seconds_per_step_max"] = [1.0]
-    with pytest.raises(PlotError, match=r"_max' in .* has 1 entries for 3 batch sizes; measure"):
+    with pytest.raises(
+        PlotError, match=r"_max' in .* must be 3 positive numbers, found \[1\.\]; measure"
+    ):
         step_time.draw([file])
     file = load(full_run)
     file.results["seconds_per_step_min"] = [1.0, 0.0, 1.0]
-    with pytest.raises(PlotError, match=r"_min' .* must be positive .* found \[1\. 0\. 1\.\]"):
+    with pytest.raises(
+        PlotError, match=r"_min' .* must be 3 positive numbers, found \[1\. 0\. 1\.\]"
+    ):
         step_time.draw([file])

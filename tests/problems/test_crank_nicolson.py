@@ -7,8 +7,8 @@ from problems._crank_nicolson import crank_nicolson_matrices, crank_nicolson_sta
 
 
 def dense(diagonal, off_diagonal):
-    beside = torch.full((diagonal.shape[-1] - 1,), off_diagonal, dtype=diagonal.dtype)
-    z = torch.diag_embed(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
+    entries = torch.full((diagonal.shape[-1] - 1,), off_diagonal, dtype=diagonal.dtype)
+    z = torch.diag_embed(diagonal) + torch.diag(entries, 1) + torch.diag(entries, -1)
     one = torch.eye(diagonal.shape[-1], dtype=diagonal.dtype)
     return torch.linalg.solve(one + z, one - z)
 
@@ -96,5 +96,5 @@ def test_a_potential_that_cancels_the_kinetic_energy():
 
 
 def test_real_diagonals_beside_a_complex_entry():
-    with pytest.raises(TypeError, match="diagonal must be complex beside"):
+    with pytest.raises(TypeError, match="diagonal must be complex with"):
         crank_nicolson_matrices(torch.zeros(3), 1j)

@@ -69,8 +69,8 @@ def test_step_of_the_schroedinger_equation():
         problem = QuantumDipole(dt=dt, grid_points=8)
         control = torch.tensor([1.7], dtype=torch.float64)
         x = problem.spacing * torch.arange(1, 7, dtype=torch.float64)
-        beside = torch.diag(torch.ones(5, dtype=torch.float64), 1)
-        laplace = (beside + beside.T - 2 * torch.eye(6, dtype=torch.float64)) / problem.spacing**2
+        upper = torch.diag(torch.ones(5, dtype=torch.float64), 1)
+        laplace = (upper + upper.T - 2 * torch.eye(6, dtype=torch.float64)) / problem.spacing**2
         hamiltonian = -laplace + 1.7 * torch.diag(x)
         exact = torch.linalg.matrix_exp(-1j * dt * hamiltonian)
         errors.append((problem.step_matrices(control)[0] - exact).abs().max())

@@ -116,7 +116,7 @@ def test_parameters_that_a_batch_does_not_reach_or_that_were_frozen(kind):
     for turn[0], trained in [(0, True), (1, True), (0, False), (0, True), (1, True)]:
         jacobian, gradient = linearised(heads, closure)
         heads[2].requires_grad_(trained)
-        if not trained:  # the others go on without it
+        if not trained:  # the others continue without it
             last[20:], jacobian[:, 20:] = 0, 0
             optimizer.state.pop(heads[2].weight), optimizer.state.pop(heads[2].bias)
         last = textbook_direction(optimizer.filter, jacobian, gradient, last, kind)

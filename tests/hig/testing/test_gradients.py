@@ -290,3 +290,13 @@ def test_small_wrong_parts_are_not_hidden_by_large_right_ones():
     parts = [lambda x, k=k: simulate(torch.stack([x[:, 0], x[:, 0]], 1))[:, k] for k in (0, 1)]
     verdict = [check_simulator(part, START[:, :1] + 1).passed for part in parts]
     assert verdict == [True, False]
+
+
+@pytest.mark.parametrize("entries", [2, 6])
+def test_outputs_of_a_sum_of_entries_are_not_called_rounded(entries):
+    """Entries that move by equal amounts with random signs would cancel in the sum."""
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 3), torch.randn(4, entries)
+    report = hig.testing.check_simulator(lambda a, b: torch.tanh(a * b.sum(1, keepdim=True)), a, b)
+    assert report.passed
+    assert "rounding hides" not in str(report)

@@ -110,7 +110,7 @@ def test_malformed_attributes(old, new, message, faces):
     edit(folder / files.ATTRIBUTES, old, new)
     with pytest.raises(DataError, match=message) as caught:
         files.read_attributes(folder)
-    assert str(caught.value).endswith(f"get it anew from {files.SOURCE}")
+    assert str(caught.value).endswith(f"get it again from {files.SOURCE}")
 
 
 @pytest.mark.parametrize(

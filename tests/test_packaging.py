@@ -62,7 +62,7 @@ def test_versions_agree():
     assert f"## {hig.__version__}" in read("CHANGELOG.md")
 
 
-def test_the_licence_is_told_alike():
+def test_the_licence_is_the_same_everywhere():
     assert read("LICENSE").startswith("MIT License")
     assert PROJECT["license"] == "MIT"
     assert "license: MIT" in read("CITATION.cff")

@@ -71,7 +71,7 @@ def test_compiled_parts(network, place, backend, rule):
     assert engine == same_engine
 
 
-def test_compilation_goes_on_outside_of_a_step():
+def test_compilation_continues_outside_of_a_step():
     compiled = []
 
     def backend(graph, inputs):

@@ -95,6 +95,6 @@ def test_a_potential_that_cancels_the_kinetic_energy():
     torch.testing.assert_close(found, dense(diagonal, 1e3j), rtol=0, atol=1e-12)
 
 
-def test_real_diagonals_beside_a_complex_entry():
+def test_real_diagonals_with_a_complex_entry():
     with pytest.raises(TypeError, match="diagonal must be complex with"):
         crank_nicolson_matrices(torch.zeros(3), 1j)

@@ -89,7 +89,7 @@ def test_cotangents_batched_along_another_axis():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_graph_goes_on_to_both_sides(dtype):
+def test_the_graph_continues_to_both_sides(dtype):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 2, generator=generator).to(dtype).requires_grad_()
     x = torch.randn(4, 2, generator=generator).to(dtype)

@@ -34,7 +34,7 @@ def test_others_bring_in_no_package_that_they_do_not_need():
     assert done.stdout.splitlines() == ["[]", "set()", "[]"], done.stderr
 
 
-def test_without_phiflow_the_error_tells_what_to_install():
+def test_without_phiflow_the_error_names_what_to_install():
     done = run(
         "import sys; sys.modules['phi'] = None\n"
         "try:\n"

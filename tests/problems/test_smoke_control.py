@@ -86,7 +86,7 @@ def test_samples_do_not_influence_one_another():
         torch.testing.assert_close(alone[0], together[i])
 
 
-def test_forces_are_free_of_divergence_and_as_strong_as_told():
+def test_forces_are_free_of_divergence_and_as_strong_as_set():
     problem = SmokeControl(size=64, eddies=3, force=0.7)
     controls = torch.eye(9, dtype=torch.float64)[None]
     for force, (k, m) in zip(problem._forces(controls), np.ndindex(3, 3), strict=True):

@@ -151,7 +151,7 @@ def test_a_step_without_a_scaler_is_refused_and_changes_nothing(make):
 
 
 @pytest.mark.parametrize("remedy", ["zero_grad", "finite direction", "finite numbers"])
-def test_steps_go_on_once_the_direction_is_gone(remedy):
+def test_steps_continue_once_the_direction_is_gone(remedy):
     network = nn.Linear(3, 1, bias=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     direction_in_grad(network, torch.tensor([[1.0, 0, 0], [0, float("inf"), 0]]))

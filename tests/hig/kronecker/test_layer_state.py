@@ -42,7 +42,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_a_saved_run_goes_on_bit_for_bit(name, dtype):
+def test_a_saved_run_resumes_bit_for_bit(name, dtype):
     network, closure = problem(name, dtype)
     options = {"lr": 0.01, "decay": 0.5, "probe_every": 3, "refresh_every": 6}
     optimizer = hig.KroneckerHIG(network.parameters(), **options)

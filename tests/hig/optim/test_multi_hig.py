@@ -223,7 +223,7 @@ BAD_LOSSES = pytest.mark.parametrize(
 
 @BAD_LOSSES
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_bad_loss_is_told_by_its_number(of, error, match, shared):
+def test_a_bad_loss_is_named_by_its_number(of, error, match, shared):
     def outcome(network):
         first = pair(network)
         loss, prediction = first if shared else pair(network)
@@ -232,7 +232,7 @@ def test_a_bad_loss_is_told_by_its_number(of, error, match, shared):
     refuse(outcome, error, match)
 
 
-def test_a_bad_prediction_is_told_by_its_number():
+def test_a_bad_prediction_is_named_by_its_number():
     def outcome(network, scale):
         return [pair(network), pair(network, scale)]
 

@@ -78,7 +78,7 @@ def test_little_more_steps_than_values_above_the_cut():
     assert torch.equal(found.spectrum()(), found.singular_values)
 
 
-def test_another_damping_goes_on_with_the_bases_there_are():
+def test_another_damping_continues_with_the_bases_there_are():
     jacobian, gradient = sample(SPECTRA["power law"])
     found = krylov(jacobian, tolerance=1e-8)
     for damping in (1e-2, 1e-5):

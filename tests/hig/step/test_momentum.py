@@ -181,7 +181,7 @@ def test_rules_look_along_the_whole_direction(name, kind):
 
 
 @KINDS
-def test_a_line_search_goes_on_and_ends_at_the_minimum(kind):
+def test_a_line_search_continues_and_ends_at_the_minimum(kind):
     network, closures = linear()
     closure = next(closures)
     optimizer = OPTIMIZERS["hig"](

@@ -160,7 +160,7 @@ def several(closure):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("make", RESUMED.values(), ids=RESUMED)
-def test_saved_copied_and_pickled_it_goes_on_to_the_last_bit(make, dtype):
+def test_saved_copied_and_pickled_it_continues_to_the_last_bit(make, dtype):
     """Saved without code that loading would run."""
     network, _ = build("mlp", dtype)
     optimizer = make(network.parameters())

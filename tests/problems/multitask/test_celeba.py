@@ -103,7 +103,7 @@ def test_data_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
-def test_without_data_the_error_tells_where_they_are(folder):
+def test_without_data_the_error_names_their_source(folder):
     with pytest.raises(DataError, match=r"--data .*https://mmlab\.ie\.cuhk\.edu\.hk/projects"):
         CelebA(folder=folder).data(torch.Generator())
 

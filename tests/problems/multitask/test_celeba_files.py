@@ -175,7 +175,7 @@ def test_an_image_without_labels(faces):
         files.read_split(folder, IMAGES, labels, 8)
 
 
-def test_without_pillow_the_error_tells_what_to_install(faces, monkeypatch):
+def test_without_pillow_the_error_names_what_to_install(faces, monkeypatch):
     folder, _ = faces
     labels = files.read_attributes(folder)
     monkeypatch.setitem(sys.modules, "PIL", None)

@@ -162,6 +162,7 @@ def test_steps_continue_once_the_direction_is_gone(remedy):
     else:
         torch.nan_to_num_(network.weight.grad)
     optimizer.step()
+    assert torch.isfinite(network.weight).all()
     network(torch.tensor([[float("nan")] * 3])).sum().backward()
     optimizer.step()  # what torch makes of other gradients is its own
 

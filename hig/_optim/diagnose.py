@@ -15,9 +15,10 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
-from hig._step.trial_step import RandomState, Trial
+from hig._step.trial_step import Trial
 from hig._torch.buffers import Buffers
 from hig._torch.host import PhaseClock
+from hig._torch.random_state import RandomState
 from hig._torch.threads import on_fitting_threads
 
 __all__ = ["Diagnosis", "Direction", "diagnose"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter
 from hig._step.linearisation import Linearisation
+from hig._step.objective import Objective
 from hig._step.reports import MultiStepReport
 from hig._torch.host import PhaseClock
 from hig._torch.linalg import eigenvectors, with_cpu_fallback
@@ -53,6 +54,11 @@ class SharedPrediction:
     def model(self, output_change: Tensor) -> tuple[float, float, float]:
         """Return loss, slope and curvature of the sum of the losses."""
         return self.linearisation.model(output_change)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objective of the sum of the losses, in a list."""
+        return self.linearisation.objectives
 
     @property
     def loss(self) -> Tensor:
@@ -115,6 +121,11 @@ class SeparatePredictions:
         models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
         loss, slope, curvature = (sum(numbers) for numbers in zip(*models, strict=True))
         return loss, slope, curvature
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objective of each loss."""
+        return [part.objective for part in self.parts]
 
     @property
     def loss(self) -> Tensor:

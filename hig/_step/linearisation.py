@@ -94,6 +94,11 @@ class Linearisation:
         return loss_value, slope_value, curvature_value
 
     @property
+    def objectives(self) -> list[Objective]:
+        """The objective, as a list: several losses with a prediction each have several."""
+        return [self.objective]
+
+    @property
     def loss(self) -> Tensor:
         """Loss, without its graph, and not as a view of a larger tensor."""
         return self.objective.loss.detach().clone()

@@ -20,6 +20,7 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.evaluation import Evaluation, Watch
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Momentum, PreviousDirection
 from hig._step.objective import Objective, StepContext, objective_of, ranks_of
@@ -37,7 +38,8 @@ from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
-from hig._step.trial_step import Attempts, Evaluation, RandomState, Trial, Watch
+from hig._step.trial_step import Attempts, Trial
+from hig._torch.autograd_graph import plain
 from hig._torch.checksums import checksum, digest
 from hig._torch.cuda_graph import check_recordable
 from hig._torch.host import PhaseClock
@@ -170,19 +172,24 @@ class JacobianOptimizer(torch.optim.Optimizer):
         device = step.parameters[0].device
         self._lineariser.backward.notes.clear()
         self._spectra = []  # of the last step: the Gram matrix that they may need is large
-        random_state = RandomState(device) if self._measures() else None
+        random_state = self._watch.random_state(device) if self._measures() else None
         closure, without_autocast = apart_from_autocast(closure, device)
         with explained(), without_autocast:
             linearisation = self._linearise_closure(closure, step)
             # Several losses have no objective of their own, and are not distributed.
             weight = 1.0 if step.ranks is None else linearisation.objective.weight
-            evaluate = Evaluation(closure, self._loss, step, random_state, weight, self._watch)
+            evaluate = Evaluation(
+                closure, self._loss, self._predictions, step, random_state, weight, self._watch
+            )
+            with step.clock.phase("update"):
+                evaluate.check(linearisation.loss, linearisation.objectives)
             previous = self._previous_direction(step)
             attempts = Attempts(linearisation, previous, step, self._measures(), evaluate)
             with torch.no_grad(), attempts:
                 report = self._advance(attempts, linearisation, step.clock)
                 loss = linearisation.loss
                 attempts.accept(report.step_size)
+        report.notes.extend(self._watch.notes)
         self.report = report
         self._spectra = linearisation.spectra()
         return loss
@@ -199,6 +206,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def _loss(self, outcome: Any) -> Tensor:
         """Return the loss in the result of the closure."""
         return outcome[0]
+
+    def _predictions(self, outcome: Any) -> list[Tensor]:
+        """Return the prediction of each objective in the result of the closure."""
+        return [plain(outcome[1], "the prediction")]
 
     def _advance(
         self,

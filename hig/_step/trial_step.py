@@ -1,46 +1,23 @@
-"""Trial steps: apply, evaluate, undo."""
+"""Trial steps: apply, measure, undo."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from hig._spectral.filters import SpectralFilter
-from hig._step.closure import Closure
 from hig._step.linearisation import Linearisation
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
-from hig._torch.autograd_graph import plain
-from hig._torch.buffers import Buffers
 
-__all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "restore_parameters"]
+__all__ = ["Attempts", "Trial", "restore_parameters"]
 
 # Loss, slope and curvature for rules that do not measure.
 _NO_MODEL = (float("nan"), float("nan"), float("nan"))
-# Evaluations of a closure that are watched until it is known whether it writes to buffers.
-_FIRST_EVALUATIONS = 4
-
-
-class RandomState:
-    """Torch's random state at one moment, so that a closure sees the same numbers again."""
-
-    def __init__(self, device: torch.device):
-        self._cpu = torch.get_rng_state()
-        self._device = device
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def replay(self, function: Callable[[], Any]) -> Any:
-        """Call ``function`` from the remembered state, and restore the present state."""
-        devices = [self._device] if self._cuda is not None else []
-        with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(self._cpu)
-            if self._cuda is not None:
-                torch.cuda.set_rng_state(self._cuda, self._device)
-            return function()
 
 
 class Trial:
@@ -75,7 +52,7 @@ class Trial:
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
         self._start: list[Tensor] | None = None
-        self._losses: dict[float, float] = {}
+        self._losses = {0.0: loss}
         self.step_size = 0.0
 
     def move(self, step_size: float) -> None:
@@ -131,69 +108,6 @@ def restore_parameters(parameters: Iterable[Tensor], values: Iterable[Tensor]) -
     """Copy values into parameters."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
-
-
-class Watch:
-    """Decides whether the evaluations of a closure are watched for writes to buffers.
-
-    Watching costs a fifth of a forward pass. Most closures write to nothing: the first evaluations
-    and the forward pass of every step show which ones do.
-    """
-
-    def __init__(self) -> None:
-        self.writes = False
-        self._evaluations = 0
-
-    def wanted(self) -> bool:
-        """Return whether to watch the next evaluation."""
-        self._evaluations += 1
-        return self.writes or self._evaluations <= _FIRST_EVALUATIONS
-
-
-class Evaluation:
-    """Loss of the same batch at the present parameters, without side effects on other tensors.
-
-    Args:
-        closure: the closure of the step.
-        loss: returns the loss in the result of the closure.
-        step: parameters and process ranks of the step.
-        random_state: random state at the start of the step.
-        weight: factor of the loss of this process.
-        watch: decides whether to watch for writes to buffers.
-    """
-
-    def __init__(
-        self,
-        closure: Closure,
-        loss: Callable[[Any], Tensor],
-        step: StepContext,
-        random_state: RandomState | None,
-        weight: float,
-        watch: Watch,
-    ):
-        self._closure, self._loss, self._step = closure, loss, step
-        self._random_state, self._weight, self._watch = random_state, weight, watch
-
-    def __call__(self) -> float:
-        """Return the loss of the whole batch."""
-        assert self._random_state is not None  # only rules that measure evaluate
-        ranks = self._step.ranks
-        # With gradients enabled: a closure may differentiate its network inside.
-        with self._step.agreement(), torch.enable_grad():
-            if self._watch.wanted():
-                loss = self._evaluate_watched(self._random_state)
-            else:
-                loss = self._loss(self._random_state.replay(self._closure))
-            local_loss = float(plain(loss, "the loss").detach())
-        return local_loss if ranks is None else ranks.sum_of(self._weight * local_loss)
-
-    def _evaluate_watched(self, random_state: RandomState) -> Tensor:
-        buffers = Buffers(self._step.parameters)
-        try:
-            with buffers:
-                return self._loss(random_state.replay(self._closure))
-        finally:
-            self._watch.writes |= buffers.restore()
 
 
 class Attempts:

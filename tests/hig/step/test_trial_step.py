@@ -8,7 +8,7 @@ from torch import nn
 
 import hig
 from hig._step.objective import curvature_along
-from hig._step.trial_step import RandomState, Trial
+from hig._step.trial_step import Trial
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat
 
@@ -148,11 +148,3 @@ def test_a_loss_without_second_derivative_is_refused(loss, match):
         assert torch.equal(flat(network.parameters()), before)
     hig.HIG(network.parameters(), step_rule="fixed", rcond=1e-6).step(closure)
     assert not torch.equal(flat(network.parameters()), before)
-
-
-def test_random_numbers_come_again_and_leave_no_trace():
-    state = RandomState(torch.device("cpu"))
-    first = torch.rand(3)
-    after = torch.get_rng_state()
-    assert torch.equal(state.replay(lambda: torch.rand(3)), first)
-    assert torch.equal(torch.get_rng_state(), after)

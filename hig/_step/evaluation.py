@@ -5,7 +5,6 @@ at the start of a step, where the loss is known, finds out which graph that is, 
 evaluations at one point are equal at all.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ _FIRST_STEPS, _STEPS_BETWEEN = 4, 16
 # Evaluations from one check to the next; fewer at first after one in which evaluations differed.
 _PAUSE, _SHORTEST_PAUSE = 64, 4
 
+
 class Graph(IntEnum):
     """Graph that an evaluation builds."""
 
@@ -41,8 +41,9 @@ class Graph(IntEnum):
     FULL = 2
 
 
-# Raised where a graph is missing: by torch (RuntimeError, or a warning, an error in a check), by an
-# assertion on ``requires_grad``, and by an attribute or an item of a node or gradient that is None.
+# Raised where a graph is missing: by torch (RuntimeError, or a warning of which the user has made
+# an error), by an assertion on ``requires_grad``, and by an attribute or an item of a node or
+# gradient that is None.
 _MISSING_GRAPH = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError, Warning)
 _MISSED = {
     Graph.NONE: _MISSING_GRAPH,
@@ -161,11 +162,10 @@ class Evaluation:
             return
         known = _Value(float(loss), [o.forward.prediction.detach() for o in objectives])
         comparison = _Comparison(objectives, self._step)
-        with _missing_gradients_are_errors():
-            graph, value = Graph.NONE, self._attempt(Graph.NONE, predictions=True)
-            if value is None:
-                graph = Graph.OF_INPUTS
-                value = self._attempt(graph, predictions=True)
+        graph, value = Graph.NONE, self._attempt(Graph.NONE, predictions=True)
+        if value is None:
+            graph = Graph.OF_INPUTS
+            value = self._attempt(graph, predictions=True)
         if value is not None and comparison.equal(value, known):
             watch.learn(graph, [])
             return
@@ -292,14 +292,6 @@ def _building(graph: Graph, parameters: Sequence[Tensor]) -> Iterator[None]:
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
-
-
-@contextmanager
-def _missing_gradients_are_errors() -> Iterator[None]:
-    """Return a context in which torch's warnings about missing gradients are errors."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*requires_grad")
-        yield
 
 
 def _difference(first: float, second: float) -> str:

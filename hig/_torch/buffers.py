@@ -98,7 +98,7 @@ class Buffers(TorchFunctionMode):
     def _note_owner(self, args: tuple[Any, ...]) -> None:
         """Remember the owner of the storage that an alias shares: torch does not link them."""
         for tensor in _tensors(args[:1]):
-            if tensor.grad_fn is None and tensor.layout == torch.strided:
+            if tensor.grad_fn is None and _has_storage(tensor):
                 self._owners.setdefault(tensor.untyped_storage()._cdata, ref(tensor))
 
     def _note_made(
@@ -108,15 +108,15 @@ class Buffers(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
     ) -> None:
-        """Note the tensors that a call has made: without a graph nothing else tells them apart.
+        """Note the tensors that a call has made: without a graph nothing else marks them.
 
-        An id belongs to another tensor once its own is gone, to a younger one: only attributes,
-        such as ``.grad``, hand out tensors that are older than their wrapper in Python.
+        Once such a tensor is gone, its id is that of a younger one. The exception are attributes:
+        ``.grad`` may be older than its wrapper in Python, which has the id.
         """
         made = list(_tensors(result))
         if not made:
             return
-        if getattr(func, "__name__", "") == "__get__":
+        if getattr(func, "__name__", "") == "__get__" and id(args[0]) not in self._made:
             self._made.difference_update(map(id, made))
             return
         taken = {id(tensor) for tensor in _tensors((args, kwargs))}
@@ -129,7 +129,7 @@ class Buffers(TorchFunctionMode):
 
     @torch.no_grad()
     def _save(self, tensor: Tensor) -> None:
-        if self._owners and tensor.layout == torch.strided:
+        if self._owners and _has_storage(tensor):
             owner = self._owners.get(tensor.untyped_storage()._cdata)
             owning = None if owner is None else owner()
             tensor = tensor if owning is None else owning
@@ -208,6 +208,12 @@ def written_by(
         owner = tensor if tensor._base is None else tensor._base
         if owner.grad_fn is None:
             yield owner
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    # Inside vmap, grad and the like a tensor is a wrapper without a storage of its own.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout == torch.strided and not wrapped
 
 
 # Functions that change an argument although neither their name nor an argument "out" says so.

@@ -8,39 +8,47 @@ import torch
 
 from hig._torch.random_state import RandomState
 
+CPU = torch.device("cpu")
+NUMPY = np.random.mtrand._rand  # the generator behind ``np.random.rand`` and the like
 GENERATORS = {
     "torch": lambda: torch.rand(3).tolist(),
     "torch_normal": lambda: torch.randn(5).tolist(),
-    "numpy": lambda: np.random.rand(3).tolist(),
-    "numpy_one_normal": np.random.randn,  # every second one is taken from a cache
-    "numpy_integers": lambda: np.random.randint(0, 1 << 30, 3).tolist(),
-    "numpy_many": lambda: np.random.rand(2000).tolist(),
+    "numpy": lambda: NUMPY.rand(3).tolist(),
+    "numpy_one_normal": lambda: NUMPY.randn(),  # every second one is taken from a cache
+    "numpy_integers": lambda: NUMPY.randint(0, 1 << 30, 3).tolist(),
+    "numpy_many": lambda: NUMPY.rand(2000).tolist(),
     "python": random.random,
     "python_one_normal": lambda: random.gauss(0, 1),
-    "python_shuffle": lambda: random.sample(range(100), 5),
-    "all": lambda: (float(torch.rand(())), np.random.rand(), random.random()),
+    "python_sample": lambda: random.sample(range(100), 5),
+    "all": lambda: (float(torch.rand(())), NUMPY.rand(), random.random()),
 }
+BY_NAME = pytest.mark.parametrize("draw", GENERATORS.values(), ids=GENERATORS)
 
 
 @pytest.mark.parametrize("earlier", [0, 1])
-@pytest.mark.parametrize("draw", GENERATORS.values(), ids=GENERATORS)
+@BY_NAME
 def test_numbers_come_again_and_leave_no_trace(draw, earlier):
     for _ in range(earlier):
         draw()
-    state = RandomState(torch.device("cpu"))
+    state = RandomState(CPU)
     first = draw()
+    second = RandomState(CPU)
     assert [state.replay(draw) for _ in range(3)] == [first] * 3
-    after = draw()
-    again = RandomState(torch.device("cpu"))
-    state.replay(draw)
-    assert again.replay(draw) == draw() != after
+    following = draw()
+    assert second.replay(draw) == following != first
 
 
-@pytest.mark.parametrize("draw", GENERATORS.values(), ids=GENERATORS)
+@BY_NAME
+def test_what_has_not_been_used_yet_is_put_back_too(draw):
+    state = RandomState(CPU)
+    assert state.replay(draw) == state.replay(draw) == draw()
+
+
+@BY_NAME
 def test_an_error_leaves_no_trace(draw):
-    state = RandomState(torch.device("cpu"))
+    state = RandomState(CPU)
     draw()
-    now = RandomState(torch.device("cpu"))
+    now = RandomState(CPU)
 
     def interrupted():
         draw()
@@ -48,18 +56,29 @@ def test_an_error_leaves_no_trace(draw):
 
     with pytest.raises(KeyboardInterrupt):
         state.replay(interrupted)
-    expected = draw()
-    assert now.replay(draw) == expected
+    following = draw()
+    assert now.replay(draw) == following
+
+
+@BY_NAME
+def test_unused_generators_of_the_host_are_forgotten(draw):
+    of_host = draw not in (GENERATORS["torch"], GENERATORS["torch_normal"])
+    state = RandomState(CPU)
+    first = draw()
+    assert state.keep_used() == of_host
+    assert state.replay(draw) == first
+    state = RandomState(CPU)
+    assert not state.keep_used()
+    assert not RandomState(CPU, host=False).keep_used()
 
 
 def test_what_is_drawn_between_two_replays_goes_on():
     """A rule that draws step sizes from a global generator draws new ones."""
-    state = RandomState(torch.device("cpu"))
-    np.random.rand()
+    state = RandomState(CPU)
     drawn = []
     for _ in range(3):
-        state.replay(np.random.rand)
-        drawn.append(np.random.rand())
+        state.replay(NUMPY.rand)
+        drawn.append(NUMPY.rand())
     assert len(set(drawn)) == 3
 
 
@@ -68,23 +87,13 @@ def test_other_bit_generators_of_numpy(kind):
     before = np.random.get_bit_generator()
     np.random.set_bit_generator(kind(0))
     try:
-        state = RandomState(torch.device("cpu"))
-        first = np.random.randn(3).tolist()
-        now = RandomState(torch.device("cpu"))
-        assert state.replay(lambda: np.random.randn(3).tolist()) == first
-        expected = np.random.randn(3).tolist()
-        assert now.replay(lambda: np.random.randn(3).tolist()) == expected != first
+        state = RandomState(CPU)
+        assert not RandomState(CPU).keep_used()
+        first = NUMPY.randn()
+        assert state.keep_used()
+        second = RandomState(CPU)
+        assert state.replay(NUMPY.randn) == first
+        following = NUMPY.randn()
+        assert second.replay(NUMPY.randn) == following != first
     finally:
         np.random.set_bit_generator(before)
-
-
-@pytest.mark.parametrize("name", ["numpy", "python", "torch"])
-def test_generators_that_are_not_used_are_left_alone(name):
-    state = RandomState(torch.device("cpu"))
-    draw, others = GENERATORS[name], [GENERATORS[n] for n in ("numpy", "python") if n != name]
-    draw()
-    state.replay(draw)
-    before = RandomState(torch.device("cpu"))
-    expected = [other() for other in others]
-    assert [before.replay(other) for other in others][:0] == []
-    assert before.replay(lambda: [other() for other in others]) == expected

@@ -1,7 +1,7 @@
 """Diagnosis of one batch: its spectrum, the cut-off, and the validity of the quadratic model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -83,6 +83,7 @@ class Diagnosis:
         singular_values: (min(n, P),) float64, descending.
         noise: size up to which singular values may be rounding alone, in the same unit.
         directions: one for each exponent, in the order of ``kappas``.
+        notes: deviations of the evaluations, in words.
     """
 
     loss: float
@@ -92,6 +93,7 @@ class Diagnosis:
     singular_values: Array
     noise: float
     directions: list[Direction]
+    notes: list[str] = field(default_factory=list)
 
     def results(self) -> dict[str, object]:
         """Return all of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
@@ -106,7 +108,7 @@ class Diagnosis:
             f"singular values {values[0]:.2e} to {values[-1]:.2e}; {noisy} of {len(values)} may be "
             "rounding alone",
         ]
-        return "\n".join([*lines, *map(str, self.directions)])
+        return "\n".join([*lines, *map(str, self.directions), *self.notes])
 
 
 @on_fitting_threads
@@ -203,6 +205,7 @@ class _BatchDiagnosis(JacobianOptimizer):
             values.detach().cpu().numpy(),
             float(noise_level(values, report.dtype)),
             directions,
+            self._watch.notes,
         )
         return report
 

@@ -1,4 +1,4 @@
-"""Trials see the same numbers as the step, build no graph that they do not need, and are few."""
+"""Trials see the same numbers as the step, and build no graph that they do not need."""
 
 import copy
 import pickle
@@ -12,7 +12,8 @@ import hig
 from hig._step import evaluation
 from hig._step.evaluation import Evaluation, Graph, Watch
 from tests.hig import processes
-from tests.hig.closures import CLOSURES, DIFFERING, NUMPY, mlp, points, problem
+from tests.hig.closures import NUMPY
+from tests.hig.graph_closures import CLOSURES, DIFFERING, mlp, points, problem
 from tests.textbook import flat, relative_error
 
 pytestmark = pytest.mark.filterwarnings(
@@ -336,109 +337,6 @@ def test_copies_know_as_much(copied):
     optimizer.step(closure)
     twin = copied(optimizer)
     assert vars(twin._watch) == vars(optimizer._watch)
-
-
-# -- how many -------------------------------------------------------------------------------------
-
-
-def counted(make, steps, closure_of=None):
-    """Parameters at each evaluation, by step, and the optimizer."""
-    network, closure = problem("plain")
-    visited = []
-
-    def counting():
-        visited[-1].append(tuple(flat(network.parameters()).tolist()))
-        return closure() if closure_of is None else closure_of(closure)
-
-    optimizer = make(network.parameters())
-    for _ in range(steps):
-        visited.append([])
-        optimizer.step(counting)
-    return visited, optimizer
-
-
-def one_loss(closure):
-    return closure()
-
-
-def two_losses(closure):
-    loss, prediction = closure()
-    return [(loss, prediction), (prediction.square().mean(), prediction)]
-
-
-def two_predictions(closure):
-    loss, prediction = closure()
-    other = prediction.exp()
-    return [(loss, prediction), (other.mean(), other)]
-
-
-COUNTED = {
-    **{name: (make, one_loss) for name, make in OPTIMIZERS.items()},
-    "fixed": (hig.HIG, one_loss),
-    "several": (lambda p: hig.MultiHIG(p, step_rule="trust"), two_losses),
-    "several_searched": (lambda p: hig.MultiHIG(p, step_rule="line_search"), two_losses),
-    "several_predictions": (lambda p: hig.MultiHIG(p, step_rule="trust"), two_predictions),
-}
-
-
-@pytest.mark.parametrize(("make", "outcome"), COUNTED.values(), ids=COUNTED)
-def test_a_point_is_evaluated_once_in_a_step(make, outcome):
-    visited, optimizer = counted(make, 20, outcome)
-    for start, *trials in visited:
-        elsewhere = [place for place in trials if place != start]
-        assert len(set(elsewhere)) == len(elsewhere)
-    measured = make is not hig.HIG
-    again = [trials.count(start) for start, *trials in visited]
-    assert sum(map(len, visited)) - 20 == optimizer._watch._evaluations
-    assert again[0] == measured  # a check
-    assert sum(again[1:]) <= optimizer._watch._evaluations // evaluation._PAUSE
-
-
-@pytest.mark.parametrize("name", ["plain", "differentiated_by_inputs", "asserts"])
-def test_checks_are_rare(name, monkeypatch):
-    """After the first, one in 64 evaluations."""
-    checks, checked = [], Watch.learn
-
-    def learn(self, graph, notes):
-        checks.append(self._evaluations)
-        checked(self, graph, notes)
-
-    monkeypatch.setattr(Watch, "learn", learn)
-    network, closure = problem(name)
-    optimizer = hig.LevenbergMarquardt(network.parameters(), damping=0.1)
-    for _ in range(150):
-        optimizer.step(closure)
-    assert checks[0] == 1 + CLOSURES[name][1]
-    assert len(checks) > 1
-    pairs = zip(checks, checks[1:], strict=False)
-    assert all(later - earlier >= evaluation._PAUSE for earlier, later in pairs)
-
-
-def test_trust_evaluates_every_sixth_step_after_the_first_eight():
-    visited, _ = counted(OPTIMIZERS["trust"], 30)
-    expected = [2 if step < 8 or step % 6 == 0 else 1 for step in range(30)]
-    assert list(map(len, visited)) == [expected[0] + 1, *expected[1:]]
-
-
-class Custom:
-    """A rule that asks for the loss at the start, which is known, and twice at another point."""
-
-    measures = True
-
-    def __init__(self):
-        self.state = {}
-
-    def take(self, trial):
-        assert trial.measure(0.0) == trial.loss
-        assert trial.measure(0.1) == trial.measure(0.1)
-        trial.move(0)
-        assert trial.measure(0.1) < trial.measure(0)
-        trial.move(0.1)
-
-
-def test_a_rule_of_ones_own_evaluates_what_it_asks_for():
-    visited, _ = counted(lambda p: hig.HIG(p, step_rule=Custom()), 5)
-    assert list(map(len, visited)) == [3, 2, 2, 2, 2]
 
 
 # -- several processes ----------------------------------------------------------------------------

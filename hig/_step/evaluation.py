@@ -27,8 +27,9 @@ __all__ = ["Evaluation", "Graph", "Watch"]
 _FIRST_EVALUATIONS = 4
 # Steps whose closure is watched for draws from NumPy and Python: the first ones, and every 16th.
 _FIRST_STEPS, _STEPS_BETWEEN = 4, 16
-# Evaluations from one check to the next; fewer at first after one in which evaluations differed.
-_PAUSE, _SHORTEST_PAUSE = 64, 4
+# Evaluations from one check to the next; fewer after one with another outcome than the last. A
+# network of zeros, as at the start, may hide what a later check shows.
+_PAUSE, _SHORT_PAUSE = 64, 8
 
 
 class Graph(IntEnum):
@@ -72,7 +73,6 @@ class Watch:
         self.graph = Graph.FULL
         self.notes: list[str] = []
         self._steps = self._evaluations = self._next_check = 0
-        self._pause = _SHORTEST_PAUSE
 
     def random_state(self, device: torch.device) -> RandomState:
         """Return the random state at the start of a step."""
@@ -97,10 +97,9 @@ class Watch:
             graph: the least graph with which evaluations give the right numbers.
             notes: deviations.
         """
+        as_before = graph is self.graph and bool(notes) == bool(self.notes) and self._next_check
+        self._next_check = self._evaluations + (_PAUSE if as_before else _SHORT_PAUSE)
         self.graph, self.notes = graph, notes
-        pause = self._pause if notes else _PAUSE
-        self._pause = min(2 * pause, _PAUSE) if notes else _SHORTEST_PAUSE
-        self._next_check = self._evaluations + pause
 
 
 @dataclass(frozen=True)

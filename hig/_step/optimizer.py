@@ -149,7 +149,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
-                Rules that evaluate the loss again call it again, from the same random state;
+                Rules that evaluate the loss again call it again, without a graph unless it needs
+                one, and with the same numbers of the global generators of torch, NumPy and Python;
                 tensors that it then changes in place are restored. None is refused.
 
         Returns:

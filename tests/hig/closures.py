@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -149,6 +149,31 @@ def gradients_enabled_inside():
 def functional_derivative():
     network, inputs = mlp(), points(8, 2)
     return network, lambda: vmap(jacrev(network))(inputs).sum(1)
+
+
+@closure_kind(Graph.NONE)
+def adapted_by_a_functional_gradient():
+    """An inner step of gradient descent, as in meta-learning."""
+    network, inputs = mlp(), points(8, 2)
+
+    def inner(parameters):
+        return functional_call(network, parameters, inputs).square().mean()
+
+    def predict():
+        parameters = dict(network.named_parameters())
+        slopes = grad(inner)(parameters)
+        adapted = {name: p - 0.1 * slopes[name] for name, p in parameters.items()}
+        return functional_call(network, adapted, inputs)
+
+    return network, predict
+
+
+@closure_kind(Graph.NONE)
+def attention_in_evaluation_mode():
+    """Fused kernels without gradients."""
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    network = nn.Sequential(nn.Linear(2, 4), layer, nn.Flatten(), nn.Linear(12, 2)).double()
+    return applied(network.eval(), points(8, 3, 2))
 
 
 @closure_kind(Graph.NONE)

@@ -102,6 +102,25 @@ def test_a_black_box_is_linearised_once_a_step(make):
     assert calls["simulate"] == optimizer._watch._evaluations
 
 
+def test_an_early_second_check():
+    """A head of zeros hides a term that is added where gradients are on."""
+    network, inputs = mlp(), points(8, 2)
+    nn.init.zeros_(network[-1].weight)
+    nn.init.zeros_(network[-1].bias)
+
+    def closure():
+        prediction = network(inputs)
+        if prediction.requires_grad:
+            prediction = prediction + 0.3 * prediction.tanh()
+        return (prediction - 1).square().mean(), prediction
+
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5)
+    for _ in range(10):
+        optimizer.step(closure)
+    assert optimizer._watch.graph is Graph.FULL
+    assert not noted(optimizer)
+
+
 def test_half_precision_and_autocast():
     """Casts that a trial made without a graph are not found by code that needs one."""
     torch.manual_seed(0)

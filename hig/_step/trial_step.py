@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hig._spectral.filters import SpectralFilter
 from hig._step.closure import Closure
-from hig._step.linearisation import Linearisation
+from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
@@ -19,8 +19,11 @@ from hig._torch.buffers import Buffers
 
 __all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "restore_parameters"]
 
-# Loss, slope and curvature for rules that do not measure.
-_NO_MODEL = (float("nan"), float("nan"), float("nan"))
+# For rules that do not measure.
+_NO_MODEL = QuadraticModel(math.nan, math.nan, math.nan)
+# Roundings of the loss below which a predicted gain is not seen. The estimate of the rounding may be
+# too small by some factor, so an achieved change that is not predicted has to be larger by another.
+_UNSEEN, _UNPREDICTED = 4.0, 8.0
 # Evaluations of a closure that are watched until it is known whether it writes to buffers.
 _FIRST_EVALUATIONS = 4
 
@@ -58,6 +61,9 @@ class Trial:
         curvature: vᵀ H v.
         evaluate: returns the loss of the same batch at the present parameters.
         resolution: rounding of the loss, relative to it.
+        rounding: rounding of the loss due to that of the outputs, see
+            :class:`~hig._step.linearisation.QuadraticModel`, as is the next.
+        largest: square of the largest singular value.
     """
 
     def __init__(
@@ -70,9 +76,14 @@ class Trial:
         curvature: float,
         evaluate: Callable[[], float],
         resolution: float = 0.0,
+        rounding: float = 0.0,
+        largest: float = 0.0,
     ):
-        self._unseen = 4 * resolution * abs(loss)
+        self._unseen = _UNSEEN * (resolution * abs(loss) + rounding)
+        # The same numbers, but for the order of sums; at an exact fit also for rounded outputs.
+        self._same = max(16 * resolution * abs(loss), self._unseen)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
+        self.largest = largest
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
         self._start: list[Tensor] | None = None
         self._losses: dict[float, float] = {}
@@ -108,22 +119,31 @@ class Trial:
 
     def same_initial_loss(self, loss: float) -> bool:
         """Return whether the loss before the step is this one, but for rounding."""
-        return abs(self.loss - loss) <= 4 * self._unseen
+        return abs(self.loss - loss) <= self._same
+
+    def predicted_gain(self, step_size: float) -> float:
+        """Return the decrease of the loss by the quadratic model at a step size."""
+        # step_size**2 would raise an OverflowError instead of being infinite.
+        return step_size * self.slope - 0.5 * (step_size * step_size) * self.curvature
+
+    def can_gain(self) -> bool:
+        """Return whether the lowest point of the quadratic model is visibly below the loss."""
+        best = self.slope / self.curvature if self.curvature > 0 else self.lr
+        return self.predicted_gain(best) > self._unseen
 
     def gain_ratio(self) -> float:
         """Return the achieved over the predicted decrease of the loss at the present step size.
 
-        NaN if both are below the rounding of the loss, as on a plateau far above zero.
+        NaN if both are below the rounding of the loss, as on a plateau far above zero or at an
+        exact fit: such a step shows nothing. Minus infinity if the model predicts an increase.
         """
-        eta = self.step_size
-        # eta**2 would raise an OverflowError instead of being infinite.
-        predicted = eta * self.slope - 0.5 * (eta * eta) * self.curvature
-        if not predicted > 0:
+        predicted = self.predicted_gain(self.step_size)
+        if not predicted > 0 and self.slope != 0:
             return -math.inf
-        achieved = self.loss - self.measure(eta)
-        if predicted <= self._unseen and abs(achieved) <= self._unseen:
+        achieved = self.loss - self.measure(self.step_size)
+        if predicted <= self._unseen and abs(achieved) <= _UNPREDICTED * self._unseen:
             return math.nan
-        return achieved / predicted
+        return achieved / predicted if predicted > 0 else -math.inf
 
 
 @torch.no_grad()
@@ -223,17 +243,19 @@ class Attempts:
     def __call__(self, filter: SpectralFilter) -> Trial:
         """Return a trial along the direction of a filter; earlier ones must have been undone."""
         directions, model = self._direction(filter)
-        uphill = model[1] < 0
+        uphill = model.slope < 0
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
+        loss, slope, curvature, rounding, largest = model
         self._trial = Trial(
-            self._parameters, directions, max(self._lrs), *model, self._evaluate, resolution
-        )
+            self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
+            resolution, rounding, largest,
+        )  # fmt: skip
         return self._trial
 
-    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], tuple[float, float, float]]:
-        """Return one direction per parameter, and loss, slope and curvature along it."""
+    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], QuadraticModel]:
+        """Return one direction per parameter, and the quadratic model along it."""
         if self._previous:
             directions, change = self._previous.step(self._linearisation, filter, self._measures)
         else:

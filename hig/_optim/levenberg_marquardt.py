@@ -124,36 +124,40 @@ class LevenbergMarquardt(JacobianOptimizer):
             if trial.lr == 0:
                 return self._report(linearisation, trial, None, notes)
             with clock.phase("update"):
-                outcome, kept = self._attempt(trial)
-            if judged and attempt == 0 and not outcome.unseen and _reach(trial) > LONGEST_REACH:
+                outcome = self._attempt(trial)
+            if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
                 notes.append(_reach_note(trial))
             # Where nothing can be gained, a first attempt is rejected because of its momentum.
-            if outcome.can_gain or attempt or not (self._momentum.factor and outcome.rejected):
-                reach = 0.0 if measures or self._momentum.factor else _reach(trial)
-                self._adapt(outcome, trial.largest, linearisation.decomposition.resolution, reach)
-            if kept or not outcome.rejected:
+            by_momentum = self._momentum.factor and attempt == 0 and not outcome.can_gain
+            if not (outcome.rejected and by_momentum):
+                self._adapt(outcome, trial, linearisation.decomposition.resolution)
+            if not outcome.rejected:
                 break
             trial.move(0)
         if outcome.unseen:
             notes.append(UNSEEN_NOTE)
         return self._report(linearisation, trial, outcome.ratio, notes)
 
-    def _attempt(self, trial: Trial) -> tuple[Outcome, bool]:
-        """Let the step rule move; return what it showed, and whether the rule has judged it."""
+    def _attempt(self, trial: Trial) -> Outcome:
+        """Let the step rule move, and return what that showed."""
         ratio = self._rule.take(trial)
-        measured = ratio is not None and trial.step_size != 0
-        if ratio is None and trial.step_size:
-            ratio = trial.gain_ratio()
-        can_gain = trial.can_gain()
-        if not self._rule.measures:
-            return Outcome(ratio, 1.0, can_gain), False
-        share = _reach(trial) / trial.lr if trial.curvature else 1.0
-        lowered = ratio == -math.inf and trial.measure(trial.step_size) < trial.loss
-        return Outcome(ratio, share, can_gain, lowered), measured
+        if not trial.step_size:
+            return Outcome(ratio, trial.can_gain())
+        kept = ratio is not None
+        ratio = trial.gain_ratio() if ratio is None else ratio
+        if not self._rule.measures or math.isnan(ratio):
+            return Outcome(ratio, trial.can_gain())
+        whole = trial.whole_ratio()
+        if ratio == -math.inf and trial.measure(trial.step_size) < trial.loss:
+            ratio = whole  # farther than the model is lower, and the loss has fallen all the same
+        return Outcome(ratio, trial.can_gain(), whole, kept)
 
-    def _adapt(self, outcome: Outcome, largest: float, resolution: float, reach: float) -> None:
+    def _adapt(self, outcome: Outcome, trial: Trial, resolution: float) -> None:
         """Change the damping after an attempt."""
-        damping = adapted_damping(self.filter.damping, outcome, largest, resolution, reach)
+        # Along momentum the reach says nothing about the damping.
+        length = 0.0 if self._momentum.factor else _reach(trial)
+        reach = None if self._rule.measures else length
+        damping = adapted_damping(self.filter.damping, outcome, trial.largest, resolution, reach)
         self.filter = Damped(damping, self.filter.rcond)
         self.state["damping"]["value"] = damping
 

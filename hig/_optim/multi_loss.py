@@ -113,7 +113,9 @@ class SeparatePredictions:
     def model(self, output_change: list[Tensor]) -> QuadraticModel:
         """Return the model of the sum of the losses."""
         models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
-        loss, slope, curvature, rounding, _ = (sum(numbers) for numbers in zip(*models, strict=True))
+        loss, slope, curvature, rounding, _ = (
+            sum(numbers) for numbers in zip(*models, strict=True)
+        )
         return QuadraticModel(loss, slope, curvature, rounding, max(m.largest for m in models))
 
     @property

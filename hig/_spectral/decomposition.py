@@ -76,6 +76,11 @@ class Decomposition(Protocol):
         ...
 
     @property
+    def squared_norm(self) -> Tensor:
+        """Sum of the squared singular values, a scalar."""
+        ...
+
+    @property
     def singular_values(self) -> Tensor:
         """See above."""
         ...
@@ -168,6 +173,11 @@ class _Eigenvectors:
         """See :class:`Decomposition`."""
         return self.ascending[-1].square()
 
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.ascending.square().sum()
+
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`Decomposition`."""
         return partial(torch.flip, self.ascending, (0,))
@@ -217,6 +227,11 @@ class _Singular:
         """See :class:`Decomposition`."""
         return self.singular_values[0].square()
 
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.singular_values.square().sum()
+
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         s = self.singular_values
@@ -238,6 +253,7 @@ class _CholeskyDamped:
         self.resolution = gram_floor(len(matrix))
         self._matrix, self.deferred = matrix, GramSpectrum(matrix)
         self.largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
+        self.squared_norm = matrix.diagonal().sum()
 
     @property
     def singular_values(self) -> Tensor:

@@ -89,6 +89,11 @@ class Krylov:
         """See :class:`hig._spectral.decomposition.Decomposition`; of the last direction."""
         return self._values.max().square()
 
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; that of the converged values."""
+        return self._values.square().sum()
+
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`hig._spectral.decomposition.Decomposition`."""
         return partial(torch.clone, self._values)

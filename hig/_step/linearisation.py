@@ -35,7 +35,7 @@ class QuadraticModel(NamedTuple):
         loss: the loss of the whole batch.
         slope: g · v.
         curvature: vᵀ H v.
-        rounding: change of the loss by a rounding of the outputs; see :func:`rounding_of`.
+        rounding: change of the loss by a rounding of outputs and parameters.
         largest: square of the largest singular value of J, or a bound close above it.
     """
 
@@ -104,10 +104,12 @@ class Linearisation:
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
-        rounding = rounding_of(objective)
+        decomposition = self.decomposition
+        norm = decomposition.squared_norm.double().sqrt()
+        rounding = _rounding(objective, norm, self.engine.jacobian.shape[0])
         local_sums = torch.stack([curvature, rounding.square()])
         sums = local_sums if split is None else split.ranks.total(local_sums)
-        whole = torch.stack([loss, slope, self.decomposition.largest.double()])
+        whole = torch.stack([loss, slope, decomposition.largest.double()])
         numbers = torch.cat([whole, sums])
         if split is not None:
             numbers = split.ranks.first(numbers)
@@ -145,19 +147,29 @@ class Linearisation:
         )
 
 
-def rounding_of(objective: Objective) -> Tensor:
-    r"""Return the size of the change of the loss if every output is rounded: a scalar.
+def _rounding(objective: Objective, norm: Tensor, rows: int) -> Tensor:
+    r"""Return the change of the loss by a rounding of outputs and parameters: a scalar.
 
-    :math:`\epsilon \bigl(\sum_b (\sum_i |g_{bi} y_{bi}|)^2\bigr)^{1/2}` over the samples b of this
-    process: the errors of one sample's outputs add up, those of different samples do not. Near
-    an exact fit this is far above the rounding of the loss itself.
+    Outputs are known up to :math:`\epsilon |y|`, and up to their change by a rounding of the
+    parameters, :math:`\epsilon \|J\|_F\, \mathrm{rms}(\theta) / \sqrt{n}`, which is larger for
+    residuals and other outputs that are small differences. The errors of one sample's outputs add
+    up, those of different samples are independent. Near an exact fit the result is far above the
+    rounding of the loss itself.
+
+    Args:
+        objective: the loss and outputs of this process.
+        norm: Frobenius norm of J.
+        rows: n, of the whole batch.
     """
-    prediction = objective.forward.prediction.detach()
-    # A coarser dtype of parameters rounds the outputs too.
-    dtypes = [prediction.dtype, *(p.dtype for p in objective.forward.parameters)]
-    eps = max(torch.finfo(dtype).eps for dtype in dtypes)
-    changes = (objective.gradient.detach().double() * prediction).reshape(len(prediction), -1)
-    return eps * changes.abs().sum(1).norm()
+    prediction, parameters = objective.forward.prediction.detach(), objective.forward.parameters
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (prediction, *parameters))
+    squares = sum(
+        (p.detach().double().square().sum() for p in parameters), start=norm.new_zeros(())
+    )
+    rms = (squares / sum(p.numel() for p in parameters)).sqrt()
+    size = prediction.double().abs() + norm * rms / rows**0.5
+    changes = (objective.gradient.detach().double().abs() * size).reshape(len(prediction), -1)
+    return eps * changes.sum(1).norm()
 
 
 @dataclass

@@ -298,7 +298,7 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
     change = change.view_as(prediction)
     if not gradient.requires_grad:
         return change.new_zeros(())
-    # Scaled to about one, exactly: H v of a loss of large or tiny scale leaves the range of float32.
+    # Scaled to about one, exactly: H v may be out of the range of float32 for tiny or huge losses.
     scale = torch.exp2(torch.frexp(change.abs().amax()).exponent.double())
     change = change / scale
     with torch.enable_grad():

@@ -21,9 +21,8 @@ __all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "restore_p
 
 # For rules that do not measure.
 _NO_MODEL = QuadraticModel(math.nan, math.nan, math.nan)
-# Roundings of the loss below which a predicted gain is not seen. The estimate of the rounding may be
-# too small by some factor, so an achieved change that is not predicted has to be larger by another.
-_UNSEEN, _UNPREDICTED = 4.0, 8.0
+# The rounding of the loss is an estimate: a change that is not predicted must exceed it by this.
+_UNPREDICTED = 8.0
 # Evaluations of a closure that are watched until it is known whether it writes to buffers.
 _FIRST_EVALUATIONS = 4
 
@@ -61,8 +60,7 @@ class Trial:
         curvature: vᵀ H v.
         evaluate: returns the loss of the same batch at the present parameters.
         resolution: rounding of the loss, relative to it.
-        rounding: rounding of the loss due to that of the outputs, see
-            :class:`~hig._step.linearisation.QuadraticModel`, as is the next.
+        rounding: change of the loss by a rounding of outputs and parameters.
         largest: square of the largest singular value.
     """
 
@@ -79,7 +77,7 @@ class Trial:
         rounding: float = 0.0,
         largest: float = 0.0,
     ):
-        self._unseen = _UNSEEN * (resolution * abs(loss) + rounding)
+        self._unseen = 4 * resolution * abs(loss) + 2 * rounding
         # The same numbers, but for the order of sums; at an exact fit also for rounded outputs.
         self._same = max(16 * resolution * abs(loss), self._unseen)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
@@ -101,6 +99,18 @@ class Trial:
         ):
             parameter.copy_(start - step_size * direction)
         self.step_size = step_size
+
+    def whole_ratio(self) -> float:
+        r"""Return the gain ratio of the step to the lowest point of the model, extrapolated.
+
+        A step of any size :math:`\eta` shows the error of the curvature: achieved and predicted
+        decrease differ by :math:`\tfrac12 \eta^2` times that. NaN if it is lost in rounding.
+        """
+        by_model = 0.5 * self.step_size * self.step_size * self.curvature
+        if by_model <= self._unseen:
+            return self.gain_ratio() if self.curvature == 0 else math.nan
+        achieved = self.loss - self.measure(self.step_size)
+        return 1 - (self.predicted_gain(self.step_size) - achieved) / by_model
 
     def undo(self) -> None:
         """Restore the parameters, also after an interrupted move; allocates no memory."""

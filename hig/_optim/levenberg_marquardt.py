@@ -1,7 +1,7 @@
 """Levenberg-Marquardt optimiser: damped Gauss-Newton, its damping adapted by the gain ratio."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim.optimizer import ParamsT
@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from hig._jacobian.engine import Engine
 from hig._spectral.filters import Damped, SpectralFilter
 from hig._spectral.lanczos import Lanczos
+from hig._step.damping import Outcome, adapted_damping
 from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
@@ -22,6 +23,7 @@ __all__ = ["LevenbergMarquardt"]
 
 # A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
 LONGEST_REACH = 1.1
+UNSEEN_NOTE = "the gain is below the rounding of the loss: the damping stays"
 
 
 class LevenbergMarquardt(JacobianOptimizer):
@@ -57,9 +59,8 @@ class LevenbergMarquardt(JacobianOptimizer):
         ValueError: if an argument lies outside its range.
     """
 
-    # More attempts from one decomposition rarely help: the batch is at its numerical floor.
-    MOST_ATTEMPTS = 5
-    LOWEST_DAMPING, HIGHEST_DAMPING = 1e-30, 1e30
+    # More attempts from one decomposition rarely help; rules that measure shorten by themselves.
+    MOST_ATTEMPTS, MOST_MEASURED = 5, 2
 
     report: StepReport | None
     filter: Damped
@@ -113,49 +114,70 @@ class LevenbergMarquardt(JacobianOptimizer):
         linearisation: Linearisation,
         clock: PhaseClock,
     ) -> StepReport:
-        notes = []
+        notes: list[str] = []
+        measures = self._rule.measures
         # No note for measured step rules (length already chosen), nor with momentum (not
         # comparable with the reach of a damped step).
-        judged = not (self._rule.measures or self._momentum.factor)
-        for attempt in range(self.MOST_ATTEMPTS):
+        judged = not (measures or self._momentum.factor)
+        for attempt in range(self.MOST_MEASURED if measures else self.MOST_ATTEMPTS):
             trial = trial_of(self.filter)
+            if trial.lr == 0:
+                return self._report(linearisation, trial, None, notes)
             with clock.phase("update"):
-                ratio = self._rule.take(trial)
-                ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
-                # Nothing to gain: the loss is stationary in the outputs, and momentum is zero.
-                if trial.slope == trial.curvature == 0:
-                    break
-                if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
-                    notes.append(_reach_note(trial))
-                rejected = ratio is None or not ratio > 1e-3  # NaN: the gain is below rounding
-                self._adapt(None if rejected else ratio)
-                if not rejected:
-                    break
-                trial.move(0)
-        report = linearisation.report(self.filter)  # the attempts may have taken eigenvectors
-        report.step_size, report.gain_ratio, report.damping = (
-            trial.step_size, ratio, self.filter.damping,
-        )  # fmt: skip
-        report.notes.extend(notes)
-        return report
+                outcome = self._attempt(trial)
+            if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
+                notes.append(_reach_note(trial))
+            # Where nothing can be gained, a first attempt is rejected because of its momentum.
+            by_momentum = self._momentum.factor and attempt == 0 and not outcome.can_gain
+            if not (outcome.rejected and by_momentum):
+                self._adapt(outcome, trial, linearisation.decomposition.resolution)
+            if not outcome.rejected:
+                break
+            trial.move(0)
+        if outcome.unseen:
+            notes.append(UNSEEN_NOTE)
+        return self._report(linearisation, trial, outcome.ratio, notes)
 
-    def _adapt(self, ratio: float | None) -> None:
-        """Change the damping after a step with this gain ratio; None for a rejected step."""
-        damping = self.filter.damping
-        if ratio is None:
-            damping *= 4
-        elif ratio > 0.75:
-            damping /= 3
-        elif ratio < 0.25:
-            damping *= 2
-        damping = min(max(damping, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
+    def _attempt(self, trial: Trial) -> Outcome:
+        """Let the step rule move, and return what that showed."""
+        ratio = self._rule.take(trial)
+        if not trial.step_size:
+            return Outcome(ratio, trial.can_gain())
+        kept = ratio is not None
+        ratio = trial.gain_ratio() if ratio is None else ratio
+        if not self._rule.measures or math.isnan(ratio):
+            return Outcome(ratio, trial.can_gain())
+        whole = trial.whole_ratio()
+        if ratio == -math.inf and trial.measure(trial.step_size) < trial.loss:
+            ratio = whole  # farther than the model is lower, and the loss has fallen all the same
+        return Outcome(ratio, trial.can_gain(), whole, kept)
+
+    def _adapt(self, outcome: Outcome, trial: Trial, resolution: float) -> None:
+        """Change the damping after an attempt."""
+        # Along momentum the reach says nothing about the damping.
+        length = 0.0 if self._momentum.factor else _reach(trial)
+        reach = None if self._rule.measures else length
+        damping = adapted_damping(self.filter.damping, outcome, trial.largest, resolution, reach)
         self.filter = Damped(damping, self.filter.rcond)
         self.state["damping"]["value"] = damping
+
+    def _report(
+        self,
+        linearisation: Linearisation,
+        trial: Trial,
+        ratio: float | None,
+        notes: Sequence[str],
+    ) -> StepReport:
+        report = linearisation.report(self.filter)  # the attempts may have taken eigenvectors
+        report.step_size, report.damping = trial.step_size, self.filter.damping
+        report.gain_ratio = None if ratio is None or math.isnan(ratio) else ratio
+        report.notes.extend(notes)
+        return report
 
 
 def _reach(trial: Trial) -> float:
     """Return the length of a step relative to the minimum of the quadratic model along it."""
-    return trial.step_size * trial.curvature / trial.slope
+    return trial.step_size * trial.curvature / trial.slope if trial.slope else 0.0
 
 
 def _reach_note(trial: Trial) -> str:

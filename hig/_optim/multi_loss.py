@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter
-from hig._step.linearisation import Linearisation
+from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.objective import Objective
 from hig._step.reports import MultiStepReport
 from hig._torch.host import PhaseClock
@@ -51,7 +51,7 @@ class SharedPrediction:
             ]
         return directions, weights @ changes
 
-    def model(self, output_change: Tensor) -> tuple[float, float, float]:
+    def model(self, output_change: Tensor) -> QuadraticModel:
         """Return loss, slope and curvature of the sum of the losses."""
         return self.linearisation.model(output_change)
 
@@ -116,11 +116,13 @@ class SeparatePredictions:
             self.slopes = torch.stack(slopes)
         return changes
 
-    def model(self, output_change: list[Tensor]) -> tuple[float, float, float]:
-        """Return loss, slope and curvature of the sum of the losses."""
+    def model(self, output_change: list[Tensor]) -> QuadraticModel:
+        """Return the model of the sum of the losses."""
         models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
-        loss, slope, curvature = (sum(numbers) for numbers in zip(*models, strict=True))
-        return loss, slope, curvature
+        loss, slope, curvature, rounding, _ = (
+            sum(numbers) for numbers in zip(*models, strict=True)
+        )
+        return QuadraticModel(loss, slope, curvature, rounding, max(m.largest for m in models))
 
     @property
     def objectives(self) -> list[Objective]:

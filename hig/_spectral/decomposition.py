@@ -55,7 +55,8 @@ class Decomposition(Protocol):
 
     Attributes:
         singular_values: (min(n, P),) float64, descending; may be computed when asked for.
-        floor: relative size below which a singular value is indistinguishable from zero.
+        floor: relative size below which a singular value is indistinguishable from zero, and cut.
+        resolution: the same, also where nothing is cut.
         route: "row_gram", "column_gram", "svd" or "lanczos".
         notes: deviations, for the report.
     """
@@ -63,6 +64,21 @@ class Decomposition(Protocol):
     floor: float
     route: str
     notes: list[str]
+
+    @property
+    def resolution(self) -> float:
+        """See above."""
+        ...
+
+    @property
+    def largest(self) -> Tensor:
+        """Square of the largest singular value, a scalar; or a bound above it that costs less."""
+        ...
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """Sum of the squared singular values, a scalar."""
+        ...
 
     @property
     def singular_values(self) -> Tensor:
@@ -147,6 +163,21 @@ class _Eigenvectors:
         """Descending."""
         return self.ascending.flip(0)
 
+    @property
+    def resolution(self) -> float:
+        """See :class:`Decomposition`."""
+        return self.floor
+
+    @property
+    def largest(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.ascending[-1].square()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.ascending.square().sum()
+
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`Decomposition`."""
         return partial(torch.flip, self.ascending, (0,))
@@ -186,6 +217,21 @@ class _Singular:
     notes: list[str] = field(default_factory=list)
     route = "svd"
 
+    @property
+    def resolution(self) -> float:
+        """See :class:`Decomposition`."""
+        return self.floor
+
+    @property
+    def largest(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.singular_values[0].square()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.singular_values.square().sum()
+
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         s = self.singular_values
@@ -204,8 +250,10 @@ class _CholeskyDamped:
         self.jacobian, self.route = jacobian, route
         self.notes: list[str] = []
         self.floor = 0.0
+        self.resolution = gram_floor(len(matrix))
         self._matrix, self.deferred = matrix, GramSpectrum(matrix)
-        self._largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
+        self.largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
+        self.squared_norm = matrix.diagonal().sum()
 
     @property
     def singular_values(self) -> Tensor:
@@ -237,7 +285,7 @@ class _CholeskyDamped:
 
     def _factor(self, damping: float) -> Tensor | None:
         """Return the Cholesky factor of the shifted matrix; None if rounding hides the shift."""
-        if bool(damping <= gram_floor(len(self._matrix)) ** 2 * self._largest):
+        if bool(damping <= self.resolution**2 * self.largest):
             return None
         shifted = self._matrix.clone()
         shifted.diagonal().add_(damping)

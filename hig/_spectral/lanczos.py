@@ -75,7 +75,7 @@ class Krylov:
         self.notes: list[str] = []
         self.error_estimate = 0.0
         # The rounding of J and of the bases: smaller singular values are indistinguishable from 0.
-        self.floor = 2 * torch.finfo(dtype).eps
+        self.floor = self.resolution = 2 * torch.finfo(dtype).eps
         self._jacobian, self._dtype, self._settings = jacobian, dtype, settings
         self._start: Tensor | None = None
 
@@ -83,6 +83,16 @@ class Krylov:
     def singular_values(self) -> Tensor:
         """(k,) float64, descending: those of the bidiagonal matrix, the largest most exact."""
         return self._values
+
+    @property
+    def largest(self) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; of the last direction."""
+        return self._values.max().square()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; that of the converged values."""
+        return self._values.square().sum()
 
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`hig._spectral.decomposition.Decomposition`."""

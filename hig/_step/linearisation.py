@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,25 @@ from hig._torch.host import PhaseClock
 from hig._torch.ranks import Ranks
 from hig.errors import NonFiniteError
 
-__all__ = ["AssembledGram", "Linearisation", "Lineariser"]
+__all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
+
+
+class QuadraticModel(NamedTuple):
+    """Quadratic model of the loss along a change v of the outputs.
+
+    Attributes:
+        loss: the loss of the whole batch.
+        slope: g · v.
+        curvature: vᵀ H v.
+        rounding: change of the loss by a rounding of outputs and parameters.
+        largest: square of the largest singular value of J, or a bound close above it.
+    """
+
+    loss: float
+    slope: float
+    curvature: float
+    rounding: float = 0.0
+    largest: float = 0.0
 
 
 @dataclass
@@ -78,20 +97,24 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor) -> tuple[float, float, float]:
-        """Return loss, slope and curvature along a change of the outputs (n,)."""
+    def model(self, output_change: Tensor) -> QuadraticModel:
+        """Return the model along a change of the outputs (n,)."""
         objective, split = self.objective, self.objective.split
         local_change = output_change if split is None else output_change[split.local_rows]
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
-        if split is None:
-            numbers = torch.stack([loss, slope, curvature])
-        else:
-            summed = [loss, slope, split.ranks.total(curvature)]
-            numbers = split.ranks.first(torch.stack(summed))
-        loss_value, slope_value, curvature_value = numbers.tolist()
-        return loss_value, slope_value, curvature_value
+        decomposition = self.decomposition
+        norm = decomposition.squared_norm.double().sqrt()
+        rounding = _rounding(objective, norm, self.engine.jacobian.shape[0])
+        local_sums = torch.stack([curvature, rounding.square()])
+        sums = local_sums if split is None else split.ranks.total(local_sums)
+        whole = torch.stack([loss, slope, decomposition.largest.double()])
+        numbers = torch.cat([whole, sums])
+        if split is not None:
+            numbers = split.ranks.first(numbers)
+        loss_, slope_, largest, curvature_, squared = numbers.tolist()
+        return QuadraticModel(loss_, slope_, curvature_, squared**0.5, largest)
 
     @property
     def objectives(self) -> list[Objective]:
@@ -127,6 +150,31 @@ class Linearisation:
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
         )
+
+
+def _rounding(objective: Objective, norm: Tensor, rows: int) -> Tensor:
+    r"""Return the change of the loss by a rounding of outputs and parameters: a scalar.
+
+    Outputs are known up to :math:`\epsilon |y|`, and up to their change by a rounding of the
+    parameters, :math:`\epsilon \|J\|_F\, \mathrm{rms}(\theta) / \sqrt{n}`, which is larger for
+    residuals and other outputs that are small differences. The errors of one sample's outputs add
+    up, those of different samples are independent. Near an exact fit the result is far above the
+    rounding of the loss itself.
+
+    Args:
+        objective: the loss and outputs of this process.
+        norm: Frobenius norm of J.
+        rows: n, of the whole batch.
+    """
+    prediction, parameters = objective.forward.prediction.detach(), objective.forward.parameters
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (prediction, *parameters))
+    squares = sum(
+        (p.detach().double().square().sum() for p in parameters), start=norm.new_zeros(())
+    )
+    rms = (squares / sum(p.numel() for p in parameters)).sqrt()
+    size = prediction.double().abs() + norm * rms / rows**0.5
+    changes = (objective.gradient.detach().double().abs() * size).reshape(len(prediction), -1)
+    return eps * changes.sum(1).norm()
 
 
 @dataclass

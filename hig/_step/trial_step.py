@@ -9,15 +9,17 @@ import torch
 from torch import Tensor
 
 from hig._spectral.filters import SpectralFilter
-from hig._step.linearisation import Linearisation
+from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
 
 __all__ = ["Attempts", "Trial", "restore_parameters"]
 
-# Loss, slope and curvature for rules that do not measure.
-_NO_MODEL = (float("nan"), float("nan"), float("nan"))
+# For rules that do not measure.
+_NO_MODEL = QuadraticModel(math.nan, math.nan, math.nan)
+# The rounding of the loss is an estimate: a change that is not predicted must exceed it by this.
+_UNPREDICTED = 8.0
 
 
 class Trial:
@@ -35,6 +37,8 @@ class Trial:
         curvature: vᵀ H v.
         evaluate: returns the loss of the same batch at the present parameters.
         resolution: rounding of the loss, relative to it.
+        rounding: change of the loss by a rounding of outputs and parameters.
+        largest: square of the largest singular value.
     """
 
     def __init__(
@@ -47,9 +51,14 @@ class Trial:
         curvature: float,
         evaluate: Callable[[], float],
         resolution: float = 0.0,
+        rounding: float = 0.0,
+        largest: float = 0.0,
     ):
-        self._unseen = 4 * resolution * abs(loss)
+        self._unseen = 4 * resolution * abs(loss) + 2 * rounding
+        # The same numbers, but for the order of sums; at an exact fit also for rounded outputs.
+        self._same = max(16 * resolution * abs(loss), self._unseen)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
+        self.largest = largest
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
         self._start: list[Tensor] | None = None
         self._losses = {0.0: loss}
@@ -68,6 +77,18 @@ class Trial:
             parameter.copy_(start - step_size * direction)
         self.step_size = step_size
 
+    def whole_ratio(self) -> float:
+        r"""Return the gain ratio of the step to the lowest point of the model, extrapolated.
+
+        A step of any size :math:`\eta` shows the error of the curvature: achieved and predicted
+        decrease differ by :math:`\tfrac12 \eta^2` times that. NaN if it is lost in rounding.
+        """
+        by_model = 0.5 * self.step_size * self.step_size * self.curvature
+        if by_model <= self._unseen:
+            return self.gain_ratio() if self.curvature == 0 else math.nan
+        achieved = self.loss - self.measure(self.step_size)
+        return 1 - (self.predicted_gain(self.step_size) - achieved) / by_model
+
     def undo(self) -> None:
         """Restore the parameters, also after an interrupted move; allocates no memory."""
         if self._start is not None:
@@ -85,22 +106,31 @@ class Trial:
 
     def same_initial_loss(self, loss: float) -> bool:
         """Return whether the loss before the step is this one, but for rounding."""
-        return abs(self.loss - loss) <= 4 * self._unseen
+        return abs(self.loss - loss) <= self._same
+
+    def predicted_gain(self, step_size: float) -> float:
+        """Return the decrease of the loss by the quadratic model at a step size."""
+        # step_size**2 would raise an OverflowError instead of being infinite.
+        return step_size * self.slope - 0.5 * (step_size * step_size) * self.curvature
+
+    def can_gain(self) -> bool:
+        """Return whether the lowest point of the quadratic model is visibly below the loss."""
+        best = self.slope / self.curvature if self.curvature > 0 else self.lr
+        return self.predicted_gain(best) > self._unseen
 
     def gain_ratio(self) -> float:
         """Return the achieved over the predicted decrease of the loss at the present step size.
 
-        NaN if both are below the rounding of the loss, as on a plateau far above zero.
+        NaN if both are below the rounding of the loss, as on a plateau far above zero or at an
+        exact fit: such a step shows nothing. Minus infinity if the model predicts an increase.
         """
-        eta = self.step_size
-        # eta**2 would raise an OverflowError instead of being infinite.
-        predicted = eta * self.slope - 0.5 * (eta * eta) * self.curvature
-        if not predicted > 0:
+        predicted = self.predicted_gain(self.step_size)
+        if not predicted > 0 and self.slope != 0:
             return -math.inf
-        achieved = self.loss - self.measure(eta)
-        if predicted <= self._unseen and abs(achieved) <= self._unseen:
+        achieved = self.loss - self.measure(self.step_size)
+        if predicted <= self._unseen and abs(achieved) <= _UNPREDICTED * self._unseen:
             return math.nan
-        return achieved / predicted
+        return achieved / predicted if predicted > 0 else -math.inf
 
 
 @torch.no_grad()
@@ -137,17 +167,19 @@ class Attempts:
     def __call__(self, filter: SpectralFilter) -> Trial:
         """Return a trial along the direction of a filter; earlier ones must have been undone."""
         directions, model = self._direction(filter)
-        uphill = model[1] < 0
+        uphill = model.slope < 0
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
+        loss, slope, curvature, rounding, largest = model
         self._trial = Trial(
-            self._parameters, directions, max(self._lrs), *model, self._evaluate, resolution
-        )
+            self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
+            resolution, rounding, largest,
+        )  # fmt: skip
         return self._trial
 
-    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], tuple[float, float, float]]:
-        """Return one direction per parameter, and loss, slope and curvature along it."""
+    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], QuadraticModel]:
+        """Return one direction per parameter, and the quadratic model along it."""
         if self._previous:
             directions, change = self._previous.step(self._linearisation, filter, self._measures)
         else:

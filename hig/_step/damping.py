@@ -1,0 +1,96 @@
+"""Adaptation of the damping of Levenberg-Marquardt: numbers in, numbers out."""
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["Outcome", "adapted_damping"]
+
+# A step with a gain ratio of at most this is rejected.
+LEAST_RATIO = 1e-3
+# Highest damping, relative to the largest squared singular value: a step of negligible length, from
+# which twenty steps lead back. Where a rule chooses the length, more only does the same.
+HIGHEST, HIGHEST_MEASURED = 1e6, 1e1
+# Lowest damping, relative to the one that is lost in the rounding of the largest singular value.
+LOWEST = 4.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Measurements of one attempt at a step.
+
+    Attributes:
+        ratio: achieved over predicted decrease of the loss; NaN if both are lost in its rounding,
+            None if the step rule took no step.
+        can_gain: whether the lowest point of the quadratic model is visibly below the loss.
+        whole_ratio: the ratio of the step to that point, extrapolated from a step whose length a
+            rule chose; NaN if it cannot be seen, None for rules that do not measure.
+        kept: whether a rule that measures keeps the step whatever the ratio is.
+    """
+
+    ratio: float | None
+    can_gain: bool
+    whole_ratio: float | None = None
+    kept: bool = False
+
+    @property
+    def unseen(self) -> bool:
+        """Whether the rounding of the loss hides whether the step is good."""
+        return not self.can_gain if self.ratio is None else math.isnan(self.ratio)
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the step gained visibly too little."""
+        if self.unseen or self.kept:
+            return False
+        return self.ratio is None or self.ratio <= LEAST_RATIO
+
+    def factor(self, dominant: bool) -> float:
+        """Return the factor of the damping.
+
+        Args:
+            dominant: whether the damping exceeds all squared singular values.
+        """
+        if self.unseen:
+            # Where a longer step would be seen, it is the damping that hides the gain.
+            return 1 / 3 if self.can_gain and dominant else 1.0
+        if self.rejected or self.ratio is None:
+            return 4.0
+        # The loss is lowest before half of the way. A rule that shortens the step far enough finds
+        # it as good as predicted; with more damping only those directions are shortened that need
+        # it.
+        if self.whole_ratio is not None and self.whole_ratio < 0:
+            return 2.0
+        if self.ratio > 0.75:
+            return 1 / 3
+        return 2.0 if self.ratio < 0.25 else 1.0
+
+
+def adapted_damping(
+    damping: float, outcome: Outcome, largest: float, resolution: float, reach: float | None
+) -> float:
+    r"""Return the damping after an attempt.
+
+    It falls to a third if the quadratic model predicted the decrease well. It doubles if it
+    predicted poorly, or if a rule that measures took a step that is lowest before half of the way,
+    and rises fourfold if the step was rejected. It stays if the rounding of the loss hides the
+    gain. It is kept between the rounding of the largest squared singular value and 1e6 times that
+    value: more for a loss so curved in the outputs that such steps still reach far, 10 times for a
+    rule that chooses the length of the step.
+
+    Args:
+        damping: the damping of the attempt.
+        outcome: what the attempt showed.
+        largest: square of the largest singular value.
+        resolution: relative size of singular values that are lost in rounding.
+        reach: length of the step relative to the minimum of the quadratic model along it; None if
+            the step rule chooses it.
+    """
+    damping *= outcome.factor(dominant=damping > largest)
+    if not 0 < largest < math.inf:
+        return damping
+    if reach is None:
+        highest = HIGHEST_MEASURED * largest
+    else:  # beyond the singular values it is inversely proportional to the damping
+        highest = HIGHEST * max(largest, damping * reach)
+    lowest = max(LOWEST * resolution**2 * largest, 1e-300)
+    return min(max(damping, lowest), highest, 1e300)

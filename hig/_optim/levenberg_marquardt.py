@@ -125,6 +125,9 @@ class LevenbergMarquardt(JacobianOptimizer):
                 return self._report(linearisation, trial, None, notes)
             with clock.phase("update"):
                 outcome = self._attempt(trial)
+            notes.extend(trial.notes)
+            if trial.returned:
+                return self._report(linearisation, trial, None, notes)
             if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
                 notes.append(_reach_note(trial))
             # Where nothing can be gained, a first attempt is rejected because of its momentum.

@@ -51,6 +51,10 @@ class SharedPrediction:
             ]
         return directions, weights @ changes
 
+    def output_change(self, directions: Sequence[Tensor]) -> Tensor:
+        """Return J d (n,) for one direction per parameter."""
+        return self.linearisation.output_change(directions)
+
     def model(self, output_change: Tensor) -> QuadraticModel:
         """Return loss, slope and curvature of the sum of the losses."""
         return self.linearisation.model(output_change)
@@ -103,18 +107,18 @@ class SeparatePredictions:
         sizes = [direction.numel() for direction in directions_of[0]]
         pieces = zip(combined.split(sizes), directions_of[0], strict=True)
         directions = [piece.view_as(like) for piece, like in pieces]
-        return directions, self._output_change(directions)
-
-    def _output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """Return the change of each prediction (n_i,) along one direction per parameter."""
         with self.clock.phase("operator"):
-            changes = [part.output_change(directions) for part in self.parts]
+            changes = self.output_change(directions)
             slopes = [
                 part.objective.flat_gradient @ change
                 for part, change in zip(self.parts, changes, strict=True)
             ]
             self.slopes = torch.stack(slopes)
-        return changes
+        return directions, changes
+
+    def output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the change of each prediction (n_i,) along one direction per parameter."""
+        return [part.output_change(directions) for part in self.parts]
 
     def model(self, output_change: list[Tensor]) -> QuadraticModel:
         """Return the model of the sum of the losses."""

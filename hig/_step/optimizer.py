@@ -20,6 +20,7 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.earlier_points import EarlierPoints
 from hig._step.evaluation import Evaluation, Watch
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Momentum, PreviousDirection
@@ -34,6 +35,7 @@ from hig._step.param_groups import (
     check_one_lr,
     check_real,
 )
+from hig._step.progress import Progress
 from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
@@ -82,6 +84,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._spectra: list[GramSpectrum] = []
         self._recorded = self._new_record()
         self.state["step_rule"] = self._rule.state
+        self.state["progress"] = {}
         self.state[IDENTITY] = identity_of(
             self, step_rule=name_of_rule(options.step_rule), momentum_kind=options.momentum_kind
         )
@@ -123,8 +126,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._check_state(state_dict["state"])
         super().load_state_dict(state_dict)
         self.state[IDENTITY] = identity
-        self._rule.state.update(self.state["step_rule"])
+        known = self._rule.state.keys()
+        self._rule.state.update({k: v for k, v in self.state["step_rule"].items() if k in known})
         self.state["step_rule"] = self._rule.state
+        self.state.setdefault("progress", {})
 
     def _check_state(self, state: dict[Any, Any]) -> None:
         """Raise a `ValueError` for a state without the parts that this optimizer reads."""
@@ -185,12 +190,20 @@ class JacobianOptimizer(torch.optim.Optimizer):
             with step.clock.phase("update"):
                 evaluate.check(linearisation.loss, linearisation.objectives)
             previous = self._previous_direction(step)
-            attempts = Attempts(linearisation, previous, step, self._measures(), evaluate)
+            earlier = None
+            if getattr(self._rule, "looks_back", False):
+                earlier = EarlierPoints(self.state, step.parameters, linearisation)
+            progress = Progress(self.state["progress"])
+            progress.add(float(linearisation.loss))
+            attempts = Attempts(
+                linearisation, previous, step, self._measures(), evaluate, earlier,
+                progress.decades(),
+            )  # fmt: skip
             with torch.no_grad(), attempts:
                 report = self._advance(attempts, linearisation, step.clock)
                 loss = linearisation.loss
                 attempts.accept(report.step_size)
-        report.notes.extend(self._watch.notes)
+        report.notes.extend([*self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()
         return loss
@@ -224,6 +237,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             ratio = self._rule.take(trial)
         report = linearisation.report(self.filter)
         report.step_size, report.gain_ratio = trial.step_size, ratio
+        report.notes.extend(trial.notes)
         return report
 
     def _measures(self) -> bool:
@@ -279,7 +293,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         rule = type(self._rule).__name__, self._rule.state, options.reduction
         engine = engine if isinstance(engine, str) else type(engine).__name__
         flat = [parameter for group in self.param_groups for parameter in group["params"]]
-        last = checksum([self.state[p]["direction"] for p in flat if p in self.state])
+        # Missing after steps without a direction to keep, on all ranks alike.
+        stored = [value for p in flat for value in self.state.get(p, {}).values()]
+        last = checksum(stored)
         return digest(
             lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hig._spectral.filters import SpectralFilter
+from hig._step.earlier_points import EarlierPoints, Point
 from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
@@ -39,6 +40,14 @@ class Trial:
         resolution: rounding of the loss, relative to it.
         rounding: change of the loss by a rounding of outputs and parameters.
         largest: square of the largest singular value.
+        attempt: number of trials of this step before this one.
+        earlier: parameters of earlier steps; None for rules that do not look back.
+        decades: how many powers of ten the loss has fallen by since the first steps.
+
+    Attributes:
+        unseen: changes of the loss up to this are hidden by its rounding.
+        notes: what the rule noticed, for the report.
+        returned: whether the parameters are those of the safe point.
     """
 
     def __init__(
@@ -53,26 +62,37 @@ class Trial:
         resolution: float = 0.0,
         rounding: float = 0.0,
         largest: float = 0.0,
+        attempt: int = 0,
+        earlier: EarlierPoints | None = None,
+        decades: float = 0.0,
     ):
-        self._unseen = 4 * resolution * abs(loss) + 2 * rounding
+        self.unseen = 4 * resolution * abs(loss) + 2 * rounding
         # The same numbers, but for the order of sums; at an exact fit also for rounded outputs.
-        self._same = max(16 * resolution * abs(loss), self._unseen)
+        self._same = max(16 * resolution * abs(loss), self.unseen)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
-        self.largest = largest
+        self.largest, self.attempt, self._earlier = largest, attempt, earlier
+        self.decades = decades
+        self.notes: list[str] = []
+        self.returned = False
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
         self._start: list[Tensor] | None = None
         self._losses = {0.0: loss}
         self.step_size = 0.0
 
-    def move(self, step_size: float) -> None:
-        """Set the parameters to ``start - step_size * direction``; 0 restores them exactly."""
+    @property
+    def start(self) -> list[Tensor]:
+        """Values of the parameters before the step."""
         if self._start is None:
             self._start = [parameter.detach().clone() for parameter in self._parameters]
+        return self._start
+
+    def move(self, step_size: float) -> None:
+        """Set the parameters to ``start - step_size * direction``; 0 restores them exactly."""
         if step_size == 0:
             self.undo()
             return
         for parameter, start, direction in zip(
-            self._parameters, self._start, self._directions, strict=True
+            self._parameters, self.start, self._directions, strict=True
         ):
             parameter.copy_(start - step_size * direction)
         self.step_size = step_size
@@ -84,7 +104,7 @@ class Trial:
         decrease differ by :math:`\tfrac12 \eta^2` times that. NaN if it is lost in rounding.
         """
         by_model = 0.5 * self.step_size * self.step_size * self.curvature
-        if by_model <= self._unseen:
+        if by_model <= self.unseen:
             return self.gain_ratio() if self.curvature == 0 else math.nan
         achieved = self.loss - self.measure(self.step_size)
         return 1 - (self.predicted_gain(self.step_size) - achieved) / by_model
@@ -93,7 +113,7 @@ class Trial:
         """Restore the parameters, also after an interrupted move; allocates no memory."""
         if self._start is not None:
             restore_parameters(self._parameters, self._start)
-        self.step_size = 0.0
+        self.step_size, self.returned = 0.0, False
 
     def measure(self, step_size: float) -> float:
         """Move there and return the loss; infinite if it is not a finite number."""
@@ -103,6 +123,36 @@ class Trial:
             loss = self._evaluate()
             self._losses[step_size] = loss if math.isfinite(loss) else math.inf
         return self._losses[step_size]
+
+    def last_step(self) -> tuple[float, float] | None:
+        """Return slope and curvature of the loss along the last step, at its end: at the start.
+
+        Both for the whole step as the unit of length; None if it is not known.
+        """
+        return None if self._earlier is None else self._earlier.last_step()
+
+    def loss_at_safe_point(self) -> float | None:
+        """Return the loss of this batch there, infinite if it is not a number; None without one."""
+        safe = None if self._earlier is None else self._earlier.values(Point.SAFE)
+        if safe is None:
+            return None
+        start = self.start
+        restore_parameters(self._parameters, safe)
+        loss = self._evaluate()
+        restore_parameters(self._parameters, start)
+        return loss if math.isfinite(loss) else math.inf
+
+    def keep_safe_point(self) -> None:
+        """Make the parameters before the step the safe point."""
+        if self._earlier is not None:
+            self._earlier.keep_safe(self.start)
+
+    def return_to_safe_point(self) -> None:
+        """Move to the safe point, which ends the step."""
+        safe = None if self._earlier is None else self._earlier.values(Point.SAFE)
+        if safe is not None and self.start:  # remembered before it is overwritten
+            restore_parameters(self._parameters, safe)
+            self.returned = True
 
     def same_initial_loss(self, loss: float) -> bool:
         """Return whether the loss before the step is this one, but for rounding."""
@@ -116,7 +166,7 @@ class Trial:
     def can_gain(self) -> bool:
         """Return whether the lowest point of the quadratic model is visibly below the loss."""
         best = self.slope / self.curvature if self.curvature > 0 else self.lr
-        return self.predicted_gain(best) > self._unseen
+        return self.predicted_gain(best) > self.unseen
 
     def gain_ratio(self) -> float:
         """Return the achieved over the predicted decrease of the loss at the present step size.
@@ -128,7 +178,7 @@ class Trial:
         if not predicted > 0 and self.slope != 0:
             return -math.inf
         achieved = self.loss - self.measure(self.step_size)
-        if predicted <= self._unseen and abs(achieved) <= _UNPREDICTED * self._unseen:
+        if predicted <= self.unseen and abs(achieved) <= _UNPREDICTED * self.unseen:
             return math.nan
         return achieved / predicted if predicted > 0 else -math.inf
 
@@ -149,6 +199,8 @@ class Attempts:
         step: parameters and learning rates of the step.
         measures: whether the quadratic model is needed.
         evaluate: returns the loss at the present parameters.
+        earlier: parameters of earlier steps; None for rules that do not look back.
+        decades: how many powers of ten the loss has fallen by.
     """
 
     def __init__(
@@ -158,11 +210,15 @@ class Attempts:
         step: StepContext,
         measures: bool,
         evaluate: Callable[[], float],
+        earlier: EarlierPoints | None = None,
+        decades: float = 0.0,
     ):
-        self._linearisation, self._previous = linearisation, previous
+        self._decades = decades
+        self._linearisation, self._previous, self._earlier = linearisation, previous, earlier
         self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
         self._trial: Trial | None = None
+        self._count = 0
 
     def __call__(self, filter: SpectralFilter) -> Trial:
         """Return a trial along the direction of a filter; earlier ones must have been undone."""
@@ -174,8 +230,9 @@ class Attempts:
         loss, slope, curvature, rounding, largest = model
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
-            resolution, rounding, largest,
+            resolution, rounding, largest, self._count, self._earlier, self._decades,
         )  # fmt: skip
+        self._count += 1
         return self._trial
 
     def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], QuadraticModel]:
@@ -198,7 +255,9 @@ class Attempts:
         """
         if step_size is not None and step_size > LARGE_STEP:
             check_parameters_finite(self._parameters, step_size)
-        self._trial = None
+        trial, self._trial = self._trial, None
+        if self._earlier and trial is not None:
+            self._earlier.commit(trial.start if step_size and not trial.returned else None)
         if self._previous:
             self._previous.commit(step_size)
 

@@ -1,0 +1,186 @@
+"""The trust rule: a share of the Cauchy step, judged on this batch and on the samples of later ones."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hig._step.trial_step import Trial
+
+__all__ = ["UNSEEN", "Trust"]
+
+# A rejected step is tried again at most so often, each time at least this part of the last size.
+_MOST_TRIES, _LEAST_PART = 6, 1 / 16
+# With a fraction below this each step is measured, until it has grown.
+_CAUTIOUS = 1 / 16
+# Neither bound falls below these: from there they return within twenty steps.
+_LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
+# The loss of other samples falls for as long as a step is shorter than twice the one that is best
+# for them. The best one is right at the start, where a few long steps leave a network that cannot
+# be trained; later on longer ones learn more in many steps.
+_START, _LATER = 1.0, 1.8
+# After each of the first steps the loss is compared with that at the safe point.
+_EARLY_STEPS = 10
+# A rise by this part of the higher loss, a third of the lower one, is no chance of the batch.
+_RISE = 0.25
+UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
+
+
+@dataclass
+class Trust:
+    r"""Share of the Cauchy step, bounded by a fraction for this batch and a ceiling for all others.
+
+    :math:`\eta = \min(\mathrm{lr} \cdot a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is the
+    minimiser of the quadratic model along the step.
+
+    **The fraction a** follows from the batch of the step. It is evaluated again in the first
+    ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small. A step that
+    raised the loss is tried again, shorter, along the same direction. a grows up to 1 where the
+    model predicts well and shrinks where it does not; gains too small to be seen in the rounded
+    loss say nothing.
+
+    **The ceiling b** follows from samples that did not make the step: those of the next batch. At
+    its start their loss has a slope s and a curvature c along the last step, so that
+    :math:`u (1 - s / c)` is the share which would have been best for them, where u is the share
+    taken. b follows the mean of that over the last ``memory`` batches, weighted by their curvatures
+    per loss, and is longer, up to 1.8 times as long once the loss has fallen tenfold: below twice
+    the best share a step still lowers the loss of all samples in the mean, and many such steps
+    learn more. It begins at 0.1, and changes by a factor of 1/2 to 3/2 at most in a step.
+
+    **The safe point** bounds many steps together: the parameters with the lowest loss so far on
+    samples of later batches. After each of the first ten steps, then every ``look_back``-th, the
+    loss of the new batch is evaluated there too. If it is a third higher at the present parameters
+    the step goes back to the safe point instead, and b is halved; if it is lower, the present
+    parameters are the new safe point.
+
+    A loss without curvature along the step (linear in the outputs) gives
+    :math:`\eta = \mathrm{lr} \cdot a`.
+    """
+
+    warm_up: int = 8
+    period: int = 6
+    memory: int = 16
+    look_back: int = 5
+    measures = True
+    looks_back = True
+    state: dict[str, Any] = field(
+        default_factory=lambda: {
+            "fraction": 0.5, "ceiling": 0.1, "steps": 0, "share": 0.0, "judged": 0,
+            "best": 0.0, "weight": 0.0, "unchecked": 0,
+        }
+    )  # fmt: skip
+
+    def take(self, trial: Trial) -> float | None:
+        """See :class:`~hig._step.step_rules.StepRule`."""
+        state = self.state
+        if trial.attempt == 0:
+            state["steps"] += 1
+            if self._returns(trial):
+                return None
+            self._judge_last_step(trial)
+        state["share"] = 0.0
+        cauchy = trial.slope / trial.curvature if trial.curvature > 0 else 1.0
+        if not math.isfinite(cauchy):
+            return None
+        if not trial.can_gain():
+            trial.notes.append(UNSEEN)
+        elif self._is_measured():
+            return self._take_measured(trial, cauchy)
+        share = self._share(trial)
+        trial.move(share * cauchy)
+        state["share"] = share
+        return None
+
+    def _is_measured(self) -> bool:
+        earlier, state = self.state["steps"] - 1, self.state
+        return (
+            earlier < self.warm_up or earlier % self.period == 0 or state["fraction"] < _CAUTIOUS
+        )
+
+    def _share(self, trial: Trial) -> float:
+        """Return the part of the Cauchy step to take."""
+        share: float = trial.lr * self.state["fraction"]
+        return min(share, self.state["ceiling"]) if trial.curvature > 0 else share
+
+    def _take_measured(self, trial: Trial, cauchy: float) -> float:
+        """Take a step that does not raise the loss, shorter and shorter; return its gain ratio."""
+        state = self.state
+        for _ in range(_MOST_TRIES):
+            share = self._share(trial)
+            trial.move(share * cauchy)
+            ratio = trial.gain_ratio()
+            if math.isnan(ratio):
+                trial.notes.append(UNSEEN)
+            if not ratio < 0:
+                state["share"] = share
+                self._adapt_fraction(share / trial.lr if trial.lr else 0.0, ratio)
+                return ratio
+            # As a part of the share that was tried: the ceiling may have been the lower bound.
+            fraction = min(state["fraction"], share / trial.lr if trial.lr else 0.0)
+            state["fraction"] = max(_part(trial) * fraction, _LEAST_FRACTION)
+        trial.move(0)
+        return ratio
+
+    def _adapt_fraction(self, taken: float, ratio: float) -> None:
+        """Adapt the fraction after a step of the fraction ``taken`` with this gain ratio."""
+        fraction = self.state["fraction"]
+        if ratio > 0.75:
+            fraction = min((2 if fraction < 0.25 else 1.25) * fraction, 1.0)
+        elif ratio < 0.5:
+            fraction = min(fraction, taken) * (0.8 if ratio >= 0.25 else 0.5)
+        self.state["fraction"] = max(fraction, _LEAST_FRACTION)
+
+    def _judge_last_step(self, trial: Trial) -> None:
+        """Adapt the ceiling by the loss of this batch along the last step, at its end."""
+        state = self.state
+        share = state["share"]
+        seen = trial.last_step() if share > 0 else None
+        if seen is None or not trial.loss > 0:
+            return
+        slope, curvature = seen
+        weight = curvature / share / share / trial.loss
+        best = weight * share - slope / share / trial.loss
+        if not (weight > 0 and math.isfinite(weight) and math.isfinite(best)):
+            return
+        state["judged"] = count = min(state["judged"] + 1, self.memory)
+        state["best"] += (best - state["best"]) / count
+        state["weight"] += (weight - state["weight"]) / count
+        times = _START + (_LATER - _START) * min(max(trial.decades, 0.0), 1.0)
+        ceiling = times * state["best"] / state["weight"]
+        ceiling = min(max(ceiling, 0.5 * state["ceiling"]), 1.5 * state["ceiling"])
+        state["ceiling"] = min(max(ceiling, _LEAST_CEILING), 1.0)
+
+    def _returns(self, trial: Trial) -> bool:
+        """Go back to the safe point if this batch is much better there; return whether it is."""
+        state = self.state
+        state["unchecked"] += 1
+        if state["unchecked"] < (1 if state["steps"] <= _EARLY_STEPS else self.look_back):
+            return False
+        state["unchecked"] = 0
+        there = trial.loss_at_safe_point()
+        if there is None or not trial.loss > there:
+            trial.keep_safe_point()
+            return False
+        rise = trial.loss - there
+        if rise <= max(_RISE * max(abs(trial.loss), abs(there)), trial.unseen):
+            return False
+        trial.return_to_safe_point()
+        self.retreat()
+        trial.notes.append(
+            f"the last steps raised the loss of other samples from {there:.3g} to "
+            f"{trial.loss:.3g}: back to the parameters before them, and shorter steps"
+        )
+        return True
+
+    def retreat(self) -> None:
+        """Take shorter steps, after a return to the safe point."""
+        state = self.state
+        state["ceiling"] = max(0.5 * state["ceiling"], _LEAST_CEILING)
+        state["judged"] //= 2
+        state["share"], state["unchecked"] = 0.0, 0
+
+
+def _part(trial: Trial) -> float:
+    """Return the part of a rejected step to try next: the minimum of a parabola through its loss."""
+    fall = trial.step_size * trial.slope
+    excess = 2 * (trial.measure(trial.step_size) - trial.loss + fall)
+    return min(max(fall / excess, _LEAST_PART), 0.5) if 0 < excess < math.inf else _LEAST_PART

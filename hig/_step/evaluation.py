@@ -25,8 +25,9 @@ __all__ = ["Evaluation", "Graph", "Watch"]
 
 # Evaluations of a closure that are watched until it is known whether it writes to buffers.
 _FIRST_EVALUATIONS = 4
-# Steps whose closure is watched for draws from NumPy and Python: the first ones, and every 16th.
-_FIRST_STEPS, _STEPS_BETWEEN = 4, 16
+# Steps whose closure is watched for draws from NumPy and Python: the first ones, and every 17th. A
+# prime number meets those of a closure that draws in every second or tenth step.
+_FIRST_STEPS, _STEPS_BETWEEN = 64, 17
 # Evaluations from one check to the next; fewer after one with another outcome than the last. A
 # network of zeros, as at the start, may hide what a later check shows.
 _PAUSE, _SHORT_PAUSE = 64, 8

@@ -317,28 +317,30 @@ def test_the_note_goes_when_evaluations_repeat():
 
 
 @pytest.mark.parametrize("draw", [NUMPY.randn, random.random])
-def test_draws_that_begin_late(draw):
+@pytest.mark.parametrize("every", [1, 2, 10])
+def test_draws_that_begin_late(draw, every):
     network, inputs = mlp(), points(8, 2)
-    noise, seen = [], []
+    steps, seen = [], []
 
     def closure():
-        number = draw() if noise else 0.0
-        seen.append(number)
-        prediction = network(inputs) + number
+        late = len(steps) > evaluation._FIRST_STEPS and len(steps) % every == 0
+        seen.append(draw() if late else 0.0)
+        prediction = network(inputs) + seen[-1]
         return prediction.square().mean(), prediction
 
     optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5)
-    for _ in range(10):
+    for _ in range(evaluation._FIRST_STEPS + every * evaluation._STEPS_BETWEEN):
+        assert not optimizer._watch.draws
+        steps.append(1)
         optimizer.step(closure)
-    assert not optimizer._watch.draws
-    noise.append(1)
-    for _ in range(evaluation._STEPS_BETWEEN):
-        optimizer.step(closure)
-    for _ in range(3):
+        if optimizer._watch.draws:
+            break
+    for _ in range(every):
+        steps.append(1)
         seen.clear()
         optimizer.step(closure)
         assert len(seen) > 1 and len(set(seen)) == 1
-    assert not noted(optimizer)
+    assert seen[0] and not noted(optimizer)
 
 
 def test_a_rule_that_does_not_measure_reads_no_generator(monkeypatch):

@@ -255,7 +255,7 @@ def test_evaluations_that_differ_have_a_note_in_every_step(name, make):
 @pytest.mark.parametrize("noise", [1e-7, 1e-3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_has_no_note(noise, dtype):
-    """Sums in another order differ in the last digits; half of the digits tell noise from it."""
+    """Sums in another order differ in the last digits, noise in more than half of them."""
     network, inputs = mlp().to(dtype), points(64, 2).to(dtype)
     generator = torch.Generator().manual_seed(0)
 
@@ -407,3 +407,32 @@ def test_process_ranks_agree(tmp_path):
         "differentiated_by_inputs": (Graph.OF_INPUTS, False),
         "another_term": (Graph.FULL, False),
     }
+
+
+def started_again(rank):
+    """One process rank has another optimizer, with the state of the first, after some steps."""
+    torch.manual_seed(0)
+    network, inputs = mlp(), points(2, 4, 2)[rank]
+
+    def closure():
+        prediction = network(inputs)
+        return prediction.square().mean(), prediction
+
+    def make():
+        return hig.LevenbergMarquardt(network.parameters(), lr=0.5, method="gram", rcond=1e-3)
+
+    optimizer = make()
+    for _ in range(3):
+        optimizer.step(closure)
+    if rank == 1:
+        state, optimizer = optimizer.state_dict(), make()
+        optimizer.load_state_dict(state)
+    for _ in range(80):
+        optimizer.step(closure)
+    return optimizer._watch.graph, flat(network.parameters()).tolist()
+
+
+def test_a_process_rank_that_was_started_again(tmp_path):
+    first, second = processes.run(started_again, 2, tmp_path)
+    assert first == second
+    assert first[0] is Graph.NONE

@@ -25,8 +25,9 @@ __all__ = ["Evaluation", "Graph", "Watch"]
 
 # Evaluations of a closure that are watched until it is known whether it writes to buffers.
 _FIRST_EVALUATIONS = 4
-# Steps whose closure is watched for draws from NumPy and Python: the first ones, and every 16th.
-_FIRST_STEPS, _STEPS_BETWEEN = 4, 16
+# Steps whose closure is watched for draws from NumPy and Python: the first ones, and every 17th. A
+# prime number meets those of a closure that draws in every second or tenth step.
+_FIRST_STEPS, _STEPS_BETWEEN = 64, 17
 # Evaluations from one check to the next; fewer after one with another outcome than the last. A
 # network of zeros, as at the start, may hide what a later check shows.
 _PAUSE, _SHORT_PAUSE = 64, 8
@@ -157,7 +158,8 @@ class Evaluation:
             objectives: the objectives there.
         """
         watch = self._watch
-        if self._random_state is None or not watch.check_is_due:
+        # A process that was started again has made fewer evaluations than the others.
+        if self._random_state is None or not self._on_any_rank(watch.check_is_due):
             return
         known = _Value(float(loss), [o.forward.prediction.detach() for o in objectives])
         comparison = _Comparison(objectives, self._step)
@@ -173,7 +175,7 @@ class Evaluation:
         notes = []
         if not comparison.equal(full, known):
             # Buffers of the closure, put back between evaluations, changed in the step itself.
-            by_buffers = self._writes_on_any_rank() and (same or value is None)
+            by_buffers = self._on_any_rank(watch.writes) and (same or value is None)
             notes = [] if by_buffers else [_difference(known.loss, full.loss)]
         watch.learn(graph if same else Graph.FULL, notes)
 
@@ -227,9 +229,9 @@ class Evaluation:
             return _Value(loss)
         return _Value(loss, [part.detach().clone() for part in self._predictions(outcome)])
 
-    def _writes_on_any_rank(self) -> bool:
-        ranks, writes = self._step.ranks, self._watch.writes
-        return writes if ranks is None else any(ranks.whole_numbers(int(writes)))
+    def _on_any_rank(self, fact: bool) -> bool:
+        ranks = self._step.ranks
+        return fact if ranks is None else any(ranks.whole_numbers(int(fact)))
 
 
 class _Comparison:

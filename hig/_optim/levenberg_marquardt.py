@@ -154,9 +154,7 @@ class LevenbergMarquardt(JacobianOptimizer):
 
     def _adapt(self, outcome: Outcome, trial: Trial, resolution: float) -> None:
         """Change the damping after an attempt."""
-        # Along momentum the reach says nothing about the damping.
-        length = 0.0 if self._momentum.factor else _reach(trial)
-        reach = None if self._rule.measures else length
+        reach = None if self._rule.measures else _reach(trial)
         damping = adapted_damping(self.filter.damping, outcome, trial.largest, resolution, reach)
         self.filter = Damped(damping, self.filter.rcond)
         self.state["damping"]["value"] = damping

@@ -154,8 +154,8 @@ class Linearisation:
 
 
 def _root_mean_square(parameters: Sequence[Tensor]) -> Tensor:
-    squares = torch.stack([p.detach().double().square().sum() for p in parameters]).sum()
-    return (squares / sum(p.numel() for p in parameters)).sqrt()
+    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
+    return torch.stack(norms).norm() / sum(p.numel() for p in parameters) ** 0.5
 
 
 def _output_rounding(objective: Objective, size: Tensor) -> Tensor:

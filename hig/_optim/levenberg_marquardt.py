@@ -35,13 +35,17 @@ class LevenbergMarquardt(JacobianOptimizer):
     After each step the same batch is evaluated again. The damping falls to a third if the
     quadratic model predicted the decrease well (gain ratio above 0.75) and doubles if it predicted
     poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
-    times the damping, from the same decomposition.
+    times the damping, from the same decomposition. A gain that is lost in the rounding of the loss
+    changes nothing, which the report notes. A rule that measures ("trust", "line_search")
+    chooses the length: the damping also doubles where the loss is lowest before half of the way to
+    the lowest point of the quadratic model.
 
-    The filter applies to g, the gradient of the loss: the step is the full Levenberg-Marquardt
-    step for a loss of half the sum of squares. For another scale (a mean over the batch, squares
-    without the half) choose ``lr`` accordingly, or ``step_rule="trust"``, which measures it. With
-    the plain sum of squares and ``lr=1`` a step goes twice as far as it should, gains nothing, and
-    the damping stays high: the report has a note then, and ``lr=0.5`` is right.
+    The filter applies to g, the gradient of the loss: with ``step_rule="fixed"`` the step is the
+    full Levenberg-Marquardt step for a loss of half the sum of squares. For another scale (a mean
+    over the batch, squares without the half) use ``step_rule="trust"``, which measures it, or
+    choose ``lr`` accordingly. With the plain sum of squares and ``lr=1`` a step goes twice as far
+    as it should, gains nothing, and the damping stays high: the report has a note then, and
+    ``lr=0.5`` is right.
 
     All other arguments are those of :class:`hig.HIG`.
 
@@ -157,9 +161,7 @@ class LevenbergMarquardt(JacobianOptimizer):
 
     def _adapt(self, outcome: Outcome, trial: Trial, resolution: float) -> None:
         """Change the damping after an attempt."""
-        # Along momentum the reach says nothing about the damping.
-        length = 0.0 if self._momentum.factor else _reach(trial)
-        reach = None if self._rule.measures else length
+        reach = None if self._rule.measures else _reach(trial)
         damping = adapted_damping(self.filter.damping, outcome, trial.largest, resolution, reach)
         self.filter = Damped(damping, self.filter.rcond)
         self.state["damping"]["value"] = damping

@@ -80,6 +80,10 @@ class Decomposition(Protocol):
         """Sum of the squared singular values, a scalar."""
         ...
 
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """Return |Jᵀ g|, the norm of the gradient in the parameters: a scalar."""
+        ...
+
     @property
     def singular_values(self) -> Tensor:
         """See above."""
@@ -191,6 +195,10 @@ class _Eigenvectors:
 class _Rows(_Eigenvectors):
     route = "row_gram"
 
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        return (self.ascending * (self.vectors.T @ loss_gradient)).norm()
+
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         weights, coefficients = self._filter(filter, loss_gradient)
@@ -201,6 +209,10 @@ class _Rows(_Eigenvectors):
 
 class _Columns(_Eigenvectors):
     route = "column_gram"
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.jacobian.vjp(loss_gradient).norm()
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
@@ -232,6 +244,10 @@ class _Singular:
         """See :class:`Decomposition`."""
         return self.singular_values.square().sum()
 
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        return (self.singular_values * (self.left.T @ loss_gradient)).norm()
+
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         s = self.singular_values
@@ -259,6 +275,12 @@ class _CholeskyDamped:
     def singular_values(self) -> Tensor:
         """Descending; they cost more than the step, and are computed on first access."""
         return self.deferred.values
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        if self.route == "row_gram":
+            return (loss_gradient @ (self._matrix @ loss_gradient)).clamp_min(0).sqrt()
+        return self.jacobian.vjp(loss_gradient).norm()
 
     def spectrum(self) -> DeferredSpectrum:
         """See :class:`Decomposition`; works for as long as ``deferred`` is held."""

@@ -94,6 +94,11 @@ class Krylov:
         """See :class:`hig._spectral.decomposition.Decomposition`; that of the converged values."""
         return self._values.square().sum()
 
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; by the bases of the last step."""
+        length = loss_gradient.norm()
+        return length * self._bases.matrix()[0, 0].abs() if bool(length > 0) else length
+
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`hig._spectral.decomposition.Decomposition`."""
         return partial(torch.clone, self._values)

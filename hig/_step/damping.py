@@ -85,12 +85,13 @@ def adapted_damping(
         reach: length of the step relative to the minimum of the quadratic model along it; None if
             the step rule chooses it.
     """
+    if outcome.unseen and not outcome.can_gain:
+        return damping
+    # Beyond the singular values the reach is inversely proportional to the damping.
+    undamped = 0.0 if reach is None else damping * reach
     damping *= outcome.factor(dominant=damping > largest)
     if not 0 < largest < math.inf:
         return damping
-    if reach is None:
-        highest = HIGHEST_MEASURED * largest
-    else:  # beyond the singular values it is inversely proportional to the damping
-        highest = HIGHEST * max(largest, damping * reach)
+    highest = HIGHEST_MEASURED * largest if reach is None else HIGHEST * max(largest, undamped)
     lowest = max(LOWEST * resolution**2 * largest, 1e-300)
     return min(max(damping, lowest), highest, 1e300)

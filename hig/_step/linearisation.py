@@ -103,18 +103,24 @@ class Linearisation:
         local_change = output_change if split is None else output_change[split.local_rows]
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
+        decomposition, parameters = self.decomposition, objective.forward.parameters
+        # A rounding of the parameters changes the loss, and shows how large the numbers are whose
+        # differences the outputs are.
+        rms = _root_mean_square(parameters)
+        size = rms * (decomposition.squared_norm / self.engine.jacobian.shape[0]).sqrt()
+        rounding_squared = _output_rounding(objective, size).square()
+        pulled = rms * decomposition.pulled_norm(objective.flat_gradient).double()
+        eps = max(torch.finfo(t.dtype).eps for t in (objective.forward.prediction, *parameters))
         slope = objective.flat_gradient @ output_change
-        decomposition = self.decomposition
-        norm = decomposition.squared_norm.double().sqrt()
-        rounding = _rounding(objective, norm, self.engine.jacobian.shape[0])
-        local_sums = torch.stack([curvature, rounding.square()])
+        local_sums = torch.stack([curvature, rounding_squared])
         sums = local_sums if split is None else split.ranks.total(local_sums)
-        whole = torch.stack([loss, slope, decomposition.largest.double()])
+        whole = torch.stack([loss, slope, pulled, decomposition.largest.double()])
         numbers = torch.cat([whole, sums])
         if split is not None:
             numbers = split.ranks.first(numbers)
-        loss_, slope_, largest, curvature_, squared = numbers.tolist()
-        return QuadraticModel(loss_, slope_, curvature_, squared**0.5, largest)
+        loss_, slope_, pulled_, largest, curvature_, squared = numbers.tolist()
+        rounding = eps * (squared**0.5 + pulled_)
+        return QuadraticModel(loss_, slope_, curvature_, rounding, largest)
 
     @property
     def objectives(self) -> list[Objective]:
@@ -152,29 +158,24 @@ class Linearisation:
         )
 
 
-def _rounding(objective: Objective, norm: Tensor, rows: int) -> Tensor:
-    r"""Return the change of the loss by a rounding of outputs and parameters: a scalar.
+def _root_mean_square(parameters: Sequence[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
+    return torch.stack(norms).norm() / sum(p.numel() for p in parameters) ** 0.5
 
-    Outputs are known up to :math:`\epsilon |y|`, and up to their change by a rounding of the
-    parameters, :math:`\epsilon \|J\|_F\, \mathrm{rms}(\theta) / \sqrt{n}`, which is larger for
-    residuals and other outputs that are small differences. The errors of one sample's outputs add
-    up, those of different samples are independent. Near an exact fit the result is far above the
-    rounding of the loss itself.
+
+def _output_rounding(objective: Objective, size: Tensor) -> Tensor:
+    r"""Return the change of the loss by that of its outputs in rounding, over eps: a scalar.
+
+    The outputs are known up to the rounding of themselves, and of the larger numbers whose small
+    difference they may be. The errors of one sample add up, those of several are independent.
 
     Args:
         objective: the loss and outputs of this process.
-        norm: Frobenius norm of J.
-        rows: n, of the whole batch.
+        size: the size of such numbers.
     """
-    prediction, parameters = objective.forward.prediction.detach(), objective.forward.parameters
-    eps = max(torch.finfo(tensor.dtype).eps for tensor in (prediction, *parameters))
-    squares = sum(
-        (p.detach().double().square().sum() for p in parameters), start=norm.new_zeros(())
-    )
-    rms = (squares / sum(p.numel() for p in parameters)).sqrt()
-    size = prediction.double().abs() + norm * rms / rows**0.5
-    changes = (objective.gradient.detach().double().abs() * size).reshape(len(prediction), -1)
-    return eps * changes.sum(1).norm()
+    prediction = objective.forward.prediction.detach().double()
+    changes = objective.gradient.detach().double().abs() * (prediction.abs() + size)
+    return changes.reshape(len(prediction), -1).sum(1).norm()
 
 
 @dataclass

@@ -165,7 +165,34 @@ def page(rank):
     return flat(names["network"].parameters()).tolist(), float(names["loss"]), report.rows
 
 
-OTHERS = {f.__name__: f for f in (uneven_layers, recorded, without_gradients_enabled, page)}
+def floor(rank):
+    """Levenberg-Marquardt at the floor of one batch, and after the data have changed."""
+    return [at_the_floor(rule) for rule in ("fixed", "trust", "line_search")]
+
+
+def at_the_floor(rule):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    inputs, targets = torch.randn(7, 3)[share()], torch.randn(2, 7, 2)[:, share()]
+    lr = 7 if rule == "fixed" else 1  # half the sum for the fixed step
+    optimizer = hig.LevenbergMarquardt(model.parameters(), lr=lr, step_rule=rule)
+    reports = []
+    for target in targets:
+
+        def closure(target=target):
+            prediction = model(inputs)
+            return 0.5 * (prediction - target).square().sum(1).mean(), prediction
+
+        for _ in range(40):
+            optimizer.step(closure)
+            reports.append(optimizer.report)
+    notes = sum("below the rounding of the loss" in str(r.notes) for r in reports[20:40])
+    losses = [float(r.loss) for r in reports[39:]]
+    return notes, losses, [r.damping for r in reports], flat(model.parameters()).tolist()
+
+
+CHECKS = (uneven_layers, recorded, without_gradients_enabled, page, floor)
+OTHERS = {f.__name__: f for f in CHECKS}
 
 
 def in_two(rank):
@@ -229,3 +256,15 @@ def test_the_loop_of_the_page(two):
     first, second = (rank["page"] for rank in two)
     assert first == second
     assert first[1] < 1e-3 and first[2] == 2 * 64
+
+
+def test_levenberg_marquardt_at_the_floor_of_one_batch(two):
+    for first, second in zip(*(rank["floor"] for rank in two), strict=True):
+        notes, losses, dampings, moved = first
+        assert dampings == second[2]
+        assert moved == second[3]
+        assert notes >= 10
+        assert max(dampings[20:40]) <= 100 * min(dampings[20:40])
+        # The optimum of the second data is reached within twenty steps.
+        assert losses[1] > 1.1 * losses[-1]
+        assert losses[21] < 1.01 * losses[-1]

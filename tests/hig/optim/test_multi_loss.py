@@ -9,6 +9,7 @@ from torch import nn
 
 import hig
 from hig._optim.multi_loss import SeparatePredictions, SharedPrediction, _weights_and_cosines
+from hig._step.linearisation import QuadraticModel
 from hig._step.reports import MultiStepReport
 from hig._torch.host import PhaseClock
 from hig.conflictfree import ConFIG_update, PCGradOperator
@@ -64,7 +65,8 @@ class Linear:
 
     def model(self, change):
         slope = float(self.objective.flat_gradient @ change)
-        return float(self.loss), slope, float(change @ change)
+        loss = float(self.loss)
+        return QuadraticModel(loss, slope, float(change @ change), 0.1 * loss, 10 * loss)
 
     def spectra(self):
         return [f"spectrum of loss {float(self.loss)}"]
@@ -97,7 +99,9 @@ def test_directions_of_separate_predictions_are_combined_and_models_added(operat
     slopes = [p.objective.flat_gradient @ (p.jacobian @ combined) for p in parts]
     torch.testing.assert_close(several.slopes, torch.stack(slopes))
     curvature = sum(float((p.jacobian @ combined).square().sum()) for p in parts)
-    assert several.model(changes) == pytest.approx((6.0, float(sum(slopes)), curvature))
+    # Losses, slopes, curvatures and roundings add up; of the largest values the largest stays.
+    expected = (6.0, float(sum(slopes)), curvature, 0.6, 30.0)
+    assert several.model(changes) == pytest.approx(expected)
     assert float(several.loss) == 6.0
     assert len(several.spectra()) == 3
     report = several.report(0.5)

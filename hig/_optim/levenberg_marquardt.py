@@ -23,6 +23,8 @@ __all__ = ["LevenbergMarquardt"]
 
 # A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
 LONGEST_REACH = 1.1
+# Fraction of the Cauchy step below which the rule "trust" has had to shorten the steps by far.
+SHORT_FRACTION = 0.1
 UNSEEN_NOTE = "the gain is below the rounding of the loss: the damping stays"
 
 
@@ -37,8 +39,8 @@ class LevenbergMarquardt(JacobianOptimizer):
     poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
     times the damping, from the same decomposition. A gain that is lost in the rounding of the loss
     changes nothing, which the report notes. A rule that measures ("trust", "line_search")
-    chooses the length: the damping also doubles where the loss is lowest before half of the way to
-    the lowest point of the quadratic model.
+    chooses the length: if it has to shorten the steps by far, the damping doubles where the loss is
+    lowest before half of the way to the lowest point of the quadratic model.
 
     The filter applies to g, the gradient of the loss: with ``step_rule="fixed"`` the step is the
     full Levenberg-Marquardt step for a loss of half the sum of squares. For another scale (a mean
@@ -157,7 +159,10 @@ class LevenbergMarquardt(JacobianOptimizer):
         whole = trial.whole_ratio()
         if ratio == -math.inf and trial.measure(trial.step_size) < trial.loss:
             ratio = whole  # farther than the model is lower, and the loss has fallen all the same
-        return Outcome(ratio, trial.can_gain(), whole, kept)
+        # The mean over batches shortens a step of "trust" too, for which more damping is no remedy;
+        # its fraction falls for the present model alone.
+        shortened = self._rule.state.get("fraction", 0.0) < SHORT_FRACTION
+        return Outcome(ratio, trial.can_gain(), whole if shortened else None, kept)
 
     def _adapt(self, outcome: Outcome, trial: Trial, resolution: float) -> None:
         """Change the damping after an attempt."""

@@ -22,8 +22,8 @@ class Outcome:
         ratio: achieved over predicted decrease of the loss; NaN if both are lost in its rounding,
             None if the step rule took no step.
         can_gain: whether the lowest point of the quadratic model is visibly below the loss.
-        whole_ratio: the ratio of the step to that point, extrapolated from a step whose length a
-            rule chose; NaN if it cannot be seen, None for rules that do not measure.
+        whole_ratio: the ratio of the step to that point, extrapolated from a step that a rule has
+            shortened; NaN if it cannot be seen, None for other steps.
         kept: whether a rule that measures keeps the step whatever the ratio is.
     """
 

@@ -3,13 +3,17 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["Outcome", "adapted_damping"]
+__all__ = ["LOWEST", "START", "Outcome", "adapted_damping"]
 
 # A step with a gain ratio of at most this is rejected.
 LEAST_RATIO = 1e-3
 # Highest damping, relative to the largest squared singular value: a step of negligible length, from
 # which twenty steps lead back. Where a rule chooses the length, more only does the same.
 HIGHEST, HIGHEST_MEASURED = 1e6, 1e1
+# Damping of the first step, relative to the largest squared singular value. Directions that the
+# physics scales by less than a tenth wait until the others are learned: from one batch of an
+# untrained network they generalise badly to the samples of others.
+START = 1e-2
 # Lowest damping, relative to the one that is lost in the rounding of the largest singular value.
 LOWEST = 4.0
 
@@ -22,14 +26,15 @@ class Outcome:
         ratio: achieved over predicted decrease of the loss; NaN if both are lost in its rounding,
             None if the step rule took no step.
         can_gain: whether the lowest point of the quadratic model is visibly below the loss.
-        whole_ratio: the ratio of the step to that point, extrapolated from a step that a rule has
-            shortened; NaN if it cannot be seen, None for other steps.
+        shortened: whether a rule that measures has to shorten steps by more than half.
+        steady: whether it has to shorten them at all.
         kept: whether a rule that measures keeps the step whatever the ratio is.
     """
 
     ratio: float | None
     can_gain: bool
-    whole_ratio: float | None = None
+    shortened: bool = False
+    steady: bool = False
     kept: bool = False
 
     @property
@@ -55,18 +60,15 @@ class Outcome:
             return 1 / 3 if self.can_gain and dominant else 1.0
         if self.rejected or self.ratio is None:
             return 4.0
-        # The loss is lowest before half of the way. A rule that shortens the step far enough finds
-        # it as good as predicted; with more damping only those directions are shortened that need
-        # it.
-        if self.whole_ratio is not None and self.whole_ratio < 0:
+        # A rule that shortens the step far enough finds it as good as predicted; with more damping
+        # only those directions are shortened that need it.
+        if self.shortened or self.ratio < 0.25:
             return 2.0
-        if self.ratio > 0.75:
-            return 1 / 3
-        return 2.0 if self.ratio < 0.25 else 1.0
+        return 1 / 3 if self.ratio > 0.75 and not self.steady else 1.0
 
 
 def adapted_damping(
-    damping: float, outcome: Outcome, largest: float, resolution: float, reach: float | None
+    damping: float, outcome: Outcome, largest: float, lowest: float, reach: float | None
 ) -> float:
     r"""Return the damping after an attempt.
 
@@ -81,7 +83,7 @@ def adapted_damping(
         damping: the damping of the attempt.
         outcome: what the attempt showed.
         largest: square of the largest singular value.
-        resolution: relative size of singular values that are lost in rounding.
+        lowest: damping below which it makes no difference.
         reach: length of the step relative to the minimum of the quadratic model along it; None if
             the step rule chooses it.
     """
@@ -93,5 +95,4 @@ def adapted_damping(
     if not 0 < largest < math.inf:
         return damping
     highest = HIGHEST_MEASURED * largest if reach is None else HIGHEST * max(largest, undamped)
-    lowest = max(LOWEST * resolution**2 * largest, 1e-300)
-    return min(max(damping, lowest), highest, 1e300)
+    return min(max(damping, lowest, 1e-300), highest, 1e300)

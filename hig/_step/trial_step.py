@@ -42,7 +42,7 @@ class Trial:
         largest: square of the largest singular value.
         attempt: number of trials of this step before this one.
         earlier: parameters of earlier steps; None for rules that do not look back.
-        decades: how many powers of ten the loss has fallen by since the first steps.
+        damped: whether the damping of the direction can fall.
 
     Attributes:
         unseen: changes of the loss up to this are hidden by its rounding.
@@ -64,14 +64,14 @@ class Trial:
         largest: float = 0.0,
         attempt: int = 0,
         earlier: EarlierPoints | None = None,
-        decades: float = 0.0,
+        damped: bool = False,
     ):
         self.unseen = 4 * resolution * abs(loss) + 2 * rounding
         # The same numbers, but for the order of sums; at an exact fit also for rounded outputs.
         self._same = max(16 * resolution * abs(loss), self.unseen)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self.largest, self.attempt, self._earlier = largest, attempt, earlier
-        self.decades = decades
+        self.damped = damped
         self.notes: list[str] = []
         self.returned = False
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
@@ -200,7 +200,6 @@ class Attempts:
         measures: whether the quadratic model is needed.
         evaluate: returns the loss at the present parameters.
         earlier: parameters of earlier steps; None for rules that do not look back.
-        decades: how many powers of ten the loss has fallen by.
     """
 
     def __init__(
@@ -211,17 +210,20 @@ class Attempts:
         measures: bool,
         evaluate: Callable[[], float],
         earlier: EarlierPoints | None = None,
-        decades: float = 0.0,
     ):
-        self._decades = decades
         self._linearisation, self._previous, self._earlier = linearisation, previous, earlier
         self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
         self._trial: Trial | None = None
         self._count = 0
 
-    def __call__(self, filter: SpectralFilter) -> Trial:
-        """Return a trial along the direction of a filter; earlier ones must have been undone."""
+    def __call__(self, filter: SpectralFilter, damped: bool = False) -> Trial:
+        """Return a trial along the direction of a filter; earlier ones must have been undone.
+
+        Args:
+            filter: the filter.
+            damped: whether its damping can fall.
+        """
         directions, model = self._direction(filter)
         uphill = model.slope < 0
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
@@ -230,7 +232,7 @@ class Attempts:
         loss, slope, curvature, rounding, largest = model
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
-            resolution, rounding, largest, self._count, self._earlier, self._decades,
+            resolution, rounding, largest, self._count, self._earlier, damped,
         )  # fmt: skip
         self._count += 1
         return self._trial

@@ -15,9 +15,8 @@ _CAUTIOUS = 1 / 16
 # Neither bound falls below these: from there they return within twenty steps.
 _LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
 # The loss of other samples falls for as long as a step is shorter than twice the one that is best
-# for them. The best one is right at the start, where a few long steps leave a network that cannot
-# be trained; later on longer ones learn more in many steps.
-_START, _LATER = 1.0, 1.8
+# for them. Just below that it falls slowly in one step, and farthest in many.
+_STABLE = 1.8
 # After each of the first steps the loss is compared with that at the safe point.
 _EARLY_STEPS = 10
 # A rise by this part of the higher loss, a third of the lower one, is no chance of the batch.
@@ -41,10 +40,10 @@ class Trust:
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that
     :math:`u (1 - s / c)` is the share which would have been best for them, where u is the share
-    taken. b follows the mean of that over the last ``memory`` batches, weighted by their curvatures
-    per loss, and is longer, up to 1.8 times as long once the loss has fallen tenfold: below twice
-    the best share a step still lowers the loss of all samples in the mean, and many such steps
-    learn more. It begins at 0.1, and changes by a factor of 1/2 to 3/2 at most in a step.
+    taken. b is 1.8 times the mean of that over the last ``memory`` batches, weighted by their
+    curvatures per loss: below twice the best share a step still lowers the loss of all samples in
+    the mean, and many such steps learn more than shorter ones. b begins at 0.1, and changes by a
+    factor of 1/2 to 3/2 at most in a step.
 
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
     samples of later batches. After each of the first ten steps, then every ``look_back``-th, the
@@ -65,7 +64,7 @@ class Trust:
     state: dict[str, Any] = field(
         default_factory=lambda: {
             "fraction": 0.5, "ceiling": 0.1, "steps": 0, "share": 0.0, "judged": 0,
-            "best": 0.0, "weight": 0.0, "unchecked": 0,
+            "best": 0.0, "weight": 0.0, "unchecked": 0, "rejected": False,
         }
     )  # fmt: skip
 
@@ -83,18 +82,21 @@ class Trust:
             return None
         if not trial.can_gain():
             trial.notes.append(UNSEEN)
-        elif self._is_measured():
+        elif self._is_measured(trial):
             return self._take_measured(trial, cauchy)
         share = self._share(trial)
         trial.move(share * cauchy)
         state["share"] = share
         return None
 
-    def _is_measured(self) -> bool:
+    def _is_measured(self, trial: Trial) -> bool:
         earlier, state = self.state["steps"] - 1, self.state
-        return (
-            earlier < self.warm_up or earlier % self.period == 0 or state["fraction"] < _CAUTIOUS
-        )
+        # The damping of a direction follows what is measured.
+        warm_up, period = self.warm_up, self.period
+        if trial.damped:
+            warm_up, period = 2 * warm_up, (period + 1) // 2
+        careful = state["rejected"] or state["fraction"] < _CAUTIOUS
+        return earlier < warm_up or earlier % period == 0 or careful
 
     def _share(self, trial: Trial) -> float:
         """Return the part of the Cauchy step to take."""
@@ -104,6 +106,7 @@ class Trust:
     def _take_measured(self, trial: Trial, cauchy: float) -> float:
         """Take a step that does not raise the loss, shorter and shorter; return its gain ratio."""
         state = self.state
+        state["rejected"] = False
         for _ in range(_MOST_TRIES):
             share = self._share(trial)
             trial.move(share * cauchy)
@@ -114,6 +117,7 @@ class Trust:
                 state["share"] = share
                 self._adapt_fraction(share / trial.lr if trial.lr else 0.0, ratio)
                 return ratio
+            state["rejected"] = True
             # As a part of the share that was tried: the ceiling may have been the lower bound.
             fraction = min(state["fraction"], share / trial.lr if trial.lr else 0.0)
             state["fraction"] = max(_part(trial) * fraction, _LEAST_FRACTION)
@@ -144,8 +148,7 @@ class Trust:
         state["judged"] = count = min(state["judged"] + 1, self.memory)
         state["best"] += (best - state["best"]) / count
         state["weight"] += (weight - state["weight"]) / count
-        times = _START + (_LATER - _START) * min(max(trial.decades, 0.0), 1.0)
-        ceiling = times * state["best"] / state["weight"]
+        ceiling = _STABLE * state["best"] / state["weight"]
         ceiling = min(max(ceiling, 0.5 * state["ceiling"]), 1.5 * state["ceiling"])
         state["ceiling"] = min(max(ceiling, _LEAST_CEILING), 1.0)
 

@@ -372,7 +372,7 @@ class Refuses:
         trial.move(0)
 
 
-def test_a_rule_that_measures_is_asked_twice_at_most():
+def test_a_rule_that_found_no_step_is_asked_twice_at_most():
     network, _, closure, _ = straight_line(torch.float64, 0.1, "half")
     rule = Refuses()
     optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule=rule)

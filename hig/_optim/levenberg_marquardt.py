@@ -24,7 +24,7 @@ __all__ = ["LevenbergMarquardt"]
 # A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
 LONGEST_REACH = 1.1
 # Fraction of the Cauchy step below which the rule "trust" has had to shorten the steps by far.
-SHORT_FRACTION = 0.1
+SHORT_FRACTION = 0.05
 UNSEEN_NOTE = "the gain is below the rounding of the loss: the damping stays"
 
 

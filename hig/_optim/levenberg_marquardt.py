@@ -24,7 +24,7 @@ __all__ = ["LevenbergMarquardt"]
 # A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
 LONGEST_REACH = 1.1
 # Fraction of the Cauchy step below which the rule "trust" has had to shorten the steps by far.
-SHORT_FRACTION = 0.1
+SHORT_FRACTION = 0.05
 UNSEEN_NOTE = "the gain is below the rounding of the loss: the damping stays"
 
 
@@ -65,8 +65,8 @@ class LevenbergMarquardt(JacobianOptimizer):
         ValueError: if an argument lies outside its range.
     """
 
-    # More attempts from one decomposition rarely help; rules that measure shorten by themselves.
-    MOST_ATTEMPTS, MOST_MEASURED = 5, 2
+    # More attempts from one decomposition rarely help; nor do more searches that found no step.
+    MOST_ATTEMPTS, MOST_SEARCHES = 5, 2
 
     report: StepReport | None
     filter: Damped
@@ -125,7 +125,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         # No note for measured step rules (length already chosen), nor with momentum (not
         # comparable with the reach of a damped step).
         judged = not (measures or self._momentum.factor)
-        for attempt in range(self.MOST_MEASURED if measures else self.MOST_ATTEMPTS):
+        for attempt in range(self.MOST_ATTEMPTS):
             trial = trial_of(self.filter)
             if trial.lr == 0:
                 return self._report(linearisation, trial, None, notes)
@@ -143,6 +143,8 @@ class LevenbergMarquardt(JacobianOptimizer):
             if not outcome.rejected:
                 break
             trial.move(0)
+            if outcome.ratio is None and attempt + 1 == self.MOST_SEARCHES:
+                break
         if outcome.unseen:
             notes.append(UNSEEN_NOTE)
         return self._report(linearisation, trial, outcome.ratio, notes)

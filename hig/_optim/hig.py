@@ -7,13 +7,20 @@ from torch.optim.optimizer import ParamsT
 from hig._jacobian.engine import Engine
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Lanczos
+from hig._step.damped_steps import DampedSteps
+from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
 from hig._step.step_rules import StepRule
+from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
 
 __all__ = ["HIG", "GaussNewton"]
+
+
+# Steeper filters than the half-inverse are damped at first.
+_DAMPED_BELOW = -0.5
 
 
 class HIG(JacobianOptimizer):
@@ -104,6 +111,16 @@ class HIG(JacobianOptimizer):
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
+        if getattr(self._rule, "damps", False) and kappa < _DAMPED_BELOW:
+            self.state["damping"] = {"value": None}
+
+    def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:
+        damped = isinstance(self.filter, HalfInverse) and self.filter.kappa < _DAMPED_BELOW
+        if not (damped and getattr(self._rule, "damps", False)):
+            return super()._advance(attempts, linearisation)
+        state = self.state.setdefault("damping", {"value": None})
+        steps = DampedSteps(state, self._rule, bool(self._momentum.factor))
+        return steps.take(attempts, linearisation, self.filter)
 
 
 class GaussNewton(HIG):

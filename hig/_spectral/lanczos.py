@@ -80,6 +80,11 @@ class Krylov:
         self._start: Tensor | None = None
 
     @property
+    def started(self) -> bool:
+        """Whether singular values are known, after the first direction."""
+        return self._start is not None
+
+    @property
     def singular_values(self) -> Tensor:
         """(k,) float64, descending: those of the bidiagonal matrix, the largest most exact."""
         return self._values

@@ -1,7 +1,6 @@
-"""Steps whose direction is damped: attempts with more and more damping, adapted from step to step."""
+"""Steps along a damped direction: attempts with more and more damping, adapted step by step."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,8 @@ __all__ = ["DampedSteps"]
 
 # A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
 LONGEST_REACH = 1.1
-# More attempts from one decomposition rarely help; rules that measure shorten by themselves.
-MOST_ATTEMPTS, MOST_MEASURED = 5, 2
+# More attempts from one decomposition rarely help, nor more searches that find no step.
+MOST_ATTEMPTS, MOST_SEARCHES = 6, 2
 # Fractions of a rule below which the damping rises, and above which it may fall.
 SHORT_FRACTION, WHOLE_FRACTION = 0.5, 0.9
 UNSEEN_NOTE = "the gain is below the rounding of the loss: the damping stays"
@@ -44,34 +43,37 @@ class DampedSteps:
         Args:
             attempts: returns a trial for a filter.
             linearisation: the decomposed Jacobian.
-            given: the filter without damping, or with that of the step before.
+            given: the filter; its own damping is not used.
         """
         notes: list[str] = []
-        measures = self._rule.measures
         filter = linearisation.resolved(given)
         if self._state["value"] is None:
             self._state["value"] = START * linearisation.largest(filter) or START
         # No note for measured step rules (length already chosen), nor with momentum (not
         # comparable with the reach of a damped step).
-        judged = not (measures or self._with_momentum)
-        for attempt in range(MOST_MEASURED if measures else MOST_ATTEMPTS):
+        judged = not (self._rule.measures or self._with_momentum)
+        for attempt in range(MOST_ATTEMPTS):
             damped, lowest = self._damped(filter, linearisation)
-            trial = attempts(damped, self._state["value"] > lowest)
+            trial = attempts(damped, tries=1, damped=self._state["value"] > lowest)
             if trial.lr == 0:
                 return self._report(linearisation, damped, trial, None, notes)
             with linearisation.clock.phase("update"):
                 outcome = self._attempt(trial)
             notes.extend(trial.notes)
+            if trial.returned:
+                return self._report(linearisation, damped, trial, None, notes)
             if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
                 notes.append(_reach_note(trial))
             # Where nothing can be gained, a first attempt is rejected because of its momentum.
             by_momentum = self._with_momentum and attempt == 0 and not outcome.can_gain
-            if trial.measured and not (outcome.rejected and by_momentum):
+            if outcome.seen and not (outcome.rejected and by_momentum):
                 self._adapt(outcome, trial, lowest)
             if not outcome.rejected:
                 break
             trial.move(0)
-        if outcome.unseen:
+            if outcome.ratio is None and attempt + 1 == MOST_SEARCHES:
+                break
+        if outcome.unseen and UNSEEN_NOTE not in notes:
             notes.append(UNSEEN_NOTE)
         return self._report(linearisation, damped, trial, outcome.ratio, notes)
 
@@ -95,10 +97,11 @@ class DampedSteps:
         if not trial.step_size:
             return Outcome(ratio, trial.can_gain())
         measures, kept = self._rule.measures, ratio is not None
-        fraction = self._rule.state.get("fraction")
-        if fraction is None or not measures:
-            ratio = trial.gain_ratio() if ratio is None else ratio
-        if ratio is None or not measures or math.isnan(ratio):
+        fraction = self._rule.state.get("fraction") if measures else None
+        if fraction is not None and not kept:  # "trust" measures now and then
+            return Outcome(None, trial.can_gain(), taken=True)
+        ratio = trial.gain_ratio() if ratio is None else ratio
+        if not measures or math.isnan(ratio):
             return Outcome(ratio, trial.can_gain())
         whole = trial.whole_ratio()
         if ratio == -math.inf and trial.measure(trial.step_size) < trial.loss:

@@ -29,6 +29,7 @@ class Outcome:
         shortened: whether a rule that measures has to shorten steps by more than half.
         steady: whether it has to shorten them at all.
         kept: whether a rule that measures keeps the step whatever the ratio is.
+        taken: whether a rule took a step without measuring it.
     """
 
     ratio: float | None
@@ -36,6 +37,12 @@ class Outcome:
     shortened: bool = False
     steady: bool = False
     kept: bool = False
+    taken: bool = False
+
+    @property
+    def seen(self) -> bool:
+        """Whether the attempt shows anything about the damping."""
+        return not (self.taken or (self.unseen and not self.can_gain))
 
     @property
     def unseen(self) -> bool:
@@ -45,7 +52,7 @@ class Outcome:
     @property
     def rejected(self) -> bool:
         """Whether the step gained visibly too little."""
-        if self.unseen or self.kept:
+        if self.unseen or self.kept or self.taken:
             return False
         return self.ratio is None or self.ratio <= LEAST_RATIO
 
@@ -73,8 +80,8 @@ def adapted_damping(
     r"""Return the damping after an attempt.
 
     It falls to a third if the quadratic model predicted the decrease well. It doubles if it
-    predicted poorly, or if a rule that measures took a step that is lowest before half of the way,
-    and rises fourfold if the step was rejected. It stays if the rounding of the loss hides the
+    predicted poorly, or if a rule that measures has to shorten steps by more than half, and rises
+    fourfold if the step was rejected. It stays if the rounding of the loss hides the
     gain. It is kept between the rounding of the largest squared singular value and 1e6 times that
     value: more for a loss so curved in the outputs that such steps still reach far, 10 times for a
     rule that chooses the length of the step.
@@ -87,7 +94,7 @@ def adapted_damping(
         reach: length of the step relative to the minimum of the quadratic model along it; None if
             the step rule chooses it.
     """
-    if outcome.unseen and not outcome.can_gain:
+    if not outcome.seen:
         return damping
     # Beyond the singular values the reach is inversely proportional to the damping.
     undamped = 0.0 if reach is None else damping * reach

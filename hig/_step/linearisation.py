@@ -76,7 +76,7 @@ class Linearisation:
         parameters, split = self.objective.forward.parameters, self.objective.split
         gradient = self.objective.flat_gradient if gradient is None else gradient
         with self.clock.phase("direction"):
-            flat, output_change = self.decomposition.step(self._resolve_cutoff(filter), gradient)
+            flat, output_change = self.decomposition.step(self.resolved(filter), gradient)
             if split is not None:  # equal up to rounding; from here on bit for bit
                 flat, output_change = split.ranks.first_of((flat, output_change))
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
@@ -85,12 +85,23 @@ class Linearisation:
                 directions[index] = part.view_as(parameters[index])
         return directions, output_change
 
-    def _resolve_cutoff(self, filter: SpectralFilter) -> SpectralFilter:
+    def resolved(self, filter: SpectralFilter) -> SpectralFilter:
         """Return the filter; with ``rcond="auto"``, with a cut-off that fits the spectrum."""
         if not (isinstance(filter, HalfInverse) and filter.auto):
             return filter
         dtype = self.objective.forward.prediction.dtype
         return filter.resolved(self.decomposition.singular_values, dtype)
+
+    def largest(self, filter: SpectralFilter) -> float:
+        """Return the square of the largest singular value, or a bound above it.
+
+        Args:
+            filter: the filter of the step; products with J find the value along with its direction.
+        """
+        if isinstance(self.decomposition, Krylov) and not self.decomposition.started:
+            self.step(filter)
+        largest, split = self.decomposition.largest.double().reshape(1), self.objective.split
+        return float(largest if split is None else split.ranks.first(largest))
 
     def output_change(self, directions: Sequence[Tensor]) -> Tensor:
         """Return J d (n,) for one direction per parameter."""
@@ -140,7 +151,7 @@ class Linearisation:
     def report(self, filter: SpectralFilter) -> StepReport:
         """Return the report of a step with this filter, as far as it is known now."""
         decomposition, split = self.decomposition, self.objective.split
-        filter = self._resolve_cutoff(filter)
+        filter = self.resolved(filter)
         rows, columns = self.engine.jacobian.shape
         return StepReport(
             loss=self.loss,

@@ -1,7 +1,8 @@
 """Base class of the Jacobian-based optimisers (``torch.optim`` interface)."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
-from hig._step.trial_step import Attempts, Trial
+from hig._step.trial_step import Attempts
 from hig._torch.autograd_graph import plain
 from hig._torch.checksums import checksum, digest
 from hig._torch.cuda_graph import check_recordable
@@ -193,16 +194,14 @@ class JacobianOptimizer(torch.optim.Optimizer):
             earlier = None
             if getattr(self._rule, "looks_back", False):
                 earlier = EarlierPoints(self.state, step.parameters, linearisation)
-            progress = Progress(self.state["progress"])
-            progress.add(float(linearisation.loss))
-            attempts = Attempts(
-                linearisation, previous, step, self._measures(), evaluate, earlier,
-                progress.decades(),
-            )  # fmt: skip
+            attempts = Attempts(linearisation, previous, step, self._measures(), evaluate, earlier)
             with torch.no_grad(), attempts:
-                report = self._advance(attempts, linearisation, step.clock)
+                report = self._advance(attempts, linearisation)
                 loss = linearisation.loss
                 attempts.accept(report.step_size)
+        progress = Progress(self.state["progress"])
+        if self._measures():  # on the host already
+            progress.add(float(loss))
         report.notes.extend([*self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()
@@ -225,18 +224,14 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Return the prediction of each objective in the result of the closure."""
         return [plain(outcome[1], "the prediction")]
 
-    def _advance(
-        self,
-        trial_of: Callable[[SpectralFilter], Trial],
-        linearisation: Linearisation,
-        clock: PhaseClock,
-    ) -> StepReport:
+    def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:
         """Move the parameters along the filtered direction and return the report."""
-        trial = trial_of(self.filter)
-        with clock.phase("update"):
+        trial = attempts(self.filter)
+        with linearisation.clock.phase("update"):
             ratio = self._rule.take(trial)
         report = linearisation.report(self.filter)
-        report.step_size, report.gain_ratio = trial.step_size, ratio
+        report.step_size = trial.step_size
+        report.gain_ratio = None if ratio is None or math.isnan(ratio) else ratio
         report.notes.extend(trial.notes)
         return report
 

@@ -19,8 +19,9 @@ __all__ = ["Fixed", "LineSearch", "StepRule", "Trust", "make_step_rule", "name_o
 class StepRule(Protocol):
     """Interface of a step-size rule.
 
-    A rule with a true attribute ``looks_back`` may also use the points of earlier steps; see
-    :class:`~hig._step.trial_step.Trial`.
+    A rule with a true attribute ``looks_back`` may also use the points of earlier steps, see
+    :class:`~hig._step.trial_step.Trial`; one with ``damps`` expects a damping that follows the
+    ``fraction`` in its state.
 
     Attributes:
         measures: whether the rule uses the quadratic model or evaluates the closure again.

@@ -15,8 +15,10 @@ from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
 
-__all__ = ["Attempts", "Trial", "restore_parameters"]
+__all__ = ["MOST_TRIES", "Attempts", "Trial", "restore_parameters"]
 
+# A rejected step is tried again at most so often, shorter.
+MOST_TRIES = 6
 # For rules that do not measure.
 _NO_MODEL = QuadraticModel(math.nan, math.nan, math.nan)
 # The rounding of the loss is an estimate: a change that is not predicted must exceed it by this.
@@ -42,7 +44,8 @@ class Trial:
         largest: square of the largest singular value.
         attempt: number of trials of this step before this one.
         earlier: parameters of earlier steps; None for rules that do not look back.
-        damped: whether the damping of the direction can fall.
+        tries: step sizes that a rule should try before it gives up.
+        damped: whether the direction has a damping that can fall.
 
     Attributes:
         unseen: changes of the loss up to this are hidden by its rounding.
@@ -64,6 +67,7 @@ class Trial:
         largest: float = 0.0,
         attempt: int = 0,
         earlier: EarlierPoints | None = None,
+        tries: int = MOST_TRIES,
         damped: bool = False,
     ):
         self.unseen = 4 * resolution * abs(loss) + 2 * rounding
@@ -71,7 +75,7 @@ class Trial:
         self._same = max(16 * resolution * abs(loss), self.unseen)
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self.largest, self.attempt, self._earlier = largest, attempt, earlier
-        self.damped = damped
+        self.tries, self.damped = tries, damped
         self.notes: list[str] = []
         self.returned = False
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
@@ -217,12 +221,15 @@ class Attempts:
         self._trial: Trial | None = None
         self._count = 0
 
-    def __call__(self, filter: SpectralFilter, damped: bool = False) -> Trial:
+    def __call__(
+        self, filter: SpectralFilter, tries: int = MOST_TRIES, damped: bool = False
+    ) -> Trial:
         """Return a trial along the direction of a filter; earlier ones must have been undone.
 
         Args:
             filter: the filter.
-            damped: whether its damping can fall.
+            tries: step sizes that a rule should try along it before it gives up.
+            damped: whether it has a damping that can fall.
         """
         directions, model = self._direction(filter)
         uphill = model.slope < 0
@@ -232,7 +239,7 @@ class Attempts:
         loss, slope, curvature, rounding, largest = model
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
-            resolution, rounding, largest, self._count, self._earlier, damped,
+            resolution, rounding, largest, self._count, self._earlier, tries, damped,
         )  # fmt: skip
         self._count += 1
         return self._trial

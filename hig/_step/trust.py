@@ -1,4 +1,4 @@
-"""The trust rule: a share of the Cauchy step, judged on this batch and on the samples of later ones."""
+"""The trust rule: a share of the Cauchy step, judged on this batch and on later samples."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from hig._step.trial_step import Trial
 
 __all__ = ["UNSEEN", "Trust"]
 
-# A rejected step is tried again at most so often, each time at least this part of the last size.
-_MOST_TRIES, _LEAST_PART = 6, 1 / 16
+# A rejected step is tried again with at least this part of its size.
+_LEAST_PART = 1 / 16
 # With a fraction below this each step is measured, until it has grown.
 _CAUTIOUS = 1 / 16
 # Neither bound falls below these: from there they return within twenty steps.
@@ -61,6 +61,7 @@ class Trust:
     look_back: int = 5
     measures = True
     looks_back = True
+    damps = True
     state: dict[str, Any] = field(
         default_factory=lambda: {
             "fraction": 0.5, "ceiling": 0.1, "steps": 0, "share": 0.0, "judged": 0,
@@ -107,7 +108,7 @@ class Trust:
         """Take a step that does not raise the loss, shorter and shorter; return its gain ratio."""
         state = self.state
         state["rejected"] = False
-        for _ in range(_MOST_TRIES):
+        for _ in range(trial.tries):
             share = self._share(trial)
             trial.move(share * cauchy)
             ratio = trial.gain_ratio()
@@ -120,7 +121,8 @@ class Trust:
             state["rejected"] = True
             # As a part of the share that was tried: the ceiling may have been the lower bound.
             fraction = min(state["fraction"], share / trial.lr if trial.lr else 0.0)
-            state["fraction"] = max(_part(trial) * fraction, _LEAST_FRACTION)
+            part = _part(trial) if trial.tries > 1 else 0.5  # with more damping it may be longer
+            state["fraction"] = max(part * fraction, _LEAST_FRACTION)
         trial.move(0)
         return ratio
 
@@ -183,7 +185,7 @@ class Trust:
 
 
 def _part(trial: Trial) -> float:
-    """Return the part of a rejected step to try next: the minimum of a parabola through its loss."""
+    """Return the part of a rejected step to try next: the minimum of a parabola by its loss."""
     fall = trial.step_size * trial.slope
     excess = 2 * (trial.measure(trial.step_size) - trial.loss + fall)
     return min(max(fall / excess, _LEAST_PART), 0.5) if 0 < excess < math.inf else _LEAST_PART

@@ -45,7 +45,7 @@ class LevenbergMarquardt(JacobianOptimizer):
     Args:
         params: parameters, named parameters or parameter groups, all of one ``lr``.
         damping: initial :math:`\lambda > 0`, in units of squared singular values; "auto" for a
-            hundredth of the largest one in the first step.
+            hundredth of the largest one in the first step with "trust", and 1e-3 with other rules.
         rcond: additional relative cut-off in [0, 1).
         momentum: coefficient in [0, 1), see :class:`hig.HIG`; a rejected step is tried again
             without momentum.
@@ -85,7 +85,8 @@ class LevenbergMarquardt(JacobianOptimizer):
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
-        self.state["damping"] = {"value": None if automatic else damping}
+        follows = automatic and getattr(self._rule, "damps", False)
+        self.state["damping"] = {"value": None if follows else self.filter.damping}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the adapted damping too; see :meth:`HIG.load_state_dict`."""

@@ -51,6 +51,11 @@ class SharedPrediction:
             ]
         return directions, weights @ changes
 
+    @property
+    def clock(self) -> PhaseClock:
+        """Clock of the step."""
+        return self.linearisation.clock
+
     def output_change(self, directions: Sequence[Tensor]) -> Tensor:
         """Return J d (n,) for one direction per parameter."""
         return self.linearisation.output_change(directions)

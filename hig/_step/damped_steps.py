@@ -48,7 +48,7 @@ class DampedSteps:
         notes: list[str] = []
         filter = linearisation.resolved(given)
         if self._state["value"] is None:
-            self._state["value"] = START * linearisation.largest(filter) or START
+            self._state["value"] = START * linearisation.largest(filter, exact=True) or START
         # No note for measured step rules (length already chosen), nor with momentum (not
         # comparable with the reach of a damped step).
         judged = not (self._rule.measures or self._with_momentum)

@@ -92,15 +92,20 @@ class Linearisation:
         dtype = self.objective.forward.prediction.dtype
         return filter.resolved(self.decomposition.singular_values, dtype)
 
-    def largest(self, filter: SpectralFilter) -> float:
-        """Return the square of the largest singular value, or a bound above it.
+    def largest(self, filter: SpectralFilter, exact: bool = False) -> float:
+        """Return the square of the largest singular value.
 
         Args:
             filter: the filter of the step; products with J find the value along with its direction.
+            exact: whether a bound close above it, which costs less, does not do.
         """
-        if isinstance(self.decomposition, Krylov) and not self.decomposition.started:
+        decomposition, split = self.decomposition, self.objective.split
+        if isinstance(decomposition, Krylov) and not decomposition.started:
             self.step(filter)
-        largest, split = self.decomposition.largest.double().reshape(1), self.objective.split
+        largest = decomposition.largest
+        if exact:
+            largest = decomposition.singular_values.max().square()
+        largest = largest.double().reshape(1)
         return float(largest if split is None else split.ranks.first(largest))
 
     def output_change(self, directions: Sequence[Tensor]) -> Tensor:

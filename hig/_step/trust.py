@@ -28,8 +28,14 @@ UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
 class Trust:
     r"""Share of the Cauchy step, bounded by a fraction for this batch and a ceiling for all others.
 
-    :math:`\eta = \min(\mathrm{lr} \cdot a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is the
-    minimiser of the quadratic model along the step.
+    :math:`\eta = \min(\mathrm{lr} \cdot a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is
+    the Cauchy step, the minimiser of the quadratic model along the step. It is that of the batch,
+    but no longer than :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the minimiser
+    of the mean of the models of recent batches: the Cauchy step of a batch of easy samples may
+    overshoot
+    on the few hard ones in others. A model has the weight of its loss, and is forgotten at a rate
+    of 1 / ``memory`` a step. If a step starts at the loss at which the previous one ended, the
+    batch is assumed unchanged and the cap is raised fourfold.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
     ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small. A step that
@@ -64,8 +70,9 @@ class Trust:
     damps = True
     state: dict[str, Any] = field(
         default_factory=lambda: {
-            "fraction": 0.5, "ceiling": 0.1, "steps": 0, "share": 0.0, "judged": 0,
-            "best": 0.0, "weight": 0.0, "unchecked": 0, "rejected": False,
+            "fraction": 0.5, "steps": 0, "rejected": False,
+            "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": 1.0,
+            "ceiling": 0.1, "share": 0.0, "judged": 0, "best": 0.0, "weight": 0.0, "unchecked": 0,
         }
     )  # fmt: skip
 
@@ -77,8 +84,10 @@ class Trust:
             if self._returns(trial):
                 return None
             self._judge_last_step(trial)
-        state["share"] = 0.0
-        cauchy = trial.slope / trial.curvature if trial.curvature > 0 else 1.0
+            if state["end"] is not None:
+                state["reach"] = 4.0 if trial.same_initial_loss(state["end"]) else 1.0
+        state["share"], state["end"] = 0.0, None
+        cauchy = self._cauchy_step(trial)
         if not math.isfinite(cauchy):
             return None
         if not trial.can_gain():
@@ -99,6 +108,22 @@ class Trust:
         careful = state["rejected"] or state["fraction"] < _CAUTIOUS
         return earlier < warm_up or earlier % period == 0 or careful
 
+    def _cauchy_step(self, trial: Trial) -> float:
+        """Return the Cauchy step of this batch, capped by that of the mean over recent batches."""
+        if not trial.curvature > 0:
+            return 1.0
+        cauchy = trial.slope / trial.curvature
+        if not (math.isfinite(cauchy) and cauchy > 0):
+            return cauchy
+        state = self.state
+        if trial.attempt == 0:
+            state["batches"] = count = min(state["batches"] + 1, self.memory)
+            state["slope"] += (trial.slope - state["slope"]) / count
+            state["curvature"] += (trial.curvature - state["curvature"]) / count
+        if not state["curvature"] > 0:
+            return cauchy
+        return min(cauchy, float(state["reach"] * state["slope"] / state["curvature"]))
+
     def _share(self, trial: Trial) -> float:
         """Return the part of the Cauchy step to take."""
         share: float = trial.lr * self.state["fraction"]
@@ -115,7 +140,7 @@ class Trust:
             if math.isnan(ratio):
                 trial.notes.append(UNSEEN)
             if not ratio < 0:
-                state["share"] = share
+                state["share"], state["end"] = share, trial.measure(trial.step_size)
                 self._adapt_fraction(share / trial.lr if trial.lr else 0.0, ratio)
                 return ratio
             state["rejected"] = True
@@ -124,6 +149,7 @@ class Trust:
             part = _part(trial) if trial.tries > 1 else 0.5  # with more damping it may be longer
             state["fraction"] = max(part * fraction, _LEAST_FRACTION)
         trial.move(0)
+        state["end"] = trial.loss
         return ratio
 
     def _adapt_fraction(self, taken: float, ratio: float) -> None:

@@ -1,0 +1,203 @@
+"""Final losses of many seeds: problems x methods x batch sizes at equal processor time.
+
+Each run is a process of its own on one thread: a new network and new data of its seed, the batches
+of the problem, then the loss on a test set that all share. Only the steps count as training time. A
+run is lost if it ends above a tenth of its start (on the conditioning toy above a fifth for
+Gauss-Newton; above its start if it took fewer than 100 steps), or by an error.
+
+METHOD is NAME[:RULE[:RCOND]], NAME one of hig, gn, lm. RULE is a step rule (trust by default, with
+lr=1 and the cut-off of the problem), "default" for the optimiser without any argument, or
+"published" for the settings of the problem.
+
+Records are one small file per run, in OUT/LABEL/PROBLEM/. Runs that are done are not repeated: the
+same command resumes after an interruption, and further seeds or methods are added to those there.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import hig
+from experiments._cli.argument_types import positive_float, positive_int
+from experiments._measure import command
+from experiments._problems import FOLDERS, make
+from experiments._provenance import origin, revision
+from experiments._robustness.case import Case, Record
+from experiments._robustness.records import done, load_all, of_cases
+from experiments._robustness.side_by_side import run_cases
+from experiments._robustness.summary import comparison, table
+from experiments._robustness.variants import Variant
+from experiments._run.options import DTYPES
+from experiments._run.signals import EXIT_STATUS, STOPPED, Signals
+from experiments._saved.folders import make_folder
+
+PROBLEMS = (
+    *("nonlinear_oscillators", "quantum_dipole", "conditioning_toy", "pinn/burgers"),
+    "cart_pole",
+)
+METHODS = ("hig:trust", "gn:trust", "lm:trust")
+BATCHES = (1.0, 0.5)
+# Failures in a row that are not an accident of one run, but a full disk or a missing package.
+_MOST_FAILURES = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit status, 1 if runs have failed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.compare:
+        before, after = (_of_label(parser, options.output, label) for label in options.compare)
+        print(comparison(before, after))
+        return 0
+    if options.table:
+        print(table(_of_label(parser, options.output, options.label)))
+        return 0
+    cases = _cases(parser, options)
+    make_folder(options.output, "--output")
+    failed, stopped = _run(cases, options)
+    print(table(of_cases(cases, options.output)))
+    if stopped:
+        print(f"{STOPPED[stopped]}; the same command resumes", file=sys.stderr)
+        return EXIT_STATUS[STOPPED[stopped]]
+    return 1 if failed else 0
+
+
+def _of_label(parser: argparse.ArgumentParser, out: Path, label: str) -> list[Record]:
+    records = load_all(out)
+    found = [record for record in records if record.case.label == label]
+    if not found:
+        labels = sorted({record.case.label for record in records})
+        there = f"it has {', '.join(labels)}" if labels else "it has no runs"
+        parser.error(f"{out} has no runs of the label {label!r}; {there}")
+    return found
+
+
+def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
+    """List all cases, seed by seed, so that an interrupted command leaves whole tables."""
+    cases = []
+    for seed in range(options.seeds):
+        for folder in dict.fromkeys(options.problems):
+            settings = make(folder).settings
+            if unknown := [v.method for v in options.methods if v.method not in settings]:
+                parser.error(
+                    f"{folder} has no settings for {', '.join(unknown)}; it has them for "
+                    f"{', '.join(settings)}"
+                )
+            cases += [
+                Case(
+                    *(options.label, folder, variant.method, variant.rule, variant.rcond),
+                    max(1, round(factor * settings[variant.method].batch_size)),
+                    *(options.seconds, options.dtype, seed),
+                )
+                for factor in options.batch
+                for variant in options.methods
+            ]
+    return list(dict.fromkeys(cases))
+
+
+def _run(cases: Sequence[Case], options: argparse.Namespace) -> tuple[int, int]:
+    """Run what is not done yet; returns the number of failures, and of the signal or 0."""
+    begun = {**origin(), "hig_revision": _hig_revision()}
+    left = [case for case in cases if done(case, options.output) is None]
+    print(f"{len(cases) - len(left)} of {len(cases)} runs are done", file=sys.stderr)
+    start, statuses = time.monotonic(), []
+
+    def report(case: Case, status: int) -> bool:
+        statuses.append(status)
+        minutes = (time.monotonic() - start) / 60
+        remaining = minutes / len(statuses) * (len(left) - len(statuses))
+        record = done(case, options.output)
+        text = f"FAILED with status {status}" if record is None else _described(record)
+        print(
+            f"{len(statuses)}/{len(left)}, {minutes:.1f} min, {remaining:.1f} min left: "
+            f"{case}: {text}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return len(statuses) >= _MOST_FAILURES and all(statuses[-_MOST_FAILURES:])
+
+    with Signals(quiet=True) as signals:
+        run_cases(left, options.output, options.workers, begun, signals, report)
+    return sum(map(bool, statuses)), signals.number
+
+
+def _described(record: Record) -> str:
+    end = "not finite" if record.end is None else f"{record.end:.2e}"
+    lost = ", LOST" if record.lost else ""
+    return f"{record.start:.2e} -> {end} in {record.steps} steps{lost}"
+
+
+def _hig_revision() -> str:
+    """Revision of the imported package, which need not lie next to this one."""
+    return revision(Path(hig.__file__).resolve().parents[1])
+
+
+def _default_label() -> str:
+    """Version of the package, and the start of its revision."""
+    commit, _, dirty = _hig_revision().partition("-")
+    words = [hig.__version__, *([commit[:10]] if commit != "none" else []), *filter(None, [dirty])]
+    return "-".join(words)
+
+
+def _variant(text: str) -> Variant:
+    try:
+        return Variant.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _label(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"must be a word of letters, digits and . + - _, got {text!r}; give such as before"
+        )
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.make_parser("robustness", __doc__)
+    parser.add_argument(
+        "--problems", nargs="+", choices=tuple(FOLDERS), default=PROBLEMS, metavar="NAME",
+        help=f"default {' '.join(PROBLEMS)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--methods", nargs="+", type=_variant, default=[*map(Variant.parse, METHODS)],
+        metavar="METHOD", help=f"see above (default {' '.join(METHODS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch", nargs="+", type=positive_float, default=BATCHES, metavar="FACTOR",
+        help="batch sizes over that of the settings of the problem (default 1 0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", type=positive_int, default=20, metavar="N", help="seeds 0 to N-1 (20)"
+    )
+    parser.add_argument(
+        "--seconds", type=positive_float, default=15.0, metavar="S",
+        help="processor time of the training of each run (15)",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="float32")
+    parser.add_argument(
+        "--workers", type=positive_int, default=1, metavar="N", help="runs side by side (1)"
+    )
+    parser.add_argument(
+        "--label", type=_label, default=_default_label(),
+        help="name of the code under test (default: its version and revision, %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--output", "--out", type=Path, default=Path("results/robustness"), metavar="DIR",
+        help="folder of the records (default results/robustness)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--table", action="store_true", help="run nothing: the table of all records of the label"
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="run nothing: compare two labels"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

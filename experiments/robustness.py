@@ -17,7 +17,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hig
@@ -26,13 +26,15 @@ from experiments._measure import command
 from experiments._problems import FOLDERS, make
 from experiments._provenance import origin, revision
 from experiments._robustness.case import Case, Record
-from experiments._robustness.records import done, load_all, of_cases
+from experiments._robustness.records import done, labels, load_all, read_results, results_of
 from experiments._robustness.side_by_side import run_cases
 from experiments._robustness.summary import comparison, table
 from experiments._robustness.variants import Variant
 from experiments._run.options import DTYPES
 from experiments._run.signals import EXIT_STATUS, STOPPED, Signals
 from experiments._saved.folders import make_folder
+from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, fail
+from experiments._study.summary import filled
 
 PROBLEMS = (
     *("nonlinear_oscillators", "quantum_dipole", "conditioning_toy", "pinn/burgers"),
@@ -40,39 +42,67 @@ PROBLEMS = (
 )
 METHODS = ("hig:trust", "gn:trust", "lm:trust")
 BATCHES = (1.0, 0.5)
+BEGIN, END = "<!-- begin: robustness -->", "<!-- end: robustness -->"
 # Failures in a row that are not an accident of one run, but a full disk or a missing package.
 _MOST_FAILURES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run from the command line; returns the exit status, 1 if runs have failed."""
+    """Run from the command line; returns the exit status: 1 if runs have failed, 2 for errors."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.compare:
-        before, after = (_of_label(parser, options.output, label) for label in options.compare)
-        print(comparison(before, after))
-        return 0
-    if options.table:
-        print(table(_of_label(parser, options.output, options.label)))
-        return 0
+    if options.into and options.table is None:
+        parser.error("--into needs --table: give both, or leave it out")
+    if options.table and len(options.table) > 2:
+        parser.error(f"--table takes at most two names, got {len(options.table)}; give one or two")
+    try:
+        if options.table is not None:
+            return _tables(options)
+        return _runs(parser, options)
+    except ERRORS as error:
+        return fail(error)
+
+
+def _tables(options: argparse.Namespace) -> int:
+    """Print a table of one label, or the comparison of two; returns the exit status."""
+    found = [_records(name, options.output) for name in options.table or [options.label]]
+    text = table(found[0]) if len(found) == 1 else comparison(*found)
+    pages = {page: filled(page, text, BEGIN, END) for page in options.into}
+    for page, whole in pages.items():
+        hig.files.write_atomically(page, whole.encode())
+    print(text)
+    return 0
+
+
+def _records(name: str, out: Path) -> list[Record]:
+    """Read the records of a label, or of a result file."""
+    if name.endswith(SUFFIX):
+        return read_results(Path(name))
+    records = load_all(out, name)
+    if not records:
+        there = ", ".join(labels(out)) or "no runs"
+        raise ResultFileError(
+            f"{out} has no runs of the label {name}, it has {there}; give another one, or a "
+            f"result file (*{SUFFIX})"
+        )
+    return records
+
+
+def _runs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Run all cases, print their table and save a result file; returns the exit status."""
     cases = _cases(parser, options)
     make_folder(options.output, "--output")
-    failed, stopped = _run(cases, options)
-    print(table(of_cases(cases, options.output)))
+    begun = {**origin(), "hig_revision": _hig_revision()}
+    failed, stopped = _run(cases, begun, options)
+    records = load_all(options.output, options.label)
+    if records:
+        print(table(records))
+        path = options.output / f"{options.label}{SUFFIX}"
+        command.save_results("robustness", begun, {path: results_of(records)})
     if stopped:
         print(f"{STOPPED[stopped]}; the same command resumes", file=sys.stderr)
         return EXIT_STATUS[STOPPED[stopped]]
     return 1 if failed else 0
-
-
-def _of_label(parser: argparse.ArgumentParser, out: Path, label: str) -> list[Record]:
-    records = load_all(out)
-    found = [record for record in records if record.case.label == label]
-    if not found:
-        labels = sorted({record.case.label for record in records})
-        there = f"it has {', '.join(labels)}" if labels else "it has no runs"
-        parser.error(f"{out} has no runs of the label {label!r}; {there}")
-    return found
 
 
 def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
@@ -98,9 +128,10 @@ def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     return list(dict.fromkeys(cases))
 
 
-def _run(cases: Sequence[Case], options: argparse.Namespace) -> tuple[int, int]:
+def _run(
+    cases: Sequence[Case], begun: Mapping[str, str], options: argparse.Namespace
+) -> tuple[int, int]:
     """Run what is not done yet; returns the number of failures, and of the signal or 0."""
-    begun = {**origin(), "hig_revision": _hig_revision()}
     left = [case for case in cases if done(case, options.output) is None]
     print(f"{len(cases) - len(left)} of {len(cases)} runs are done", file=sys.stderr)
     start, statuses = time.monotonic(), []
@@ -191,11 +222,14 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of the records (default results/robustness)",
     )  # fmt: skip
     parser.add_argument(
-        "--table", action="store_true", help="run nothing: the table of all records of the label"
-    )
+        "--table", nargs="*", metavar="NAME",
+        help="run nothing: the table of all runs of the label; of the label or result file of this "
+        "name; or, of two names, their comparison",
+    )  # fmt: skip
     parser.add_argument(
-        "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="run nothing: compare two labels"
-    )
+        "--into", type=Path, nargs="+", default=(), metavar="FILE",
+        help=f"pages that get the table, after the mark {BEGIN}",
+    )  # fmt: skip
     return parser
 
 

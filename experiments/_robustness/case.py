@@ -7,6 +7,12 @@ from pathlib import Path
 
 from experiments._robustness.variants import Variant, cutoff_text
 
+# Steps after which the test loss is recorded: what is lost is mostly lost by then.
+EARLY = 20
+_FEW_STEPS = 100
+_LIMIT = 0.1
+_LIMITS = {("conditioning_toy", "gn"): 0.2}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -120,8 +126,3 @@ class Record:
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"not a finite number: {value}")
         return record
-
-
-_FEW_STEPS = 100
-_LIMIT = 0.1
-_LIMITS = {("conditioning_toy", "gn"): 0.2}

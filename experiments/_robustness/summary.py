@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments._methods import METHODS
-from experiments._robustness.case import Record
+from experiments._robustness.case import EARLY, Record
 from experiments._robustness.variants import cutoff_text
 from experiments._saved import markdown
 from experiments._study.titles import place, title
@@ -65,6 +65,19 @@ class Group:
         return statistics.median(kept) if kept else math.nan
 
     @property
+    def early(self) -> float:
+        """Median of the losses after 20 steps over those at the start; one not finite is infinite.
+
+        NaN if no run took so many steps.
+        """
+        found = [
+            math.inf if record.early is None else record.early / record.start
+            for record in self.records
+            if record.steps >= EARLY
+        ]
+        return statistics.median(found) if found else math.nan
+
+    @property
     def worst(self) -> float:
         """Largest final loss of all runs, lost ones included; infinite if one is not finite."""
         return max(math.inf if record.end is None else record.end for record in self.records)
@@ -96,13 +109,14 @@ def _order(key: Key) -> tuple[object, ...]:
 
 def table(records: Sequence[Record]) -> str:
     """Tabulate the runs of one label, in Markdown that is aligned for terminals."""
-    lines = [["problem", "batch", "method", "runs", "lost", "median", "worst", "spread", "steps/s"]]
+    header = ["problem", "batch", "method", "runs", "lost", f"step {EARLY} / start", "median"]
+    lines = [[*header, "worst", "spread", "steps/s"]]
     for group in groups(records).values():
         noted = f" ({group.warned} noted)" if group.warned else ""
         lines.append(
             [
                 *group.where,
-                *(str(len(group.records)), f"{group.lost}{noted}"),
+                *(str(len(group.records)), f"{group.lost}{noted}", _amount(group.early)),
                 *(_loss(group.median), _loss(group.worst)),
                 *(_amount(group.spread), _amount(group.rate)),
             ]
@@ -112,19 +126,8 @@ def table(records: Sequence[Record]) -> str:
 
 def comparison(before: Sequence[Record], after: Sequence[Record]) -> str:
     """Tabulate what two labels have in common, seed by seed; a text if that is nothing."""
-    lines = [
-        [
-            "problem",
-            "batch",
-            "method",
-            "seeds",
-            "lost",
-            "median",
-            "ratio",
-            "spread",
-            "steps/s ratio",
-        ]
-    ]
+    header = ["problem", "batch", "method", "seeds", "lost", f"step {EARLY} / start", "median"]
+    lines = [[*header, "median ratio", "spread", "steps/s ratio"]]
     new = groups(after)
     for key, old in groups(before).items():
         if key not in new:
@@ -141,6 +144,7 @@ def comparison(before: Sequence[Record], after: Sequence[Record]) -> str:
             [
                 *was.where,
                 *(str(len(seeds)), f"{was.lost} → {now.lost}"),
+                f"{_amount(was.early)} → {_amount(now.early)}",
                 f"{_loss(was.median)} → {_loss(now.median)}",
                 _amount(now.median / was.median if was.median else math.nan),
                 f"{_amount(was.spread)} → {_amount(now.spread)}",

@@ -12,7 +12,7 @@ import hig
 from experiments._methods import METHODS
 from experiments._problems import make
 from experiments._provenance import machine
-from experiments._robustness.case import Case, Record
+from experiments._robustness.case import EARLY, Case, Record
 from experiments._run.evaluation import mean_loss
 from experiments._run.options import Options
 from experiments._run.processes import Processes
@@ -24,7 +24,6 @@ from problems import Batch, Problem, samples
 # The same test set for all seeds, which the training of none of them has drawn.
 TEST_SEED = 2**31
 MOST_TESTED = 1024
-EARLY = 20
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 

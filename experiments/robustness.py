@@ -16,35 +16,27 @@ same command resumes after an interruption, and further seeds or methods are add
 import argparse
 import re
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import hig
 from experiments._cli.argument_types import positive_float, positive_int
 from experiments._measure import command
-from experiments._problems import FOLDERS, make
-from experiments._provenance import origin, revision
-from experiments._robustness.case import Case, Record
-from experiments._robustness.records import done, labels, load_all, read_results, results_of
-from experiments._robustness.side_by_side import run_cases
+from experiments._problems import FOLDERS
+from experiments._robustness.case import Record
+from experiments._robustness.plan import Plan
+from experiments._robustness.records import labels, load_all, read_results, results_of
 from experiments._robustness.summary import comparison, table
+from experiments._robustness.sweep import begin, default_label, sweep
 from experiments._robustness.variants import Variant
 from experiments._run.options import DTYPES
-from experiments._run.signals import EXIT_STATUS, STOPPED, Signals
+from experiments._run.signals import EXIT_STATUS, STOPPED
 from experiments._saved.folders import make_folder
 from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, fail
 from experiments._study.summary import filled
 
-PROBLEMS = (
-    *("nonlinear_oscillators", "quantum_dipole", "conditioning_toy", "pinn/burgers"),
-    "cart_pole",
-)
-METHODS = ("hig:trust", "gn:trust", "lm:trust")
-BATCHES = (1.0, 0.5)
+DEFAULT = Plan()
 BEGIN, END = "<!-- begin: robustness -->", "<!-- end: robustness -->"
-# Failures in a row that are not an accident of one run, but a full disk or a missing package.
-_MOST_FAILURES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,10 +82,17 @@ def _records(name: str, out: Path) -> list[Record]:
 
 def _runs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     """Run all cases, print their table and save a result file; returns the exit status."""
-    cases = _cases(parser, options)
+    plan = Plan(
+        *(tuple(values) for values in (options.problems, options.methods, options.batch)),
+        *(options.seeds, options.seconds, options.dtype),
+    )
+    try:
+        cases = plan.cases(options.label)
+    except (ImportError, ValueError) as error:
+        parser.error(str(error))
     make_folder(options.output, "--output")
-    begun = {**origin(), "hig_revision": _hig_revision()}
-    failed, stopped = _run(cases, begun, options)
+    begun = begin()
+    failed, stopped = sweep(cases, options.output, options.workers, begun)
     records = load_all(options.output, options.label)
     if records:
         print(table(records))
@@ -103,74 +102,6 @@ def _runs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         print(f"{STOPPED[stopped]}; the same command resumes", file=sys.stderr)
         return EXIT_STATUS[STOPPED[stopped]]
     return 1 if failed else 0
-
-
-def _cases(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Case]:
-    """List all cases, seed by seed, so that an interrupted command leaves whole tables."""
-    cases = []
-    for seed in range(options.seeds):
-        for folder in dict.fromkeys(options.problems):
-            settings = make(folder).settings
-            if unknown := [v.method for v in options.methods if v.method not in settings]:
-                parser.error(
-                    f"{folder} has no settings for {', '.join(unknown)}; it has them for "
-                    f"{', '.join(settings)}"
-                )
-            cases += [
-                Case(
-                    *(options.label, folder, variant.method, variant.rule, variant.rcond),
-                    max(1, round(factor * settings[variant.method].batch_size)),
-                    *(options.seconds, options.dtype, seed),
-                )
-                for factor in options.batch
-                for variant in options.methods
-            ]
-    return list(dict.fromkeys(cases))
-
-
-def _run(
-    cases: Sequence[Case], begun: Mapping[str, str], options: argparse.Namespace
-) -> tuple[int, int]:
-    """Run what is not done yet; returns the number of failures, and of the signal or 0."""
-    left = [case for case in cases if done(case, options.output) is None]
-    print(f"{len(cases) - len(left)} of {len(cases)} runs are done", file=sys.stderr)
-    start, statuses = time.monotonic(), []
-
-    def report(case: Case, status: int) -> bool:
-        statuses.append(status)
-        minutes = (time.monotonic() - start) / 60
-        remaining = minutes / len(statuses) * (len(left) - len(statuses))
-        record = done(case, options.output)
-        text = f"FAILED with status {status}" if record is None else _described(record)
-        print(
-            f"{len(statuses)}/{len(left)}, {minutes:.1f} min, {remaining:.1f} min left: "
-            f"{case}: {text}",
-            file=sys.stderr,
-            flush=True,
-        )
-        return len(statuses) >= _MOST_FAILURES and all(statuses[-_MOST_FAILURES:])
-
-    with Signals(quiet=True) as signals:
-        run_cases(left, options.output, options.workers, begun, signals, report)
-    return sum(map(bool, statuses)), signals.number
-
-
-def _described(record: Record) -> str:
-    end = "not finite" if record.end is None else f"{record.end:.2e}"
-    lost = ", LOST" if record.lost else ""
-    return f"{record.start:.2e} -> {end} in {record.steps} steps{lost}"
-
-
-def _hig_revision() -> str:
-    """Revision of the imported package, which need not lie next to this one."""
-    return revision(Path(hig.__file__).resolve().parents[1])
-
-
-def _default_label() -> str:
-    """Version of the package, and the start of its revision."""
-    commit, _, dirty = _hig_revision().partition("-")
-    words = [hig.__version__, *([commit[:10]] if commit != "none" else []), *filter(None, [dirty])]
-    return "-".join(words)
 
 
 def _variant(text: str) -> Variant:
@@ -191,22 +122,22 @@ def _label(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = command.make_parser("robustness", __doc__)
     parser.add_argument(
-        "--problems", nargs="+", choices=tuple(FOLDERS), default=PROBLEMS, metavar="NAME",
-        help=f"default {' '.join(PROBLEMS)}",
+        "--problems", nargs="+", choices=tuple(FOLDERS), default=DEFAULT.problems, metavar="NAME",
+        help=f"default {' '.join(DEFAULT.problems)}",
     )  # fmt: skip
     parser.add_argument(
-        "--methods", nargs="+", type=_variant, default=[*map(Variant.parse, METHODS)],
-        metavar="METHOD", help=f"see above (default {' '.join(METHODS)})",
+        "--methods", nargs="+", type=_variant, default=DEFAULT.variants,
+        metavar="METHOD", help=f"see above (default {' '.join(map(str, DEFAULT.variants))})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch", nargs="+", type=positive_float, default=BATCHES, metavar="FACTOR",
+        "--batch", nargs="+", type=positive_float, default=DEFAULT.batches, metavar="FACTOR",
         help="batch sizes over that of the settings of the problem (default 1 0.5)",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", type=positive_int, default=20, metavar="N", help="seeds 0 to N-1 (20)"
+        "--seeds", type=positive_int, default=DEFAULT.seeds, metavar="N", help="seeds 0 to N-1 (20)"
     )
     parser.add_argument(
-        "--seconds", type=positive_float, default=15.0, metavar="S",
+        "--seconds", type=positive_float, default=DEFAULT.seconds, metavar="S",
         help="processor time of the training of each run (15)",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="float32")
@@ -214,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=positive_int, default=1, metavar="N", help="runs side by side (1)"
     )
     parser.add_argument(
-        "--label", type=_label, default=_default_label(),
+        "--label", type=_label, default=default_label(),
         help="name of the code under test (default: its version and revision, %(default)s)",
     )  # fmt: skip
     parser.add_argument(

@@ -50,7 +50,7 @@ class Case:
         """File of the record, below the output folder; no other case has it."""
         cutoff = () if self.rcond is None else (f"rcond{cutoff_text(self.rcond)}",)
         words = (
-            *(self.method, self.rule, *cutoff, f"batch{self.batch}", f"{self.seconds:g}s"),
+            *(self.method, self.rule, *cutoff, f"batch{self.batch}", f"{self.seconds:.12g}s"),
             *(self.dtype, f"seed{self.seed}"),
         )
         return Path(self.label, self.problem.replace("/", "_"), f"{'_'.join(words)}.json")
@@ -122,7 +122,8 @@ class Record:
         """
         notes = tuple((int(step), str(text)) for step, text in found["notes"])
         record = cls(**{**found, "case": Case(**found["case"]), "notes": notes})
-        for value in (record.start, record.early, record.end, record.trained):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"not a finite number: {value}")
+        numbers = [record.start, record.trained]
+        numbers += [value for value in (record.early, record.end) if value is not None]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"numbers must be finite, got {numbers}; run the case again")
         return record

@@ -61,6 +61,7 @@ def results_of(records: Sequence[Record]) -> dict[str, object]:
     """
     cases = [record.case for record in records]
     runs: dict[str, object] = {name: [getattr(case, name) for case in cases] for name in _CASE}
+    runs |= {name: np.asarray(runs[name]) for name in ("batch", "seconds", "seed")}
     for name in _LOSSES:
         values = [getattr(record, name) for record in records]
         runs[name] = np.asarray([math.nan if v is None else v for v in values], dtype=np.float64)
@@ -95,7 +96,7 @@ def read_results(path: Path) -> list[Record]:
     try:
         runs = results["runs"]
         return [_record(results, runs, index) for index in range(len(runs["seed"]))]
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ResultFileError(
             f"{path} has no runs of many seeds; give a result file of python -m "
             "experiments.robustness"
@@ -104,6 +105,7 @@ def read_results(path: Path) -> list[Record]:
 
 def _record(results: Mapping, runs: Mapping, index: int) -> Record:
     case = {name: runs[name][index] for name in _CASE}
+    case |= {name: case[name].item() for name in ("batch", "seconds", "seed")}
     losses = {name: float(runs[name][index]) for name in _LOSSES}
     return Record(
         case=Case(label=str(results["label"]), **case),

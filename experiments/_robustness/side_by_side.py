@@ -4,8 +4,9 @@ import multiprocessing
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from multiprocessing import connection
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -21,67 +22,88 @@ _IMPORTED = ("experiments._robustness.training", "torch._dynamo")
 # Seconds after which a signal is noticed at the latest.
 _PATIENCE = 0.2
 
-# Called with a case and the exit status of its process; True ends all.
-Report = Callable[[Case, int], bool]
+# Called with a case, the exit status of its process and the text of its error; True ends all.
+Report = Callable[[Case, int, str], bool | None]
 
 
-def run_cases(
-    cases: Iterable[Case],
-    out: Path,
-    workers: int,
-    origin: Mapping[str, str],
-    signals: Signals,
-    report: Report,
-) -> None:
-    """Run those cases that are not done yet, ``workers`` at a time, and save their records.
+class SideBySide:
+    """Runs cases in processes of their own and saves their records.
 
-    A signal ends the running ones, which are repeated by the next call; records are never partial.
+    Args:
+        out: Folder of the records.
+        workers: Number of processes at a time.
+        origin: Provenance of the records.
     """
-    context = _context()
-    left, running = iter(cases), {}
-    over = False
-    try:
-        while not (over or signals.number):
-            _fill(running, left, context, out, workers, origin)
-            if not running:
-                return
-            connection.wait([process.sentinel for process in running], _PATIENCE)
-            for process in [process for process in running if not process.is_alive()]:
+
+    def __init__(self, out: Path, workers: int, origin: Mapping[str, str]):
+        self._out, self._workers, self._origin = out, workers, dict(origin)
+        self._context = _context()
+        self._running: dict[BaseProcess, tuple[Case, Connection]] = {}
+
+    def run(self, cases: Iterable[Case], signals: Signals, report: Report) -> None:
+        """Run those cases that are not done yet.
+
+        A signal ends the running ones, which are repeated by the next call: records are never
+        partial.
+        """
+        left, over = iter(cases), False
+        try:
+            while not (over or signals.number):
+                self._fill(left)
+                if not self._running:
+                    return
+                connection.wait([process.sentinel for process in self._running], _PATIENCE)
+                for process in [p for p in self._running if not p.is_alive()]:
+                    process.join()
+                    case, errors = self._running.pop(process)
+                    over = bool(report(case, process.exitcode, _text(errors))) or over
+        finally:
+            for process in self._running:
+                process.terminate()
+            for process in self._running:
                 process.join()
-                over |= report(running.pop(process), process.exitcode)
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
 
-
-def _fill(
-    running: dict[BaseProcess, Case],
-    left: Iterable[Case],
-    context: multiprocessing.context.BaseContext,
-    out: Path,
-    workers: int,
-    origin: Mapping[str, str],
-) -> None:
-    """Start the next cases, up to the number of workers."""
-    while len(running) < workers:
-        case = next((case for case in left if done(case, out) is None), None)
-        if case is None:
-            return
-        process = context.Process(target=_run, args=(case, out, dict(origin)), daemon=True)
-        process.start()
-        running[process] = case
+    def _fill(self, left: Iterator[Case]) -> None:
+        """Start the next cases, up to the number of workers."""
+        while len(self._running) < self._workers:
+            case = next((case for case in left if done(case, self._out) is None), None)
+            if case is None:
+                return
+            errors, of_process = self._context.Pipe(duplex=False)
+            arguments = (case, self._out, self._origin, of_process)
+            process = self._context.Process(target=_run, args=arguments, daemon=True)
+            process.start()
+            of_process.close()  # the end of the process is the end of the pipe
+            self._running[process] = case, errors
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    can_copy = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if can_copy else "spawn")
+    """Start the process that has imported torch and waits to be copied, if the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_IMPORTED))
+    # It inherits the mask: a Ctrl-C in the seconds in which it imports would end it. This process
+    # gets its own a moment later. The tracker first, as starting it clears the mask.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
-def _run(case: Case, out: Path, origin: dict[str, str]) -> None:
+def _text(errors: Connection) -> str:
+    """Read what a process that has ended has sent, "" if it has sent nothing."""
+    with errors:
+        try:
+            return errors.recv()
+        except EOFError:
+            return ""
+
+
+def _run(case: Case, out: Path, origin: dict[str, str], errors: Connection) -> None:
     # Ctrl-C reaches all processes of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -89,7 +111,8 @@ def _run(case: Case, out: Path, origin: dict[str, str]) -> None:
     try:
         save(measure(case, origin), out)
     except (BatchSizeError, DataError, ImportError, OSError) as error:
-        sys.exit(f"error: {case}: {error}")
+        errors.send(str(error))
+        sys.exit(1)
 
 
 def _end_with_the_first() -> None:

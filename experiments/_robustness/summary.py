@@ -162,8 +162,13 @@ def _loss(number: float) -> str:
         return "–"
     if not math.isfinite(number):
         return "not finite"
-    return f"{number:.2g}" if 0.1 <= number < 1e4 else f"{number:.1e}".replace("e-0", "e-")
+    return f"{number:.2g}" if 0.1 <= number < 100 else _plain(f"{number:.1e}")
 
 
 def _amount(number: float) -> str:
-    return f"{number:.3g}" if math.isfinite(number) else "–"
+    return _plain(f"{number:.3g}") if math.isfinite(number) else "–"
+
+
+def _plain(text: str) -> str:
+    """Write an exponent without its plus and zeros: 1e-03 as 1e-3."""
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")

@@ -1,6 +1,5 @@
 """Methods with the step rule and the cut-off under test."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -81,8 +80,11 @@ class Variant:
 
 
 def cutoff_text(rcond: float | str) -> str:
-    """Write a cut-off as on a command line."""
-    return rcond if isinstance(rcond, str) else re.sub(r"e-0", "e-", f"{rcond:g}")
+    """Write a cut-off as on a command line, small ones as 1e-4."""
+    if isinstance(rcond, str) or not 0 < rcond < 0.01:
+        return f"{rcond}" if isinstance(rcond, str) else f"{rcond:.12g}"
+    mantissa, _, exponent = f"{rcond:.12e}".partition("e")
+    return f"{float(mantissa):.12g}e{int(exponent)}"
 
 
 def _cutoff(text: str) -> float | str:

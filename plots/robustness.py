@@ -130,7 +130,7 @@ def _draw_seeds(axes, found, middle, width, colour):
         transform=edge, zorder=3,
     )  # fmt: skip
     if not lost.all():
-        axes.plot(ends, [np.median(ratio[~lost])] * 2, color="black", lw=1.6, zorder=4)
+        axes.plot(ends, [max(np.median(ratio[~lost]), low)] * 2, color="black", lw=1.6, zorder=4)
     if lost.any():
         axes.text(
             middle, 0.03, f"{lost.sum()}/{len(lost)}", transform=edge, ha="center", fontsize=7,

@@ -11,6 +11,12 @@ from experiments._robustness.variants import cutoff_text
 from experiments._saved import markdown
 from experiments._study.titles import place, title
 
+#: Which runs are lost, for pages.
+LOST = (
+    "A run is lost if it ends by an error or above a tenth of its start (on the toy a fifth for "
+    "Gauss–Newton; above its start if it took fewer than 100 steps)."
+)
+
 # Problem, batch, seconds, dtype, method, rule, cut-off: the same for all seeds of a group.
 Key = tuple[str, int, float, str, str, str, float | str | None]
 

@@ -32,7 +32,7 @@ from experiments._robustness.variants import Variant
 from experiments._run.options import DTYPES
 from experiments._run.signals import EXIT_STATUS, STOPPED
 from experiments._saved.folders import make_folder
-from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, fail
+from experiments._saved.result_files import ERRORS, SUFFIX, ResultFileError, fail, note
 from experiments._study.summary import filled
 
 DEFAULT = Plan()
@@ -97,7 +97,12 @@ def _runs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if records:
         print(table(records))
         path = options.output / f"{options.label}{SUFFIX}"
-        command.save_results("robustness", begun, {path: results_of(records)})
+        results = results_of(records)
+        command.save_results("robustness", begun, {path: results})
+        if len(results["revisions"]) > 1:
+            note(
+                f"{options.label} has runs of several revisions: {', '.join(results['revisions'])}"
+            )
     if stopped:
         print(f"{STOPPED[stopped]}; the same command resumes", file=sys.stderr)
         return EXIT_STATUS[STOPPED[stopped]]

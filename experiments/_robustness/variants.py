@@ -53,6 +53,11 @@ class Variant:
                 f"the rule must be one of {', '.join(RULES)}, got {rule!r}; give such as "
                 f"{method}:trust"
             )
+        if cutoff and rule in (FIXED, PUBLISHED) and "rcond" not in METHODS[method].options:
+            raise ValueError(
+                f"{method} has no cut-off with the rule {rule}, got {cutoff!r}; give such as "
+                f"{method}:trust:{cutoff}"
+            )
         return cls(method, rule or cls.rule, _cutoff(cutoff) if cutoff else None)
 
     def __str__(self) -> str:

@@ -34,6 +34,14 @@ def test_runs_table_file_and_a_second_command(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "2 of 3 runs are done" in captured.err and "1/1, " in captured.err
     assert load_all(tmp_path, "now")[:2] == records  # not repeated
+    assert "several revisions" not in captured.err
+
+
+def test_a_label_with_runs_of_several_revisions(tmp_path, capsys):
+    save(record(0, problem="conditioning_toy", seconds=0.1, label="now"), tmp_path)
+    line = [*LINE, "--seconds", "0.1", "--output", str(tmp_path), "--label", "now", "--seeds", "2"]
+    assert robustness.main(line) == 0
+    assert "note: now has runs of several revisions: " in capsys.readouterr().err
 
 
 def test_runs_that_fail(tmp_path, capsys):

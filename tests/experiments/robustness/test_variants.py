@@ -36,6 +36,7 @@ def test_the_rule_is_trust_if_none_is_given():
         ("hig:trust:1", r"cut-off must be a number in \[0, 1\) or auto, got '1'"),
         ("hig:trust:small", "got 'small'; give such as 1e-6"),
         ("hig:trust:nan", "got 'nan'"),
+        ("lm:fixed:1e-3", "lm has no cut-off with the rule fixed, .*; give such as lm:trust:1e-3"),
     ],
 )
 def test_errors(text, message):
@@ -66,6 +67,7 @@ def test_rules_that_measure_take_the_cutoff_of_the_problem_alone(built):
     assert built("hig:trust", CartPole()) == {"step_rule": "trust", "rcond": 1e-3}
     assert built("gn:line_search:auto", CartPole()) == {"step_rule": "line_search", "rcond": "auto"}
     assert built("lm:trust", CartPole()) == {"step_rule": "trust"}  # lr and damping of its own
+    assert built("lm:trust:1e-3", CartPole()) == {"step_rule": "trust", "rcond": 1e-3}
     physics = {"step_rule": "trust", "rcond": 1e-12, "method": "gram"}
     assert built("hig:trust", Burgers()) == physics
 

@@ -37,8 +37,9 @@ def draw(files):
     columns = max(batches) if len(set(batches)) == 1 and max(batches) > 1 else _COLUMNS
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    aside = {"legend_width": 1.7} if columns == 1 else {"legend_width": 0}
-    figure, grid = _style.panels(rows, columns, width=3.6, height=2.05, **aside)
+    aside, above = (1.7, 0) if columns == 1 else (0, 0.5)
+    height = 1.85 + above / rows
+    figure, grid = _style.panels(rows, columns, width=3.2, height=height, legend_width=aside)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -83,7 +84,7 @@ def _limits(runs, problem):
     ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
     top = np.clip(4 * ratios.max(initial=1), 4, _HIGHEST)
     bottom = min(ratios.min(initial=0.1), 0.05)
-    return bottom * (bottom / top) ** 0.2, top
+    return bottom * (bottom / top) ** 0.25, top
 
 
 def _draw_panel(axes, panel, runs, limits):
@@ -118,7 +119,7 @@ def _draw_seeds(axes, found, middle, width, colour):
     ends = [middle - width / 2, middle + width / 2]
     axes.plot(ends, [np.median(found["limit"])] * 2, color=_LOST_COLOUR, lw=0.9, ls=(0, (3, 1.5)))
     shapes = {
-        "o": (~lost & ~outside, {"s": 11, "lw": 0, "alpha": 0.75}),
+        "o": (~lost & ~outside, {"s": 11, "lw": 0, "alpha": 0.85}),
         "x": (lost & ~outside, {"s": 20, "lw": 1.3}),
     }
     for marker, (rows, look) in shapes.items():
@@ -130,7 +131,7 @@ def _draw_seeds(axes, found, middle, width, colour):
         transform=edge, zorder=3,
     )  # fmt: skip
     if not lost.all():
-        axes.plot(ends, [max(np.median(ratio[~lost]), low)] * 2, color="black", lw=1.6, zorder=4)
+        axes.plot(ends, [max(np.median(ratio[~lost]), low)] * 2, color="black", lw=1.5, zorder=2)
     if lost.any():
         axes.text(
             middle, 0.03, f"{lost.sum()}/{len(lost)}", transform=edge, ha="center", fontsize=7,
@@ -173,7 +174,7 @@ def _legend(names):
     grey = _style.GREY
     return [
         *(dots("o", _colour(index), name, 4) for index, name in enumerate(names)),
-        Line2D([], [], color="black", lw=1.6, label="median without lost ones"),
+        Line2D([], [], color="black", lw=1.5, label="median without lost ones"),
         dots("x", grey, "lost, number below", 5),
         dots("^", grey, "above, or not finite", 5),
         Line2D([], [], color=_LOST_COLOUR, lw=0.9, ls=(0, (3, 1.5)), label="lost above this"),

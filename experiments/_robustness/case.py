@@ -92,8 +92,8 @@ class Record:
     def lost(self) -> bool:
         """Return whether the run ended above a tenth of its start.
 
-        On the toy a fifth for Gauss-Newton, whose second output is beyond the cut-off; above the
-        start itself for runs of fewer than 100 steps.
+        On the toy above a fifth for Gauss-Newton; above the start itself for runs of fewer than 100
+        steps.
         """
         return self.end is None or self.end > self.limit
 

@@ -39,11 +39,20 @@ def test_seeds_differ_and_share_the_test_set(monkeypatch):
     assert len(tested[0][0]) <= MOST_TESTED and tested[0][0].dtype == torch.float32
 
 
-def test_the_loss_after_twenty_steps():
-    few = measure(case(problem="conditioning_toy", seconds=1e-9), ORIGIN)
-    assert few.steps == 1 and few.early is None
-    many = measure(case(problem="conditioning_toy", seconds=0.4, batch=8), ORIGIN)
-    assert many.steps >= 20 and many.early is not None
+@pytest.fixture
+def a_second_per_step(monkeypatch):
+    """Each reading of the clock is a second later, whatever is done in between."""
+    ticks = iter(range(10**6))
+    monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
+
+
+def test_the_loss_after_twenty_steps(a_second_per_step):
+    few = measure(case(problem="conditioning_toy", seconds=19.0, batch=8), ORIGIN)
+    assert few.steps == 19 and few.early is None
+    same = measure(case(problem="conditioning_toy", seconds=20.0, batch=8), ORIGIN)
+    more = measure(case(problem="conditioning_toy", seconds=21.0, batch=8), ORIGIN)
+    assert same.early == same.end == more.early != more.end
+    assert same.early != few.end
 
 
 def test_precision():
@@ -82,11 +91,8 @@ def test_a_loss_that_overflows_is_no_number(monkeypatch):
     assert found.end is None and found.lost and found.stopped == "time"
 
 
-def test_only_steps_count(monkeypatch):
+def test_only_steps_count(a_second_per_step):
     """Evaluations and batches that take long do not use up the time of the run."""
-    ticks = iter(range(10**6))
-    # Each reading of the clock is a second later: one second per step, whatever is outside.
-    monkeypatch.setitem(CLOCKS, "processor", lambda: float(next(ticks)))
     found = measure(case(problem="conditioning_toy", seconds=5.0), ORIGIN)
     assert found.steps == 5 and found.trained == 5.0
 

@@ -1,9 +1,10 @@
 """The command: runs, resumes, tables and pages."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+import threading
+import time
 
 import pytest
 
@@ -54,21 +55,24 @@ def test_runs_that_fail(tmp_path, capsys):
     assert captured.out == "" and not list(tmp_path.glob("*.pickle"))
 
 
-def test_an_interrupted_command_resumes(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_an_interrupted_command_resumes(tmp_path, capsys, number, status, word):
     line = [*LINE, "--label", "now", "--output", str(tmp_path), "--seeds", "2"]
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "experiments.robustness", *line, "--seconds", "600"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert "0 of 2 runs are done" in begun.stderr.readline()
-    os.killpg(begun.pid, signal.SIGINT)  # as a terminal does: its helpers get it too
-    try:
-        _, error = begun.communicate(timeout=60)
-    finally:
-        begun.kill()
-    assert begun.returncode == 130, error
-    assert "interrupted; the same command resumes" in error and "Traceback" not in error
-    assert load_all(tmp_path) == []
+
+    def interrupt():
+        while not multiprocessing.active_children():  # until the first run has begun
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert robustness.main([*line, "--seconds", "600"]) == status
+    thread.join()
+    assert f"{word}; the same command resumes" in capsys.readouterr().err
+    assert load_all(tmp_path) == [] and not multiprocessing.active_children()
     assert robustness.main([*line, "--seconds", "0.1"]) == 0
     assert len(load_all(tmp_path)) == 2
 

@@ -18,7 +18,7 @@ LONGEST_REACH = 1.1
 # More attempts from one decomposition rarely help, nor more searches that find no step.
 MOST_ATTEMPTS, MOST_SEARCHES = 6, 2
 # Fractions of a rule below which the damping rises, and above which it may fall.
-SHORT_FRACTION, WHOLE_FRACTION = 0.5, 0.9
+SHORT_FRACTION, WHOLE_FRACTION = 0.25, 0.9
 UNSEEN_NOTE = "the gain is below the rounding of the loss: the damping stays"
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hig._step.linearisation import Linearisation
 
-__all__ = ["EarlierPoints", "Point"]
+__all__ = ["EarlierPoints", "Point", "values_at"]
 
 
 class Point(StrEnum):
@@ -19,6 +19,14 @@ class Point(StrEnum):
     LAST = "last_point"
     #: The best one so far on the samples of later steps.
     SAFE = "safe_point"
+
+
+def values_at(
+    point: Point, state: dict[Any, Any], parameters: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """Return the values at a point in the state of an optimiser; None unless all are known."""
+    values = [state.get(parameter, {}).get(point.value) for parameter in parameters]
+    return None if any(value is None for value in values) else values
 
 
 class EarlierPoints:
@@ -39,8 +47,7 @@ class EarlierPoints:
 
     def values(self, point: Point) -> list[Tensor] | None:
         """Return the values at a point; None if it is not known for all parameters."""
-        values = [self._state.get(parameter, {}).get(point) for parameter in self._parameters]
-        return None if any(value is None for value in values) else values
+        return values_at(point, self._state, self._parameters)
 
     @torch.no_grad()
     def last_step(self) -> tuple[float, float] | None:

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.distributed import digest_of_filter, whole_batch
-from hig._step.earlier_points import EarlierPoints
+from hig._step.earlier_points import EarlierPoints, Point, values_at
 from hig._step.evaluation import Evaluation, Watch
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Momentum, PreviousDirection
@@ -41,13 +42,15 @@ from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
-from hig._step.trial_step import Attempts
+from hig._step.trial_step import Attempts, restore_parameters
 from hig._torch.autograd_graph import plain
 from hig._torch.checksums import checksum, digest
 from hig._torch.cuda_graph import check_recordable
 from hig._torch.host import PhaseClock
+from hig._torch.random_state import RandomState
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import check_parameters
+from hig.errors import NonFiniteError
 
 __all__ = ["JacobianOptimizer"]
 
@@ -182,7 +185,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         random_state = self._watch.random_state(device) if self._measures() else None
         closure, without_autocast = apart_from_autocast(closure, device)
         with explained(), without_autocast:
-            linearisation = self._linearise_closure(closure, step)
+            linearisation, recovered = self._linearise_or_return(closure, step, random_state)
             # Several losses have no objective of their own, and are not distributed.
             weight = 1.0 if step.ranks is None else linearisation.objective.weight
             evaluate = Evaluation(
@@ -202,7 +205,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         progress = Progress(self.state["progress"])
         if self._measures():  # on the host already
             progress.add(float(loss))
-        report.notes.extend([*self._watch.notes, *progress.notes()])
+        report.notes.extend([*recovered, *self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()
         return loss
@@ -240,6 +243,42 @@ class JacobianOptimizer(torch.optim.Optimizer):
         return self._rule.measures
 
     # -- details ---------------------------------------------------------------------------------
+
+    def _linearise_or_return(
+        self, closure: Closure, step: StepContext, random_state: RandomState | None
+    ) -> tuple[Linearisation, list[str]]:
+        """Linearise the closure; where it is not finite, at the safe point of the step rule.
+
+        Returns:
+            The linearisation, and notes.
+
+        Raises:
+            NonFiniteError: it is not finite at the safe point either, or there is none; parameters
+                are unchanged.
+        """
+        try:
+            return self._linearise_closure(closure, step), []
+        except NonFiniteError as not_finite:
+            error = not_finite
+            # Of several processes the others have not failed.
+            looks_back = getattr(self._rule, "looks_back", False) and step.ranks is None
+            safe = values_at(Point.SAFE, self.state, step.parameters) if looks_back else None
+            if safe is None or random_state is None:
+                raise
+            present = [parameter.detach().clone() for parameter in step.parameters]
+            restore_parameters(step.parameters, safe)
+            finished = False
+            try:
+                linearisation = self._linearise_closure(partial(random_state.replay, closure), step)
+                finished = True
+            except NonFiniteError:
+                raise error from None
+            finally:
+                if not finished:
+                    restore_parameters(step.parameters, present)
+        self._rule.retreat()  # type: ignore[attr-defined]  # of rules that look back
+        reason = str(error).partition("; parameters are unchanged")[0]
+        return linearisation, [f"back to the parameters before the last steps: {reason}"]
 
     def _linearise_closure(self, closure: Closure, step: StepContext) -> Linearisation:
         """Run the closure, or replay a record of it, and linearise its result."""

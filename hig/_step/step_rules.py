@@ -20,8 +20,9 @@ class StepRule(Protocol):
     """Interface of a step-size rule.
 
     A rule with a true attribute ``looks_back`` may also use the points of earlier steps, see
-    :class:`~hig._step.trial_step.Trial`; one with ``damps`` expects a damping that follows the
-    ``fraction`` in its state.
+    :class:`~hig._step.trial_step.Trial`, and has ``retreat()``, which is called where parameters
+    had to go back because the loss was not finite. One with ``damps`` expects a damping that
+    follows the ``fraction`` in its state.
 
     Attributes:
         measures: whether the rule uses the quadratic model or evaluates the closure again.

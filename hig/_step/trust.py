@@ -17,6 +17,8 @@ _LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
 # The loss of other samples falls for as long as a step is shorter than twice the one that is best
 # for them. Just below that it falls slowly in one step, and farthest in many.
 _STABLE = 1.8
+# The Cauchy step of a batch is no longer than this times that of the mean over recent batches.
+_REACH = 2.0
 # After each of the first steps the loss is compared with that at the safe point.
 _EARLY_STEPS = 10
 # A rise by this part of the higher loss, a third of the lower one, is no chance of the batch.
@@ -30,12 +32,11 @@ class Trust:
 
     :math:`\eta = \min(\mathrm{lr} \cdot a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is
     the Cauchy step, the minimiser of the quadratic model along the step. It is that of the batch,
-    but no longer than :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the minimiser
-    of the mean of the models of recent batches: the Cauchy step of a batch of easy samples may
-    overshoot
-    on the few hard ones in others. A model has the weight of its loss, and is forgotten at a rate
-    of 1 / ``memory`` a step. If a step starts at the loss at which the previous one ended, the
-    batch is assumed unchanged and the cap is raised fourfold.
+    but no longer than twice :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the
+    minimiser of the mean of the models of recent batches: the Cauchy step of a batch of easy
+    samples may overshoot on the few hard ones in others. A model has the weight of its loss, and
+    is forgotten at a rate of 1 / ``memory`` a step. If a step starts at the loss at which the
+    previous one ended, the batch is assumed unchanged, and the limit is four times the mean.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
     ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small. A step that
@@ -71,7 +72,7 @@ class Trust:
     state: dict[str, Any] = field(
         default_factory=lambda: {
             "fraction": 0.5, "steps": 0, "rejected": False,
-            "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": 1.0,
+            "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": _REACH,
             "ceiling": 0.1, "share": 0.0, "judged": 0, "best": 0.0, "weight": 0.0, "unchecked": 0,
         }
     )  # fmt: skip
@@ -85,7 +86,7 @@ class Trust:
                 return None
             self._judge_last_step(trial)
             if state["end"] is not None:
-                state["reach"] = 4.0 if trial.same_initial_loss(state["end"]) else 1.0
+                state["reach"] = 4.0 if trial.same_initial_loss(state["end"]) else _REACH
         state["share"], state["end"] = 0.0, None
         cauchy = self._cauchy_step(trial)
         if not math.isfinite(cauchy):

@@ -40,7 +40,7 @@ ROOMS = {
     "_optim": GROUND | {"_step", "_jacobian", "_spectral", "conflictfree"},
 }
 MOST_FOLDERS = 11  # so that the first level of hig is read at a glance
-MOST_FILES_OF_A_STEP = 20
+MOST_FILES_OF_A_STEP = 23
 
 
 def imports_of(path):

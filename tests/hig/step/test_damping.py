@@ -9,8 +9,8 @@ from hig._step.damping import Outcome, adapted_damping
 NAN = math.nan
 
 
-def adapted(outcome, damping=1.0, largest=10.0, resolution=1e-7, reach=None):
-    return adapted_damping(damping, outcome, largest, resolution, reach)
+def adapted(outcome, damping=1.0, largest=10.0, lowest=4e-13, reach=None):
+    return adapted_damping(damping, outcome, largest, lowest, reach)
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,11 @@ def adapted(outcome, damping=1.0, largest=10.0, resolution=1e-7, reach=None):
     [(1.0, 1 / 3), (0.76, 1 / 3), (7.0, 1 / 3), (0.5, 1), (0.24, 2), (2e-3, 2), (1e-3, 4),
      (0.0, 4), (-3.0, 4), (-math.inf, 4)],
 )  # fmt: skip
-@pytest.mark.parametrize("whole", [None, 0.0, 1.0, NAN])
-def test_the_gain_ratio_changes_the_damping(ratio, factor, whole):
-    outcome = Outcome(ratio, can_gain=True, whole_ratio=whole)
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_gain_ratio_changes_the_damping(ratio, factor, kept):
+    if kept and factor == 4:
+        factor = 2  # the worst of the steps that are kept
+    outcome = Outcome(ratio, can_gain=True, kept=kept)
     assert adapted(outcome) == pytest.approx(factor)
     assert outcome.rejected == (factor == 4)
     assert not outcome.unseen
@@ -49,11 +51,24 @@ def test_a_damping_that_hides_the_gain_falls(damping):
 
 @pytest.mark.parametrize("ratio", [0.1, 0.6, 1.0])
 def test_a_step_that_had_to_be_shortened_raises_the_damping(ratio):
-    assert adapted(Outcome(ratio, can_gain=True, whole_ratio=-0.1)) == 2
+    assert adapted(Outcome(ratio, can_gain=True, shortened=True)) == 2
+
+
+@pytest.mark.parametrize(("ratio", "factor"), [(0.1, 2), (0.6, 1), (1.0, 1), (0.0, 4)])
+def test_the_damping_does_not_fall_while_a_rule_shortens_steps(ratio, factor):
+    assert adapted(Outcome(ratio, can_gain=True, steady=True)) == factor
+
+
+@pytest.mark.parametrize("damping", [1e-30, 1e-3, 1e9])
+@pytest.mark.parametrize("can_gain", [True, False])
+def test_a_step_that_was_not_measured_changes_nothing(damping, can_gain):
+    outcome = Outcome(None, can_gain, taken=True)
+    assert not outcome.rejected and not outcome.seen
+    assert adapted(outcome, damping) == damping
 
 
 def test_a_step_that_a_rule_keeps_is_not_rejected():
-    outcome = Outcome(1e-4, can_gain=True, whole_ratio=1e-4, kept=True)
+    outcome = Outcome(1e-4, can_gain=True, kept=True)
     assert not outcome.rejected
     assert adapted(outcome) == 2
 
@@ -64,7 +79,7 @@ def test_bounds(reach):
     damping = 1.0
     for _ in range(100):
         damping = adapted(good, damping, reach=reach)
-    assert damping == pytest.approx(4 * 1e-14 * 10)
+    assert damping == pytest.approx(4e-13)
     for _ in range(100):
         damping = adapted(bad, damping, reach=reach and reach / (1 + damping))
     assert damping == pytest.approx(100 if reach is None else 1e7)

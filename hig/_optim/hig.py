@@ -44,8 +44,9 @@ class HIG(JacobianOptimizer):
             decomposition for a float64 Jacobian of moderate size with a small ``rcond``. "lanczos",
             or :class:`hig.Lanczos` with its settings, uses products with the Jacobian alone, for
             tens of thousands of rows; the report estimates the error.
-        step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search"; or a custom
-            rule, an object with ``take(trial)``.
+        step_rule: "fixed", "trust" (a share of the Cauchy step, judged by this batch and by later
+            ones; steeper filters than the half-inverse are damped at first) or "line_search"; or a
+            custom rule, an object with ``take(trial)``.
         momentum: :math:`\mu` in [0, 1); with it the direction is
             :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Step rules apply to the
             full direction. Momentum is reset if the direction is not a descent direction of the

@@ -29,9 +29,9 @@ class LevenbergMarquardt(JacobianOptimizer):
     quadratic model predicted the decrease well (gain ratio above 0.75) and doubles if it predicted
     poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
     times the damping, from the same decomposition. A gain that is lost in the rounding of the loss
-    changes nothing, which the report notes. A rule that measures ("trust", "line_search")
-    chooses the length: if it has to shorten the steps by far, the damping doubles where the loss is
-    lowest before half of the way to the lowest point of the quadratic model.
+    changes nothing, which the report notes. With a rule that measures ("trust", "line_search") the
+    damping doubles where the rule has to shorten the steps by far, and "trust" evaluates most
+    batches once alone.
 
     The filter applies to g, the gradient of the loss: with ``step_rule="fixed"`` the step is the
     full Levenberg-Marquardt step for a loss of half the sum of squares. For another scale (a mean

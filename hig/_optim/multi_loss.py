@@ -60,6 +60,10 @@ class SharedPrediction:
         """Return J d (n,) for one direction per parameter."""
         return self.linearisation.output_change(directions)
 
+    def curvature(self, output_change: Tensor) -> tuple[float, float]:
+        """Return slope and curvature of the sum of the losses."""
+        return self.linearisation.curvature(output_change)
+
     def model(self, output_change: Tensor) -> QuadraticModel:
         """Return loss, slope and curvature of the sum of the losses."""
         return self.linearisation.model(output_change)
@@ -124,6 +128,12 @@ class SeparatePredictions:
     def output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
         """Return the change of each prediction (n_i,) along one direction per parameter."""
         return [part.output_change(directions) for part in self.parts]
+
+    def curvature(self, output_change: list[Tensor]) -> tuple[float, float]:
+        """Return slope and curvature of the sum of the losses."""
+        pairs = [part.curvature(c) for part, c in zip(self.parts, output_change, strict=True)]
+        slopes, curvatures = zip(*pairs, strict=True)
+        return sum(slopes), sum(curvatures)
 
     def model(self, output_change: list[Tensor]) -> QuadraticModel:
         """Return the model of the sum of the losses."""

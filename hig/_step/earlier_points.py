@@ -62,7 +62,8 @@ class EarlierPoints:
             parameter.detach().double() - value.double()
             for parameter, value in zip(self._parameters, start, strict=True)
         ]
-        _, slope, curvature, *_ = self._linearisation.model(self._linearisation.output_change(step))
+        change = self._linearisation.output_change(step)
+        slope, curvature = self._linearisation.curvature(change)
         return slope, abs(curvature)
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:

@@ -138,6 +138,19 @@ class Linearisation:
         rounding = eps * (squared**0.5 + pulled_)
         return QuadraticModel(loss_, slope_, curvature_, rounding, largest)
 
+    def curvature(self, output_change: Tensor) -> tuple[float, float]:
+        """Return slope and curvature along a change of the outputs (n,), without the rest."""
+        objective, split = self.objective, self.objective.split
+        local_change = output_change if split is None else output_change[split.local_rows]
+        curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
+        slope = objective.flat_gradient @ output_change
+        if split is None:
+            numbers = torch.stack([slope, curvature])
+        else:
+            numbers = split.ranks.first(torch.stack([slope, split.ranks.total(curvature)]))
+        slope_, curvature_ = numbers.tolist()
+        return slope_, curvature_
+
     @property
     def objectives(self) -> list[Objective]:
         """The objective, as a list: several losses with a prediction each have several."""

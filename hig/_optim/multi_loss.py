@@ -64,9 +64,13 @@ class SharedPrediction:
         """Return slope and curvature of the sum of the losses."""
         return self.linearisation.curvature(output_change)
 
-    def model(self, output_change: Tensor) -> QuadraticModel:
-        """Return loss, slope and curvature of the sum of the losses."""
-        return self.linearisation.model(output_change)
+    def model(self, output_change: Tensor, with_rounding: bool = True) -> QuadraticModel:
+        """Return the model of the sum of the losses."""
+        return self.linearisation.model(output_change, with_rounding)
+
+    def rounding(self) -> float:
+        """Return the change of the sum of the losses by a rounding of outputs and parameters."""
+        return self.linearisation.rounding()
 
     @property
     def objectives(self) -> list[Objective]:
@@ -135,9 +139,14 @@ class SeparatePredictions:
         slopes, curvatures = zip(*pairs, strict=True)
         return sum(slopes), sum(curvatures)
 
-    def model(self, output_change: list[Tensor]) -> QuadraticModel:
+    def rounding(self) -> float:
+        """Return the change of the sum of the losses by a rounding of outputs and parameters."""
+        return sum(part.rounding() for part in self.parts)
+
+    def model(self, output_change: list[Tensor], with_rounding: bool = True) -> QuadraticModel:
         """Return the model of the sum of the losses."""
-        models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
+        pairs = zip(self.parts, output_change, strict=True)
+        models = [part.model(change, with_rounding) for part, change in pairs]
         loss, slope, curvature, rounding, _ = (
             sum(numbers) for numbers in zip(*models, strict=True)
         )

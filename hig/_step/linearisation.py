@@ -113,30 +113,43 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor) -> QuadraticModel:
-        """Return the model along a change of the outputs (n,)."""
+    def model(self, output_change: Tensor, with_rounding: bool = True) -> QuadraticModel:
+        """Return the model along a change of the outputs (n,).
+
+        Args:
+            output_change: the change.
+            with_rounding: whether to estimate the rounding of the loss, which may take longer.
+        """
         objective, split = self.objective, self.objective.split
         local_change = output_change if split is None else output_change[split.local_rows]
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
+        slope = objective.flat_gradient @ output_change
+        whole = torch.stack([loss, slope, self.decomposition.largest.double()])
+        if split is None:
+            numbers = torch.cat([whole, curvature.reshape(1)])
+        else:
+            summed = split.ranks.total(curvature).reshape(1)
+            numbers = split.ranks.first(torch.cat([whole, summed]))
+        loss_, slope_, largest, curvature_ = numbers.tolist()
+        rounding = self.rounding() if with_rounding else 0.0
+        return QuadraticModel(loss_, slope_, curvature_, rounding, largest)
+
+    def rounding(self) -> float:
+        """Return the change of the loss by a rounding of outputs and parameters."""
+        objective, split = self.objective, self.objective.split
         decomposition, parameters = self.decomposition, objective.forward.parameters
         # A rounding of the parameters changes the loss, and shows how large the numbers are whose
         # differences the outputs are.
         rms = _root_mean_square(parameters)
         size = rms * (decomposition.squared_norm / self.engine.jacobian.shape[0]).sqrt()
-        rounding_squared = _output_rounding(objective, size).square()
+        squared = _output_rounding(objective, size).square()
         pulled = rms * decomposition.pulled_norm(objective.flat_gradient).double()
-        eps = max(torch.finfo(t.dtype).eps for t in (objective.forward.prediction, *parameters))
-        slope = objective.flat_gradient @ output_change
-        local_sums = torch.stack([curvature, rounding_squared])
-        sums = local_sums if split is None else split.ranks.total(local_sums)
-        whole = torch.stack([loss, slope, pulled, decomposition.largest.double()])
-        numbers = torch.cat([whole, sums])
         if split is not None:
-            numbers = split.ranks.first(numbers)
-        loss_, slope_, pulled_, largest, curvature_, squared = numbers.tolist()
-        rounding = eps * (squared**0.5 + pulled_)
-        return QuadraticModel(loss_, slope_, curvature_, rounding, largest)
+            numbers = torch.stack([split.ranks.total(squared), pulled])
+            squared, pulled = split.ranks.first(numbers)
+        eps = max(torch.finfo(t.dtype).eps for t in (objective.forward.prediction, *parameters))
+        return eps * float(squared.sqrt() + pulled)
 
     def curvature(self, output_change: Tensor) -> tuple[float, float]:
         """Return slope and curvature along a change of the outputs (n,), without the rest."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -40,7 +41,8 @@ class Trial:
         curvature: vᵀ H v.
         evaluate: returns the loss of the same batch at the present parameters.
         resolution: rounding of the loss, relative to it.
-        rounding: change of the loss by a rounding of outputs and parameters.
+        rounding: change of the loss by a rounding of outputs and parameters, or a function that
+            computes it.
         largest: square of the largest singular value.
         attempt: number of trials of this step before this one.
         earlier: parameters of earlier steps; None for rules that do not look back.
@@ -48,7 +50,6 @@ class Trial:
         damped: whether the direction has a damping that can fall.
 
     Attributes:
-        unseen: changes of the loss up to this are hidden by its rounding.
         notes: what the rule noticed, for the report.
         returned: whether the parameters are those of the safe point.
     """
@@ -63,16 +64,14 @@ class Trial:
         curvature: float,
         evaluate: Callable[[], float],
         resolution: float = 0.0,
-        rounding: float = 0.0,
+        rounding: float | Callable[[], float] = 0.0,
         largest: float = 0.0,
         attempt: int = 0,
         earlier: EarlierPoints | None = None,
         tries: int = MOST_TRIES,
         damped: bool = False,
     ):
-        self.unseen = 4 * resolution * abs(loss) + 2 * rounding
-        # The same numbers, but for the order of sums; at an exact fit also for rounded outputs.
-        self._same = max(16 * resolution * abs(loss), self.unseen)
+        self._resolution, self._rounding = resolution, rounding
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self.largest, self.attempt, self._earlier = largest, attempt, earlier
         self.tries, self.damped = tries, damped
@@ -82,6 +81,12 @@ class Trial:
         self._start: list[Tensor] | None = None
         self._losses = {0.0: loss}
         self.step_size = 0.0
+
+    @cached_property
+    def unseen(self) -> float:
+        """Change of the loss that is hidden by its rounding."""
+        rounding = self._rounding() if callable(self._rounding) else self._rounding
+        return 4 * self._resolution * abs(self.loss) + 2 * rounding
 
     @property
     def start(self) -> list[Tensor]:
@@ -160,7 +165,8 @@ class Trial:
 
     def same_initial_loss(self, loss: float) -> bool:
         """Return whether the loss before the step is this one, but for rounding."""
-        return abs(self.loss - loss) <= self._same
+        # But for the order of sums; at an exact fit also for rounded outputs.
+        return abs(self.loss - loss) <= max(16 * self._resolution * abs(self.loss), self.unseen)
 
     def predicted_gain(self, step_size: float) -> float:
         """Return the decrease of the loss by the quadratic model at a step size."""
@@ -236,10 +242,11 @@ class Attempts:
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
-        loss, slope, curvature, rounding, largest = model
+        loss, slope, curvature, _, largest = model
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
-            resolution, rounding, largest, self._count, self._earlier, tries, damped,
+            resolution, self._linearisation.rounding, largest, self._count, self._earlier, tries,
+            damped,
         )  # fmt: skip
         self._count += 1
         return self._trial
@@ -254,7 +261,9 @@ class Attempts:
         if any(lr != most for lr in self._lrs):
             scales = [lr / most for lr in self._lrs]
             directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
-        return directions, self._linearisation.model(change) if self._measures else _NO_MODEL
+        if not self._measures:
+            return directions, _NO_MODEL
+        return directions, self._linearisation.model(change, with_rounding=False)
 
     def accept(self, step_size: float | None) -> None:
         """Keep the present parameters.

@@ -71,7 +71,7 @@ class Trust:
     damps = True
     state: dict[str, Any] = field(
         default_factory=lambda: {
-            "fraction": 0.5, "steps": 0, "rejected": False,
+            "fraction": 0.5, "steps": 0, "rejected": False, "unseen": False,
             "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": _REACH,
             "ceiling": 0.1, "share": 0.0, "judged": 0, "best": 0.0, "weight": 0.0, "unchecked": 0,
         }
@@ -91,10 +91,12 @@ class Trust:
         cauchy = self._cauchy_step(trial)
         if not math.isfinite(cauchy):
             return None
-        if not trial.can_gain():
+        if self._is_measured(trial):
+            state["unseen"] = not trial.can_gain()
+            if not state["unseen"]:
+                return self._take_measured(trial, cauchy)
+        if state["unseen"]:  # when it was measured last
             trial.notes.append(UNSEEN)
-        elif self._is_measured(trial):
-            return self._take_measured(trial, cauchy)
         share = self._share(trial)
         trial.move(share * cauchy)
         state["share"] = share
@@ -139,6 +141,7 @@ class Trust:
             trial.move(share * cauchy)
             ratio = trial.gain_ratio()
             if math.isnan(ratio):
+                state["unseen"] = True
                 trial.notes.append(UNSEEN)
             if not ratio < 0:
                 state["share"], state["end"] = share, trial.measure(trial.step_size)

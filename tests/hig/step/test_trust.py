@@ -62,10 +62,12 @@ def test_a_direction_without_descent_is_given_up():
     assert len(trial._losses) == 1 + trial.tries
     for _ in range(40):
         rule.take(parabola(wall=1e-12)[1])
-    for _ in range(20):  # from its lower bound it comes back
-        parameter, trial = parabola()
-        rule.take(trial)
-    assert float(parameter) > 1
+    shares = []
+    for _ in range(50):  # from its lower bound it comes back
+        rule.take(parabola()[1])
+        shares.append(rule.state["share"])
+    assert shares == sorted(shares)
+    assert shares[0] < 1e-5 and shares[19] >= 1 / 16 and shares[-1] > 0.5
 
 
 @pytest.mark.parametrize("rise", [1.5, 2.0, 4.0])

@@ -63,7 +63,7 @@ def test_a_direction_without_descent_is_given_up():
     for _ in range(40):
         rule.take(parabola(wall=1e-12)[1])
     shares = []
-    for _ in range(50):  # from its lower bound it comes back
+    for _ in range(70):  # from its lower bound it comes back
         rule.take(parabola()[1])
         shares.append(rule.state["share"])
     assert shares == sorted(shares)

@@ -280,6 +280,25 @@ def test_a_parameter_that_joins_has_no_earlier_values(make):
     assert run.optimizer.state[scale].keys() >= {"last_point", "safe_point"}
 
 
+@EACH
+def test_what_thaws_has_no_earlier_values(make):
+    """Points of other steps than those of the rest would be one that never was."""
+    run = Run(make)
+    run.warm()
+    frozen = list(run.network[0].parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for number in range(3):
+        run.step(number)
+    assert not any({"last_point", "safe_point"} & run.optimizer.state[p].keys() for p in frozen)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    run.step(100)
+    for number in range(4):
+        before = run.at()
+        assert run.step(number) or torch.equal(run.point(Point.LAST), before)
+
+
 def test_only_a_commit_changes_the_state():
     network, _ = build("mlp")
     parameters = list(network.parameters())

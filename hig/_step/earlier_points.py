@@ -76,9 +76,18 @@ class EarlierPoints:
         Args:
             start: values before it, which must not be changed later; None if there was no step.
         """
+        self._forget_others()
         self._store(Point.LAST, start)
         if self._safe is not None:
             self._store(Point.SAFE, self._safe)
+
+    def _forget_others(self) -> None:
+        """Drop the points of frozen parameters: those of others will be of later steps."""
+        present = set(map(id, self._parameters))
+        for parameter, values in self._state.items():
+            if isinstance(parameter, Tensor) and id(parameter) not in present:
+                for point in Point:
+                    values.pop(point.value, None)
 
     def _store(self, point: Point, values: Sequence[Tensor] | None) -> None:
         for index, parameter in enumerate(self._parameters):

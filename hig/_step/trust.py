@@ -80,6 +80,9 @@ class Trust:
     def take(self, trial: Trial) -> float | None:
         """See :class:`~hig._step.step_rules.StepRule`."""
         state = self.state
+        if trial.lr == 0:  # as in the first step of some warm-ups: nothing is learned about a step
+            state["share"], state["end"] = 0.0, None
+            return None
         if trial.attempt == 0:
             state["steps"] += 1
             if self._returns(trial):
@@ -145,11 +148,11 @@ class Trust:
                 trial.notes.append(UNSEEN)
             if not ratio < 0:
                 state["share"], state["end"] = share, trial.measure(trial.step_size)
-                self._adapt_fraction(share / trial.lr if trial.lr else 0.0, ratio)
+                self._adapt_fraction(share / trial.lr, ratio)
                 return ratio
             state["rejected"] = True
             # As a part of the share that was tried: the ceiling may have been the lower bound.
-            fraction = min(state["fraction"], share / trial.lr if trial.lr else 0.0)
+            fraction = min(state["fraction"], share / trial.lr)
             part = _part(trial) if trial.tries > 1 else 0.5  # with more damping it may be longer
             state["fraction"] = max(part * fraction, _LEAST_FRACTION)
         trial.move(0)
@@ -170,11 +173,12 @@ class Trust:
         state = self.state
         share = state["share"]
         seen = trial.last_step() if share > 0 else None
-        if seen is None or not trial.loss > 0:
+        size = abs(trial.loss)  # an energy may be negative
+        if seen is None or not size > 0:
             return
         slope, curvature = seen
-        weight = curvature / share / share / trial.loss
-        best = weight * share - slope / share / trial.loss
+        weight = curvature / share / share / size
+        best = weight * share - slope / share / size
         if not (weight > 0 and math.isfinite(weight) and math.isfinite(best)):
             return
         state["judged"] = count = min(state["judged"] + 1, self.memory)

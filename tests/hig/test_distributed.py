@@ -191,7 +191,42 @@ def at_the_floor(rule):
     return notes, losses, [r.damping for r in reports], flat(model.parameters()).tolist()
 
 
-CHECKS = (uneven_layers, recorded, without_gradients_enabled, page, floor)
+def later_samples(rank):
+    """Runs whose batches change, one of them so that a step goes back to the safe point."""
+    found = {}
+    for kind in (hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt):
+        alone, expected = on_changing_batches(kind, slice(None), None)
+        moved, seen = on_changing_batches(kind, share(), "auto")
+        error = relative_error(moved, alone)
+        found[kind.__name__] = error, moved.tolist(), seen, expected
+    return found
+
+
+def on_changing_batches(kind, chosen, group):
+    torch.manual_seed(0)
+    model, _ = networks.build("narrow")
+    optimizer = kind(model.parameters(), rcond=1e-2, step_rule="trust", process_group=group)
+    generator, seen = torch.Generator().manual_seed(1), []
+    for number in range(14):
+        inputs = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+        target = torch.ones((), dtype=torch.float64)
+        if number == 6:
+            safe = [optimizer.state[p]["safe_point"] for p in model.parameters()]
+            with torch.no_grad():
+                names = dict(zip(dict(model.named_parameters()), safe, strict=True))
+                target = torch.func.functional_call(model, names, (inputs[chosen],))
+
+        def closure(inputs=inputs[chosen], target=target):
+            prediction = model(inputs)
+            return (prediction - target).square().flatten(1).sum(1).mean(), prediction
+
+        optimizer.step(closure)
+        returned = any("back to the parameters" in note for note in optimizer.report.notes)
+        seen.append((returned, optimizer.state["step_rule"]["ceiling"]))
+    return flat(model.parameters()), seen
+
+
+CHECKS = (uneven_layers, recorded, without_gradients_enabled, page, floor, later_samples)
 OTHERS = {f.__name__: f for f in CHECKS}
 
 
@@ -256,6 +291,19 @@ def test_the_loop_of_the_page(two):
     first, second = (rank["page"] for rank in two)
     assert first == second
     assert first[1] < 1e-3 and first[2] == 2 * 64
+
+
+@pytest.mark.parametrize("kind", ["HIG", "GaussNewton", "LevenbergMarquardt"])
+def test_later_samples_are_those_of_all_processes(two, kind):
+    first, second = (rank["later_samples"][kind] for rank in two)
+    error, moved, seen, expected = first
+    assert second[1] == moved and second[2] == seen  # the same bits
+    assert error < 1e-8
+    assert [returned for returned, _ in seen] == [returned for returned, _ in expected]
+    assert seen[6][0]
+    ceilings = [ceiling for _, ceiling in seen]
+    assert ceilings == pytest.approx([ceiling for _, ceiling in expected], rel=1e-8)
+    assert len(set(ceilings)) > 5
 
 
 def test_levenberg_marquardt_at_the_floor_of_one_batch(two):

@@ -29,6 +29,11 @@ EACH = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 MULTI = hig.MultiHIG
 
 
+def move(network, place):
+    """Set the parameters to copies of a vector."""
+    nn.utils.vector_to_parameters(place.clone(), network.parameters())
+
+
 class Run:
     """A network that is trained on batches whose target may be its own output elsewhere."""
 
@@ -45,7 +50,7 @@ class Run:
         wanted = torch.ones((), dtype=dtype)
         if target is not None:
             other = copy.deepcopy(self.network)
-            nn.utils.vector_to_parameters(target, other.parameters())
+            move(other, target)
             wanted = other(inputs).detach()
 
         def closure():
@@ -125,11 +130,11 @@ def test_a_little_better_is_not_enough(make):
         closure = run.closure(100, target=target)
         losses[share] = []
         for place in (present, safe):
-            nn.utils.vector_to_parameters(place, run.network.parameters())
+            move(run.network, place)
             outcome = closure()
             pair = outcome[0] if isinstance(run.optimizer, MULTI) else outcome
             losses[share].append(float(pair[0].detach()))
-        nn.utils.vector_to_parameters(present, run.network.parameters())
+        move(run.network, present)
         here, there = losses[share]
         returned = run.step(100, target=target)
         assert returned == (here - there > 0.25 * here)
@@ -146,10 +151,10 @@ def test_a_point_that_is_better_for_new_samples_becomes_the_safe_one(make):
         here = closure()
         here = float((here[0] if isinstance(run.optimizer, MULTI) else here)[0].detach())
         if safe is not None:
-            nn.utils.vector_to_parameters(safe, run.network.parameters())
+            move(run.network, safe)
             there = closure()
             there = float((there[0] if isinstance(run.optimizer, MULTI) else there)[0].detach())
-            nn.utils.vector_to_parameters(before, run.network.parameters())
+            move(run.network, before)
         better = safe is None or here <= there
         assert not run.step(number)
         assert torch.equal(run.point(Point.SAFE), before if better else safe)
@@ -239,7 +244,7 @@ def test_a_run_resumes_to_the_last_bit_from_any_step(make, steps):
 def test_points_that_were_given_out_do_not_change():
     run = Run(KINDS["hig"])
     run.warm()
-    given = run.optimizer.state_dict()["state"][0]
+    given = dict(run.optimizer.state_dict()["state"][0])
     kept = copy.deepcopy(given)
     for number in range(10, 20):
         run.step(number)
@@ -269,9 +274,29 @@ def test_a_parameter_that_joins_has_no_earlier_values(make):
     run.network = nn.ModuleList([run.network])
     body = run.network[0]
     run.network.forward = lambda x: body(x) * scale
+    assert not run.step(100)
     for number in range(4):
-        assert not run.step(number)
+        run.step(number)
     assert run.optimizer.state[scale].keys() >= {"last_point", "safe_point"}
+
+
+@EACH
+def test_what_thaws_has_no_earlier_values(make):
+    """Points of other steps than those of the rest would be one that never was."""
+    run = Run(make)
+    run.warm()
+    frozen = list(run.network[0].parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for number in range(3):
+        run.step(number)
+    assert not any({"last_point", "safe_point"} & run.optimizer.state[p].keys() for p in frozen)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    run.step(100)
+    for number in range(4):
+        before = run.at()
+        assert run.step(number) or torch.equal(run.point(Point.LAST), before)
 
 
 def test_only_a_commit_changes_the_state():

@@ -1,6 +1,5 @@
 """Step-size rules: what they do along one direction, and through an optimiser."""
 
-import math
 from itertools import pairwise
 
 import pytest

@@ -85,9 +85,9 @@ class Trust:
             return None
         if trial.attempt == 0:
             state["steps"] += 1
+            self._judge_last_step(trial)  # products with J: before the parameters are moved
             if self._returns(trial):
                 return None
-            self._judge_last_step(trial)
             if state["end"] is not None:
                 state["reach"] = 4.0 if trial.same_initial_loss(state["end"]) else _REACH
         state["share"], state["end"] = 0.0, None

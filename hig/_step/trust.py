@@ -84,9 +84,11 @@ class Trust:
             return None
         if trial.attempt == 0:
             state["steps"] += 1
+            # Before the parameters move to another point: it may need the graph of this one.
+            seen = trial.last_step() if state["share"] > 0 else None
             if self._returns(trial):
                 return None
-            self._judge_last_step(trial)
+            self._judge_last_step(trial, seen)
             if state["end"] is not None:
                 state["reach"] = 4.0 if trial.same_initial_loss(state["end"]) else 1.0
         state["share"], state["end"] = 0.0, None
@@ -164,11 +166,10 @@ class Trust:
             fraction = min(fraction, taken) * (0.8 if ratio >= 0.25 else 0.5)
         self.state["fraction"] = max(fraction, _LEAST_FRACTION)
 
-    def _judge_last_step(self, trial: Trial) -> None:
-        """Adapt the ceiling by the loss of this batch along the last step, at its end."""
+    def _judge_last_step(self, trial: Trial, seen: tuple[float, float] | None) -> None:
+        """Adapt the ceiling by slope and curvature of this batch along the last step, at its end."""
         state = self.state
         share = state["share"]
-        seen = trial.last_step() if share > 0 else None
         size = abs(trial.loss)  # an energy may be negative
         if seen is None or not size > 0:
             return

@@ -167,7 +167,7 @@ class Trust:
         self.state["fraction"] = max(fraction, _LEAST_FRACTION)
 
     def _judge_last_step(self, trial: Trial, seen: tuple[float, float] | None) -> None:
-        """Adapt the ceiling by slope and curvature of this batch along the last step, at its end."""
+        """Adapt the ceiling by slope and curvature of this batch at the end of the last step."""
         state = self.state
         share = state["share"]
         size = abs(trial.loss)  # an energy may be negative

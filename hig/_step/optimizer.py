@@ -191,8 +191,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
             evaluate = Evaluation(
                 closure, self._loss, self._predictions, step, random_state, weight, self._watch
             )
-            with step.clock.phase("update"):
-                evaluate.check(linearisation.loss, linearisation.objectives)
+            if self._measures():
+                with step.clock.phase("update"):
+                    evaluate.check(linearisation.loss, linearisation.objectives)
             previous = self._previous_direction(step)
             earlier = None
             if getattr(self._rule, "looks_back", False):
@@ -201,10 +202,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
             with torch.no_grad(), attempts:
                 report = self._advance(attempts, linearisation)
                 loss = linearisation.loss
+                number = float(loss) if self._measures() else math.nan  # on the host already
                 attempts.accept(report.step_size)
         progress = Progress(self.state["progress"])
-        if self._measures():  # on the host already
-            progress.add(float(loss))
+        progress.add(number)
         report.notes.extend([*recovered, *self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()

@@ -17,8 +17,9 @@ _LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
 # The loss of other samples falls for as long as a step is shorter than twice the one that is best
 # for them. Just below that it falls slowly in one step, and farthest in many.
 _STABLE = 1.8
-# The Cauchy step of a batch is no longer than this times that of the mean over recent batches.
-_REACH = 1.5
+# The Cauchy step of a batch is no longer than this times that of the mean over recent batches,
+# and so for a batch that is that of the last step, whose samples are all there are.
+_REACH, _SAME = 1.5, 4.0
 # After each of the first steps the loss is compared with that at the safe point.
 _EARLY_STEPS = 10
 # A rise by this part of the higher loss, a third of the lower one, is no chance of the batch.
@@ -36,7 +37,8 @@ class Trust:
     minimiser of the mean of the models of recent batches: the Cauchy step of a batch of easy
     samples may overshoot on the few hard ones in others. A model has the weight of its loss, and
     is forgotten at a rate of 1 / ``memory`` a step. If a step starts at the loss at which the
-    previous one ended, the batch is assumed unchanged, and the limit is four times the mean.
+    previous one ended, the batch is assumed unchanged: the limit is four times the mean, and the
+    ceiling does not apply.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
     ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small. A step that
@@ -85,11 +87,13 @@ class Trust:
             return None
         if trial.attempt == 0:
             state["steps"] += 1
-            self._judge_last_step(trial)  # products with J: before the parameters are moved
+            # Before the parameters move to another point: it may need the graph of this one.
+            seen = trial.last_step() if state["share"] > 0 else None
             if self._returns(trial):
                 return None
+            self._judge_last_step(trial, seen)
             if state["end"] is not None:
-                state["reach"] = 4.0 if trial.same_initial_loss(state["end"]) else _REACH
+                state["reach"] = _SAME if trial.same_initial_loss(state["end"]) else _REACH
         state["share"], state["end"] = 0.0, None
         cauchy = self._cauchy_step(trial)
         if not math.isfinite(cauchy):
@@ -133,7 +137,8 @@ class Trust:
     def _share(self, trial: Trial) -> float:
         """Return the part of the Cauchy step to take."""
         share: float = trial.lr * self.state["fraction"]
-        return min(share, self.state["ceiling"]) if trial.curvature > 0 else share
+        others = trial.curvature > 0 and self.state["reach"] != _SAME
+        return min(share, self.state["ceiling"]) if others else share
 
     def _take_measured(self, trial: Trial, cauchy: float) -> float:
         """Take a step that does not raise the loss, shorter and shorter; return its gain ratio."""
@@ -168,11 +173,10 @@ class Trust:
             fraction = min(fraction, taken) * (0.8 if ratio >= 0.25 else 0.5)
         self.state["fraction"] = max(fraction, _LEAST_FRACTION)
 
-    def _judge_last_step(self, trial: Trial) -> None:
-        """Adapt the ceiling by the loss of this batch along the last step, at its end."""
+    def _judge_last_step(self, trial: Trial, seen: tuple[float, float] | None) -> None:
+        """Adapt the ceiling by slope and curvature of this batch at the end of the last step."""
         state = self.state
         share = state["share"]
-        seen = trial.last_step() if share > 0 else None
         size = abs(trial.loss)  # an energy may be negative
         if seen is None or not size > 0:
             return

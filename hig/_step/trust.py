@@ -17,9 +17,9 @@ _LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
 # The loss of other samples falls for as long as a step is shorter than twice the one that is best
 # for them. Just below that it falls slowly in one step, and farthest in many.
 _STABLE = 1.8
-# The Cauchy step of a batch is no longer than this times that of the mean over recent batches,
-# and so for a batch that is that of the last step, whose samples are all there are.
-_REACH, _SAME = 1.5, 4.0
+# The Cauchy step of a batch is no longer than this times that of the mean over recent batches, and
+# so for a batch that is that of the last step, whose samples are all there are.
+_REACH, _SAME = 1.0, 4.0
 # After each of the first steps the loss is compared with that at the safe point.
 _EARLY_STEPS = 10
 # A rise by this part of the higher loss, a third of the lower one, is no chance of the batch.
@@ -33,7 +33,7 @@ class Trust:
 
     :math:`\eta = \min(\mathrm{lr} \cdot a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is
     the Cauchy step, the minimiser of the quadratic model along the step. It is that of the batch,
-    but no longer than 1.5 times :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the
+    but no longer than :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the
     minimiser of the mean of the models of recent batches: the Cauchy step of a batch of easy
     samples may overshoot on the few hard ones in others. A model has the weight of its loss, and
     is forgotten at a rate of 1 / ``memory`` a step. If a step starts at the loss at which the

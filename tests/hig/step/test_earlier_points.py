@@ -23,6 +23,10 @@ KINDS = {
     ),
     "lm": lambda p: hig.LevenbergMarquardt(p, step_rule="trust"),
     "lm momentum": lambda p: hig.LevenbergMarquardt(p, step_rule="trust", momentum=0.5),
+    # Products need the graph at the present parameters, which a look elsewhere ends.
+    "gn lanczos": lambda p: hig.GaussNewton(
+        p, step_rule="trust", rcond=1e-3, method="lanczos", engine="rows"
+    ),
     "multi": lambda p: hig.MultiHIG(p, step_rule="trust"),
 }
 EACH = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)

@@ -100,8 +100,6 @@ class LevenbergMarquardt(JacobianOptimizer):
                 "the state holds no damping: it is that of another optimizer; load a "
                 "LevenbergMarquardt.state_dict()"
             )
-        if (damping := state["damping"]["value"]) is not None:
-            Damped(damping, self.filter.rcond)  # raises where it is out of range
         super()._check_state(state)
 
     def _measures(self) -> bool:

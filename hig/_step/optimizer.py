@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from hig._jacobian.capture import Capture, LayerUse
 from hig._spectral.decomposition import GramSpectrum
-from hig._spectral.filters import SpectralFilter
+from hig._spectral.filters import Damped, SpectralFilter
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
@@ -82,6 +82,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self.report = None
         self._options = options
         self._rule = make_step_rule(options.step_rule)
+        self._first_rule_state = dict(self._rule.state)
         self._momentum = Momentum(options.momentum, options.momentum_kind)
         self._lineariser = Lineariser(options.engine, options.method, options.chunk)
         self._watch = Watch()
@@ -109,7 +110,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, for copies and pickles; torch's own has its public part alone."""
-        private = ("filter", "report", "_options", "_rule", "_momentum", "_lineariser", "_watch")
+        private = (
+            "filter", "report", "_options", "_rule", "_first_rule_state", "_momentum",
+            "_lineariser", "_watch",
+        )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
         # CUDA graphs and Gram matrices are not copied.
         return {**super().__getstate__(), **kept, "_recorded": None, "_spectra": []}
@@ -130,20 +134,26 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._check_state(state_dict["state"])
         super().load_state_dict(state_dict)
         self.state[IDENTITY] = identity
-        known = self._rule.state.keys()
-        self._rule.state.update({k: v for k, v in self.state["step_rule"].items() if k in known})
+        # What an earlier version did not keep is as in a new run.
+        self._rule.state.update(self._first_rule_state)
+        self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
         self.state.setdefault("progress", {})
 
     def _check_state(self, state: dict[Any, Any]) -> None:
         """Raise a `ValueError` for a state without the parts that this optimizer reads."""
         memory = state.get("step_rule")
-        if not isinstance(memory, dict) or memory.keys() != self._rule.state.keys():
+        known = self._rule.state.keys()
+        # Earlier versions keep less; a rule without memory keeps nothing.
+        if not isinstance(memory, dict) or not memory.keys() <= known or (known and not memory):
             raise ValueError(
                 f"the state holds {'no' if memory is None else 'another'} step rule: it is that of "
                 f"another optimizer; load a {self.state[IDENTITY]['class']}.state_dict() with the "
                 "same step_rule"
             )
+        damping = state.get("damping", {}).get("value")
+        if damping is not None:
+            Damped(damping)  # raises where it is out of range
         for name in state.keys() - self.state.keys():
             if isinstance(name, str):
                 raise ValueError(
@@ -325,7 +335,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Return a digest of all settings of a step, to be equal on all process ranks."""
         options, engine = self._options, self._options.engine
         lrs = [float(group["lr"]) for group in self.param_groups]
-        rule = type(self._rule).__name__, self._rule.state, options.reduction
+        damping = self.state.get("damping", {}).get("value")
+        rule = type(self._rule).__name__, self._rule.state, damping, options.reduction
         engine = engine if isinstance(engine, str) else type(engine).__name__
         flat = [parameter for group in self.param_groups for parameter in group["params"]]
         # Missing after steps without a direction to keep, on all ranks alike.

@@ -10,7 +10,7 @@ __all__ = ["UNSEEN", "Trust"]
 
 # A rejected step is tried again with at least this part of its size.
 _LEAST_PART = 1 / 16
-# With a fraction below this each step is measured, until it has grown.
+# With a fraction below this, four times this for damped directions, each step is measured.
 _CAUTIOUS = 1 / 16
 # Neither bound falls below these: from there they return within twenty steps.
 _LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
@@ -115,7 +115,8 @@ class Trust:
         warm_up, period = self.warm_up, self.period
         if trial.damped:
             warm_up, period = 2 * warm_up, (period + 1) // 2
-        careful = state["rejected"] or state["fraction"] < _CAUTIOUS
+        fraction = 4 * _CAUTIOUS if trial.damped else _CAUTIOUS
+        careful = state["rejected"] or state["fraction"] < fraction
         return earlier < warm_up or earlier % period == 0 or careful
 
     def _cauchy_step(self, trial: Trial) -> float:
@@ -219,7 +220,7 @@ class Trust:
         state = self.state
         state["ceiling"] = max(0.5 * state["ceiling"], _LEAST_CEILING)
         state["judged"] //= 2
-        state["share"], state["unchecked"] = 0.0, 0
+        state["share"], state["unchecked"], state["end"] = 0.0, 0, None
 
 
 def _part(trial: Trial) -> float:

@@ -82,7 +82,7 @@ def test_the_first_direction_is_the_damped_one(method):
 
 @EACH
 def test_it_falls_to_the_cut_off_where_the_direction_is_the_plain_one(method):
-    """To the last bit."""
+    """To the last bit where all singular values are known."""
     network, closure = linear()
     options = {"rcond": 0.02, "method": method}
     optimizer = hig.GaussNewton(network.parameters(), step_rule="trust", **options)
@@ -100,7 +100,11 @@ def test_it_falls_to_the_cut_off_where_the_direction_is_the_plain_one(method):
     step = step_of(optimizer, closure)
     assert step.any()
     nn.utils.vector_to_parameters(start, network.parameters())
-    assert torch.equal(plain_step(network, closure, optimizer.report.step_size, **options), step)
+    plain = plain_step(network, closure, optimizer.report.step_size, **options)
+    if isinstance(method, hig.Lanczos):  # which knows the largest value along each gradient alone
+        assert relative_error(step, plain) < 0.02
+    else:
+        assert torch.equal(plain, step)
 
 
 def test_it_rises_where_every_step_is_rejected():
@@ -193,7 +197,8 @@ def test_an_automatic_cut_off(method, dtype):
         optimizer.step(closure)
     assert float(closure()[0].detach()) < 1e-6 * first
     assert optimizer.filter.auto
-    assert 0 < optimizer.report.damping < 1e-4 * largest_square(network, closure)
+    # From 1e-2, until the fit is exact and nothing can be seen.
+    assert 0 < optimizer.report.damping < 1e-3 * largest_square(network, closure)
 
 
 @pytest.mark.parametrize("momentum", [{}, {"momentum": 0.5}])

@@ -99,7 +99,7 @@ class DampedSteps:
         measures, kept = self._rule.measures, ratio is not None
         fraction = self._rule.state.get("fraction") if measures else None
         if fraction is not None and not kept:  # "trust" measures now and then
-            return Outcome(None, can_gain=True, taken=True)
+            return Outcome(None, can_gain=not self._rule.state.get("unseen"), taken=True)
         ratio = trial.gain_ratio() if ratio is None else ratio
         if not measures or math.isnan(ratio):
             return Outcome(ratio, trial.can_gain())

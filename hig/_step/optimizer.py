@@ -267,29 +267,39 @@ class JacobianOptimizer(torch.optim.Optimizer):
             NonFiniteError: it is not finite at the safe point either, or there is none; parameters
                 are unchanged.
         """
+        # Of several processes the others have not failed.
+        looks_back = getattr(self._rule, "looks_back", False) and step.ranks is None
+        safe = values_at(Point.SAFE, self.state, step.parameters) if looks_back else None
         try:
             return self._linearise_closure(closure, step), []
-        except NonFiniteError as not_finite:
-            error = not_finite
-            # Of several processes the others have not failed.
-            looks_back = getattr(self._rule, "looks_back", False) and step.ranks is None
-            safe = values_at(Point.SAFE, self.state, step.parameters) if looks_back else None
+        except NonFiniteError as error:
             if safe is None or random_state is None:
                 raise
-            present = [parameter.detach().clone() for parameter in step.parameters]
-            restore_parameters(step.parameters, safe)
-            finished = False
-            try:
-                linearisation = self._linearise_closure(partial(random_state.replay, closure), step)
-                finished = True
-            except NonFiniteError:
-                raise error from None
-            finally:
-                if not finished:
-                    restore_parameters(step.parameters, present)
+            # Not the error itself: with this frame it would be a cycle, and keep the graph alive.
+            message = str(error)
+        reason = message.partition("; parameters are unchanged")[0]
+        linearisation = self._linearise_at(safe, partial(random_state.replay, closure), step)
+        if linearisation is None:
+            raise NonFiniteError(message)
         self._rule.retreat()  # type: ignore[attr-defined]  # of rules that look back
-        reason = str(error).partition("; parameters are unchanged")[0]
         return linearisation, [f"back to the parameters before the last steps: {reason}"]
+
+    def _linearise_at(
+        self, values: Sequence[Tensor], closure: Closure, step: StepContext
+    ) -> Linearisation | None:
+        """Set the parameters and linearise; return None, and set them back, if not finite."""
+        present = [parameter.detach().clone() for parameter in step.parameters]
+        finished = False
+        restore_parameters(step.parameters, values)
+        try:
+            linearisation = self._linearise_closure(closure, step)
+            finished = True
+        except NonFiniteError:
+            return None
+        finally:
+            if not finished:
+                restore_parameters(step.parameters, present)
+        return linearisation
 
     def _linearise_closure(self, closure: Closure, step: StepContext) -> Linearisation:
         """Run the closure, or replay a record of it, and linearise its result."""

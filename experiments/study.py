@@ -2,7 +2,8 @@
 
 First the settings of the tuned methods are chosen on a grid, on a seed that nothing else sees, in
 short runs and the best of these in long ones;
-then the methods are compared at those, options are varied, and methods continue where others stop.
+then the methods are compared at those, options are varied, methods continue where others stop, and
+step rules are run from many seeds (always on this machine).
 Each run is a process of its own on one thread, with the training time of its processor: how many
 run side by side does not matter for the results. Runs that are done are not repeated, and those
 that were cut short are resumed: repeat the command after an interruption.
@@ -11,16 +12,21 @@ that were cut short are resumed: repeat the command after an interruption.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+import hig
 from experiments._cli.argument_types import positive_int
 from experiments._cli.parser import Parser
+from experiments._robustness.plan import Plan
+from experiments._robustness.records import done, results_of
+from experiments._robustness.sweep import begin, sweep
 from experiments._run.signals import EXIT_STATUS, INTERRUPTED
 from experiments._saved.folders import make_folder
+from experiments._saved.result_files import SUFFIX
 from experiments._study.cluster import run_on_cluster
 from experiments._study.execution import (
     Outcome,
@@ -38,6 +44,7 @@ from experiments._study.jobs import (
     relay_jobs,
     tuning_jobs,
 )
+from experiments._study.keep import ROBUSTNESS
 from experiments._study.table import PRESETS, Preset, known_folders
 from experiments._study.winners import finalists, save_winners, winners
 
@@ -74,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finals = final_jobs(preset, final) if preset.finalists > 1 else []
         others = (jobs(preset, unknown) for jobs in parts)
         _list([tuning, [job for job, _ in finals], *others])
+        _list_seeds(preset.robustness)
         return 0
     make_folder(out)
     try:
@@ -104,7 +112,29 @@ def _study(
     won = winners(finals or grid, out)
     failed = _run(comparison_jobs(preset, won), "comparison", out, options)
     failed += _run(ablation_jobs(preset, won), "ablations", out, options)
-    return failed + _run(relay_jobs(preset, won), "relays", out, options)
+    failed += _run(relay_jobs(preset, won), "relays", out, options)
+    if preset.robustness is not None:
+        without = _run_seeds(preset.robustness, preset.name, out, options.workers)
+        if without:
+            _print_failures(failed)
+            raise StudyError(
+                f"{without} runs of many seeds have no result; fix the errors above, then repeat "
+                "the same command"
+            )
+    return failed
+
+
+def _run_seeds(plan: Plan, label: str, out: Path, workers: int) -> int:
+    """Run many seeds, and write the result file of all of them; returns the number of failures."""
+    begun, records = begin(), out / ROBUSTNESS
+    cases = plan.cases(label)
+    failed, stopped = sweep(cases, records, workers, begun)
+    if stopped:
+        raise KeyboardInterrupt
+    found = [record for case in cases if (record := done(case, records)) is not None]
+    if found:
+        hig.save_results(out / f"{ROBUSTNESS}{SUFFIX}", {"origin": begun, **results_of(found)})
+    return failed
 
 
 def _run_grid(jobs: Sequence[Job], what: str, out: Path, options: argparse.Namespace) -> None:
@@ -164,6 +194,19 @@ def _list(parts: Sequence[Sequence[Job]]) -> None:
     print(f"{count} runs, {total / 3600:.1f} h of training time", file=sys.stderr)
 
 
+def _list_seeds(plan: Plan | None) -> None:
+    """Print the command line of the runs of many seeds, if there are any."""
+    if plan is None:
+        return
+    words = ["--problems", *plan.problems, "--methods", *map(str, plan.variants)]
+    words += ["--batch", *(f"{factor:g}" for factor in plan.batches)]
+    words += ["--seeds", str(plan.seeds), "--seconds", f"{plan.seconds:g}"]
+    print(f"python -m experiments.robustness {' '.join(words)}")
+    count = len(plan.cases(""))
+    hours = count * plan.seconds / 3600
+    print(f"and {count} short runs of many seeds, {hours:.1f} h of training time", file=sys.stderr)
+
+
 def _chosen(preset: Preset, options: argparse.Namespace) -> Preset:
     """The preset without the problems that are not wanted."""
     if options.problems is None:
@@ -178,7 +221,14 @@ def _chosen(preset: Preset, options: argparse.Namespace) -> Preset:
         comparisons=tuple(c for c in preset.comparisons if c.folder in wanted),
         ablations=tuple(a for a in preset.ablations if a.folder in wanted),
         relays=tuple(r for r in preset.relays if r.folder in wanted),
+        robustness=_with_problems(preset.robustness, wanted),
     )
+
+
+def _with_problems(plan: Plan | None, wanted: Collection[str]) -> Plan | None:
+    """The plan without the problems that are not wanted, None if none is left."""
+    left = tuple(folder for folder in plan.problems if folder in wanted) if plan else ()
+    return replace(plan, problems=left) if left else None
 
 
 def _parameter(text: str) -> tuple[str, object]:

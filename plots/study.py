@@ -18,6 +18,7 @@ from plots import (
     loss,
     populations,
     rank,
+    robustness,
     saturation,
     smoke,
     solution,
@@ -30,7 +31,8 @@ _EPILOG = """\
 STUDY is the output of `python -m experiments keep`: <part>/<problem>/<run>.pickle. Each problem
 of the comparison has its curves, its target, the spectra and ranks of the methods that have them,
 and an example of HIG and of the best other method, if it has examples. Figures
-are PNG files, <problem>_<figure>.png and ablation_<setting>.png, none larger than 150 kB.
+are PNG files, <problem>_<figure>.png, ablation_<setting>.png and robustness.png of many seeds, none
+larger than 150 kB.
 
 example:
   python -m plots.study study/desk --out docs/images/study
@@ -38,6 +40,7 @@ example:
 
 _MOST_BYTES = 150_000
 _RESOLUTIONS = (160, 130, 110, 90, 70, 50)  # the first with which a figure is small enough
+_ROBUSTNESS = "robustness"
 _TUNING, _COMPARISON, _RELAYS = "tuning", "comparison", ("relay_first", "relay")
 _OURS = "hig"
 _MOST_RISE = 10.0  # of a loss over that at the start
@@ -57,8 +60,8 @@ def figures(study):
 
     Raises a PlotError if the folder has no comparison, or a file is not a result file.
     """
-    parts = {}
-    for path in sorted(Path(study).rglob("*.pickle")):
+    parts, seeds = {}, Path(study) / f"{_ROBUSTNESS}.pickle"
+    for path in sorted({*Path(study).rglob("*.pickle")} - {seeds}):
         part, *folder = path.parent.relative_to(study).parts or ("",)
         parts.setdefault(part, {}).setdefault("_".join(folder), []).append(_files.load(path))
     if _TUNING in parts:
@@ -83,6 +86,8 @@ def figures(study):
         files = [file for of in problems.values() for file in of]
         if 1 <= len(_settings.varied(files)) <= 2:
             found[f"ablation_{part}"] = lambda files=files: ablation.draw(files)
+    if seeds.exists():
+        found[_ROBUSTNESS] = lambda: robustness.draw([_files.load(seeds)])
     return found
 
 

@@ -118,3 +118,15 @@ def test_problems_and_their_rollouts(problem):
         hig.HIG(network.parameters(), rcond=1e-4).step(closure)
         results.append(flat(network.parameters()).cpu())
     assert relative_error(*results) < 1e-8
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("make", [hig.HIG, hig.LevenbergMarquardt])
+def test_trials_build_no_graph_and_repeat(make, recorded):
+    network, inputs = build("mlp")
+    network, inputs = network.cuda(), inputs.cuda()
+    optimizer = make(network.parameters(), step_rule="trust", cuda_graph=recorded)
+    for _ in range(4):
+        optimizer.step(least_squares(network, inputs))
+        assert optimizer._watch.graph == 0
+        assert not any("same point differ" in note for note in optimizer.report.notes)

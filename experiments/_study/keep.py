@@ -18,7 +18,7 @@ from experiments._saved.runs import run_of
 from experiments._study.execution import result_of
 from experiments._study.winners import WINNERS, load_winners
 
-COMPARISON, TUNING = "comparison", "tuning"
+COMPARISON, TUNING, ROBUSTNESS = "comparison", "tuning", "robustness"
 
 # Recorded among the settings, but not a difference between runs of one part of a study.
 _NO_SETTINGS = ("seed", "out", "published", "init_from", "save_weights", "threads", "time_budget")
@@ -49,7 +49,8 @@ def keep(study: Path, out: Path) -> list[Path]:
     """Write the kept part of a study, a folder that ``experiments.study`` filled for one preset.
 
     Returns:
-        The new files: ``<part>/<problem>/<method>[_<value>...]_seed<k>.pickle``.
+        The new files: ``<part>/<problem>/<method>[_<value>...]_seed<k>.pickle``, and
+        ``robustness.pickle`` if there are runs of many seeds.
 
     Raises:
         ResultFileError: There are no runs, they are not those of the settings that have won, or
@@ -81,6 +82,10 @@ def keep(study: Path, out: Path) -> list[Path]:
             hig.save_results(path, cut(_placed(run, place), first and part == COMPARISON))
             path.with_suffix(".txt").unlink()  # its contents are in the result file
         written += names
+    if (seeds := study / f"{ROBUSTNESS}{SUFFIX}").exists():  # small, and without paths
+        written.append(out / seeds.name)
+        hig.save_results(written[-1], read(seeds))
+        written[-1].with_suffix(".txt").unlink()
     others = sorted(set(out.rglob(f"*{SUFFIX}")) - set(written))
     if others:
         raise ResultFileError(

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments._robustness.case import Record
+from experiments._robustness.records import read_results
 from experiments._saved.result_files import SUFFIX, ResultFileError, read
 from experiments._saved.runs import Run, run_of
-from experiments._study.keep import COMPARISON, TUNING
+from experiments._study.keep import COMPARISON, ROBUSTNESS, TUNING
 from experiments._study.titles import place
 from experiments._study.winners import WINNERS, load_winners
 
@@ -18,12 +20,14 @@ class Kept:
     Attributes:
         name: That of its folder.
         parts: Runs by part and by folder of the submit scripts, in the order of the results page.
+        seeds: Runs of many seeds.
         grid: Settings tried and settings that have won, for each method on each problem.
     """
 
     name: str
     parts: Mapping[str, Mapping[str, list[Run]]]
     grid: Sequence[Mapping[str, object]]
+    seeds: Sequence[Record] = ()
 
     @property
     def compared(self) -> Mapping[str, list[Run]]:
@@ -46,7 +50,8 @@ def read_kept(study: Path) -> Kept:
             f"python -m experiments keep {study} --out DIR, and then give DIR"
         )
     found: dict[str, dict[str, list[Run]]] = {}
-    for path in sorted(study.rglob(f"*{SUFFIX}")):
+    many = study / f"{ROBUSTNESS}{SUFFIX}"
+    for path in sorted(set(study.rglob(f"*{SUFFIX}")) - {many}):
         part, *folder = path.parent.relative_to(study).parts or ("",)
         run = run_of(path, read(path), "test")
         found.setdefault(part, {}).setdefault("/".join(folder), []).append(run)
@@ -59,4 +64,5 @@ def read_kept(study: Path) -> Kept:
         part: dict(sorted(runs.items(), key=lambda item: place(item[0])))
         for part, runs in found.items()
     }
-    return Kept(study.resolve().name, parts, load_winners(study / WINNERS))
+    seeds = read_results(many) if many.exists() else []
+    return Kept(study.resolve().name, parts, load_winners(study / WINNERS), seeds)

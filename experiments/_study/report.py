@@ -12,13 +12,16 @@ import numpy as np
 
 import hig
 from experiments._methods import METHODS
+from experiments._robustness.case import Record
+from experiments._robustness.summary import LOST
+from experiments._robustness.summary import table as seeds_table
 from experiments._saved import markdown
 from experiments._saved.folders import make_place
 from experiments._saved.result_files import ERRORS, ResultFileError, fail
 from experiments._saved.runs import Run
 from experiments._study.ablations import ablation
 from experiments._study.grid_table import grid_table
-from experiments._study.keep import COMPARISON, value_text
+from experiments._study.keep import COMPARISON, ROBUSTNESS, value_text
 from experiments._study.kept import Kept, read_kept
 from experiments._study.published import PUBLISHED
 from experiments._study.repetitions import repetitions
@@ -34,8 +37,8 @@ _RELAY, _FIRST_HALF = "relay", "relay_first"
 def report(kept: Kept, images: Mapping[str, str]) -> str:
     """Write the page as Markdown; the same files give the same bytes.
 
-    ``images`` has the paths of figures, relative to the page, by name: ``<problem>_<figure>`` and
-    ``ablation_<part>``.
+    ``images`` has the paths of figures, relative to the page, by name: ``<problem>_<figure>``,
+    ``ablation_<part>`` and ``robustness``.
     """
     parts = dict(kept.parts)
     every = [run for part in parts.values() for runs in part.values() for run in runs]
@@ -51,6 +54,7 @@ def report(kept: Kept, images: Mapping[str, str]) -> str:
         _lost(compared),
         *(["## One after the other", _relays(relayed, begun, compared)] if relayed else []),
         *(text for folder in relayed for text in _shown(_prefix(folder, _RELAY), images, folder)),
+        *_every_seed(kept.seeds, images),
         *(["## One setting at a time"] if parts else []),
         *(text for part, runs in parts.items() for text in _varied(part, runs, images)),
         "## The grid",
@@ -231,6 +235,18 @@ def _relays(
         for seeds in alone:
             lines.append([problem, f"{seeds.name()} alone", seeds.losses, seeds.settings])
     return f"Each for half of the time that one alone has.\n\n{markdown.table(lines)}"
+
+
+def _every_seed(records: Sequence[Record], images: Mapping[str, str]) -> list[str]:
+    """Section of the runs of many seeds, with their figure."""
+    if not records:
+        return []
+    text = (
+        "New weights and new data for each seed, processor time of one thread, steps alone. "
+        f"{LOST} The worst is that of all runs, the median that of the others."
+    )
+    shown = [f"![Every seed]({images[ROBUSTNESS]})"] if ROBUSTNESS in images else []
+    return ["## Every seed", text, seeds_table(records), *shown]
 
 
 def _varied(part: str, runs: Mapping[str, list[Run]], images: Mapping[str, str]) -> list[str]:

@@ -44,20 +44,20 @@ def _two_digits(seeds: Seeds, best: Seeds) -> str:
     return f"**{text}**" if seeds is best else text
 
 
-def filled(page: Path, table: str) -> str:
+def filled(page: Path, table: str, first: str = BEGIN, last: str = END) -> str:
     """Insert a table between the marks of a page; returns the new text.
 
-    Raises a `ResultFileError` if the page has not both marks once, `BEGIN` before `END`.
+    Raises a `ResultFileError` if the page has not both marks once, ``first`` before ``last``.
     """
     try:
         text = page.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ResultFileError(f"{page} is not a text in UTF-8: {error}; give a page") from error
-    before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in old + after or END in before + after:
+    before, begin, rest = text.partition(first)
+    old, end, after = rest.partition(last)
+    if not (begin and end) or first in old + after or last in before + after:
         raise ResultFileError(
-            f"{page} must have the lines {BEGIN} and {END} once each, with the table between them; "
-            "write them at the place of the table"
+            f"{page} must have the lines {first} and {last} once each, with the table between "
+            "them; write them at the place of the table"
         )
-    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+    return f"{before}{first}\n\n{table}\n\n{last}{after}"

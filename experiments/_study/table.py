@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from experiments._robustness.plan import Plan
+from experiments._robustness.variants import Variant
+
 # Tuning has a seed of its own, hence other weights and samples than the reported runs.
 TUNING_SEED = 1000
 
@@ -95,6 +98,7 @@ class Preset:
             the best in a short run need not be the best in a long one, and one with a smaller step
             size if there are schedules; 1 takes the best as it is.
         ablation_seconds: Training time of a run of an ablation over that of a comparison.
+        robustness: Runs of many seeds, on the CPU; None for none.
         device: torch device.
     """
 
@@ -110,6 +114,7 @@ class Preset:
     tuning_seconds: float = 1.0
     finalists: int = 1
     ablation_seconds: float = 0.5
+    robustness: Plan | None = None
     device: str = "cpu"
 
 
@@ -217,6 +222,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             factors=(0.3, 1.0),
             cutoffs=(1e-6,),
             rates=(3e-3,),
+            robustness=Plan(("conditioning_toy",), (Variant("hig"),), (1.0,), seeds=2, seconds=1.0),
         ),
         "desk": Preset(
             "desk",
@@ -245,6 +251,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             tuning_seconds=0.1,
             finalists=2,
             ablation_seconds=0.15,
+            robustness=Plan(),
         ),
         "paper": Preset(
             "paper",
@@ -269,4 +276,5 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 def known_folders(preset: Preset) -> Sequence[str]:
     """List the folders of a preset, each once."""
     parts = (*preset.comparisons, *preset.ablations, *preset.relays)
-    return tuple(dict.fromkeys(part.folder for part in parts))
+    seeds = preset.robustness.problems if preset.robustness else ()
+    return tuple(dict.fromkeys((*(part.folder for part in parts), *seeds)))

@@ -1,7 +1,7 @@
 """Diagnosis of one batch: its spectrum, the cut-off, and the validity of the quadratic model."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from hig._jacobian.engine import Engine
-from hig._spectral.filters import HalfInverse, SpectralFilter, noise_level
+from hig._spectral.filters import HalfInverse, noise_level
 from hig._step.closure import Closure, check_closure
 from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
-from hig._step.trial_step import RandomState, Trial
+from hig._step.trial_step import Attempts
 from hig._torch.buffers import Buffers
-from hig._torch.host import PhaseClock
+from hig._torch.random_state import RandomState
 from hig._torch.threads import on_fitting_threads
 
 __all__ = ["Diagnosis", "Direction", "diagnose"]
@@ -82,6 +82,7 @@ class Diagnosis:
         singular_values: (min(n, P),) float64, descending.
         noise: size up to which singular values may be rounding alone, in the same unit.
         directions: one for each exponent, in the order of ``kappas``.
+        notes: deviations of the evaluations, in words.
     """
 
     loss: float
@@ -91,6 +92,7 @@ class Diagnosis:
     singular_values: Array
     noise: float
     directions: list[Direction]
+    notes: list[str] = field(default_factory=list)
 
     def results(self) -> dict[str, object]:
         """Return all of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
@@ -105,7 +107,7 @@ class Diagnosis:
             f"singular values {values[0]:.2e} to {values[-1]:.2e}; {noisy} of {len(values)} may be "
             "rounding alone",
         ]
-        return "\n".join([*lines, *map(str, self.directions)])
+        return "\n".join([*lines, *map(str, self.directions), *self.notes])
 
 
 @on_fitting_threads
@@ -183,14 +185,9 @@ class _BatchDiagnosis(JacobianOptimizer):
     def _measures(self) -> bool:
         return True
 
-    def _advance(
-        self,
-        trial_of: Callable[[SpectralFilter], Trial],
-        linearisation: Linearisation,
-        clock: PhaseClock,
-    ) -> StepReport:
+    def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:
         directions = [
-            self._try_direction(filter, trial_of, linearisation) for filter in self._filters
+            self._try_direction(filter, attempts, linearisation) for filter in self._filters
         ]
         report = linearisation.report(self.filter)
         values = report.singular_values
@@ -202,16 +199,17 @@ class _BatchDiagnosis(JacobianOptimizer):
             values.detach().cpu().numpy(),
             float(noise_level(values, report.dtype)),
             directions,
+            self._watch.notes,
         )
         return report
 
     def _try_direction(
         self,
         filter: HalfInverse,
-        trial_of: Callable[[SpectralFilter], Trial],
+        attempts: Attempts,
         linearisation: Linearisation,
     ) -> Direction:
-        trial, report = trial_of(filter), linearisation.report(filter)
+        trial, report = attempts(filter), linearisation.report(filter)
         flat = not trial.curvature > 0  # a loss that is linear in the outputs has no best step
         cauchy = 1.0 if flat else trial.slope / trial.curvature
         sizes = cauchy * RELATIVE_STEPS

@@ -7,13 +7,20 @@ from torch.optim.optimizer import ParamsT
 from hig._jacobian.engine import Engine
 from hig._spectral.filters import HalfInverse
 from hig._spectral.lanczos import Lanczos
+from hig._step.damped_steps import DampedSteps
+from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
 from hig._step.step_rules import StepRule
+from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
 
 __all__ = ["HIG", "GaussNewton"]
+
+
+# Steeper filters than the half-inverse are damped at first.
+_DAMPED_BELOW = -0.5
 
 
 class HIG(JacobianOptimizer):
@@ -37,8 +44,9 @@ class HIG(JacobianOptimizer):
             decomposition for a float64 Jacobian of moderate size with a small ``rcond``. "lanczos",
             or :class:`hig.Lanczos` with its settings, uses products with the Jacobian alone, for
             tens of thousands of rows; the report estimates the error.
-        step_rule: "fixed", "trust" (Cauchy step with a trust ratio) or "line_search"; or a custom
-            rule, an object with ``take(trial)``.
+        step_rule: "fixed", "trust" (a share of the Cauchy step, judged by this batch and by later
+            ones; steeper filters than the half-inverse are damped at first) or "line_search"; or a
+            custom rule, an object with ``take(trial)``.
         momentum: :math:`\mu` in [0, 1); with it the direction is
             :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Step rules apply to the
             full direction. Momentum is reset if the direction is not a descent direction of the
@@ -104,6 +112,16 @@ class HIG(JacobianOptimizer):
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
+        if getattr(self._rule, "damps", False) and kappa < _DAMPED_BELOW:
+            self.state["damping"] = {"value": None}
+
+    def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:
+        damped = isinstance(self.filter, HalfInverse) and self.filter.kappa < _DAMPED_BELOW
+        if not (damped and getattr(self._rule, "damps", False)):
+            return super()._advance(attempts, linearisation)
+        state = self.state.setdefault("damping", {"value": None})
+        steps = DampedSteps(state, self._rule, bool(self._momentum.factor))
+        return steps.take(attempts, linearisation, self.filter)
 
 
 class GaussNewton(HIG):

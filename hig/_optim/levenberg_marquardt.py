@@ -1,27 +1,22 @@
 """Levenberg-Marquardt optimiser: damped Gauss-Newton, its damping adapted by the gain ratio."""
 
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim.optimizer import ParamsT
 
 from hig._jacobian.engine import Engine
-from hig._spectral.filters import Damped, SpectralFilter
+from hig._spectral.filters import Damped
 from hig._spectral.lanczos import Lanczos
+from hig._step.damped_steps import DampedSteps
 from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
 from hig._step.step_rules import StepRule
-from hig._step.trial_step import Trial
-from hig._torch.host import PhaseClock
+from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
 
 __all__ = ["LevenbergMarquardt"]
-
-# A damped step has a reach of at most 1 if the learning rate suits the scale of the loss.
-LONGEST_REACH = 1.1
 
 
 class LevenbergMarquardt(JacobianOptimizer):
@@ -33,19 +28,24 @@ class LevenbergMarquardt(JacobianOptimizer):
     After each step the same batch is evaluated again. The damping falls to a third if the
     quadratic model predicted the decrease well (gain ratio above 0.75) and doubles if it predicted
     poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
-    times the damping, from the same decomposition.
+    times the damping, from the same decomposition. A gain that is lost in the rounding of the loss
+    changes nothing, which the report notes. With a rule that measures ("trust", "line_search") the
+    damping doubles where the rule has to shorten the steps by far, and "trust" evaluates most
+    batches once alone.
 
-    The filter applies to g, the gradient of the loss: the step is the full Levenberg-Marquardt
-    step for a loss of half the sum of squares. For another scale (a mean over the batch, squares
-    without the half) choose ``lr`` accordingly, or ``step_rule="trust"``, which measures it. With
-    the plain sum of squares and ``lr=1`` a step goes twice as far as it should, gains nothing, and
-    the damping stays high: the report has a note then, and ``lr=0.5`` is right.
+    The filter applies to g, the gradient of the loss: with ``step_rule="fixed"`` the step is the
+    full Levenberg-Marquardt step for a loss of half the sum of squares. For another scale (a mean
+    over the batch, squares without the half) use ``step_rule="trust"``, which measures it, or
+    choose ``lr`` accordingly. With the plain sum of squares and ``lr=1`` a step goes twice as far
+    as it should, gains nothing, and the damping stays high: the report has a note then, and
+    ``lr=0.5`` is right.
 
     All other arguments are those of :class:`hig.HIG`.
 
     Args:
         params: parameters, named parameters or parameter groups, all of one ``lr``.
-        damping: initial :math:`\lambda > 0`, in units of squared singular values.
+        damping: initial :math:`\lambda > 0`, in units of squared singular values; "auto" for a
+            hundredth of the largest one in the first step with "trust", and 1e-3 with other rules.
         rcond: additional relative cut-off in [0, 1).
         momentum: coefficient in [0, 1), see :class:`hig.HIG`; a rejected step is tried again
             without momentum.
@@ -57,10 +57,6 @@ class LevenbergMarquardt(JacobianOptimizer):
         ValueError: if an argument lies outside its range.
     """
 
-    # More attempts from one decomposition rarely help: the batch is at its numerical floor.
-    MOST_ATTEMPTS = 5
-    LOWEST_DAMPING, HIGHEST_DAMPING = 1e-30, 1e30
-
     report: StepReport | None
     filter: Damped
 
@@ -68,7 +64,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        damping: float = 1e-3,
+        damping: float | Literal["auto"] = "auto",
         rcond: float = 0.0,
         *,
         engine: str | Engine = "auto",
@@ -81,19 +77,22 @@ class LevenbergMarquardt(JacobianOptimizer):
         reduction: str = "mean",
         cuda_graph: bool = False,
     ):
-        filter = Damped(damping=damping, rcond=rcond)
+        automatic = isinstance(damping, str) and damping == "auto"
+        filter = Damped(rcond=rcond) if automatic else Damped(damping, rcond)  # type: ignore[arg-type]
         options = StepOptions(
             engine=engine, method=method, step_rule=step_rule,
             momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
-        self.state["damping"] = {"value": damping}
+        follows = automatic and getattr(self._rule, "damps", False)
+        self.state["damping"] = {"value": None if follows else self.filter.damping}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the adapted damping too; see :meth:`HIG.load_state_dict`."""
         super().load_state_dict(state_dict)
-        self.filter = Damped(self.state["damping"]["value"], self.filter.rcond)
+        if (damping := self.state["damping"]["value"]) is not None:
+            self.filter = Damped(damping, self.filter.rcond)
 
     def _check_state(self, state: dict[Any, Any]) -> None:
         if "damping" not in state:
@@ -101,68 +100,16 @@ class LevenbergMarquardt(JacobianOptimizer):
                 "the state holds no damping: it is that of another optimizer; load a "
                 "LevenbergMarquardt.state_dict()"
             )
-        Damped(state["damping"]["value"], self.filter.rcond)  # raises where it is out of range
         super()._check_state(state)
 
     def _measures(self) -> bool:
         return True
 
-    def _advance(
-        self,
-        trial_of: Callable[[SpectralFilter], Trial],
-        linearisation: Linearisation,
-        clock: PhaseClock,
-    ) -> StepReport:
-        notes = []
-        # No note for measured step rules (length already chosen), nor with momentum (not
-        # comparable with the reach of a damped step).
-        judged = not (self._rule.measures or self._momentum.factor)
-        for attempt in range(self.MOST_ATTEMPTS):
-            trial = trial_of(self.filter)
-            with clock.phase("update"):
-                ratio = self._rule.take(trial)
-                ratio = trial.gain_ratio() if ratio is None and trial.step_size else ratio
-                # Nothing to gain: the loss is stationary in the outputs, and momentum is zero.
-                if trial.slope == trial.curvature == 0:
-                    break
-                if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
-                    notes.append(_reach_note(trial))
-                rejected = ratio is None or not ratio > 1e-3  # NaN: the gain is below rounding
-                self._adapt(None if rejected else ratio)
-                if not rejected:
-                    break
-                trial.move(0)
-        report = linearisation.report(self.filter)  # the attempts may have taken eigenvectors
-        report.step_size, report.gain_ratio, report.damping = (
-            trial.step_size, ratio, self.filter.damping,
-        )  # fmt: skip
-        report.notes.extend(notes)
+    def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:
+        state = self.state["damping"]
+        if state["value"] is not None:
+            state["value"] = self.filter.damping  # which may have been replaced
+        steps = DampedSteps(state, self._rule, bool(self._momentum.factor))
+        report = steps.take(attempts, linearisation, self.filter)
+        self.filter = Damped(state["value"], self.filter.rcond)
         return report
-
-    def _adapt(self, ratio: float | None) -> None:
-        """Change the damping after a step with this gain ratio; None for a rejected step."""
-        damping = self.filter.damping
-        if ratio is None:
-            damping *= 4
-        elif ratio > 0.75:
-            damping /= 3
-        elif ratio < 0.25:
-            damping *= 2
-        damping = min(max(damping, self.LOWEST_DAMPING), self.HIGHEST_DAMPING)
-        self.filter = Damped(damping, self.filter.rcond)
-        self.state["damping"]["value"] = damping
-
-
-def _reach(trial: Trial) -> float:
-    """Return the length of a step relative to the minimum of the quadratic model along it."""
-    return trial.step_size * trial.curvature / trial.slope
-
-
-def _reach_note(trial: Trial) -> str:
-    # Rounded up, so that the note of a sum of squares (2 without damping) is the same every step.
-    times = math.ceil(min(_reach(trial), 1e9))
-    return (
-        f"lr is too large for the scale of this loss: the step goes up to {times} times as far as "
-        f"its quadratic model is lowest; lr={trial.lr / times:.2g} suits, or step_rule='trust', or "
-        "half the sum of squares as the loss with lr=1"
-    )

@@ -147,6 +147,12 @@ class MultiHIG(JacobianOptimizer):
     def _loss(self, outcome: Any) -> Tensor:
         return torch.stack([plain(loss, "a loss").reshape(()) for loss, _ in outcome]).sum()
 
+    def _predictions(self, outcome: Any) -> list[Tensor]:
+        predictions = [prediction for _, prediction in outcome]
+        if all(other is predictions[0] for other in predictions):
+            predictions = predictions[:1]  # one objective, that of the sum
+        return [plain(prediction, "a prediction") for prediction in predictions]
+
 
 def _own_gradient(index: int, loss: Tensor, prediction: Tensor, checks: DeferredChecks) -> Tensor:
     """Return the gradient (n,) float64 of one of several losses in the outputs, or zeros."""

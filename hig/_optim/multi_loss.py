@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter
-from hig._step.linearisation import Linearisation
+from hig._step.linearisation import Linearisation, QuadraticModel
+from hig._step.objective import Objective
 from hig._step.reports import MultiStepReport
 from hig._torch.host import PhaseClock
 from hig._torch.linalg import eigenvectors, with_cpu_fallback
@@ -50,9 +51,31 @@ class SharedPrediction:
             ]
         return directions, weights @ changes
 
-    def model(self, output_change: Tensor) -> tuple[float, float, float]:
-        """Return loss, slope and curvature of the sum of the losses."""
-        return self.linearisation.model(output_change)
+    @property
+    def clock(self) -> PhaseClock:
+        """Clock of the step."""
+        return self.linearisation.clock
+
+    def output_change(self, directions: Sequence[Tensor]) -> Tensor:
+        """Return J d (n,) for one direction per parameter."""
+        return self.linearisation.output_change(directions)
+
+    def curvature(self, output_change: Tensor) -> tuple[float, float]:
+        """Return slope and curvature of the sum of the losses."""
+        return self.linearisation.curvature(output_change)
+
+    def model(self, output_change: Tensor, with_rounding: bool = True) -> QuadraticModel:
+        """Return the model of the sum of the losses."""
+        return self.linearisation.model(output_change, with_rounding)
+
+    def rounding(self) -> float:
+        """Return the change of the sum of the losses by a rounding of outputs and parameters."""
+        return self.linearisation.rounding()
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objective of the sum of the losses, in a list."""
+        return self.linearisation.objectives
 
     @property
     def loss(self) -> Tensor:
@@ -97,24 +120,42 @@ class SeparatePredictions:
         sizes = [direction.numel() for direction in directions_of[0]]
         pieces = zip(combined.split(sizes), directions_of[0], strict=True)
         directions = [piece.view_as(like) for piece, like in pieces]
-        return directions, self._output_change(directions)
-
-    def _output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
-        """Return the change of each prediction (n_i,) along one direction per parameter."""
         with self.clock.phase("operator"):
-            changes = [part.output_change(directions) for part in self.parts]
+            changes = self.output_change(directions)
             slopes = [
                 part.objective.flat_gradient @ change
                 for part, change in zip(self.parts, changes, strict=True)
             ]
             self.slopes = torch.stack(slopes)
-        return changes
+        return directions, changes
 
-    def model(self, output_change: list[Tensor]) -> tuple[float, float, float]:
-        """Return loss, slope and curvature of the sum of the losses."""
-        models = [part.model(c) for part, c in zip(self.parts, output_change, strict=True)]
-        loss, slope, curvature = (sum(numbers) for numbers in zip(*models, strict=True))
-        return loss, slope, curvature
+    def output_change(self, directions: Sequence[Tensor]) -> list[Tensor]:
+        """Return the change of each prediction (n_i,) along one direction per parameter."""
+        return [part.output_change(directions) for part in self.parts]
+
+    def curvature(self, output_change: list[Tensor]) -> tuple[float, float]:
+        """Return slope and curvature of the sum of the losses."""
+        pairs = [part.curvature(c) for part, c in zip(self.parts, output_change, strict=True)]
+        slopes, curvatures = zip(*pairs, strict=True)
+        return sum(slopes), sum(curvatures)
+
+    def rounding(self) -> float:
+        """Return the change of the sum of the losses by a rounding of outputs and parameters."""
+        return sum(part.rounding() for part in self.parts)
+
+    def model(self, output_change: list[Tensor], with_rounding: bool = True) -> QuadraticModel:
+        """Return the model of the sum of the losses."""
+        pairs = zip(self.parts, output_change, strict=True)
+        models = [part.model(change, with_rounding) for part, change in pairs]
+        loss, slope, curvature, rounding, _ = (
+            sum(numbers) for numbers in zip(*models, strict=True)
+        )
+        return QuadraticModel(loss, slope, curvature, rounding, max(m.largest for m in models))
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objective of each loss."""
+        return [part.objective for part in self.parts]
 
     @property
     def loss(self) -> Tensor:

@@ -55,7 +55,8 @@ class Decomposition(Protocol):
 
     Attributes:
         singular_values: (min(n, P),) float64, descending; may be computed when asked for.
-        floor: relative size below which a singular value is indistinguishable from zero.
+        floor: relative size below which a singular value is indistinguishable from zero, and cut.
+        resolution: the same, also where nothing is cut.
         route: "row_gram", "column_gram", "svd" or "lanczos".
         notes: deviations, for the report.
     """
@@ -63,6 +64,25 @@ class Decomposition(Protocol):
     floor: float
     route: str
     notes: list[str]
+
+    @property
+    def resolution(self) -> float:
+        """See above."""
+        ...
+
+    @property
+    def largest(self) -> Tensor:
+        """Square of the largest singular value, a scalar; or a bound above it that costs less."""
+        ...
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """Sum of the squared singular values, a scalar."""
+        ...
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """Return |Jᵀ g|, the norm of the gradient in the parameters: a scalar."""
+        ...
 
     @property
     def singular_values(self) -> Tensor:
@@ -147,6 +167,21 @@ class _Eigenvectors:
         """Descending."""
         return self.ascending.flip(0)
 
+    @property
+    def resolution(self) -> float:
+        """See :class:`Decomposition`."""
+        return self.floor
+
+    @property
+    def largest(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.ascending[-1].square()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.ascending.square().sum()
+
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`Decomposition`."""
         return partial(torch.flip, self.ascending, (0,))
@@ -160,6 +195,10 @@ class _Eigenvectors:
 class _Rows(_Eigenvectors):
     route = "row_gram"
 
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        return (self.ascending * (self.vectors.T @ loss_gradient)).norm()
+
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
         weights, coefficients = self._filter(filter, loss_gradient)
@@ -170,6 +209,10 @@ class _Rows(_Eigenvectors):
 
 class _Columns(_Eigenvectors):
     route = "column_gram"
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.jacobian.vjp(loss_gradient).norm()
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
@@ -185,6 +228,25 @@ class _Singular:
     floor: float
     notes: list[str] = field(default_factory=list)
     route = "svd"
+
+    @property
+    def resolution(self) -> float:
+        """See :class:`Decomposition`."""
+        return self.floor
+
+    @property
+    def largest(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.singular_values[0].square()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`Decomposition`."""
+        return self.singular_values.square().sum()
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        return (self.singular_values * (self.left.T @ loss_gradient)).norm()
 
     def step(self, filter: SpectralFilter, loss_gradient: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Decomposition`."""
@@ -204,13 +266,21 @@ class _CholeskyDamped:
         self.jacobian, self.route = jacobian, route
         self.notes: list[str] = []
         self.floor = 0.0
+        self.resolution = gram_floor(len(matrix))
         self._matrix, self.deferred = matrix, GramSpectrum(matrix)
-        self._largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
+        self.largest = matrix.abs().sum(1).max()  # not below the largest eigenvalue
+        self.squared_norm = matrix.diagonal().sum()
 
     @property
     def singular_values(self) -> Tensor:
         """Descending; they cost more than the step, and are computed on first access."""
         return self.deferred.values
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`Decomposition`."""
+        if self.route == "row_gram":
+            return (loss_gradient @ (self._matrix @ loss_gradient)).clamp_min(0).sqrt()
+        return self.jacobian.vjp(loss_gradient).norm()
 
     def spectrum(self) -> DeferredSpectrum:
         """See :class:`Decomposition`; works for as long as ``deferred`` is held."""
@@ -237,7 +307,7 @@ class _CholeskyDamped:
 
     def _factor(self, damping: float) -> Tensor | None:
         """Return the Cholesky factor of the shifted matrix; None if rounding hides the shift."""
-        if bool(damping <= gram_floor(len(self._matrix)) ** 2 * self._largest):
+        if bool(damping <= self.resolution**2 * self.largest):
             return None
         shifted = self._matrix.clone()
         shifted.diagonal().add_(damping)

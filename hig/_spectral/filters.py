@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hig.arguments import FRACTION, KAPPA, POSITIVE, check_number
+from hig.arguments import FRACTION, KAPPA, NON_NEGATIVE, POSITIVE, check_number
 from hig.errors import described
 
 __all__ = ["Damped", "HalfInverse", "SpectralFilter", "noise_level"]
@@ -42,7 +42,7 @@ class SpectralFilter(Protocol):
 
 @dataclass(frozen=True)
 class HalfInverse:
-    r"""Power filter :math:`\varphi(s) = s^\kappa` with truncation.
+    r"""Power filter :math:`\varphi(s) = s^\kappa` with truncation, and damping if asked for.
 
     ``kappa = 1`` is gradient descent, ``-1/2`` the half-inverse gradient, ``-1`` Gauss-Newton
     (Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131).
@@ -52,22 +52,27 @@ class HalfInverse:
         rcond: relative cut-off in [0, 1); strict, ``s > rcond * s_max`` is kept. "auto" cuts
             values that may be rounding alone, see :func:`noise_level`; ``rcond`` is then 0 until
             the singular values are known.
+        damping: :math:`\lambda \ge 0` in units of the squared singular values, for
+            :math:`\varphi(s) = s^\kappa \, s^2 / (s^2 + \lambda)`.
 
     Attributes:
         auto: whether the cut-off still waits for singular values.
 
     Raises:
-        TypeError: if ``kappa`` or ``rcond`` is not a number.
+        TypeError: if an argument is not a number.
         ValueError: if it lies outside its range.
     """
 
     kappa: float = -0.5
     rcond: float = 1e-6
+    damping: float = 0.0
     auto: bool = field(default=False, init=False)
 
     if TYPE_CHECKING:  # "auto" is accepted, a number is stored
 
-        def __init__(self, kappa: float = -0.5, rcond: float | Literal["auto"] = 1e-6): ...
+        def __init__(
+            self, kappa: float = -0.5, rcond: float | Literal["auto"] = 1e-6, damping: float = 0.0
+        ): ...
 
     def __post_init__(self) -> None:
         if isinstance(self.rcond, str) and self.rcond == "auto":
@@ -76,6 +81,7 @@ class HalfInverse:
         check_rcond(self.rcond, ", and 'auto' chooses one")
         remedy = "-0.5 is the half-inverse gradient, -1 Gauss-Newton, 1 gradient descent"
         check_number(self.kappa, "kappa", KAPPA, remedy)
+        check_number(self.damping, "damping", NON_NEGATIVE, "0 for the power alone")
 
     @property
     def needs_small_values(self) -> bool:
@@ -83,8 +89,9 @@ class HalfInverse:
         return self.kappa < 1
 
     def gain(self, singular_values: Tensor) -> Tensor:
-        r"""Return :math:`s^{\kappa - 1}`, same shape and dtype as ``singular_values``."""
-        return singular_values.pow(self.kappa - 1)
+        r"""Return :math:`\varphi(s) / s`, same shape and dtype as ``singular_values``."""
+        powers = singular_values.pow(self.kappa - 1)
+        return powers / (1 + self.damping / singular_values.square()) if self.damping else powers
 
     def resolved(self, singular_values: Tensor, dtype: torch.dtype) -> "HalfInverse":
         """Return the same filter with a number for ``rcond``.

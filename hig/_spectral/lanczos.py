@@ -75,14 +75,34 @@ class Krylov:
         self.notes: list[str] = []
         self.error_estimate = 0.0
         # The rounding of J and of the bases: smaller singular values are indistinguishable from 0.
-        self.floor = 2 * torch.finfo(dtype).eps
+        self.floor = self.resolution = 2 * torch.finfo(dtype).eps
         self._jacobian, self._dtype, self._settings = jacobian, dtype, settings
         self._start: Tensor | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether singular values are known, after the first direction."""
+        return self._start is not None
 
     @property
     def singular_values(self) -> Tensor:
         """(k,) float64, descending: those of the bidiagonal matrix, the largest most exact."""
         return self._values
+
+    @property
+    def largest(self) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; of the last direction."""
+        return self._values.max().square()
+
+    @property
+    def squared_norm(self) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; that of the converged values."""
+        return self._values.square().sum()
+
+    def pulled_norm(self, loss_gradient: Tensor) -> Tensor:
+        """See :class:`hig._spectral.decomposition.Decomposition`; by the bases of the last step."""
+        length = loss_gradient.norm()
+        return length * self._bases.matrix()[0, 0].abs() if bool(length > 0) else length
 
     def spectrum(self) -> Callable[[], Tensor]:
         """See :class:`hig._spectral.decomposition.Decomposition`."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,25 @@ from hig._torch.host import PhaseClock
 from hig._torch.ranks import Ranks
 from hig.errors import NonFiniteError
 
-__all__ = ["AssembledGram", "Linearisation", "Lineariser"]
+__all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
+
+
+class QuadraticModel(NamedTuple):
+    """Quadratic model of the loss along a change v of the outputs.
+
+    Attributes:
+        loss: the loss of the whole batch.
+        slope: g · v.
+        curvature: vᵀ H v.
+        rounding: change of the loss by a rounding of outputs and parameters.
+        largest: square of the largest singular value of J, or a bound close above it.
+    """
+
+    loss: float
+    slope: float
+    curvature: float
+    rounding: float = 0.0
+    largest: float = 0.0
 
 
 @dataclass
@@ -57,7 +76,7 @@ class Linearisation:
         parameters, split = self.objective.forward.parameters, self.objective.split
         gradient = self.objective.flat_gradient if gradient is None else gradient
         with self.clock.phase("direction"):
-            flat, output_change = self.decomposition.step(self._resolve_cutoff(filter), gradient)
+            flat, output_change = self.decomposition.step(self.resolved(filter), gradient)
             if split is not None:  # equal up to rounding; from here on bit for bit
                 flat, output_change = split.ranks.first_of((flat, output_change))
             directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
@@ -66,32 +85,89 @@ class Linearisation:
                 directions[index] = part.view_as(parameters[index])
         return directions, output_change
 
-    def _resolve_cutoff(self, filter: SpectralFilter) -> SpectralFilter:
+    def resolved(self, filter: SpectralFilter) -> SpectralFilter:
         """Return the filter; with ``rcond="auto"``, with a cut-off that fits the spectrum."""
         if not (isinstance(filter, HalfInverse) and filter.auto):
             return filter
         dtype = self.objective.forward.prediction.dtype
         return filter.resolved(self.decomposition.singular_values, dtype)
 
+    def largest(self, filter: SpectralFilter, exact: bool = False) -> float:
+        """Return the square of the largest singular value.
+
+        Args:
+            filter: the filter of the step; products with J find the value along with its direction.
+            exact: whether a bound close above it, which costs less, does not do.
+        """
+        decomposition, split = self.decomposition, self.objective.split
+        if isinstance(decomposition, Krylov) and not decomposition.started:
+            self.step(filter)
+        largest = decomposition.largest
+        if exact:
+            largest = decomposition.singular_values.max().square()
+        largest = largest.double().reshape(1)
+        return float(largest if split is None else split.ranks.first(largest))
+
     def output_change(self, directions: Sequence[Tensor]) -> Tensor:
         """Return J d (n,) for one direction per parameter."""
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor) -> tuple[float, float, float]:
-        """Return loss, slope and curvature along a change of the outputs (n,)."""
+    def model(self, output_change: Tensor, with_rounding: bool = True) -> QuadraticModel:
+        """Return the model along a change of the outputs (n,).
+
+        Args:
+            output_change: the change.
+            with_rounding: whether to estimate the rounding of the loss, which may take longer.
+        """
         objective, split = self.objective, self.objective.split
         local_change = output_change if split is None else output_change[split.local_rows]
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
+        whole = torch.stack([loss, slope, self.decomposition.largest.double()])
         if split is None:
-            numbers = torch.stack([loss, slope, curvature])
+            numbers = torch.cat([whole, curvature.reshape(1)])
         else:
-            summed = [loss, slope, split.ranks.total(curvature)]
-            numbers = split.ranks.first(torch.stack(summed))
-        loss_value, slope_value, curvature_value = numbers.tolist()
-        return loss_value, slope_value, curvature_value
+            summed = split.ranks.total(curvature).reshape(1)
+            numbers = split.ranks.first(torch.cat([whole, summed]))
+        loss_, slope_, largest, curvature_ = numbers.tolist()
+        rounding = self.rounding() if with_rounding else 0.0
+        return QuadraticModel(loss_, slope_, curvature_, rounding, largest)
+
+    def rounding(self) -> float:
+        """Return the change of the loss by a rounding of outputs and parameters."""
+        objective, split = self.objective, self.objective.split
+        decomposition, parameters = self.decomposition, objective.forward.parameters
+        # A rounding of the parameters changes the loss, and shows how large the numbers are whose
+        # differences the outputs are.
+        rms = _root_mean_square(parameters)
+        size = rms * (decomposition.squared_norm / self.engine.jacobian.shape[0]).sqrt()
+        squared = _output_rounding(objective, size).square()
+        pulled = rms * decomposition.pulled_norm(objective.flat_gradient).double()
+        if split is not None:
+            numbers = torch.stack([split.ranks.total(squared), pulled])
+            squared, pulled = split.ranks.first(numbers)
+        eps = max(torch.finfo(t.dtype).eps for t in (objective.forward.prediction, *parameters))
+        return eps * float(squared.sqrt() + pulled)
+
+    def curvature(self, output_change: Tensor) -> tuple[float, float]:
+        """Return slope and curvature along a change of the outputs (n,), without the rest."""
+        objective, split = self.objective, self.objective.split
+        local_change = output_change if split is None else output_change[split.local_rows]
+        curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
+        slope = objective.flat_gradient @ output_change
+        if split is None:
+            numbers = torch.stack([slope, curvature])
+        else:
+            numbers = split.ranks.first(torch.stack([slope, split.ranks.total(curvature)]))
+        slope_, curvature_ = numbers.tolist()
+        return slope_, curvature_
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objective, as a list: several losses with a prediction each have several."""
+        return [self.objective]
 
     @property
     def loss(self) -> Tensor:
@@ -106,7 +182,7 @@ class Linearisation:
     def report(self, filter: SpectralFilter) -> StepReport:
         """Return the report of a step with this filter, as far as it is known now."""
         decomposition, split = self.decomposition, self.objective.split
-        filter = self._resolve_cutoff(filter)
+        filter = self.resolved(filter)
         rows, columns = self.engine.jacobian.shape
         return StepReport(
             loss=self.loss,
@@ -122,6 +198,26 @@ class Linearisation:
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
         )
+
+
+def _root_mean_square(parameters: Sequence[Tensor]) -> Tensor:
+    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
+    return torch.stack(norms).norm() / sum(p.numel() for p in parameters) ** 0.5
+
+
+def _output_rounding(objective: Objective, size: Tensor) -> Tensor:
+    r"""Return the change of the loss by that of its outputs in rounding, over eps: a scalar.
+
+    The outputs are known up to the rounding of themselves, and of the larger numbers whose small
+    difference they may be. The errors of one sample add up, those of several are independent.
+
+    Args:
+        objective: the loss and outputs of this process.
+        size: the size of such numbers.
+    """
+    prediction = objective.forward.prediction.detach().double()
+    changes = objective.gradient.detach().double().abs() * (prediction.abs() + size)
+    return changes.reshape(len(prediction), -1).sum(1).norm()
 
 
 @dataclass

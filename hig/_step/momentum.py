@@ -137,9 +137,9 @@ class PreviousDirection:
         """Store the newest direction; without a step along it, drop the stored one."""
         for parameter, direction in zip(self._parameters, self._newest, strict=True):
             if step_size is not None and step_size > 0:
-                self._state[parameter] = {"direction": direction}
-            else:
-                self._state.pop(parameter, None)
+                self._state.setdefault(parameter, {})["direction"] = direction
+            elif parameter in self._state:
+                self._state[parameter].pop("direction", None)
 
 
 def _previous_directions(state: dict[Any, Any], parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -298,6 +298,9 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
     change = change.view_as(prediction)
     if not gradient.requires_grad:
         return change.new_zeros(())
+    # Scaled to about one, exactly: H v may be out of the range of float32 for tiny or huge losses.
+    scale = torch.exp2(torch.frexp(change.abs().amax()).exponent.double())
+    change = change / scale
     with torch.enable_grad():
         try:
             (product,) = torch.autograd.grad(
@@ -320,7 +323,7 @@ def curvature_along(gradient: Tensor, prediction: Tensor, change: Tensor) -> Ten
         raise _no_curvature("a torch.autograd.Function in it is marked once_differentiable")
     if product is None:
         return change.new_zeros(())
-    return (product.double() * change).sum()
+    return (product.double() * change).sum() * scale * scale
 
 
 def _no_curvature(why: str) -> ValueError:

@@ -1,7 +1,9 @@
 """Base class of the Jacobian-based optimisers (``torch.optim`` interface)."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from hig._jacobian.capture import Capture, LayerUse
 from hig._spectral.decomposition import GramSpectrum
-from hig._spectral.filters import SpectralFilter
+from hig._spectral.filters import Damped, SpectralFilter
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
@@ -20,6 +22,8 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.earlier_points import EarlierPoints, Point, values_at
+from hig._step.evaluation import Evaluation, Watch
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Momentum, PreviousDirection
 from hig._step.objective import Objective, StepContext, objective_of, ranks_of
@@ -33,16 +37,20 @@ from hig._step.param_groups import (
     check_one_lr,
     check_real,
 )
+from hig._step.progress import Progress
 from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
-from hig._step.trial_step import Attempts, Evaluation, RandomState, Trial, Watch
+from hig._step.trial_step import Attempts, restore_parameters
+from hig._torch.autograd_graph import plain
 from hig._torch.checksums import checksum, digest
 from hig._torch.cuda_graph import check_recordable
 from hig._torch.host import PhaseClock
+from hig._torch.random_state import RandomState
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import check_parameters
+from hig.errors import NonFiniteError
 
 __all__ = ["JacobianOptimizer"]
 
@@ -74,12 +82,14 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self.report = None
         self._options = options
         self._rule = make_step_rule(options.step_rule)
+        self._first_rule_state = dict(self._rule.state)
         self._momentum = Momentum(options.momentum, options.momentum_kind)
         self._lineariser = Lineariser(options.engine, options.method, options.chunk)
         self._watch = Watch()
         self._spectra: list[GramSpectrum] = []
         self._recorded = self._new_record()
         self.state["step_rule"] = self._rule.state
+        self.state["progress"] = {}
         self.state[IDENTITY] = identity_of(
             self, step_rule=name_of_rule(options.step_rule), momentum_kind=options.momentum_kind
         )
@@ -100,7 +110,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, for copies and pickles; torch's own has its public part alone."""
-        private = ("filter", "report", "_options", "_rule", "_momentum", "_lineariser", "_watch")
+        private = (
+            "filter", "report", "_options", "_rule", "_first_rule_state", "_momentum",
+            "_lineariser", "_watch",
+        )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
         # CUDA graphs and Gram matrices are not copied.
         return {**super().__getstate__(), **kept, "_recorded": None, "_spectra": []}
@@ -121,18 +134,26 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._check_state(state_dict["state"])
         super().load_state_dict(state_dict)
         self.state[IDENTITY] = identity
+        # What an earlier version did not keep is as in a new run.
+        self._rule.state.update(self._first_rule_state)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
+        self.state.setdefault("progress", {})
 
     def _check_state(self, state: dict[Any, Any]) -> None:
         """Raise a `ValueError` for a state without the parts that this optimizer reads."""
         memory = state.get("step_rule")
-        if not isinstance(memory, dict) or memory.keys() != self._rule.state.keys():
+        known = self._rule.state.keys()
+        # Earlier versions keep less; a rule without memory keeps nothing.
+        if not isinstance(memory, dict) or not memory.keys() <= known or (known and not memory):
             raise ValueError(
                 f"the state holds {'no' if memory is None else 'another'} step rule: it is that of "
                 f"another optimizer; load a {self.state[IDENTITY]['class']}.state_dict() with the "
                 "same step_rule"
             )
+        damping = state.get("damping", {}).get("value")
+        if damping is not None:
+            Damped(damping)  # raises where it is out of range
         for name in state.keys() - self.state.keys():
             if isinstance(name, str):
                 raise ValueError(
@@ -147,7 +168,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
-                Rules that evaluate the loss again call it again, from the same random state;
+                Rules that evaluate the loss again call it again, without a graph unless it needs
+                one, and with the same numbers of the global generators of torch, NumPy and Python;
                 tensors that it then changes in place are restored. None is refused.
 
         Returns:
@@ -170,19 +192,31 @@ class JacobianOptimizer(torch.optim.Optimizer):
         device = step.parameters[0].device
         self._lineariser.backward.notes.clear()
         self._spectra = []  # of the last step: the Gram matrix that they may need is large
-        random_state = RandomState(device) if self._measures() else None
+        random_state = self._watch.random_state(device) if self._measures() else None
         closure, without_autocast = apart_from_autocast(closure, device)
         with explained(), without_autocast:
-            linearisation = self._linearise_closure(closure, step)
+            linearisation, recovered = self._linearise_or_return(closure, step, random_state)
             # Several losses have no objective of their own, and are not distributed.
             weight = 1.0 if step.ranks is None else linearisation.objective.weight
-            evaluate = Evaluation(closure, self._loss, step, random_state, weight, self._watch)
+            evaluate = Evaluation(
+                closure, self._loss, self._predictions, step, random_state, weight, self._watch
+            )
+            if self._measures():
+                with step.clock.phase("update"):
+                    evaluate.check(linearisation.loss, linearisation.objectives)
             previous = self._previous_direction(step)
-            attempts = Attempts(linearisation, previous, step, self._measures(), evaluate)
+            earlier = None
+            if getattr(self._rule, "looks_back", False):
+                earlier = EarlierPoints(self.state, step.parameters, linearisation)
+            attempts = Attempts(linearisation, previous, step, self._measures(), evaluate, earlier)
             with torch.no_grad(), attempts:
-                report = self._advance(attempts, linearisation, step.clock)
+                report = self._advance(attempts, linearisation)
                 loss = linearisation.loss
+                number = float(loss) if self._measures() else math.nan  # on the host already
                 attempts.accept(report.step_size)
+        progress = Progress(self.state["progress"])
+        progress.add(number)
+        report.notes.extend([*recovered, *self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()
         return loss
@@ -200,18 +234,19 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Return the loss in the result of the closure."""
         return outcome[0]
 
-    def _advance(
-        self,
-        trial_of: Callable[[SpectralFilter], Trial],
-        linearisation: Linearisation,
-        clock: PhaseClock,
-    ) -> StepReport:
+    def _predictions(self, outcome: Any) -> list[Tensor]:
+        """Return the prediction of each objective in the result of the closure."""
+        return [plain(outcome[1], "the prediction")]
+
+    def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:
         """Move the parameters along the filtered direction and return the report."""
-        trial = trial_of(self.filter)
-        with clock.phase("update"):
+        trial = attempts(self.filter)
+        with linearisation.clock.phase("update"):
             ratio = self._rule.take(trial)
         report = linearisation.report(self.filter)
-        report.step_size, report.gain_ratio = trial.step_size, ratio
+        report.step_size = trial.step_size
+        report.gain_ratio = None if ratio is None or math.isnan(ratio) else ratio
+        report.notes.extend(trial.notes)
         return report
 
     def _measures(self) -> bool:
@@ -219,6 +254,52 @@ class JacobianOptimizer(torch.optim.Optimizer):
         return self._rule.measures
 
     # -- details ---------------------------------------------------------------------------------
+
+    def _linearise_or_return(
+        self, closure: Closure, step: StepContext, random_state: RandomState | None
+    ) -> tuple[Linearisation, list[str]]:
+        """Linearise the closure; where it is not finite, at the safe point of the step rule.
+
+        Returns:
+            The linearisation, and notes.
+
+        Raises:
+            NonFiniteError: it is not finite at the safe point either, or there is none; parameters
+                are unchanged.
+        """
+        # Of several processes the others have not failed.
+        looks_back = getattr(self._rule, "looks_back", False) and step.ranks is None
+        safe = values_at(Point.SAFE, self.state, step.parameters) if looks_back else None
+        try:
+            return self._linearise_closure(closure, step), []
+        except NonFiniteError as error:
+            if safe is None or random_state is None:
+                raise
+            # Not the error itself: with this frame it would be a cycle, and keep the graph alive.
+            message = str(error)
+        reason = message.partition("; parameters are unchanged")[0]
+        linearisation = self._linearise_at(safe, partial(random_state.replay, closure), step)
+        if linearisation is None:
+            raise NonFiniteError(message)
+        self._rule.retreat()  # type: ignore[attr-defined]  # of rules that look back
+        return linearisation, [f"back to the parameters before the last steps: {reason}"]
+
+    def _linearise_at(
+        self, values: Sequence[Tensor], closure: Closure, step: StepContext
+    ) -> Linearisation | None:
+        """Set the parameters and linearise; return None, and set them back, if not finite."""
+        present = [parameter.detach().clone() for parameter in step.parameters]
+        finished = False
+        restore_parameters(step.parameters, values)
+        try:
+            linearisation = self._linearise_closure(closure, step)
+            finished = True
+        except NonFiniteError:
+            return None
+        finally:
+            if not finished:
+                restore_parameters(step.parameters, present)
+        return linearisation
 
     def _linearise_closure(self, closure: Closure, step: StepContext) -> Linearisation:
         """Run the closure, or replay a record of it, and linearise its result."""
@@ -264,10 +345,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Return a digest of all settings of a step, to be equal on all process ranks."""
         options, engine = self._options, self._options.engine
         lrs = [float(group["lr"]) for group in self.param_groups]
-        rule = type(self._rule).__name__, self._rule.state, options.reduction
+        damping = self.state.get("damping", {}).get("value")
+        rule = type(self._rule).__name__, self._rule.state, damping, options.reduction
         engine = engine if isinstance(engine, str) else type(engine).__name__
         flat = [parameter for group in self.param_groups for parameter in group["params"]]
-        last = checksum([self.state[p]["direction"] for p in flat if p in self.state])
+        # Missing after steps without a direction to keep, on all ranks alike.
+        stored = [value for p in flat for value in self.state.get(p, {}).values()]
+        last = checksum(stored)
         return digest(
             lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last
         )

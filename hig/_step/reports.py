@@ -131,6 +131,7 @@ class MultiStepReport:
         seconds: wall-clock per phase, all losses together.
         step_size: the factor of the combined direction that was applied.
         gain_ratio: achieved over predicted decrease of the sum of the losses, if measured.
+        notes: deviations of the step; those of each Jacobian are in ``parts``.
     """
 
     losses: Tensor
@@ -140,6 +141,7 @@ class MultiStepReport:
     seconds: dict[str, float] = field(default_factory=dict)
     step_size: float | None = None
     gain_ratio: float | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def loss(self) -> Tensor:
@@ -169,4 +171,4 @@ class MultiStepReport:
             text.append(f"gain ratio {self.gain_ratio:.2f}")
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
         notes = [note for part in self.parts for note in part.notes]
-        return "; ".join([*text, f"ms: {phases}", *notes])
+        return "; ".join([*text, f"ms: {phases}", *notes, *self.notes])

@@ -62,11 +62,12 @@ def _describe(identity: Mapping[str, str]) -> str:
 
 
 def _check_shapes(state: Mapping[Any, Any], parameters: Sequence[Tensor]) -> None:
-    """Raise unless the stored direction of each parameter has its shape."""
+    """Raise unless what is stored for each parameter, a direction or a point, has its shape."""
     for index, parameter in enumerate(parameters):
-        direction = state.get(index, {}).get("direction")
-        if direction is not None and direction.shape != parameter.shape:
-            raise ValueError(
-                f"the state holds a direction of shape {tuple(direction.shape)} for parameter "
-                f"{index} of shape {tuple(parameter.shape)}: it is that of another network"
-            )
+        for name, value in state.get(index, {}).items():
+            if isinstance(value, Tensor) and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the state holds a {name.replace('_', ' ')} of shape {tuple(value.shape)} for "
+                    f"parameter {index} of shape {tuple(parameter.shape)}: it is that of another "
+                    "network"
+                )

@@ -1,46 +1,29 @@
-"""Trial steps: apply, evaluate, undo."""
+"""Trial steps: apply, measure, undo."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from hig._spectral.filters import SpectralFilter
-from hig._step.closure import Closure
-from hig._step.linearisation import Linearisation
+from hig._step.earlier_points import EarlierPoints, Point
+from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
-from hig._torch.autograd_graph import plain
-from hig._torch.buffers import Buffers
 
-__all__ = ["Attempts", "Evaluation", "RandomState", "Trial", "Watch", "restore_parameters"]
+__all__ = ["MOST_TRIES", "Attempts", "Trial", "restore_parameters"]
 
-# Loss, slope and curvature for rules that do not measure.
-_NO_MODEL = (float("nan"), float("nan"), float("nan"))
-# Evaluations of a closure that are watched until it is known whether it writes to buffers.
-_FIRST_EVALUATIONS = 4
-
-
-class RandomState:
-    """Torch's random state at one moment, so that a closure sees the same numbers again."""
-
-    def __init__(self, device: torch.device):
-        self._cpu = torch.get_rng_state()
-        self._device = device
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def replay(self, function: Callable[[], Any]) -> Any:
-        """Call ``function`` from the remembered state, and restore the present state."""
-        devices = [self._device] if self._cuda is not None else []
-        with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(self._cpu)
-            if self._cuda is not None:
-                torch.cuda.set_rng_state(self._cuda, self._device)
-            return function()
+# A rejected step is tried again at most so often, shorter.
+MOST_TRIES = 6
+# For rules that do not measure.
+_NO_MODEL = QuadraticModel(math.nan, math.nan, math.nan)
+# The rounding of the loss is an estimate: a change that is not predicted must exceed it by this.
+_UNPREDICTED = 8.0
 
 
 class Trial:
@@ -58,6 +41,17 @@ class Trial:
         curvature: vᵀ H v.
         evaluate: returns the loss of the same batch at the present parameters.
         resolution: rounding of the loss, relative to it.
+        rounding: change of the loss by a rounding of outputs and parameters, or a function that
+            computes it.
+        largest: square of the largest singular value.
+        attempt: number of trials of this step before this one.
+        earlier: parameters of earlier steps; None for rules that do not look back.
+        tries: step sizes that a rule should try before it gives up.
+        damped: whether the direction has a damping that can fall.
+
+    Attributes:
+        notes: what the rule noticed, for the report.
+        returned: whether the parameters are those of the safe point.
     """
 
     def __init__(
@@ -70,32 +64,65 @@ class Trial:
         curvature: float,
         evaluate: Callable[[], float],
         resolution: float = 0.0,
+        rounding: float | Callable[[], float] = 0.0,
+        largest: float = 0.0,
+        attempt: int = 0,
+        earlier: EarlierPoints | None = None,
+        tries: int = MOST_TRIES,
+        damped: bool = False,
     ):
-        self._unseen = 4 * resolution * abs(loss)
+        self._resolution, self._rounding = resolution, rounding
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
+        self.largest, self.attempt, self._earlier = largest, attempt, earlier
+        self.tries, self.damped = tries, damped
+        self.notes: list[str] = []
+        self.returned = False
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
         self._start: list[Tensor] | None = None
-        self._losses: dict[float, float] = {}
+        self._losses = {0.0: loss}
         self.step_size = 0.0
+
+    @cached_property
+    def unseen(self) -> float:
+        """Change of the loss that is hidden by its rounding."""
+        rounding = self._rounding() if callable(self._rounding) else self._rounding
+        return 4 * self._resolution * abs(self.loss) + 2 * rounding
+
+    @property
+    def start(self) -> list[Tensor]:
+        """Values of the parameters before the step."""
+        if self._start is None:
+            self._start = [parameter.detach().clone() for parameter in self._parameters]
+        return self._start
 
     def move(self, step_size: float) -> None:
         """Set the parameters to ``start - step_size * direction``; 0 restores them exactly."""
-        if self._start is None:
-            self._start = [parameter.detach().clone() for parameter in self._parameters]
         if step_size == 0:
             self.undo()
             return
         for parameter, start, direction in zip(
-            self._parameters, self._start, self._directions, strict=True
+            self._parameters, self.start, self._directions, strict=True
         ):
             parameter.copy_(start - step_size * direction)
         self.step_size = step_size
+
+    def whole_ratio(self) -> float:
+        r"""Return the gain ratio of the step to the lowest point of the model, extrapolated.
+
+        A step of any size :math:`\eta` shows the error of the curvature: achieved and predicted
+        decrease differ by :math:`\tfrac12 \eta^2` times that. NaN if it is lost in rounding.
+        """
+        by_model = 0.5 * self.step_size * self.step_size * self.curvature
+        if by_model <= self.unseen:
+            return self.gain_ratio() if self.curvature == 0 else math.nan
+        achieved = self.loss - self.measure(self.step_size)
+        return 1 - (self.predicted_gain(self.step_size) - achieved) / by_model
 
     def undo(self) -> None:
         """Restore the parameters, also after an interrupted move; allocates no memory."""
         if self._start is not None:
             restore_parameters(self._parameters, self._start)
-        self.step_size = 0.0
+        self.step_size, self.returned = 0.0, False
 
     def measure(self, step_size: float) -> float:
         """Move there and return the loss; infinite if it is not a finite number."""
@@ -106,24 +133,64 @@ class Trial:
             self._losses[step_size] = loss if math.isfinite(loss) else math.inf
         return self._losses[step_size]
 
+    def last_step(self) -> tuple[float, float] | None:
+        """Return slope and curvature of the loss along the last step, at its end: at the start.
+
+        Both for the whole step as the unit of length; None if it is not known.
+        """
+        return None if self._earlier is None else self._earlier.last_step()
+
+    def loss_at_safe_point(self) -> float | None:
+        """Return the loss of this batch there, infinite if it is not a number; None without one."""
+        safe = None if self._earlier is None else self._earlier.values(Point.SAFE)
+        if safe is None:
+            return None
+        start = self.start
+        restore_parameters(self._parameters, safe)
+        loss = self._evaluate()
+        restore_parameters(self._parameters, start)
+        return loss if math.isfinite(loss) else math.inf
+
+    def keep_safe_point(self) -> None:
+        """Make the parameters before the step the safe point."""
+        if self._earlier is not None:
+            self._earlier.keep_safe(self.start)
+
+    def return_to_safe_point(self) -> None:
+        """Move to the safe point, which ends the step."""
+        safe = None if self._earlier is None else self._earlier.values(Point.SAFE)
+        if safe is not None and self.start:  # remembered before it is overwritten
+            restore_parameters(self._parameters, safe)
+            self.returned = True
+
     def same_initial_loss(self, loss: float) -> bool:
         """Return whether the loss before the step is this one, but for rounding."""
-        return abs(self.loss - loss) <= 4 * self._unseen
+        # But for the order of sums; at an exact fit also for rounded outputs.
+        return abs(self.loss - loss) <= max(16 * self._resolution * abs(self.loss), self.unseen)
+
+    def predicted_gain(self, step_size: float) -> float:
+        """Return the decrease of the loss by the quadratic model at a step size."""
+        # step_size**2 would raise an OverflowError instead of being infinite.
+        return step_size * self.slope - 0.5 * (step_size * step_size) * self.curvature
+
+    def can_gain(self) -> bool:
+        """Return whether the lowest point of the quadratic model is visibly below the loss."""
+        best = self.slope / self.curvature if self.curvature > 0 else self.lr
+        return self.predicted_gain(best) > self.unseen
 
     def gain_ratio(self) -> float:
         """Return the achieved over the predicted decrease of the loss at the present step size.
 
-        NaN if both are below the rounding of the loss, as on a plateau far above zero.
+        NaN if both are below the rounding of the loss, as on a plateau far above zero or at an
+        exact fit: such a step shows nothing. Minus infinity if the model predicts an increase.
         """
-        eta = self.step_size
-        # eta**2 would raise an OverflowError instead of being infinite.
-        predicted = eta * self.slope - 0.5 * (eta * eta) * self.curvature
-        if not predicted > 0:
+        predicted = self.predicted_gain(self.step_size)
+        if not predicted > 0 and self.slope != 0:
             return -math.inf
-        achieved = self.loss - self.measure(eta)
-        if predicted <= self._unseen and abs(achieved) <= self._unseen:
+        achieved = self.loss - self.measure(self.step_size)
+        if predicted <= self.unseen and abs(achieved) <= _UNPREDICTED * self.unseen:
             return math.nan
-        return achieved / predicted
+        return achieved / predicted if predicted > 0 else -math.inf
 
 
 @torch.no_grad()
@@ -131,69 +198,6 @@ def restore_parameters(parameters: Iterable[Tensor], values: Iterable[Tensor]) -
     """Copy values into parameters."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
-
-
-class Watch:
-    """Decides whether the evaluations of a closure are watched for writes to buffers.
-
-    Watching costs a fifth of a forward pass. Most closures write to nothing: the first evaluations
-    and the forward pass of every step show which ones do.
-    """
-
-    def __init__(self) -> None:
-        self.writes = False
-        self._evaluations = 0
-
-    def wanted(self) -> bool:
-        """Return whether to watch the next evaluation."""
-        self._evaluations += 1
-        return self.writes or self._evaluations <= _FIRST_EVALUATIONS
-
-
-class Evaluation:
-    """Loss of the same batch at the present parameters, without side effects on other tensors.
-
-    Args:
-        closure: the closure of the step.
-        loss: returns the loss in the result of the closure.
-        step: parameters and process ranks of the step.
-        random_state: random state at the start of the step.
-        weight: factor of the loss of this process.
-        watch: decides whether to watch for writes to buffers.
-    """
-
-    def __init__(
-        self,
-        closure: Closure,
-        loss: Callable[[Any], Tensor],
-        step: StepContext,
-        random_state: RandomState | None,
-        weight: float,
-        watch: Watch,
-    ):
-        self._closure, self._loss, self._step = closure, loss, step
-        self._random_state, self._weight, self._watch = random_state, weight, watch
-
-    def __call__(self) -> float:
-        """Return the loss of the whole batch."""
-        assert self._random_state is not None  # only rules that measure evaluate
-        ranks = self._step.ranks
-        # With gradients enabled: a closure may differentiate its network inside.
-        with self._step.agreement(), torch.enable_grad():
-            if self._watch.wanted():
-                loss = self._evaluate_watched(self._random_state)
-            else:
-                loss = self._loss(self._random_state.replay(self._closure))
-            local_loss = float(plain(loss, "the loss").detach())
-        return local_loss if ranks is None else ranks.sum_of(self._weight * local_loss)
-
-    def _evaluate_watched(self, random_state: RandomState) -> Tensor:
-        buffers = Buffers(self._step.parameters)
-        try:
-            with buffers:
-                return self._loss(random_state.replay(self._closure))
-        finally:
-            self._watch.writes |= buffers.restore()
 
 
 class Attempts:
@@ -205,6 +209,7 @@ class Attempts:
         step: parameters and learning rates of the step.
         measures: whether the quadratic model is needed.
         evaluate: returns the loss at the present parameters.
+        earlier: parameters of earlier steps; None for rules that do not look back.
     """
 
     def __init__(
@@ -214,26 +219,40 @@ class Attempts:
         step: StepContext,
         measures: bool,
         evaluate: Callable[[], float],
+        earlier: EarlierPoints | None = None,
     ):
-        self._linearisation, self._previous = linearisation, previous
+        self._linearisation, self._previous, self._earlier = linearisation, previous, earlier
         self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
         self._trial: Trial | None = None
+        self._count = 0
 
-    def __call__(self, filter: SpectralFilter) -> Trial:
-        """Return a trial along the direction of a filter; earlier ones must have been undone."""
+    def __call__(
+        self, filter: SpectralFilter, tries: int = MOST_TRIES, damped: bool = False
+    ) -> Trial:
+        """Return a trial along the direction of a filter; earlier ones must have been undone.
+
+        Args:
+            filter: the filter.
+            tries: step sizes that a rule should try along it before it gives up.
+            damped: whether it has a damping that can fall.
+        """
         directions, model = self._direction(filter)
-        uphill = model[1] < 0
+        uphill = model.slope < 0
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
+        loss, slope, curvature, _, largest = model
         self._trial = Trial(
-            self._parameters, directions, max(self._lrs), *model, self._evaluate, resolution
-        )
+            self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
+            resolution, self._linearisation.rounding, largest, self._count, self._earlier, tries,
+            damped,
+        )  # fmt: skip
+        self._count += 1
         return self._trial
 
-    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], tuple[float, float, float]]:
-        """Return one direction per parameter, and loss, slope and curvature along it."""
+    def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], QuadraticModel]:
+        """Return one direction per parameter, and the quadratic model along it."""
         if self._previous:
             directions, change = self._previous.step(self._linearisation, filter, self._measures)
         else:
@@ -242,7 +261,9 @@ class Attempts:
         if any(lr != most for lr in self._lrs):
             scales = [lr / most for lr in self._lrs]
             directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
-        return directions, self._linearisation.model(change) if self._measures else _NO_MODEL
+        if not self._measures:
+            return directions, _NO_MODEL
+        return directions, self._linearisation.model(change, with_rounding=False)
 
     def accept(self, step_size: float | None) -> None:
         """Keep the present parameters.
@@ -252,7 +273,9 @@ class Attempts:
         """
         if step_size is not None and step_size > LARGE_STEP:
             check_parameters_finite(self._parameters, step_size)
-        self._trial = None
+        trial, self._trial = self._trial, None
+        if self._earlier and trial is not None:
+            self._earlier.commit(trial.start if step_size and not trial.returned else None)
         if self._previous:
             self._previous.commit(step_size)
 

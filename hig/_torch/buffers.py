@@ -22,9 +22,9 @@ class Buffers(TorchFunctionMode):
 
     Running statistics, vectors of a power iteration, counters, moving averages: only the closure
     knows which tensors it changes. While the context is open, every tensor without a graph is
-    copied before the first operation that writes to it. The buffers of each module that is called
-    are noted too, as some modules rebind the name of a buffer to another tensor. State outside of
-    torch (counters in Python, lists) is not seen.
+    copied before the first operation that writes to it, unless an operation inside has made it. The
+    buffers of each module that is called are noted too, as some modules rebind the name of a buffer
+    to another tensor. State outside of torch (counters in Python, lists) is not seen.
 
     Args:
         parameters: tensors to ignore.
@@ -34,6 +34,7 @@ class Buffers(TorchFunctionMode):
         super().__init__()
         self._left_alone = {id(parameter) for parameter in parameters}
         self._saved: dict[int, _Saved] = {}
+        self._made: set[int] = set()  # results of the computation itself
         self._owners: dict[int, ReferenceType[Tensor]] = {}  # by their storage
         self._modules: dict[torch.nn.Module, dict[str, Tensor | None]] = {}
 
@@ -68,7 +69,10 @@ class Buffers(TorchFunctionMode):
                     self._save(tensor)
                 if may_write(func) == "alias":
                     self._note_owner(args)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            self._note_made(func, result, args, kwargs)
+        return result
 
     @torch.no_grad()
     def restore(self) -> bool:
@@ -86,6 +90,7 @@ class Buffers(TorchFunctionMode):
                     module._buffers[name] = buffer
                     changed = True
         self._saved.clear()
+        self._made.clear()
         self._owners.clear()
         self._modules.clear()
         return changed
@@ -93,8 +98,29 @@ class Buffers(TorchFunctionMode):
     def _note_owner(self, args: tuple[Any, ...]) -> None:
         """Remember the owner of the storage that an alias shares: torch does not link them."""
         for tensor in _tensors(args[:1]):
-            if tensor.grad_fn is None and tensor.layout == torch.strided:
+            if tensor.grad_fn is None and _has_storage(tensor):
                 self._owners.setdefault(tensor.untyped_storage()._cdata, ref(tensor))
+
+    def _note_made(
+        self,
+        func: Callable[..., Any],
+        result: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+    ) -> None:
+        """Note the tensors that a call has made: without a graph nothing else marks them.
+
+        Once such a tensor is gone, its id is that of a younger one. The exception are attributes:
+        ``.grad`` may be older than its wrapper in Python, which has the id.
+        """
+        made = list(_tensors(result))
+        if not made:
+            return
+        if getattr(func, "__name__", "") == "__get__" and id(args[0]) not in self._made:
+            self._made.difference_update(map(id, made))
+            return
+        taken = {id(tensor) for tensor in _tensors((args, kwargs))}
+        self._made.update(id(tensor) for tensor in made if id(tensor) not in taken)
 
     def _save_scripted(self, module: torch.nn.Module) -> None:
         """Copy the buffers of a scripted module, whose operations are not seen."""
@@ -103,12 +129,12 @@ class Buffers(TorchFunctionMode):
 
     @torch.no_grad()
     def _save(self, tensor: Tensor) -> None:
-        if self._owners and tensor.layout == torch.strided:
+        if self._owners and _has_storage(tensor):
             owner = self._owners.get(tensor.untyped_storage()._cdata)
             owning = None if owner is None else owner()
             tensor = tensor if owning is None else owning
         key = id(tensor)
-        if key in self._left_alone or key in self._saved:
+        if key in self._left_alone or key in self._saved or key in self._made:
             return
         saved = self._saved
 
@@ -182,6 +208,12 @@ def written_by(
         owner = tensor if tensor._base is None else tensor._base
         if owner.grad_fn is None:
             yield owner
+
+
+def _has_storage(tensor: Tensor) -> bool:
+    # Inside vmap, grad and the like a tensor is a wrapper without a storage of its own.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout == torch.strided and not wrapped
 
 
 # Functions that change an argument although neither their name nor an argument "out" says so.

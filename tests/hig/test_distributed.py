@@ -165,7 +165,69 @@ def page(rank):
     return flat(names["network"].parameters()).tolist(), float(names["loss"]), report.rows
 
 
-OTHERS = {f.__name__: f for f in (uneven_layers, recorded, without_gradients_enabled, page)}
+def floor(rank):
+    """Levenberg-Marquardt at the floor of one batch, and after the data have changed."""
+    return [at_the_floor(rule) for rule in ("fixed", "trust", "line_search")]
+
+
+def at_the_floor(rule):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    inputs, targets = torch.randn(7, 3)[share()], torch.randn(2, 7, 2)[:, share()]
+    lr = 7 if rule == "fixed" else 1  # half the sum for the fixed step
+    optimizer = hig.LevenbergMarquardt(model.parameters(), lr=lr, step_rule=rule)
+    reports = []
+    for target in targets:
+
+        def closure(target=target):
+            prediction = model(inputs)
+            return 0.5 * (prediction - target).square().sum(1).mean(), prediction
+
+        for _ in range(40):
+            optimizer.step(closure)
+            reports.append(optimizer.report)
+    notes = sum("below the rounding of the loss" in str(r.notes) for r in reports[20:40])
+    losses = [float(r.loss) for r in reports[39:]]
+    return notes, losses, [r.damping for r in reports], flat(model.parameters()).tolist()
+
+
+def later_samples(rank):
+    """Runs whose batches change, one of them so that a step goes back to the safe point."""
+    found = {}
+    for kind in (hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt):
+        alone, expected = on_changing_batches(kind, slice(None), None)
+        moved, seen = on_changing_batches(kind, share(), "auto")
+        error = relative_error(moved, alone)
+        found[kind.__name__] = error, moved.tolist(), seen, expected
+    return found
+
+
+def on_changing_batches(kind, chosen, group):
+    torch.manual_seed(0)
+    model, _ = networks.build("narrow")
+    optimizer = kind(model.parameters(), rcond=1e-2, step_rule="trust", process_group=group)
+    generator, seen = torch.Generator().manual_seed(1), []
+    for number in range(14):
+        inputs = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+        target = torch.ones((), dtype=torch.float64)
+        if number == 6:
+            safe = [optimizer.state[p]["safe_point"] for p in model.parameters()]
+            with torch.no_grad():
+                names = dict(zip(dict(model.named_parameters()), safe, strict=True))
+                target = torch.func.functional_call(model, names, (inputs[chosen],))
+
+        def closure(inputs=inputs[chosen], target=target):
+            prediction = model(inputs)
+            return (prediction - target).square().flatten(1).sum(1).mean(), prediction
+
+        optimizer.step(closure)
+        returned = any("back to the parameters" in note for note in optimizer.report.notes)
+        seen.append((returned, optimizer.state["step_rule"]["ceiling"]))
+    return flat(model.parameters()), seen
+
+
+CHECKS = (uneven_layers, recorded, without_gradients_enabled, page, floor, later_samples)
+OTHERS = {f.__name__: f for f in CHECKS}
 
 
 def in_two(rank):
@@ -229,3 +291,28 @@ def test_the_loop_of_the_page(two):
     first, second = (rank["page"] for rank in two)
     assert first == second
     assert first[1] < 1e-3 and first[2] == 2 * 64
+
+
+@pytest.mark.parametrize("kind", ["HIG", "GaussNewton", "LevenbergMarquardt"])
+def test_later_samples_are_those_of_all_processes(two, kind):
+    first, second = (rank["later_samples"][kind] for rank in two)
+    error, moved, seen, expected = first
+    assert second[1] == moved and second[2] == seen  # the same bits
+    assert error < 1e-8
+    assert [returned for returned, _ in seen] == [returned for returned, _ in expected]
+    assert seen[6][0]
+    ceilings = [ceiling for _, ceiling in seen]
+    assert ceilings == pytest.approx([ceiling for _, ceiling in expected], rel=1e-8)
+    assert len(set(ceilings)) > 5
+
+
+def test_levenberg_marquardt_at_the_floor_of_one_batch(two):
+    for first, second in zip(*(rank["floor"] for rank in two), strict=True):
+        notes, losses, dampings, moved = first
+        assert dampings == second[2]
+        assert moved == second[3]
+        assert notes >= 10
+        assert max(dampings[20:40]) <= 100 * min(dampings[20:40])
+        # The optimum of the second data is reached within twenty steps.
+        assert losses[1] > 1.1 * losses[-1]
+        assert losses[21] < 1.01 * losses[-1]

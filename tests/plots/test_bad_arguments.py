@@ -8,7 +8,8 @@ import hig
 
 FIGURES = [
     "ablation", "density", "fields", "flow", "landscape", "loss", "populations", "rank",
-    "saturation", "scaling", "smoke", "solution", "spectrum", "step_time", "target", "trajectory",
+    "robustness", "saturation", "scaling", "smoke", "solution", "spectrum", "step_time", "target",
+    "trajectory",
 ]  # fmt: skip
 OUT = "--out=figure.png"
 EVERY = [

@@ -15,6 +15,7 @@ MISSING = {
     "landscape": (r"example\.x", "toy problem of two losses"),
     "populations": (r"example\.populations", "a quantum problem"),
     "rank": ("rank", "such as HIG"),
+    "robustness": (r"runs\.start", r"experiments\.robustness"),
     "saturation": ("test_activation_mean", "conditioning problem"),
     "smoke": (r"example\.start", "smoke control"),
     "spectrum": (r"spectrum\.epochs", "such as HIG"),

@@ -12,6 +12,7 @@ from tests.plots.conftest import (
     run_results,
     solution_results,
 )
+from tests.plots.test_robustness import made as many_seeds
 
 SETTINGS = {"batch_size": 128, "train_size": 256}
 
@@ -149,3 +150,11 @@ def test_help(capsys):
         study.main(["--help"])
     assert stop.value.code == 0
     assert "  python -m plots.study study/desk --out docs/images/study" in capsys.readouterr().out
+
+
+def test_many_seeds_have_one_figure(kept, tmp_path):
+    folder = kept("comparison/toy/hig_seed0", problem="toy")
+    file = many_seeds(tmp_path, batches=(8,))
+    hig.save_results(folder / "robustness.pickle", file.results)
+    found = study.figures(folder)
+    assert list(found)[-1] == "robustness" and len(found["robustness"]().axes) == 1

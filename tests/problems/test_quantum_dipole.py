@@ -77,10 +77,11 @@ def test_step_of_the_schroedinger_equation():
     assert 7.5 < errors[0] / errors[1] < 8.5
 
 
+@pytest.mark.parametrize("samples", [3, 40])  # without a graph by matrices, by elimination
 @pytest.mark.parametrize("trajectory", [True, False])
-def test_fast_rollout_equals_one_dense_solve_after_the_other(trajectory):
-    problem = QuantumDipole(**SMALL)
-    network, batch = batch_of(problem)
+def test_fast_rollout_equals_one_dense_solve_after_the_other(trajectory, samples):
+    problem = QuantumDipole(**(SMALL | {"train_size": samples}))
+    network, batch = batch_of(problem, samples)
     controls = network(batch["target"].flatten(1)).detach()
     fast = problem._simulate(batch["start"], controls, trajectory)
     with torch.no_grad():
@@ -126,7 +127,7 @@ def test_step_equals_the_textbook(engine):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_norm_is_kept(dtype):
     problem = QuantumDipole()
-    network, batch = batch_of(problem, 8, dtype)
+    network, batch = batch_of(problem, 40, dtype)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3)  # strong fields

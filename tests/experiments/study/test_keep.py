@@ -7,8 +7,11 @@ import pytest
 
 import hig
 from experiments import __main__ as command
+from experiments._robustness.records import results_of
 from experiments._saved.result_files import ResultFileError
 from experiments._study.keep import cut, differing, keep, value_text
+from experiments._study.kept import read_kept
+from tests.experiments.robustness.made import record
 from tests.experiments.study.made import Made
 
 
@@ -161,4 +164,18 @@ def test_errors(made, tmp_path, capsys):
     other.write_bytes(pickle.dumps({}))
     (made.folder / "comparison" / "toy" / "hig_2" / "run.pickle").unlink()
     with pytest.raises(ResultFileError, match=f"such as {other}; remove them"):
+        keep(made.folder, out)
+
+
+def test_runs_of_many_seeds_are_kept(made, tmp_path):
+    made.run("comparison", "toy")
+    seeds = [record(seed) for seed in range(2)]
+    path = made.folder / "robustness.pickle"
+    hig.save_results(path, {"origin": seeds[0].origin, **results_of(seeds)})
+    out = tmp_path / "kept"
+    assert out / "robustness.pickle" in keep(made.folder, out)
+    assert read_kept(out).seeds == seeds
+    assert names(out) == ["comparison/toy/hig_seed0.pickle", "robustness.pickle", "winners.json"]
+    path.unlink()
+    with pytest.raises(ResultFileError, match=r"has files of runs that .* has not, such as"):
         keep(made.folder, out)

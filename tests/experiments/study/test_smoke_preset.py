@@ -31,6 +31,8 @@ def test_from_its_runs_to_its_page(tmp_path):
     text = page.read_text()
     for comparison in preset.comparisons:
         assert f"## {title(comparison.folder)}\n" in text
+    assert "## Every seed\n" in text and "![Every seed](images/robustness.png)" in text
+    assert "| Conditioning toy, 1 s |   128 | HIG trust |    2 |" in text
     shown = {path.name for path in images.glob("*.png")}
     assert "conditioning_toy_saturation.png" in shown
     assert all(f"](images/{name})" in text for name in shown)

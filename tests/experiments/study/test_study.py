@@ -11,6 +11,7 @@ from filelock import FileLock
 
 import hig
 from experiments import study
+from experiments._robustness.records import done, save
 from experiments._study import execution
 from experiments._study.cluster import run_on_cluster
 from experiments._study.execution import result_of, run_job, run_jobs
@@ -18,6 +19,7 @@ from experiments._study.jobs import Job, comparison_jobs, tuning_jobs
 from experiments._study.table import PRESETS
 from experiments._study.winners import finalists, winners
 from tests.experiments.made import results_of_a_run
+from tests.experiments.robustness.made import record
 
 TOY = Job("comparison", "conditioning_toy", "hig", ("--seed", "3", "--time-budget", "0.05"), 0.05)
 
@@ -38,25 +40,37 @@ def instant(monkeypatch):
             Path(place, "run_network.weights").touch()
         return int(stopped != "time budget")
 
+    def sweep(cases, out, workers, begun):
+        new = [case for case in cases if done(case, out) is None]
+        calls.extend([f"experiments.{case.problem}", "many seeds"] for case in new)
+        for case in new:
+            save(replace(record(), case=case), out)
+        return 0, 0
+
     monkeypatch.setattr(execution, "run_module", run)
+    monkeypatch.setattr(study, "sweep", sweep)
     return calls
 
 
 def test_a_whole_study_and_its_repetition(instant, tmp_path, capsys):
     assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
     first = len(instant)
-    assert first == 30
+    assert first == 32
     grid = json.loads((tmp_path / "smoke" / "winners.json").read_text())
     won = {(entry["problem"], entry["method"]): entry["won"] for entry in grid}
     assert won["conditioning_toy", "hig"] == {"lr": 0.3, "rcond": 1e-6}  # 1 is farther away
     assert won["conditioning_toy", "gn"] == {"lr": 0.3, "rcond": 1e-6}  # 1 has diverged
     tried = next(entry for entry in grid if entry["method"] == "gn")["tried"]
     assert [point["loss"] for point in tried] == [pytest.approx(0.1), None]
+    assert sum("many seeds" in command for command in instant) == 2
+    seeds = hig.load_results(tmp_path / "smoke" / "robustness.pickle")
+    assert seeds["label"] == "smoke" and seeds["runs"]["seed"].tolist() == [0, 1]
     relays = [command for command in instant if "--init-from" in command]
     assert len(relays) == 2 and all("relay_first" in str(command) for command in relays)
     reported = [command for command in instant if "comparison/conditioning_toy/hig" in str(command)]
     assert len(reported) == 2 and all("0.3" in command for command in reported)
-    assert all("processor" in command and "--resume" in command for command in instant)
+    trained = [command for command in instant if "many seeds" not in command]
+    assert all("processor" in command and "--resume" in command for command in trained)
     assert "comparison 12/12" in capsys.readouterr().err
     assert study.main(["--preset", "smoke", "--out", str(tmp_path)]) == 0
     assert len(instant) == first  # nothing is done twice
@@ -193,7 +207,29 @@ def test_listing_runs_nothing(instant, tmp_path, capsys):
     lines = captured.out.splitlines()
     assert all(line.startswith("python -m experiments.") for line in lines)
     assert any("--lr TUNED" in line for line in lines)
-    assert f"{len(lines)} runs" in captured.err
+    assert f"{len(lines) - 1} runs" in captured.err
+    assert lines[-1].startswith("python -m experiments.robustness --problems nonlinear_oscillators")
+    assert lines[-1].endswith("--batch 1 0.5 --seeds 20 --seconds 15")
+    assert "and 600 short runs of many seeds, 2.5 h of training time" in captured.err
+
+
+def test_many_seeds_of_chosen_problems(instant, tmp_path, capsys):
+    line = ["--list", "--problems", "poisson"]
+    assert study.main(["--preset", "desk", *line]) == 0
+    assert "experiments.robustness" not in capsys.readouterr().out
+    line[-1] = "cart_pole"
+    assert study.main(["--preset", "desk", *line]) == 0
+    assert "experiments.robustness --problems cart_pole --methods" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("failed", "signal", "status"), [(1, 0, "1 runs of many"), (0, 2, 130)])
+def test_many_seeds_that_fail_or_are_interrupted(instant, monkeypatch, tmp_path, failed, signal,
+                                                 status):  # fmt: skip
+    monkeypatch.setattr(study, "sweep", lambda *_: (failed, signal))
+    with pytest.raises(SystemExit) as stop:
+        study.main(["--preset", "smoke", "--out", str(tmp_path)])
+    assert stop.value.code == status or status in str(stop.value.code)
+    assert not (tmp_path / "smoke" / "robustness.pickle").exists()
 
 
 def test_a_grid_without_results_has_its_smallest_rate(tmp_path):

@@ -1,5 +1,7 @@
 """Diagnoses agree with the steps that they predict."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import hig
 from hig._spectral.filters import noise_level
+from hig._torch.random_state import RandomState
 from tests.textbook import relative_error, textbook_jacobian
 
 
@@ -150,3 +153,35 @@ def test_results_are_saved_and_the_text_tells(tmp_path):
     assert "J 12 x 50, engine layerwise" in text
     assert "of 12 may be rounding alone" in text
     assert len(text.splitlines()) == 5
+
+
+def test_evaluations_that_differ_have_a_note():
+    network, closure = problem()
+    assert hig.diagnose(network.parameters(), closure).notes == []
+    generator = torch.Generator().manual_seed(0)
+
+    def differing():
+        loss, prediction = closure()
+        return loss * (1 + torch.rand((), generator=generator)), prediction
+
+    diagnosis = hig.diagnose(network.parameters(), differing)
+    (note,) = diagnosis.notes
+    assert note.startswith("two evaluations of the closure at the same point differ")
+    assert str(diagnosis).endswith(note)
+    assert diagnosis.results()["notes"] == [note]
+
+
+@pytest.mark.parametrize("draw", [np.random.mtrand._rand.rand, random.random])
+def test_generators_of_numpy_and_python_are_left_as_they_were(draw):
+    network, closure = problem()
+    seen = []
+
+    def drawing():
+        seen.append(draw())
+        loss, prediction = closure()
+        return loss * seen[-1], prediction
+
+    before = RandomState(torch.device("cpu"))
+    diagnosis = hig.diagnose(network.parameters(), drawing)
+    assert len(set(seen)) == 1 and not diagnosis.notes
+    assert before.replay(draw) == draw() == seen[0]

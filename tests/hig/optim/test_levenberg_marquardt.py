@@ -1,5 +1,8 @@
 """Levenberg-Marquardt: the damped step, and a damping that follows the gain ratio."""
 
+import copy
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -124,3 +127,262 @@ def test_the_report_notes_a_step_too_long_for_the_scale_of_the_loss(scale, optio
         assert loss > 0.1  # it is stuck
     else:
         assert loss < 0.1 or scale == 0.01  # short steps are slow, but not stuck
+
+
+UNSEEN = "below the rounding of the loss"
+SCALES = {
+    "half": lambda r: 0.5 * r.square().sum(),
+    "sum": lambda r: r.square().sum(),
+    "mean": lambda r: r.square().mean(),
+    "offset": lambda r: 0.5 * r.square().sum() + 1e6,
+    "tiny": lambda r: 1e-20 * r.square().sum(),
+    "huge": lambda r: 1e20 * r.square().sum(),
+}
+# A step of fixed length needs half the sum; a line search needs a few doublings for another scale.
+KINDS = [
+    *(("fixed", scale) for scale in ("half", "offset", "huge")),
+    *(("trust", scale) for scale in SCALES),
+    *(("line_search", scale) for scale in ("half", "sum", "mean", "offset")),
+]
+MOMENTA = [{}, {"momentum": 0.5}, {"momentum": 0.5, "momentum_kind": "projected"}]
+
+
+def first_damping(rule):
+    """That of the straight line, whose largest singular value has the square 40."""
+    return 0.4 if rule == "trust" else 1e-3
+
+
+def straight_line(dtype, noise, scale):
+    """A linear fit whose data can be changed: network, data, closure, sum of squares."""
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 40, dtype=dtype)[:, None]
+    noise = noise * torch.randn(40, 1, dtype=dtype)
+    data = {"y": 2 * x - 1 + noise, "next": 0.5 - 3 * x + noise}
+    network = nn.Linear(1, 1).to(dtype)
+
+    def closure():
+        residual = network(x) - data["y"]
+        return SCALES[scale](residual), residual
+
+    return network, data, closure, lambda: float(closure()[1].detach().square().sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [0.1, 0.0])
+@pytest.mark.parametrize(("rule", "scale"), KINDS)
+@pytest.mark.parametrize("momentum", MOMENTA, ids=lambda m: m.get("momentum_kind", str(len(m))))
+def test_the_damping_stays_at_the_floor_and_comes_back(dtype, noise, rule, scale, momentum):
+    network, data, closure, error = straight_line(dtype, noise, scale)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule=rule, **momentum)
+    dampings, unseen = [], []
+    for _ in range(120):
+        optimizer.step(closure)
+        dampings.append(optimizer.report.damping)
+        unseen.append(any(UNSEEN in note for note in optimizer.report.notes))
+    floor = unseen.index(True)
+    assert sum(unseen[floor:]) > 0.5 * len(unseen[floor:])
+    assert max(dampings[floor:]) <= 100 * dampings[floor]
+    assert min(dampings) > 1e-14
+    data["y"] = data["next"]
+    start = error()
+    for _ in range(20):
+        optimizer.step(closure)
+    # The float32 loss of 1e6 shows no gain below 0.4.
+    floor = 2.0 if scale == "offset" and dtype == torch.float32 else 0.01 * start
+    assert error() < 40 * noise**2 + floor
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rule", "scale"), KINDS)
+@pytest.mark.parametrize("momentum", MOMENTA, ids=lambda m: m.get("momentum_kind", str(len(m))))
+def test_a_loss_of_zero_changes_nothing_until_the_data_do(dtype, rule, scale, momentum):
+    network, data, closure, error = straight_line(dtype, 0.0, scale)
+    with torch.no_grad():  # of numbers that floats hold exactly
+        network.weight.fill_(2)
+        network.bias.fill_(-1)
+    data["y"] = closure()[1].detach() + data["y"]
+    before = copy.deepcopy(network.state_dict())
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule=rule, **momentum)
+    for _ in range(10):
+        optimizer.step(closure)
+        assert optimizer.report.damping == pytest.approx(first_damping(rule), rel=1e-6)
+        notes = [note for note in optimizer.report.notes if UNSEEN in note]
+        assert len(notes) == (2 if rule == "trust" else 1)  # of the fraction, and of the damping
+        assert len(set(notes)) == len(notes) and sum("damping stays" in note for note in notes) == 1
+        assert not math.isnan(optimizer.report.gain_ratio or 0)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    data["y"] = data["next"]
+    start = error()
+    for _ in range(20):
+        optimizer.step(closure)
+    assert error() < max(0.01 * start, 2.0 if scale == "offset" else 0)
+
+
+@pytest.mark.parametrize("saved", [1e30, 1e-30, 1e12])
+@pytest.mark.parametrize("rule", ["fixed", "trust", "line_search"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_saved_damping_that_is_out_of_bounds_comes_back(saved, rule, dtype):
+    network, _, closure, error = straight_line(dtype, 0.0, "half")
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule=rule)
+    state = optimizer.state_dict()
+    state["state"]["damping"]["value"] = saved
+    optimizer.load_state_dict(state)
+    start = error()
+    for _ in range(20):
+        optimizer.step(closure)
+    assert 1e-14 < optimizer.report.damping < 1e6
+    assert error() < 0.01 * start
+
+
+def test_a_run_goes_on_from_a_state_saved_at_the_floor():
+    network, data, closure, _ = straight_line(torch.float64, 0.1, "half")
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule="trust", momentum=0.3)
+    for _ in range(30):
+        optimizer.step(closure)
+    parameters, state = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
+    assert isinstance(state["state"]["damping"]["value"], float)
+    data["y"] = data["next"]
+    expected = [float(optimizer.step(closure)) for _ in range(10)]
+    other = hig.LevenbergMarquardt(network.parameters(), step_rule="trust", momentum=0.3)
+    network.load_state_dict(parameters)
+    other.load_state_dict(state)
+    assert [float(other.step(closure)) for _ in range(10)] == expected
+
+
+@pytest.mark.parametrize("rule", ["fixed", "trust", "line_search"])
+def test_a_learning_rate_of_zero_changes_nothing(rule):
+    """As in the first step of some warm-ups."""
+    network, _, closure, error = straight_line(torch.float64, 0.1, "half")
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.0, step_rule=rule)
+    start = error()
+    for _ in range(5):
+        optimizer.step(closure)
+    assert optimizer.report.damping == pytest.approx(first_damping(rule))
+    assert optimizer.report.step_size == 0
+    assert error() == start
+
+
+class Short:
+    """Takes a fiftieth of the Cauchy step, which is always nearly as good as predicted."""
+
+    measures = True
+
+    def __init__(self):
+        self.state = {}
+
+    def take(self, trial):
+        trial.move(0.02 * trial.slope / trial.curvature)
+        return trial.gain_ratio()
+
+
+@pytest.mark.parametrize(("saturates", "rises"), [(True, True), (False, False)])
+def test_the_damping_rises_where_a_rule_has_to_shorten_the_step(saturates, rises):
+    """The target is out of reach of tanh, so that the whole step is far too long."""
+    parameter = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def closure():
+        control = torch.tanh(parameter) if saturates else parameter
+        prediction = (control - 2)[None]
+        return 0.5 * prediction.square().sum(), prediction
+
+    optimizer = hig.LevenbergMarquardt([parameter], step_rule=Short())
+    for _ in range(3):
+        optimizer.step(closure)
+        assert optimizer.report.gain_ratio > 0.75
+    assert (optimizer.report.damping > 1e-3) == rises
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rule", ["fixed", "trust", "line_search"])
+def test_bounded_controls_of_a_target_that_is_partly_out_of_reach(dtype, rule):
+    """A double integrator; a damping that falls while steps are shortened stays above 0.4."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 20)).to(dtype)
+    start = (4 * torch.rand(32, 2, dtype=torch.float64) - 2).to(dtype)
+
+    def closure():
+        position, speed = start.unbind(1)
+        for force in torch.tanh(network(start)).unbind(1):
+            position = position + 0.2 * speed + 0.02 * force
+            speed = speed + 0.2 * force
+        prediction = torch.stack([position, speed], 1)
+        return 0.5 * prediction.square().sum(1).mean(), prediction
+
+    lr = 32.0 if rule == "fixed" else 1.0
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=lr, step_rule=rule)
+    for _ in range(60):
+        loss = float(optimizer.step(closure))
+    assert loss < 0.25
+
+
+def test_the_scale_of_the_loss_does_not_matter_if_the_step_is_measured():
+    def run(scale):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+        inputs = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)
+        target = torch.cat([(3 * inputs).sin(), inputs.cos()], 1)
+        optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule="trust")
+        found = []
+        for _ in range(12):
+
+            def closure():
+                residual = network(inputs) - target
+                return scale(residual), residual
+
+            optimizer.step(closure)
+            found.append((float(closure()[1].detach().square().sum()), optimizer.report.damping))
+        return torch.tensor(found)
+
+    expected = run(lambda r: 0.5 * r.square().sum())
+    for scale in (
+        lambda r: r.square().mean(),
+        lambda r: r.square().sum(1).mean(),
+        lambda r: r.square().sum(),
+        lambda r: 1e-20 * r.square().sum(),
+        lambda r: 1e20 * r.square().sum(),
+    ):
+        torch.testing.assert_close(run(scale), expected, rtol=1e-6, atol=0)
+
+
+def count_closures(rule, steps, lr=1.0):
+    """The closure calls of some steps from the floor of a batch."""
+    network, _, closure, _ = straight_line(torch.float64, 0.1, "half")
+    calls = []
+
+    def counted():
+        calls.append(1)
+        return closure()
+
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=lr, step_rule=rule)
+    for _ in range(30):
+        optimizer.step(closure)
+    for _ in range(steps):
+        optimizer.step(counted)
+    return len(calls)
+
+
+def test_a_step_at_the_floor_evaluates_once():
+    assert count_closures("fixed", 10) == 20
+
+
+class Refuses:
+    """Takes no step."""
+
+    measures = True
+
+    def __init__(self):
+        self.state = {"takes": 0}
+
+    def take(self, trial):
+        self.state["takes"] += 1
+        trial.move(0)
+
+
+def test_a_rule_that_found_no_step_is_asked_twice_at_most():
+    network, _, closure, _ = straight_line(torch.float64, 0.1, "half")
+    rule = Refuses()
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule=rule)
+    optimizer.step(closure)
+    assert rule.state["takes"] == 2
+    assert optimizer.report.damping == pytest.approx(16e-3)

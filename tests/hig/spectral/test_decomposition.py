@@ -124,6 +124,23 @@ def test_singular_values_are_those_of_the_jacobian_descending(route, scale, rank
     assert (values[rank:] <= found.floor * values[0]).all()
 
 
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("filter", [HalfInverse(), Damped(1e-3), Damped(1e-3, rcond=1e-3)])
+def test_squared_sizes_of_the_jacobian(route, filter):
+    jacobian, gradient = sample()
+    values = torch.linalg.svdvals(jacobian).square()
+    found = decomposed(jacobian, route, filter)
+    assert float(found.pulled_norm(gradient)) == pytest.approx(
+        float((jacobian.T @ gradient).norm())
+    )
+    assert float(found.squared_norm) == pytest.approx(float(values.sum()), rel=1e-12)
+    # The damped routes have a bound by the sums of the rows of the Gram matrix.
+    most = 1.0 if found.floor else min(jacobian.shape) ** 0.5
+    assert values[0] * (1 - 1e-12) <= found.largest <= values[0] * most * (1 + 1e-12)
+    assert 0 < found.resolution < 1e-6
+    assert found.floor in (0, found.resolution)
+
+
 def test_the_smaller_side_has_as_many_values_as_the_rank_can_be():
     for shape in [(6, 9), (9, 6)]:
         jacobian, _ = sample(*shape)

@@ -40,6 +40,48 @@ def test_damped_gain_times_value_is_the_damped_inverse(damping):
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize("damping", [1e-8, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("scale", EXTREMES)
+def test_damping_reduces_the_power(kappa, damping, scale):
+    values, damping = spectrum(scale=scale), damping * scale**2
+    filter = HalfInverse(kappa, damping=damping)
+    expected = values**kappa * values**2 / (values**2 + damping)
+    torch.testing.assert_close(values * filter.gain(values), expected, rtol=1e-13, atol=0)
+    if kappa == -1:
+        torch.testing.assert_close(filter.gain(values), Damped(damping).gain(values))
+
+
+def test_without_damping_the_power_is_the_same_to_the_last_bit():
+    values = spectrum()
+    assert torch.equal(HalfInverse(-1.0, damping=0.0).gain(values), values.pow(-2.0))
+    assert HalfInverse(-1.0, 1e-3, 0.0) == HalfInverse(-1.0, 1e-3)
+
+
+def test_the_cut_off_of_a_damped_power_is_strict_and_resolved():
+    values = torch.tensor([4.0, 1.0, 0.5, 0.0], dtype=torch.float64)
+    gains = filter_gains(HalfInverse(-1.0, rcond=0.125, damping=1.0), values, floor=0.0)
+    assert gains.tolist() == pytest.approx([1 / 17, 1 / 2, 0.0, 0.0])
+    resolved = HalfInverse(-1.0, "auto", damping=2.0).resolved(values, torch.float32)
+    assert resolved.damping == 2.0 and resolved.rcond > 0 and not resolved.auto
+
+
+@pytest.mark.parametrize(
+    ("damping", "error"),
+    [
+        (-1e-300, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        ("auto", TypeError),
+        (None, TypeError),
+        (True, TypeError),
+    ],
+)
+def test_a_damping_of_a_power_that_is_none_is_refused(damping, error):
+    with pytest.raises(error, match=r"damping must be .*0 for the power alone"):
+        HalfInverse(-1.0, damping=damping)
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
 def test_the_value_at_the_cut_is_cut_and_the_next_one_kept(kappa):
     at_cut = torch.tensor(0.5, dtype=torch.float64)
     above = torch.nextafter(at_cut, torch.tensor(1.0, dtype=torch.float64))

@@ -113,6 +113,21 @@ def test_zeros_give_a_zero_step(part, dtype):
     assert direction.shape == (200,) and not direction.any()
     assert change.shape == (150,) and not change.any()
     assert not found.singular_values.any()
+    assert float(found.largest) == float(found.squared_norm) == 0
+    assert float(found.pulled_norm(gradient)) == 0
+
+
+def test_squared_sizes_of_the_jacobian():
+    jacobian, gradient = sample(SPECTRA["power law"])
+    found = krylov(jacobian)
+    found.step(Damped(1e-3), gradient)
+    values = torch.linalg.svdvals(jacobian).square()
+    assert float(found.largest) == pytest.approx(float(values[0]), rel=1e-6)
+    assert 0.5 * values.sum() < found.squared_norm <= values.sum() * (1 + 1e-6)
+    assert float(found.pulled_norm(gradient)) == pytest.approx(
+        float((jacobian.T @ gradient).norm())
+    )
+    assert found.resolution == found.floor
 
 
 def test_a_tiny_jacobian_is_complete_after_a_few_steps():

@@ -84,7 +84,66 @@ def test_the_quadratic_model_is_that_of_the_loss_in_the_outputs():
     gradient = torch.func.grad(loss_at)(outputs)
     hessian = torch.func.hessian(loss_at)(outputs)
     expected = [float(loss_at(outputs)), float(gradient @ change), float(change @ hessian @ change)]
-    assert list(found.model(change)) == pytest.approx(expected, rel=1e-10)
+    model = found.model(change)
+    assert [model.loss, model.slope, model.curvature] == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("name", "method", "route"), ROUTES)
+@pytest.mark.parametrize("filter", [HalfInverse(rcond=1e-3), Damped(1e-2)], ids=str)
+def test_the_model_knows_the_largest_singular_value_and_the_rounding(name, method, route, filter):
+    settings = hig.Lanczos(tolerance=1e-9) if method == "lanczos" else method
+    found, jacobian, _ = linearised(name, filter, method=settings)
+    _, change = found.step(filter)
+    model = found.model(change)
+    values = torch.linalg.svdvals(jacobian)
+    most = 1 if not isinstance(filter, Damped) else len(jacobian) ** 0.5
+    assert values[0] ** 2 * (1 - 1e-6) <= model.largest <= values[0] ** 2 * most * (1 + 1e-6)
+    # An independent sum over samples; the Lanczos values need not be all.
+    forward = found.objective.forward
+    parameters = torch.cat([p.detach().flatten() for p in forward.parameters])
+    rms = parameters.square().mean().sqrt()
+    size = rms * jacobian.norm() / len(jacobian) ** 0.5
+    squares = 0.0
+    for gradient, outputs in zip(found.objective.gradient, forward.prediction, strict=True):
+        squares += float((gradient.abs() * (outputs.abs() + size)).detach().sum()) ** 2
+    by_parameters = float(rms * (jacobian.T @ found.objective.flat_gradient).norm())
+    expected = torch.finfo(torch.float64).eps * (squares**0.5 + by_parameters)
+    assert model.rounding == pytest.approx(expected, rel=0.3 if method == "lanczos" else 1e-8)
+
+
+@pytest.mark.parametrize("residuals", [True, False])
+def test_the_rounding_covers_that_of_a_float32_loss_near_an_exact_fit(residuals):
+    """Also where the outputs are residuals, which are small differences."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(2, 40), torch.nn.Tanh(), torch.nn.Linear(40, 40), torch.nn.Tanh(),
+        torch.nn.Linear(40, 3),
+    )  # fmt: skip
+    inputs = torch.randn(30, 2)
+    target = network(inputs).detach() + 1e-4 * torch.randn(30, 3)
+
+    def closure():
+        outputs = network(inputs)
+        prediction = outputs - target if residuals else outputs
+        return (prediction if residuals else prediction - target).square().sum(), prediction
+
+    parameters = list(network.parameters())
+    with Capture(parameters) as capture:
+        loss, prediction = closure()
+    step = StepContext(parameters, [1.0] * 6, [None] * 6, None, PhaseClock())
+    objective = objective_of(loss, prediction, capture.uses, step, curvature=True)
+    found = Lineariser("auto", "auto", None).linearise(objective, Damped(1.0), step.clock)
+    rounding = found.model(found.step(Damped(1.0))[1]).rounding
+    with torch.no_grad():
+        starts = [p.clone() for p in parameters]
+        losses = []
+        for _ in range(40):
+            for parameter, start in zip(parameters, starts, strict=True):
+                parameter.copy_(start * (1 + 1e-7 * torch.randn_like(start)))
+            losses.append(float(closure()[0]))
+    scatter = float(torch.tensor(losses, dtype=torch.float64).std())
+    assert scatter > 10 * torch.finfo(torch.float32).eps * float(loss.detach())
+    assert 0.05 * rounding < scatter < 2 * rounding
 
 
 @pytest.mark.parametrize("name", LAYERED)

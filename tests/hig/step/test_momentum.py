@@ -175,9 +175,13 @@ def test_rules_look_along_the_whole_direction(name, kind):
     network, closures = linear()
     groups = [{"params": [network.weight]}, {"params": [network.bias]}]
     optimizer = OPTIMIZERS[name](groups, 1.0, step_rule="trust", momentum=MU, momentum_kind=kind)
+    ratios = []
     for _ in range(8):
         optimizer.step(next(closures))
-        assert optimizer.report.gain_ratio == pytest.approx(1, abs=1e-9)
+        if not any("back to the parameters" in note for note in optimizer.report.notes):
+            ratios.append(optimizer.report.gain_ratio)
+    assert len(ratios) >= 6
+    assert ratios == pytest.approx([1] * len(ratios), abs=1e-9)
 
 
 @KINDS
@@ -222,7 +226,8 @@ def test_a_step_that_is_taken_back_ends_what_was_carried(name):
 
     optimizer.step(wall)
     assert torch.equal(flat(network.parameters()), before)
-    assert not any(isinstance(key, torch.Tensor) for key in optimizer.state)
+    for parameter in network.parameters():
+        assert not {"direction", "last_point"} & optimizer.state[parameter].keys()
 
 
 @pytest.mark.parametrize("name", ["hig", "lm"])
@@ -231,7 +236,11 @@ def test_an_error_halfway_changes_no_memory(name):
     optimizer = OPTIMIZERS[name](network.parameters(), 0.1, step_rule="trust", momentum=MU)
     optimizer.step(closure)
     before = flat(network.parameters()).clone()
-    last = [optimizer.state[parameter]["direction"].clone() for parameter in network.parameters()]
+    last = [
+        {name: value.clone() for name, value in optimizer.state[parameter].items()}
+        for parameter in network.parameters()
+    ]
+    assert last[0].keys() == {"direction", "last_point", "safe_point"}
 
     def raises():
         if not torch.equal(flat(network.parameters()), before):
@@ -240,8 +249,10 @@ def test_an_error_halfway_changes_no_memory(name):
 
     with pytest.raises(OSError, match="disk full"):
         optimizer.step(raises)
-    for parameter, direction in zip(network.parameters(), last, strict=True):
-        assert torch.equal(optimizer.state[parameter]["direction"], direction)
+    for parameter, values in zip(network.parameters(), last, strict=True):
+        assert optimizer.state[parameter].keys() == values.keys()
+        for name, value in values.items():
+            assert torch.equal(optimizer.state[parameter][name], value)
 
 
 def test_levenberg_marquardt_tries_again_without_what_was_carried():

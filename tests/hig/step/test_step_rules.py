@@ -1,6 +1,5 @@
 """Step-size rules: what they do along one direction, and through an optimiser."""
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -8,175 +7,16 @@ import torch
 from torch import nn
 
 import hig
-from hig._step.step_rules import STEP_RULES, Fixed, LineSearch, Trust, make_step_rule
-from hig._step.trial_step import Trial
+from hig._step.step_rules import STEP_RULES, Fixed, LineSearch, make_step_rule
 from tests.hig.networks import build, least_squares
+from tests.hig.trials import parabola
 from tests.textbook import flat
-
-
-def parabola(lr=1.0, minimum=3.0, curvature=2.0, wall=math.inf):
-    """A trial along one parameter: loss ½ c (x - minimum)², infinite beyond the wall."""
-    parameter = torch.zeros(1, dtype=torch.float64)
-
-    def loss():
-        x = float(parameter)
-        return 0.5 * curvature * (x - minimum) ** 2 if x < wall else math.inf
-
-    # The output is x; its gradient is -c * minimum, and the direction is taken along it.
-    gradient = -curvature * minimum
-    direction = torch.tensor([gradient], dtype=torch.float64)
-    trial = Trial([parameter], [direction], lr, loss(), gradient**2, curvature * gradient**2, loss)
-    return parameter, trial
 
 
 def test_fixed_takes_the_learning_rate():
     parameter, trial = parabola(lr=0.25)
     Fixed().take(trial)
     assert float(parameter) == pytest.approx(0.25 * 6)
-
-
-def test_trust_takes_half_the_cauchy_step_first_and_all_of_it_in_the_end():
-    rule = Trust()
-    fractions = []
-    for _ in range(6):
-        parameter, trial = parabola()
-        ratio = rule.take(trial)
-        fractions.append(float(parameter) / 3)
-        assert ratio == pytest.approx(1)  # the model is exact
-    assert fractions[0] == pytest.approx(0.5)
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == pytest.approx(1)
-
-
-def test_trust_undoes_a_step_that_raises_the_loss_and_becomes_careful():
-    rule = Trust()
-    parameter, trial = parabola(wall=1.0)
-    assert rule.take(trial) < 0
-    assert float(parameter) == 0
-    assert rule.state["fraction"] == 0.25
-    parameter, trial = parabola(wall=1.0)
-    rule.take(trial)
-    assert float(parameter) == pytest.approx(0.75)
-
-
-def test_trust_measures_in_the_warm_up_and_then_at_times():
-    rule = Trust(warm_up=3, period=5)
-    measured = [rule.take(parabola()[1]) is not None for _ in range(12)]
-    assert measured == [True, True, True, False, False, True, *[False] * 4, True, False]
-
-
-def test_trust_goes_no_further_than_the_mean_of_late_models_asks():
-    """A flat batch after curved ones is no reason to go far; a curved one after flat ones is."""
-    rule = Trust()
-    for _ in range(8):
-        rule.take(parabola()[1])
-    fraction = rule.state["fraction"]
-    _, flat_trial = parabola(curvature=0.2, minimum=3)
-    rule.take(flat_trial)
-    slopes = torch.tensor([36.0] * 8 + [0.36], dtype=torch.float64)
-    curvatures = slopes / torch.tensor([0.5] * 8 + [5.0], dtype=torch.float64)
-    typical = float(slopes.sum() / curvatures.sum())
-    assert 0.5 < typical < 5
-    assert flat_trial.step_size == pytest.approx(fraction * typical)
-    _, curved = parabola(curvature=20.0)
-    fraction = rule.state["fraction"]
-    rule.take(curved)
-    assert curved.step_size == pytest.approx(fraction / 20)
-
-
-def test_trust_is_not_misled_by_easy_batches():
-    """Their Cauchy step is a thousand times what the hard ones bear."""
-    rule = Trust()
-    rule.take(parabola(curvature=1000.0, minimum=1.0)[1])
-    for _ in range(20):
-        easy = parabola(curvature=1.0, minimum=1.0)[1]
-        rule.take(easy)
-        assert easy.step_size < 0.0011
-        rule.take(parabola(curvature=1000.0, minimum=1.0)[1])
-
-
-def quartic(x):
-    """A trial of ¼ x⁴ from wherever x is, whose Cauchy step is 1 / (3 x²)."""
-    direction = x**3
-    slope, here = float(direction.square()), float(x)
-    curvature = 3 * here**2 * slope
-    loss = 0.25 * here**4
-    resolution = torch.finfo(x.dtype).eps
-    return Trial(
-        [x], [direction], 1.0, loss, slope, curvature, lambda: 0.25 * float(x) ** 4, resolution
-    )
-
-
-@pytest.mark.parametrize(("others", "reach"), [(False, 4), (True, 1)])
-def test_trust_goes_further_where_there_is_one_batch(others, reach):
-    rule, x = Trust(memory=1000), torch.full((1,), 10.0, dtype=torch.float64)
-    slopes, curvatures, limited = [], [], 0
-    for k in range(40):
-        other = others and k % 2 == 1
-        trial = parabola(curvature=1e-3)[1] if other else quartic(x)
-        fraction = rule.state["fraction"]
-        slopes.append(trial.slope)
-        curvatures.append(trial.curvature)
-        rule.take(trial)
-        # The first step knows of one batch, and its successor is the first that can be capped.
-        farthest = reach * sum(slopes) / sum(curvatures) if k else math.inf
-        if not other:
-            own = trial.slope / trial.curvature
-            assert trial.step_size == pytest.approx(fraction * min(own, farthest))
-            limited += farthest < own
-    assert limited > 3
-
-
-def test_trust_does_not_stay_careful_after_a_start_from_far_away():
-    """The first losses are a million times the others, and bear a hundredth of their steps."""
-    rule = Trust()
-    for _ in range(3):
-        rule.take(parabola(curvature=200.0, minimum=300.0)[1])
-    for _ in range(420):
-        trial = parabola(curvature=2.0, minimum=3.0)[1]
-        rule.take(trial)
-    assert trial.step_size == pytest.approx(rule.state["fraction"] / 2, rel=0.05)
-
-
-def test_trust_survives_slopes_from_both_ends_of_the_numbers():
-    rule = Trust()
-    for scale in (*[1e-100] * 40, 1e100, 1e-100):
-        trial = parabola(curvature=scale, minimum=1.0)[1]
-        rule.take(trial)
-        assert math.isfinite(trial.step_size) and trial.step_size > 0
-
-
-def test_trust_walks_on_across_a_plateau():
-    """A saddle at a loss of 1: growth is exponential, but unseen in float32 for many steps."""
-    position = torch.full((1,), 1e-6, requires_grad=True)
-
-    def closure():
-        prediction = position.view(1, 1) * 1.0
-        return (1 - prediction.square() + prediction**4).mean(), prediction
-
-    optimizer = hig.HIG([position], step_rule="trust")
-    for _ in range(60):
-        optimizer.step(closure)
-    assert float(position.detach()) == pytest.approx(0.5**0.5, rel=1e-2)
-
-
-def test_trust_forgets():
-    rule = Trust(memory=4)
-    for _ in range(60):
-        rule.take(parabola(curvature=200.0)[1])
-    for _ in range(100):
-        trial = parabola(curvature=2.0)[1]
-        rule.take(trial)
-    assert trial.step_size == pytest.approx(rule.state["fraction"] / 2, rel=1e-3)
-
-
-def test_trust_without_curvature_takes_the_learning_rate():
-    parameter = torch.zeros(1, dtype=torch.float64)
-    trial = Trial(
-        [parameter], [torch.ones(1).double()], 0.2, 1.0, 1.0, 0.0, lambda: 1 + float(parameter)
-    )
-    Trust().take(trial)
-    assert float(parameter) == pytest.approx(-0.1)
 
 
 @pytest.mark.parametrize(("minimum", "curvature"), [(3.0, 0.01), (3.0, 2.0), (1e-6, 500.0)])
@@ -211,7 +51,9 @@ def test_the_learning_rate_scales_the_step(name):
     moves = []
     for lr in (1.0, 0.5):
         parameter, trial = parabola(lr=lr, curvature=1e-3)
-        make_step_rule(name).take(trial)
+        rule = make_step_rule(name)
+        rule.state.update({"ceiling": 1.0} if name == "trust" else {})
+        rule.take(trial)
         moves.append(float(parameter))
     if name == "line_search":  # powers of two from another start: the same end
         assert moves[0] == moves[1]

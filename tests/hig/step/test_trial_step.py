@@ -8,7 +8,7 @@ from torch import nn
 
 import hig
 from hig._step.objective import curvature_along
-from hig._step.trial_step import RandomState, Trial
+from hig._step.trial_step import Trial
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat
 
@@ -71,6 +71,83 @@ def test_what_is_lost_in_the_rounding_of_the_loss_says_nothing(after, expected):
     assert trial.gain_ratio() == pytest.approx(expected, nan_ok=True)
 
 
+def quadratic(loss=5.0, slope=2.0, curvature=2.0, **options):
+    """A trial along a line, and the losses that it will find."""
+    after = []
+    parameter, direction = torch.zeros(1).double(), torch.ones(1).double()
+    trial = Trial(
+        [parameter], [direction], 1.0, loss, slope, curvature, lambda: after.pop(), **options
+    )
+    return trial, after
+
+
+@pytest.mark.parametrize(("loss", "after"), [(0.0, 0.0), (1e-30, 1e-30), (2.0, 2.0)])
+def test_where_the_slope_is_zero_there_is_nothing_to_see(loss, after):
+    trial, losses = quadratic(loss, 0.0, 0.0)
+    losses.append(after)
+    trial.move(1.0)
+    assert math.isnan(trial.gain_ratio())
+    assert not trial.can_gain()
+
+
+def test_a_step_without_slope_that_raises_the_loss_is_seen():
+    trial, losses = quadratic(0.0, 0.0, 2.0)  # along momentum, at an exact fit
+    losses.append(1.0)
+    trial.move(1.0)
+    assert trial.gain_ratio() == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [(5 - 1e-4, math.nan), (5 + 1e-4, math.nan), (4.0, 2e5), (6.0, -2e5)],
+)
+def test_the_rounding_of_the_outputs_hides_a_gain(after, expected):
+    """Predicted is a gain of 5e-6, and a rounding of the outputs changes the loss by 1e-4."""
+    trial, losses = quadratic(5.0, 5e-6, 0.0, rounding=1e-4)
+    losses.append(after)
+    trial.move(1.0)
+    assert trial.gain_ratio() == pytest.approx(expected, nan_ok=True)
+    assert not trial.can_gain()
+    assert trial.same_initial_loss(5 + 1.9e-4)
+    assert not trial.same_initial_loss(5 + 2.1e-4)
+
+
+@pytest.mark.parametrize("after", [5.0, 5.3])
+def test_a_gain_that_should_be_seen_and_is_not_is_none(after):
+    trial, losses = quadratic(rounding=1e-4)
+    losses.append(after)
+    trial.move(1.0)
+    assert trial.can_gain()
+    assert trial.gain_ratio() <= 0
+
+
+@pytest.mark.parametrize("step_size", [1e-3, 0.1, 0.5, 1.0, 1.7, 2.0, 3.0])
+@pytest.mark.parametrize("curvature", [0.5, 2.0, 6.0, 40.0])
+def test_the_ratio_of_the_whole_step_follows_from_any_step(step_size, curvature):
+    """The true curvature is not 2; the step to the lowest point of the model is 1."""
+    trial, losses = quadratic()
+    losses.append(5 - 2 * step_size + 0.5 * curvature * step_size**2)
+    trial.move(step_size)
+    achieved = 2 - 0.5 * curvature
+    assert trial.whole_ratio() == pytest.approx(achieved / (2 - 0.5 * 2), rel=1e-6)
+
+
+def test_the_ratio_of_the_whole_step_may_be_lost_in_rounding():
+    trial, losses = quadratic(rounding=1e-4)
+    losses.append(5 - 2e-3)
+    trial.move(1e-3)  # the curvature changes the loss by 1e-6
+    assert trial.gain_ratio() == pytest.approx(1, abs=1e-3)
+    assert math.isnan(trial.whole_ratio())
+
+
+def test_a_linear_loss_has_no_whole_step():
+    trial, losses = quadratic(curvature=0.0)
+    losses.append(4.0)
+    trial.move(1.0)
+    assert trial.whole_ratio() == trial.gain_ratio() == 0.5
+    assert trial.can_gain()
+
+
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
 @pytest.mark.parametrize("kind", [hig.HIG, hig.LevenbergMarquardt])
 def test_an_error_while_measuring_changes_nothing(error, kind):
@@ -107,6 +184,18 @@ def test_curvature_along_a_change(loss):
     hessian = torch.autograd.functional.hessian(loss, prediction.detach()).reshape(6, 6)
     found = curvature_along(gradient, prediction, change)
     assert float(found) == pytest.approx(float(change @ hessian @ change), abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1e10, 1e25])
+def test_curvature_of_a_loss_of_any_scale(scale):
+    """In float32 the product of the Hessian with a change of that scale is out of range."""
+    prediction = torch.randn(3, 2, requires_grad=True)
+    loss = scale * prediction.square().sum()
+    (gradient,) = torch.autograd.grad(loss, prediction, create_graph=True)
+    change = gradient.detach().double().flatten()
+    found = float(curvature_along(gradient, prediction, change))
+    assert found == pytest.approx(2 * scale * float(change @ change), rel=1e-5)
+    assert float(curvature_along(gradient, prediction, torch.zeros_like(change))) == 0
 
 
 class Squares(torch.autograd.Function):
@@ -148,11 +237,3 @@ def test_a_loss_without_second_derivative_is_refused(loss, match):
         assert torch.equal(flat(network.parameters()), before)
     hig.HIG(network.parameters(), step_rule="fixed", rcond=1e-6).step(closure)
     assert not torch.equal(flat(network.parameters()), before)
-
-
-def test_random_numbers_come_again_and_leave_no_trace():
-    state = RandomState(torch.device("cpu"))
-    first = torch.rand(3)
-    after = torch.get_rng_state()
-    assert torch.equal(state.replay(lambda: torch.rand(3)), first)
-    assert torch.equal(torch.get_rng_state(), after)

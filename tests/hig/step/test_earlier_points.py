@@ -1,0 +1,329 @@
+"""Earlier parameters in the steps of the trust rule: the last point and the safe one."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import hig
+from hig._step.earlier_points import EarlierPoints, Point
+from tests.hig.networks import build, least_squares
+from tests.textbook import flat
+
+RETURN = "back to the parameters before them"
+KINDS = {
+    "hig": lambda p: hig.HIG(p, step_rule="trust"),
+    "hig momentum": lambda p: hig.HIG(p, step_rule="trust", momentum=0.5),
+    "gn": lambda p: hig.GaussNewton(p, step_rule="trust", rcond=1e-3),
+    "gn projected": lambda p: hig.GaussNewton(
+        p, step_rule="trust", rcond=1e-3, momentum=0.5, momentum_kind="projected"
+    ),
+    "lm": lambda p: hig.LevenbergMarquardt(p, step_rule="trust"),
+    "lm momentum": lambda p: hig.LevenbergMarquardt(p, step_rule="trust", momentum=0.5),
+    # Products need the graph at the present parameters, which a look elsewhere ends.
+    "gn lanczos": lambda p: hig.GaussNewton(
+        p, step_rule="trust", rcond=1e-3, method="lanczos", engine="rows"
+    ),
+    "multi": lambda p: hig.MultiHIG(p, step_rule="trust"),
+}
+EACH = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+MULTI = hig.MultiHIG
+
+
+def move(network, place):
+    """Set the parameters to copies of a vector."""
+    nn.utils.vector_to_parameters(place.clone(), network.parameters())
+
+
+class Run:
+    """A network that is trained on batches whose target may be its own output elsewhere."""
+
+    def __init__(self, make, dtype=torch.float64):
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).to(dtype)
+        self.optimizer = make(self.network.parameters())
+
+    def closure(self, number, target=None, calls=None):
+        """Batch of a number; the target is a constant, or that of other parameters."""
+        generator = torch.Generator().manual_seed(number)
+        dtype = next(self.network.parameters()).dtype
+        inputs = torch.randn(5, 4, generator=generator, dtype=torch.float64).to(dtype)
+        wanted = torch.ones((), dtype=dtype)
+        if target is not None:
+            other = copy.deepcopy(self.network)
+            move(other, target)
+            wanted = other(inputs).detach()
+
+        def closure():
+            if calls is not None:
+                calls()
+            prediction = self.network(inputs)
+            loss = (prediction - wanted).square().sum()
+            pair = loss, prediction
+            return [pair] if isinstance(self.optimizer, MULTI) else pair
+
+        return closure
+
+    def step(self, number, target=None, calls=None):
+        """Take a step; return whether it went back to the safe point."""
+        self.optimizer.step(self.closure(number, target, calls))
+        return any(RETURN in note for note in self.optimizer.report.notes)
+
+    def warm(self, steps=6):
+        """Take some steps; return the parameters before the last that are the safe point."""
+        for number in range(steps):
+            self.step(number)
+        return self.point(Point.SAFE)
+
+    def point(self, point):
+        states = [self.optimizer.state.get(p, {}) for p in self.network.parameters()]
+        return None if any(point not in s for s in states) else flat(s[point] for s in states)
+
+    def at(self):
+        return flat(self.network.parameters()).clone()
+
+    def stored(self):
+        """Everything that is kept per parameter."""
+        return [dict(self.optimizer.state.get(p, {})) for p in self.network.parameters()]
+
+
+def equal(first, second):
+    assert len(first) == len(second)
+    return all(
+        one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+        for one, two in zip(first, second, strict=True)
+    )
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_that_was_much_better_there_leads_back_exactly(make, dtype):
+    run = Run(make, dtype)
+    safe = run.warm()
+    before, rule = run.at(), run.optimizer.state["step_rule"]
+    assert not torch.equal(safe, before)
+    ceiling = rule["ceiling"]
+    assert run.step(100, target=safe)
+    assert torch.equal(run.at(), safe)
+    assert rule["ceiling"] == max(ceiling / 2, 0.02)
+    assert rule["share"] == 0
+    report = run.optimizer.report
+    assert report.step_size == 0 and report.gain_ratio is None
+    # No direction, and no last step whose end this would be.
+    assert all(values.keys() == {Point.SAFE.value} for values in run.stored())
+    assert torch.equal(run.point(Point.SAFE), safe)
+    assert not run.step(100, target=safe)  # nothing is left to learn there
+    for number in range(20):
+        run.step(number)
+    assert not torch.equal(run.at(), safe)
+
+
+@EACH
+def test_a_little_better_is_not_enough(make):
+    """The loss must be a third higher than there: a quarter of the higher one."""
+    losses = {}
+    for share in (0.6, 0.9):
+        run = Run(make)
+        safe = run.warm()
+        present = run.at()
+        # Between the two points, nearer to the safe one by little or much.
+        target = present + share * (safe - present)
+        closure = run.closure(100, target=target)
+        losses[share] = []
+        for place in (present, safe):
+            move(run.network, place)
+            outcome = closure()
+            pair = outcome[0] if isinstance(run.optimizer, MULTI) else outcome
+            losses[share].append(float(pair[0].detach()))
+        move(run.network, present)
+        here, there = losses[share]
+        returned = run.step(100, target=target)
+        assert returned == (here - there > 0.25 * here)
+    assert any(here - there > 0.25 * here for here, there in losses.values())
+
+
+@EACH
+def test_a_point_that_is_better_for_new_samples_becomes_the_safe_one(make):
+    run = Run(make)
+    assert run.point(Point.SAFE) is run.point(Point.LAST) is None
+    for number in range(6):
+        before, safe = run.at(), run.point(Point.SAFE)
+        closure = run.closure(number)
+        here = closure()
+        here = float((here[0] if isinstance(run.optimizer, MULTI) else here)[0].detach())
+        if safe is not None:
+            move(run.network, safe)
+            there = closure()
+            there = float((there[0] if isinstance(run.optimizer, MULTI) else there)[0].detach())
+            move(run.network, before)
+        better = safe is None or here <= there
+        assert not run.step(number)
+        assert torch.equal(run.point(Point.SAFE), before if better else safe)
+        assert torch.equal(run.point(Point.LAST), before)
+
+
+@EACH
+def test_after_the_first_steps_it_looks_back_at_times(make):
+    run = Run(make)
+    for number in range(10):
+        run.step(number)
+    safe, returned = run.point(Point.SAFE), []
+    for number in range(10, 20):
+        returned.append(run.step(number, target=safe))
+        if returned[-1]:
+            break
+    assert len(returned) == 5 and returned[-1]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("returns", [False, True])
+@EACH
+def test_an_interruption_at_any_evaluation_changes_nothing(make, returns, error):
+    """Also while the loss is evaluated at the safe point."""
+    interrupted = 0
+    for last in range(1, 12):
+        run = Run(make)
+        safe = run.warm()
+        parameters, stored = run.at(), copy.deepcopy(run.stored())
+        countdown = iter(range(last, -1, -1))
+
+        def calls(countdown=countdown):
+            if next(countdown, 0) == 1:
+                raise error("stop")
+
+        try:
+            run.step(100, target=safe if returns else None, calls=calls)
+        except error:
+            interrupted += 1
+        else:
+            break
+        assert torch.equal(run.at(), parameters)
+        assert equal(run.stored(), stored)
+        # It is repeated as if nothing had been.
+        assert run.step(100, target=safe if returns else None) == returns
+        assert not returns or torch.equal(run.at(), safe)
+    assert interrupted >= (2 if returns else 3)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 7, 8, 9, 13, 16])
+@EACH
+def test_a_run_resumes_to_the_last_bit_from_any_step(make, steps):
+    """Some batches lead back: saved just before, at and after that."""
+
+    def train(run, numbers):
+        for number in numbers:
+            safe = run.point(Point.SAFE)
+            target = safe if number in (7, 15) and safe is not None else None
+            run.step(number, target=target)
+
+    run = Run(make)
+    train(run, range(steps))
+    loaded = Run(make)
+    file = io.BytesIO()
+    torch.save([run.network.state_dict(), run.optimizer.state_dict()], file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    loaded.network.load_state_dict(weights)
+    loaded.optimizer.load_state_dict(state)
+    twins = [loaded]
+    for pair in (
+        copy.deepcopy((run.network, run.optimizer)),
+        pickle.loads(pickle.dumps((run.network, run.optimizer))),
+    ):
+        twin = Run(make)
+        twin.network, twin.optimizer = pair
+        twins.append(twin)
+    train(run, range(steps, 20))
+    for twin in twins:
+        train(twin, range(steps, 20))
+        assert torch.equal(twin.at(), run.at())
+        assert equal(twin.stored(), run.stored())
+        for name in ("step_rule", "progress", "damping"):
+            assert twin.optimizer.state.get(name) == run.optimizer.state.get(name)
+
+
+def test_points_that_were_given_out_do_not_change():
+    run = Run(KINDS["hig"])
+    run.warm()
+    given = dict(run.optimizer.state_dict()["state"][0])
+    kept = copy.deepcopy(given)
+    for number in range(10, 20):
+        run.step(number)
+    assert all(torch.equal(given[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("point", Point)
+def test_points_of_another_network_are_refused(point):
+    run, other = Run(KINDS["hig"]), Run(KINDS["hig"])
+    run.warm()
+    state = copy.deepcopy(run.optimizer.state_dict())
+    state["state"][2][point.value] = torch.zeros(7, 7)
+    before = copy.deepcopy(other.optimizer.state_dict())
+    with pytest.raises(ValueError, match="it is that of another network"):
+        other.optimizer.load_state_dict(state)
+    assert repr(other.optimizer.state_dict()) == repr(before)
+
+
+@EACH
+def test_a_parameter_that_joins_has_no_earlier_values(make):
+    """What is not known for all of them is not used."""
+    run = Run(make)
+    run.warm()
+    # As part of the prediction, so that it belongs to the joint Jacobian.
+    scale = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    run.optimizer.add_param_group({"params": [scale]})
+    run.network = nn.ModuleList([run.network])
+    body = run.network[0]
+    run.network.forward = lambda x: body(x) * scale
+    assert not run.step(100)
+    for number in range(4):
+        run.step(number)
+    assert run.optimizer.state[scale].keys() >= {"last_point", "safe_point"}
+
+
+@EACH
+def test_what_thaws_has_no_earlier_values(make):
+    """Points of other steps than those of the rest would be one that never was."""
+    run = Run(make)
+    run.warm()
+    frozen = list(run.network[0].parameters())
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for number in range(3):
+        run.step(number)
+    assert not any({"last_point", "safe_point"} & run.optimizer.state[p].keys() for p in frozen)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    run.step(100)
+    for number in range(4):
+        before = run.at()
+        assert run.step(number) or torch.equal(run.point(Point.LAST), before)
+
+
+def test_only_a_commit_changes_the_state():
+    network, _ = build("mlp")
+    parameters = list(network.parameters())
+    state = {}
+    points = EarlierPoints(state, parameters, None)
+    assert points.last_step() is None
+    values = [parameter.detach().clone() for parameter in parameters]
+    points.keep_safe(values)
+    assert not state and points.values(Point.SAFE) is None
+    points.commit(None)
+    assert points.values(Point.SAFE) == values and points.values(Point.LAST) is None
+    points.commit(values)
+    assert points.values(Point.LAST) == values
+    points.commit(None)
+    assert points.values(Point.LAST) is None and points.values(Point.SAFE) == values
+
+
+@pytest.mark.parametrize("rule", ["fixed", "line_search"])
+def test_other_rules_keep_no_points(rule):
+    network, inputs = build("mlp")
+    optimizer = hig.HIG(network.parameters(), lr=0.1, step_rule=rule)
+    for _ in range(3):
+        optimizer.step(least_squares(network, inputs))
+    assert not any(isinstance(key, torch.Tensor) for key in optimizer.state)

@@ -64,7 +64,7 @@ class DampedSteps:
                 return self._report(linearisation, damped, trial, None, notes)
             if judged and attempt == 0 and _reach(trial) > LONGEST_REACH:
                 notes.append(_reach_note(trial))
-            # Where nothing can be gained, a first attempt is rejected because of its momentum.
+            # If nothing can be gained, a first attempt is rejected because of its momentum.
             by_momentum = self._with_momentum and attempt == 0 and not outcome.can_gain
             if outcome.seen and not (outcome.rejected and by_momentum):
                 self._adapt(outcome, trial, lowest)

@@ -8,7 +8,7 @@ __all__ = ["LOWEST", "START", "Outcome", "adapted_damping"]
 # A step with a gain ratio of at most this is rejected.
 LEAST_RATIO = 1e-3
 # Highest damping, relative to the largest squared singular value: a step of negligible length, from
-# which twenty steps lead back. Where a rule chooses the length, more only does the same.
+# which twenty steps lead back. For a rule that chooses the length, more only does the same.
 HIGHEST, HIGHEST_MEASURED = 1e6, 1e1
 # Damping of the first step, relative to the largest squared singular value. Directions that the
 # physics scales by less than a tenth wait until the others are learned: from one batch of an
@@ -63,7 +63,7 @@ class Outcome:
             dominant: whether the damping exceeds all squared singular values.
         """
         if self.unseen:
-            # Where a longer step would be seen, it is the damping that hides the gain.
+            # If a longer step would be seen, it is the damping that hides the gain.
             return 1 / 3 if self.can_gain and dominant else 1.0
         if self.rejected or self.ratio is None:
             return 4.0

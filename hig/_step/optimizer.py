@@ -134,7 +134,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._check_state(state_dict["state"])
         super().load_state_dict(state_dict)
         self.state[IDENTITY] = identity
-        # What an earlier version did not keep is as in a new run.
+        # Parts that an earlier version did not keep are as in a new run.
         self._rule.state.update(self._first_rule_state)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state

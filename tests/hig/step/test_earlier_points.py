@@ -269,7 +269,7 @@ def test_points_of_another_network_are_refused(point):
 
 @EACH
 def test_a_parameter_that_joins_has_no_earlier_values(make):
-    """What is not known for all of them is not used."""
+    """A point that is not known for all of them is not used."""
     run = Run(make)
     run.warm()
     # As part of the prediction, so that it belongs to the joint Jacobian.

@@ -1,4 +1,4 @@
-"""What a computation makes and changes in place itself keeps its values; what is older does not."""
+"""Tensors that a computation makes and changes in place keep their values; older ones do not."""
 
 import pytest
 import torch

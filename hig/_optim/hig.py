@@ -125,7 +125,7 @@ class HIG(JacobianOptimizer):
 
 
 class GaussNewton(HIG):
-    r"""Gauss-Newton: the full pseudo-inverse, ``kappa = -1``.
+    r"""Gauss-Newton: the full pseudo-inverse, ``kappa = -1``; with "trust" damped at first.
 
     All arguments are those of :class:`HIG`.
     """

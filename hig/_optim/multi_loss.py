@@ -60,13 +60,9 @@ class SharedPrediction:
         """Return J d (n,) for one direction per parameter."""
         return self.linearisation.output_change(directions)
 
-    def curvature(self, output_change: Tensor) -> tuple[float, float]:
-        """Return slope and curvature of the sum of the losses."""
-        return self.linearisation.curvature(output_change)
-
-    def model(self, output_change: Tensor, with_rounding: bool = True) -> QuadraticModel:
+    def model(self, output_change: Tensor) -> QuadraticModel:
         """Return the model of the sum of the losses."""
-        return self.linearisation.model(output_change, with_rounding)
+        return self.linearisation.model(output_change)
 
     def rounding(self) -> float:
         """Return the change of the sum of the losses by a rounding of outputs and parameters."""
@@ -133,24 +129,16 @@ class SeparatePredictions:
         """Return the change of each prediction (n_i,) along one direction per parameter."""
         return [part.output_change(directions) for part in self.parts]
 
-    def curvature(self, output_change: list[Tensor]) -> tuple[float, float]:
-        """Return slope and curvature of the sum of the losses."""
-        pairs = [part.curvature(c) for part, c in zip(self.parts, output_change, strict=True)]
-        slopes, curvatures = zip(*pairs, strict=True)
-        return sum(slopes), sum(curvatures)
-
     def rounding(self) -> float:
         """Return the change of the sum of the losses by a rounding of outputs and parameters."""
         return sum(part.rounding() for part in self.parts)
 
-    def model(self, output_change: list[Tensor], with_rounding: bool = True) -> QuadraticModel:
+    def model(self, output_change: list[Tensor]) -> QuadraticModel:
         """Return the model of the sum of the losses."""
         pairs = zip(self.parts, output_change, strict=True)
-        models = [part.model(change, with_rounding) for part, change in pairs]
-        loss, slope, curvature, rounding, _ = (
-            sum(numbers) for numbers in zip(*models, strict=True)
-        )
-        return QuadraticModel(loss, slope, curvature, rounding, max(m.largest for m in models))
+        models = [part.model(change) for part, change in pairs]
+        loss, slope, curvature, _ = (sum(numbers) for numbers in zip(*models, strict=True))
+        return QuadraticModel(loss, slope, curvature, max(m.largest for m in models))
 
     @property
     def objectives(self) -> list[Objective]:

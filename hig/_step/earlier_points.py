@@ -62,9 +62,8 @@ class EarlierPoints:
             parameter.detach().double() - value.double()
             for parameter, value in zip(self._parameters, start, strict=True)
         ]
-        change = self._linearisation.output_change(step)
-        slope, curvature = self._linearisation.curvature(change)
-        return slope, abs(curvature)
+        model = self._linearisation.model(self._linearisation.output_change(step))
+        return model.slope, abs(model.curvature)
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:
         """Make values the safe point; they must not be changed later."""

@@ -35,14 +35,12 @@ class QuadraticModel(NamedTuple):
         loss: the loss of the whole batch.
         slope: g · v.
         curvature: vᵀ H v.
-        rounding: change of the loss by a rounding of outputs and parameters.
         largest: square of the largest singular value of J, or a bound close above it.
     """
 
     loss: float
     slope: float
     curvature: float
-    rounding: float = 0.0
     largest: float = 0.0
 
 
@@ -113,13 +111,8 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor, with_rounding: bool = True) -> QuadraticModel:
-        """Return the model along a change of the outputs (n,).
-
-        Args:
-            output_change: the change.
-            with_rounding: whether to estimate the rounding of the loss, which may take longer.
-        """
+    def model(self, output_change: Tensor) -> QuadraticModel:
+        """Return the model along a change of the outputs (n,)."""
         objective, split = self.objective, self.objective.split
         local_change = output_change if split is None else output_change[split.local_rows]
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
@@ -132,8 +125,7 @@ class Linearisation:
             summed = split.ranks.total(curvature).reshape(1)
             numbers = split.ranks.first(torch.cat([whole, summed]))
         loss_, slope_, largest, curvature_ = numbers.tolist()
-        rounding = self.rounding() if with_rounding else 0.0
-        return QuadraticModel(loss_, slope_, curvature_, rounding, largest)
+        return QuadraticModel(loss_, slope_, curvature_, largest)
 
     def rounding(self) -> float:
         """Return the change of the loss by a rounding of outputs and parameters."""
@@ -150,19 +142,6 @@ class Linearisation:
             squared, pulled = split.ranks.first(numbers)
         eps = max(torch.finfo(t.dtype).eps for t in (objective.forward.prediction, *parameters))
         return eps * float(squared.sqrt() + pulled)
-
-    def curvature(self, output_change: Tensor) -> tuple[float, float]:
-        """Return slope and curvature along a change of the outputs (n,), without the rest."""
-        objective, split = self.objective, self.objective.split
-        local_change = output_change if split is None else output_change[split.local_rows]
-        curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
-        slope = objective.flat_gradient @ output_change
-        if split is None:
-            numbers = torch.stack([slope, curvature])
-        else:
-            numbers = split.ranks.first(torch.stack([slope, split.ranks.total(curvature)]))
-        slope_, curvature_ = numbers.tolist()
-        return slope_, curvature_
 
     @property
     def objectives(self) -> list[Objective]:

@@ -281,6 +281,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         linearisation = self._linearise_at(safe, partial(random_state.replay, closure), step)
         if linearisation is None:
             raise NonFiniteError(message)
+        for parameter in step.parameters:  # momentum of the steps that are given up
+            self.state.get(parameter, {}).pop("direction", None)
         self._rule.retreat()  # type: ignore[attr-defined]  # of rules that look back
         return linearisation, [f"back to the parameters before the last steps: {reason}"]
 

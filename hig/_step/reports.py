@@ -31,7 +31,8 @@ class StepReport:
         step_size: the factor of the direction that was applied, learning rate included; None
             if no step was taken (``record``).
         gain_ratio: achieved over predicted decrease of the loss, if it was measured.
-        damping: damping of the next step (Levenberg-Marquardt), else None.
+        damping: damping of the next step (Levenberg-Marquardt, Gauss-Newton with "trust"), else
+            None.
         error_estimate: estimated relative error of the direction, at most 1; None if it is exact
             up to rounding, as with all routes but "lanczos".
         seconds: wall-clock per phase. On CUDA these are times of submission: kernels run on.

@@ -242,7 +242,7 @@ class Attempts:
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
-        loss, slope, curvature, _, largest = model
+        loss, slope, curvature, largest = model
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
             resolution, self._linearisation.rounding, largest, self._count, self._earlier, tries,
@@ -261,9 +261,7 @@ class Attempts:
         if any(lr != most for lr in self._lrs):
             scales = [lr / most for lr in self._lrs]
             directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
-        if not self._measures:
-            return directions, _NO_MODEL
-        return directions, self._linearisation.model(change, with_rounding=False)
+        return directions, self._linearisation.model(change) if self._measures else _NO_MODEL
 
     def accept(self, step_size: float | None) -> None:
         """Keep the present parameters.

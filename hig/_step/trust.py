@@ -12,7 +12,8 @@ __all__ = ["UNSEEN", "Trust"]
 _LEAST_PART = 1 / 16
 # With a fraction below this, four times this for damped directions, each step is measured.
 _CAUTIOUS = 1 / 16
-# Neither bound falls below these: from there they return within twenty steps.
+# Neither bound falls below these: fourteen good steps lead from there back to the fraction below
+# which each step is measured, ten to a ceiling of 1.
 _LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
 # The loss of other samples falls for as long as a step is shorter than twice the one that is best
 # for them. Just below that it falls slowly in one step, and farthest in many.
@@ -42,9 +43,9 @@ class Trust:
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
     ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small. A step that
-    raised the loss is tried again, shorter, along the same direction. a grows up to 1 where the
-    model predicts well and shrinks where it does not; gains too small to be seen in the rounded
-    loss say nothing.
+    raised the loss is tried again, shorter, and with more damping if the direction is damped. a
+    grows up to 1 where the model predicts well and shrinks where it does not; gains too small to be
+    seen in the rounded loss say nothing.
 
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that

@@ -6,10 +6,20 @@ import random
 import numpy as np
 import torch
 
+import hig
 from hig._step.evaluation import Graph
 from tests.hig.closures import CLOSURES, batch_norm, boxed, closure_kind, mlp, points, problem
 
-__all__ = ["CLOSURES", "DIFFERING", "mlp", "points", "problem"]
+__all__ = ["CLOSURES", "DIFFERING", "OPTIMIZERS", "mlp", "points", "problem"]
+
+#: One optimizer of each kind that measures steps.
+OPTIMIZERS = {
+    "trust": lambda p: hig.HIG(p, step_rule="trust", rcond=1e-3),
+    "line_search": lambda p: hig.HIG(p, step_rule="line_search", rcond=1e-3),
+    "levenberg": lambda p: hig.LevenbergMarquardt(p, damping=0.1),
+    "levenberg_trust": lambda p: hig.LevenbergMarquardt(p, damping=0.1, step_rule="trust"),
+    "gauss_newton": lambda p: hig.GaussNewton(p, step_rule="trust", rcond=1e-2),
+}
 
 # -- gradients by the inputs ----------------------------------------------------------------------
 

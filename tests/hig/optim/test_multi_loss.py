@@ -66,13 +66,10 @@ class Linear:
     def rounding(self):
         return 0.1 * float(self.loss)
 
-    def curvature(self, change):
-        return float(self.objective.flat_gradient @ change), float(change @ change)
-
-    def model(self, change, with_rounding=True):
-        rounding = self.rounding() if with_rounding else 0.0
+    def model(self, change):
+        slope = float(self.objective.flat_gradient @ change)
         loss = float(self.loss)
-        return QuadraticModel(loss, *self.curvature(change), rounding, 10 * loss)
+        return QuadraticModel(loss, slope, float(change @ change), 10 * loss)
 
     def spectra(self):
         return [f"spectrum of loss {float(self.loss)}"]
@@ -106,10 +103,8 @@ def test_directions_of_separate_predictions_are_combined_and_models_added(operat
     torch.testing.assert_close(several.slopes, torch.stack(slopes))
     curvature = sum(float((p.jacobian @ combined).square().sum()) for p in parts)
     # Losses, slopes, curvatures and roundings add up; of the largest values the largest stays.
-    expected = (6.0, float(sum(slopes)), curvature, 0.6, 30.0)
+    expected = (6.0, float(sum(slopes)), curvature, 30.0)
     assert several.model(changes) == pytest.approx(expected)
-    assert several.curvature(changes) == pytest.approx(expected[1:3])
-    assert several.model(changes, with_rounding=False).rounding == 0
     assert several.rounding() == pytest.approx(0.6)
     assert float(several.loss) == 6.0
     assert len(several.spectra()) == 3
@@ -132,7 +127,6 @@ def test_directions_of_a_shared_prediction_are_combined_in_its_metric(operator):
     assert relative_error(change, part.jacobian @ combined) < 1e-9
     torch.testing.assert_close(shared.slopes, gradients @ (part.jacobian @ combined))
     assert shared.model(change) == part.model(change)
-    assert shared.curvature(change) == part.curvature(change)
     assert shared.rounding() == part.rounding()
     assert shared.spectra() == part.spectra()
     assert shared.report(0.5).parts == [part.report(0.5)]

@@ -12,7 +12,7 @@ import hig
 from hig._step import evaluation
 from hig._step.evaluation import Evaluation, Graph, Watch
 from tests.hig.closures import NUMPY
-from tests.hig.graph_closures import CLOSURES, DIFFERING, mlp, points, problem
+from tests.hig.graph_closures import CLOSURES, DIFFERING, OPTIMIZERS, mlp, points, problem
 from tests.textbook import flat, relative_error
 
 pytestmark = pytest.mark.filterwarnings(
@@ -23,13 +23,6 @@ NOTE = "two evaluations of the closure at the same point differ"
 REPEATING = [name for name in CLOSURES if name not in DIFFERING]
 # In other last digits rules may decide otherwise.
 SAME_DIGITS = [name for name in REPEATING if name != "black_box_in_other_last_digits"]
-OPTIMIZERS = {
-    "trust": lambda p: hig.HIG(p, step_rule="trust", rcond=1e-3),
-    "line_search": lambda p: hig.HIG(p, step_rule="line_search", rcond=1e-3),
-    "levenberg": lambda p: hig.LevenbergMarquardt(p, damping=0.1),
-    "levenberg_trust": lambda p: hig.LevenbergMarquardt(p, damping=0.1, step_rule="trust"),
-    "gauss_newton": lambda p: hig.GaussNewton(p, step_rule="trust", rcond=1e-2),
-}
 BY_OPTIMIZER = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 

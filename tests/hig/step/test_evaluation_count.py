@@ -7,16 +7,8 @@ import pytest
 import hig
 from hig._step import evaluation
 from hig._step.evaluation import Watch
-from tests.hig.graph_closures import CLOSURES, problem
+from tests.hig.graph_closures import CLOSURES, OPTIMIZERS, problem
 from tests.textbook import flat
-
-OPTIMIZERS = {
-    "trust": lambda p: hig.HIG(p, step_rule="trust", rcond=1e-3),
-    "line_search": lambda p: hig.HIG(p, step_rule="line_search", rcond=1e-3),
-    "levenberg": lambda p: hig.LevenbergMarquardt(p, damping=0.1),
-    "levenberg_trust": lambda p: hig.LevenbergMarquardt(p, damping=0.1, step_rule="trust"),
-    "gauss_newton": lambda p: hig.GaussNewton(p, step_rule="trust", rcond=1e-2),
-}
 
 
 def counted(make, steps, closure_of=None):

@@ -113,3 +113,62 @@ def test_a_learning_rate_of_zero_moves_nothing():
         nn.utils.vector_to_parameters(flat(network.parameters()) - step, network.parameters())
         other = make(network.parameters(), step_rule="trust")
         torch.testing.assert_close(step_of(other, closure), step, rtol=1e-9, atol=1e-12)
+
+
+# -- losses that are not finite -------------------------------------------------------------------
+
+
+def after_ten_steps(kind):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    optimizer = kind(network.parameters(), step_rule="trust", momentum=0.5)
+    scale = [1.0]
+
+    def closure():
+        prediction = network(inputs) * scale[0]
+        return (prediction - inputs.sin()).square().sum(1).mean(), prediction
+
+    for _ in range(10):
+        inputs = torch.randn(32, 2).double()
+        optimizer.step(closure)
+    return network, optimizer, closure, scale
+
+
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
+def test_parameters_at_which_the_loss_is_not_finite_go_back_to_the_safe_point(kind):
+    network, optimizer, closure, _ = after_ten_steps(kind)
+    parameters = list(network.parameters())
+    safe = torch.cat([optimizer.state[p]["safe_point"].flatten() for p in parameters])
+    with torch.no_grad():
+        parameters[0].fill_(torch.nan)
+    ceiling = optimizer.state["step_rule"]["ceiling"]
+    optimizer.step(closure)
+    assert any("back to the parameters before" in note for note in optimizer.report.notes)
+    assert optimizer.state["step_rule"]["ceiling"] <= max(ceiling / 2, 0.02)
+    assert optimizer.report.step_size > 0
+    # The step begins there, along a direction without the momentum of what was given up.
+    direction = torch.cat([optimizer.state[p]["direction"].flatten() for p in parameters])
+    moved = safe - flat(parameters)
+    assert torch.allclose(moved, optimizer.report.step_size * direction, rtol=1e-9, atol=1e-12)
+    twin_network, twin, twin_closure, _ = after_ten_steps(kind)
+    nn.utils.vector_to_parameters(safe, twin_network.parameters())
+    for parameter in twin_network.parameters():
+        del twin.state[parameter]["direction"]
+    twin.step(twin_closure)
+    expected = [twin.state[p]["direction"].flatten() for p in twin_network.parameters()]
+    assert torch.allclose(direction, torch.cat(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
+def test_a_loss_that_is_not_finite_at_the_safe_point_either_is_refused(kind):
+    network, optimizer, closure, scale = after_ten_steps(kind)
+    scale[0] = torch.inf
+    before, state = flat(network.parameters()).clone(), copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(hig.NonFiniteError, match="unchanged"):
+        optimizer.step(closure)
+    assert torch.equal(flat(network.parameters()), before)
+    now = optimizer.state_dict()["state"]
+    assert now["step_rule"] == state["state"]["step_rule"]
+    for index in range(4):
+        for name, value in state["state"][index].items():
+            assert torch.equal(now[index][name], value)

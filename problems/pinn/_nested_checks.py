@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 Network = Callable[[Tensor], Tensor]
 
+# What backward passes of torch.compile say when their graph is asked for: one of the two.
+_COMPILED = ("double backward", "donated buffer")
+
 
 class Found(Protocol):
     """Derivatives: value (..., outputs), slopes and curvatures (..., channels, outputs)."""
@@ -99,7 +102,7 @@ def no_derivative(network: Network, at: Tensor, error: RuntimeError) -> ValueErr
     )
     if "heckpoint" in text:
         remedy = "call checkpoint(..., use_reentrant=False)"
-    elif "double backward" in text:
+    elif any(words in text for words in _COMPILED):
         remedy = "give jet the network itself, not what torch.compile makes of it"
     return ValueError(
         f"the network cannot be differentiated twice{_culprit(network, at)}: {text}; {remedy}"

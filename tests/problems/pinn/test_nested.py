@@ -225,6 +225,23 @@ def test_what_is_refused(network, match):
             jet(network, POINTS, 2, 2)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch.compile with aot_autograd does not currently support double backward",
+        "This backward function was compiled with non-empty donated buffers",
+    ],
+)
+def test_both_errors_of_compiled_networks_name_the_remedy(text):
+    class Compiled(Sine):
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError(text)
+
+    with pytest.raises(ValueError, match=f"{text}; .*not what torch.compile makes of it"):
+        jet(Compiled.apply, POINTS, 2, 2)
+
+
 def test_several_outputs_are_refused():
     with pytest.raises(TypeError, match=r"must return one tensor .*, got tuple"):
         jet(lambda x: (x, x), POINTS, 1, 1)

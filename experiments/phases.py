@@ -46,7 +46,9 @@ def phases(name: str, rounds: int, device: str, rates: Rates) -> list[dict[str, 
     problem = PROBLEMS[name]()
     cases = Cases(problem, problem.settings["hig"].batch_size, device)
     network = cases.network()
-    optimizer = hig.HIG(network.parameters(), lr=1e-9, rcond=problem.settings["hig"].rcond)
+    optimizer = hig.HIG(
+        network.parameters(), lr=1e-9, rcond=problem.settings["hig"].rcond, step_rule="fixed"
+    )
     closure = outputs_closure(problem, network, cases.batch)
     seconds: dict[str, list[float]] = {}
     for counted in range(-2, rounds):

@@ -5,8 +5,8 @@ of the problem, then the loss on a test set that all share. Only the steps count
 run is lost if it ends above a tenth of its start (on the conditioning toy above a fifth for
 Gauss-Newton; above its start if it took fewer than 100 steps), or by an error.
 
-METHOD is NAME[:RULE[:RCOND]], NAME one of hig, gn, lm. RULE is a step rule (trust by default, with
-lr=1 and the cut-off of the problem), "default" for the optimiser without any argument, or
+METHOD is NAME[:RULE[:RCOND[:LR]]], NAME one of hig, gn, lm. RULE is a step rule (trust by default,
+with lr=1 and the cut-off of the problem), "default" for the optimiser without any argument, or
 "published" for the settings of the problem.
 
 Records are one small file per run, in OUT/LABEL/PROBLEM/. Runs that are done are not repeated: the

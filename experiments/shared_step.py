@@ -84,7 +84,7 @@ def _stepper(
     torch.manual_seed(0)
     network, settings = problem.network(), problem.settings["hig"]
     optimizer = hig.HIG(
-        network.parameters(), lr=0.0, rcond=settings.rcond, engine=engine,
+        network.parameters(), lr=0.0, rcond=settings.rcond, engine=engine, step_rule="fixed",
         process_group=group, reduction=problem.loss_reduction,
     )  # fmt: skip
     closure = outputs_closure(problem, network, batch)

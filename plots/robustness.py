@@ -21,7 +21,7 @@ example:
 
 _LOSSES = ("start", "end", "limit")
 _PANEL = ("title", "seconds", "dtype", "batch")
-_VARIANT = ("method", "method_label", "rule", "cutoff")
+_VARIANT = ("method", "method_label", "rule", "cutoff", "rate")
 _SLOT = 0.8  # of the distance of two methods, shared by the labels
 _HIGHEST = 300.0  # of a loss over its start, in a panel
 _COLUMNS = 3
@@ -59,6 +59,10 @@ def _runs(file):
     start, end, limit = (file.array(f"runs.{name}", 1, _REMEDY) for name in _LOSSES)
     texts = ("title", "dtype", "method", "method_label", "rule", "cutoff")
     found = {name: np.asarray(file.get(f"runs.{name}", _REMEDY), dtype=str) for name in texts}
+    if "rate" in file.get("runs", _REMEDY):
+        found["rate"] = np.asarray(file.get("runs.rate", _REMEDY), dtype=str)
+    else:  # files from before runs had one
+        found["rate"] = np.full(len(start), "")
     for name in ("batch", "seconds", "seed", "lost"):
         found[name] = np.asarray(file.get(f"runs.{name}", _REMEDY))
     lengths = {len(column) for column in (start, end, limit, *found.values())}
@@ -160,6 +164,7 @@ def _name(variant, with_rule):
     lines = [label.replace("–", "–\n") if len(label) > 12 else label]
     lines += [variant["rule"].replace("_", " ")] if with_rule else []
     lines += [f"rcond {variant['cutoff']}"] if variant["cutoff"] else []
+    lines += [f"lr {variant['rate']}"] if variant["rate"] else []
     return "\n".join(lines)
 
 

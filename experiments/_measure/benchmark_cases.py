@@ -114,7 +114,9 @@ class Cases:
     def recorded(self) -> Step:
         """A step of HIG as a CUDA graph."""
         network, settings = self.network(), self.settings
-        optimizer = hig.HIG(network.parameters(), settings.lr, settings.rcond, cuda_graph=True)
+        optimizer = hig.HIG(
+            network.parameters(), settings.lr, settings.rcond, step_rule="fixed", cuda_graph=True
+        )
         closure = outputs_closure(self.problem, network, self.batch)
         return lambda: optimizer.step(closure)
 

@@ -28,7 +28,7 @@ def closure_of(case: str):
             prediction = network(inputs)
             return (prediction - target).square().sum(1).mean(), prediction
 
-        return network, plain, hig.HIG(network.parameters())
+        return network, plain, hig.HIG(network.parameters(), step_rule="fixed")
     module, _, name = case.partition(":")
     problem = getattr(import_module(module), name)()
     settings = problem.settings["hig"]
@@ -40,7 +40,8 @@ def closure_of(case: str):
         prediction = problem.predict(network, batch)
         return problem.loss(prediction, batch), prediction
 
-    return network, closure, hig.HIG(network.parameters(), lr=1e-6, rcond=settings.rcond)
+    optimizer = hig.HIG(network.parameters(), lr=1e-6, rcond=settings.rcond, step_rule="fixed")
+    return network, closure, optimizer
 
 
 def main(case: str, method: str, seconds: float) -> None:

@@ -30,7 +30,7 @@ def measure_point(name: str, samples: int, extent: int, chunk: int | None) -> di
     for parameter in parameters:
         parameter.grad = None
     optimizer = hig.GaussNewton(
-        parameters, rcond=1e-4, engine=kind.engine, method="gram", chunk=chunk
+        parameters, rcond=1e-4, engine=kind.engine, method="gram", step_rule="fixed", chunk=chunk
     )
     spent = []
 

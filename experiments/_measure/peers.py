@@ -167,7 +167,9 @@ class PeerCases:
         network = self._network()
         parameters = list(network.parameters())
         start = parameters_to_vector(parameters).detach()
-        optimizer = hig.LevenbergMarquardt(parameters, lr=1.0, damping=self.damping)
+        optimizer = hig.LevenbergMarquardt(
+            parameters, lr=1.0, damping=self.damping, step_rule="fixed"
+        )
 
         def compute() -> Tensor:
             _put(start, parameters)

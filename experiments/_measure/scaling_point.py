@@ -23,7 +23,9 @@ def build(axis: str, size: int, device: str, rows: int, parameters: int) -> Case
 
 def hig_step(case: Case, method: str) -> Callable[[], object]:
     """A step of HIG that hardly moves, so that every one is the same."""
-    optimizer = hig.HIG(case.network.parameters(), lr=1e-9, rcond=1e-4, method=method)
+    optimizer = hig.HIG(
+        case.network.parameters(), lr=1e-9, rcond=1e-4, method=method, step_rule="fixed"
+    )
     return partial(optimizer.step, case.closure)
 
 

@@ -28,6 +28,7 @@ class Case:
         seconds: Processor time of the training.
         dtype: ``"float32"`` or ``"float64"``.
         seed: Seed of weights, data and batches.
+        lr: Its learning rate, see `Variant`.
     """
 
     label: str
@@ -39,18 +40,20 @@ class Case:
     seconds: float
     dtype: str
     seed: int
+    lr: float | None = None
 
     @property
     def variant(self) -> Variant:
-        """The method with its rule and cut-off."""
-        return Variant(self.method, self.rule, self.rcond)
+        """The method with its rule, cut-off and learning rate."""
+        return Variant(self.method, self.rule, self.rcond, self.lr)
 
     @property
     def place(self) -> Path:
         """File of the record, below the output folder; no other case has it."""
         cutoff = () if self.rcond is None else (f"rcond{cutoff_text(self.rcond)}",)
+        lr = () if self.lr is None else (f"lr{self.lr:.12g}",)
         words = (
-            *(self.method, self.rule, *cutoff, f"batch{self.batch}", f"{self.seconds:.12g}s"),
+            *(self.method, self.rule, *cutoff, *lr, f"batch{self.batch}", f"{self.seconds:.12g}s"),
             *(self.dtype, f"seed{self.seed}"),
         )
         return Path(self.label, self.problem.replace("/", "_"), f"{'_'.join(words)}.json")

@@ -46,7 +46,7 @@ class Plan:
         cases = [
             Case(
                 *(label, folder, variant.method, variant.rule, variant.rcond),
-                *(sizes[folder, variant, factor], self.seconds, self.dtype, seed),
+                *(sizes[folder, variant, factor], self.seconds, self.dtype, seed, variant.lr),
             )
             for seed in range(self.seeds)
             for folder in self.problems

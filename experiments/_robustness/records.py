@@ -74,6 +74,7 @@ def results_of(records: Sequence[Record]) -> dict[str, object]:
     runs["title"] = [title(case.problem) for case in cases]
     runs["method_label"] = [METHODS[case.method].label for case in cases]
     runs["cutoff"] = ["" if c.rcond is None else cutoff_text(c.rcond) for c in cases]
+    runs["rate"] = ["" if c.lr is None else f"{c.lr:.12g}" for c in cases]
     revisions = sorted({record.origin.get("hig_revision", "none") for record in records})
     return {
         "label": cases[0].label,
@@ -104,7 +105,7 @@ def read_results(path: Path) -> list[Record]:
 
 
 def _record(results: Mapping, runs: Mapping, index: int) -> Record:
-    case = {name: runs[name][index] for name in _CASE}
+    case = {name: runs[name][index] for name in _CASE if name in runs}  # older ones have no lr
     case |= {name: case[name].item() for name in ("batch", "seconds", "seed")}
     losses = {name: float(runs[name][index]) for name in _LOSSES}
     return Record(

@@ -17,8 +17,8 @@ LOST = (
     "Gauss–Newton; above its start if it took fewer than 100 steps)."
 )
 
-# Problem, batch, seconds, dtype, method, rule, cut-off: the same for all seeds of a group.
-Key = tuple[str, int, float, str, str, str, float | str | None]
+# Problem, batch, seconds, dtype, method, rule, cut-off, lr: the same for all seeds of a group.
+Key = tuple[str, int, float, str, str, str, float | str | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,16 @@ class Group:
         case = self.records[0].case
         return (
             *(case.problem, case.batch, case.seconds, case.dtype),
-            *(case.method, case.rule, case.rcond),
+            *(case.method, case.rule, case.rcond, case.lr),
         )
 
     @property
     def name(self) -> str:
-        """The method with its rule and cut-off, as a table has it."""
+        """The method with its settings, as a table has it."""
         case = self.records[0].case
         cutoff = "" if case.rcond is None else f", rcond {cutoff_text(case.rcond)}"
-        return f"{METHODS[case.method].label} {case.rule}{cutoff}"
+        lr = "" if case.lr is None else f", lr {case.lr:g}"
+        return f"{METHODS[case.method].label} {case.rule}{cutoff}{lr}"
 
     @property
     def where(self) -> list[str]:
@@ -109,21 +110,33 @@ def groups(records: Iterable[Record]) -> dict[Key, Group]:
 
 
 def _order(key: Key) -> tuple[object, ...]:
-    problem, batch, seconds, dtype, method, rule, rcond = key
-    return (place(problem), seconds, dtype, -batch, list(METHODS).index(method), rule, str(rcond))
+    problem, batch, seconds, dtype, method, *settings = key
+    where = (place(problem), seconds, dtype, -batch, list(METHODS).index(method))
+    return (*where, *map(str, settings))
 
 
 def table(records: Sequence[Record]) -> str:
-    """Tabulate the runs of one label, in Markdown that is aligned for terminals."""
+    """Tabulate the runs of one label, in Markdown that is aligned for terminals.
+
+    If a method has several settings, a column has the median over that of the best of them.
+    """
     header = ["problem", "batch", "method", "runs", "lost", f"step {EARLY} / start", "median"]
-    lines = [[*header, "worst", "spread", "steps/s"]]
-    for group in groups(records).values():
+    found = groups(records)
+    lowest: dict[tuple[object, ...], float] = {}
+    for key, group in found.items():
+        if not math.isnan(group.median):
+            lowest[key[:5]] = min(group.median, lowest.get(key[:5], math.inf))
+    several = len(found) > len({key[:5] for key in found})
+    lines = [[*header, *(["over best"] if several else []), "worst", "spread", "steps/s"]]
+    for key, group in found.items():
         noted = f" ({group.warned} noted)" if group.warned else ""
+        best = lowest.get(key[:5], 0.0)
+        over = [_amount(group.median / best if best else math.nan)] if several else []
         lines.append(
             [
                 *group.where,
                 *(str(len(group.records)), f"{group.lost}{noted}", _amount(group.early)),
-                *(_loss(group.median), _loss(group.worst)),
+                *(_loss(group.median), *over, _loss(group.worst)),
                 *(_amount(group.spread), _amount(group.rate)),
             ]
         )

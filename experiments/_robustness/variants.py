@@ -1,5 +1,6 @@
 """Methods with the step rule and the cut-off under test."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -24,7 +25,7 @@ TESTED = tuple(
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with the settings under test, written ``METHOD:RULE`` or ``METHOD:RULE:RCOND``.
+    """A method with the settings under test, written ``METHOD:RULE:RCOND:LR`` or less of it.
 
     Attributes:
         method: Name of the method, one of `TESTED`.
@@ -32,17 +33,20 @@ class Variant:
             the settings of the problem.
         rcond: Relative cut-off or ``"auto"``; None for the problem's, with the rule ``"default"``
             for the optimiser's.
+        lr: Learning rate; None for that of the rule.
     """
 
     method: str
     rule: str = "trust"
     rcond: float | str | None = None
+    lr: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a variant as on a command line; a `ValueError` has the reason and the remedy."""
         method, _, rest = text.partition(":")
-        rule, _, cutoff = rest.partition(":")
+        rule, _, rest_of_it = rest.partition(":")
+        cutoff, _, lr = rest_of_it.partition(":")
         if method not in TESTED:
             raise ValueError(
                 f"the method must be one of {', '.join(TESTED)}, got {method!r}; give such as "
@@ -58,11 +62,14 @@ class Variant:
                 f"{method} has no cut-off with the rule {rule}, got {cutoff!r}; give such as "
                 f"{method}:trust:{cutoff}"
             )
-        return cls(method, rule or cls.rule, _cutoff(cutoff) if cutoff else None)
+        return cls(
+            method, rule or cls.rule, _cutoff(cutoff) if cutoff else None, _rate(lr) if lr else None
+        )
 
     def __str__(self) -> str:
-        cutoff = "" if self.rcond is None else f":{cutoff_text(self.rcond)}"
-        return f"{self.method}:{self.rule}{cutoff}"
+        cutoff = "" if self.rcond is None else cutoff_text(self.rcond)
+        lr = "" if self.lr is None else f"{self.lr:.12g}"
+        return f"{self.method}:{self.rule}:{cutoff}:{lr}".rstrip(":")
 
     def optimizer(self, problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
         """Make the optimiser.
@@ -72,16 +79,17 @@ class Variant:
         ``"published"`` take the learning rate and damping of the problem as well.
         """
         method, published = METHODS[self.method], problem.settings[self.method]
-        cutoff = {} if self.rcond is None else {"rcond": self.rcond}
+        own = {"rcond": self.rcond, "lr": self.lr}
+        given = {name: value for name, value in own.items() if value is not None}
         if self.rule == DEFAULT:
-            return method.build(parameters, **cutoff)
+            return method.build(parameters, **given)
         if self.rule in (FIXED, PUBLISHED):
             changes = {"step_rule": FIXED} if self.rule == FIXED else {}
-            settings = Settings(**{**vars(published), **changes, **cutoff})
+            settings = Settings(**{**vars(published), **changes, **given})
             return method.optimizer(parameters, settings, problem.loss_reduction)
         options = {name: getattr(published, name) for name in ("rcond", "kappa", "method")}
         chosen = {name: value for name, value in options.items() if value is not None}
-        return method.build(parameters, step_rule=self.rule, **{**chosen, **cutoff})
+        return method.build(parameters, step_rule=self.rule, **{**chosen, **given})
 
 
 def cutoff_text(rcond: float | str) -> str:
@@ -102,5 +110,17 @@ def _cutoff(text: str) -> float | str:
     if not 0 <= value < 1:
         raise ValueError(
             f"the cut-off must be a number in [0, 1) or auto, got {text!r}; give such as 1e-6"
+        )
+    return value
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"the learning rate must be a positive number, got {text!r}; give such as 0.5"
         )
     return value

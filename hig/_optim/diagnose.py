@@ -115,7 +115,7 @@ def diagnose(
     params: ParamsT,
     closure: Closure,
     kappas: Sequence[float] = (-0.5, -1.0, 1.0),
-    rcond: float | Literal["auto"] = 1e-6,
+    rcond: float | Literal["auto"] = "auto",
     engine: str | Engine = "auto",
     chunk: int | None = None,
 ) -> Diagnosis:

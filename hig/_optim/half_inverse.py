@@ -60,6 +60,7 @@ def half_inverse(
         if route == "lanczos":
             settings = method if isinstance(method, Lanczos) else Lanczos()
             decomposition: Decomposition = Krylov(joint, jacobian.dtype, settings)
+            filter = filter.resolved(None, jacobian.dtype)
         else:
             forms = {"row_gram": joint.gram, "column_gram": joint.normal, "svd": jacobian.double}
             decomposition = decompose(joint, forms[route](), route, filter)

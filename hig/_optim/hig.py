@@ -27,15 +27,19 @@ class HIG(JacobianOptimizer):
     r"""Half-inverse gradients: :math:`\theta \leftarrow \theta - \mathrm{lr}\, J^\kappa g`.
 
     Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131. J is the joint Jacobian of network and
-    simulator over the batch, g the gradient of the loss with respect to the outputs. The step
-    scales with the loss: a sum instead of a mean over the batch needs a smaller ``lr``.
+    simulator over the batch, g the gradient of the loss with respect to the outputs. Without other
+    arguments there is nothing to tune: the step rule finds the length of the step, and the cut-off
+    follows from the rounding of J. ``step_rule="fixed"`` takes the step of the paper, whose
+    published settings are an ``lr`` and an ``rcond`` per problem.
 
     Args:
         params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with
             ``step_rule="fixed"`` alone.
-        lr: factor of the step; with ``step_rule="trust"`` leave it at 1.
+        lr: factor of the step; leave it at 1 with "trust", which knows the length. With "fixed" it
+            is in units of the loss: a sum instead of a mean over the batch needs a smaller one.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it in
-            every step, just above the rounding in the precision of the prediction.
+            every step, just above the rounding in the precision of the prediction; 3e-5 with
+            ``method="lanczos"``.
         kappa: exponent in [-1, 1].
         engine: "auto" (layer by layer if that is exact, else row by row), "layerwise" (refuses
             layers without an exact result) or "rows" (any differentiable program); or a custom
@@ -44,9 +48,9 @@ class HIG(JacobianOptimizer):
             decomposition for a float64 Jacobian of moderate size with a small ``rcond``. "lanczos",
             or :class:`hig.Lanczos` with its settings, uses products with the Jacobian alone, for
             tens of thousands of rows; the report estimates the error.
-        step_rule: "fixed", "trust" (a share of the Cauchy step, judged by this batch and by later
-            ones; steeper filters than the half-inverse are damped at first) or "line_search"; or a
-            custom rule, an object with ``take(trial)``.
+        step_rule: "trust" (a share of the Cauchy step, judged by this batch and by later ones;
+            steeper filters than the half-inverse are damped at first), "line_search" or "fixed"; or
+            a custom rule, an object with ``take(trial)``.
         momentum: :math:`\mu` in [0, 1); with it the direction is
             :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Step rules apply to the
             full direction. Momentum is reset if the direction is not a descent direction of the
@@ -76,7 +80,7 @@ class HIG(JacobianOptimizer):
 
     Example::
 
-        optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-6)
+        optimizer = hig.HIG(network.parameters())
 
         def closure():
             prediction = simulate(start, network(target))
@@ -92,12 +96,12 @@ class HIG(JacobianOptimizer):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        rcond: float | Literal["auto"] = 1e-6,
+        rcond: float | Literal["auto"] = "auto",
         kappa: float = -0.5,
         *,
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str | StepRule = "fixed",
+        step_rule: str | StepRule = "trust",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
@@ -134,11 +138,11 @@ class GaussNewton(HIG):
         self,
         params: ParamsT,
         lr: float = 1.0,
-        rcond: float | Literal["auto"] = 1e-6,
+        rcond: float | Literal["auto"] = "auto",
         *,
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str | StepRule = "fixed",
+        step_rule: str | StepRule = "trust",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,

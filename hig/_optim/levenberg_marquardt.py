@@ -25,20 +25,20 @@ class LevenbergMarquardt(JacobianOptimizer):
     .. math::
         \theta \leftarrow \theta - \mathrm{lr}\, V \frac{S}{S^2 + \lambda} U^T g
 
-    After each step the same batch is evaluated again. The damping falls to a third if the
-    quadratic model predicted the decrease well (gain ratio above 0.75) and doubles if it predicted
-    poorly (below 0.25); a step with a ratio of 1e-3 or less is undone and tried again with four
-    times the damping, from the same decomposition. A gain that is lost in the rounding of the loss
-    changes nothing, which the report notes. With a rule that measures ("trust", "line_search") the
-    damping doubles where the rule has to shorten the steps by far, and "trust" evaluates most
-    batches once alone.
+    After a step the same batch is evaluated again ("trust" leaves that out in most steps). The
+    damping falls to a third if the quadratic model predicted the decrease well (gain ratio above
+    0.75) and doubles if it predicted poorly (below 0.25); a step with a ratio of 1e-3 or less is
+    undone and tried again with four times the damping, from the same decomposition. A gain that is
+    lost in the rounding of the loss changes nothing, which the report notes. With a rule that
+    measures ("trust", "line_search") the damping doubles where the rule has to shorten the steps by
+    far.
 
-    The filter applies to g, the gradient of the loss: with ``step_rule="fixed"`` the step is the
-    full Levenberg-Marquardt step for a loss of half the sum of squares. For another scale (a mean
-    over the batch, squares without the half) use ``step_rule="trust"``, which measures it, or
-    choose ``lr`` accordingly. With the plain sum of squares and ``lr=1`` a step goes twice as far
-    as it should, gains nothing, and the damping stays high: the report has a note then, and
-    ``lr=0.5`` is right.
+    The filter applies to g, the gradient of the loss. "trust" suits any scale of it. With
+    ``step_rule="fixed"`` the step is the full Levenberg-Marquardt step for a loss of half the sum
+    of squares; for another scale (a mean over the batch, squares without the half) choose ``lr``
+    accordingly. With the plain sum of squares and ``lr=1`` such a step goes twice as far as it
+    should, gains nothing, and the damping stays high: the report has a note then, and ``lr=0.5`` is
+    right.
 
     All other arguments are those of :class:`hig.HIG`.
 
@@ -69,7 +69,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         *,
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str | StepRule = "fixed",
+        step_rule: str | StepRule = "trust",
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,

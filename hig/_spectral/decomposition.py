@@ -340,16 +340,8 @@ def choose_route(
         dtype: precision in which the Jacobian was computed.
         filter: the filter that will be applied.
         method: "auto", "gram", "svd", "lanczos" or a :class:`Lanczos`.
-
-    Raises:
-        ValueError: "lanczos" for a filter that needs all singular values.
     """
     if method == "lanczos" or isinstance(method, Lanczos):
-        if getattr(filter, "auto", False):
-            raise ValueError(
-                "rcond='auto' needs all singular values, and method='lanczos' finds some of them; "
-                "give a number, or use method='gram'"
-            )
         return "lanczos"
     n, columns = shape
     # The Jacobian's own rounding hides what a float64 Gram matrix of float32 factors loses.

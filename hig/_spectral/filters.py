@@ -93,15 +93,20 @@ class HalfInverse:
         powers = singular_values.pow(self.kappa - 1)
         return powers / (1 + self.damping / singular_values.square()) if self.damping else powers
 
-    def resolved(self, singular_values: Tensor, dtype: torch.dtype) -> "HalfInverse":
+    def resolved(self, singular_values: Tensor | None, dtype: torch.dtype) -> "HalfInverse":
         """Return the same filter with a number for ``rcond``.
 
         Args:
-            singular_values: all of them, (min(n, P),).
+            singular_values: all of them, (min(n, P),); None if products with J find some of them.
+                The largest is then taken for their root mean square, and float32 for a finer
+                dtype: smaller values take more products than J has rows.
             dtype: precision in which the Jacobian was computed.
         """
         if not self.auto:
             return self
+        if singular_values is None:
+            eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+            return replace(self, rcond=ROUNDINGS * eps)
         relative = noise_level(singular_values, dtype) / singular_values.max()
         return replace(self, rcond=float(relative.nan_to_num(0.0)))
 

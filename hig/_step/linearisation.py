@@ -88,7 +88,8 @@ class Linearisation:
         if not (isinstance(filter, HalfInverse) and filter.auto):
             return filter
         dtype = self.objective.forward.prediction.dtype
-        return filter.resolved(self.decomposition.singular_values, dtype)
+        some = isinstance(self.decomposition, Krylov)
+        return filter.resolved(None if some else self.decomposition.singular_values, dtype)
 
     def largest(self, filter: SpectralFilter, exact: bool = False) -> float:
         """Return the square of the largest singular value.

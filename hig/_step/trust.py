@@ -25,6 +25,8 @@ _REACH, _SAME = 1.0, 4.0
 _EARLY_STEPS = 10
 # A rise by this part of the higher loss, a third of the lower one, is no chance of the batch.
 _RISE = 0.25
+# A learning rate below this is one for "fixed", or the begin of a warm-up.
+_SMALL_RATE = 0.1
 UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
 
 
@@ -88,6 +90,8 @@ class Trust:
             return None
         if trial.attempt == 0:
             state["steps"] += 1
+            if state["steps"] == 1 and trial.lr < _SMALL_RATE:
+                trial.notes.append(_rate_note(trial.lr))
             # Before the parameters move to another point: it may need the graph of this one.
             seen = trial.last_step() if state["share"] > 0 else None
             if self._returns(trial):
@@ -222,6 +226,14 @@ class Trust:
         state["ceiling"] = max(0.5 * state["ceiling"], _LEAST_CEILING)
         state["judged"] //= 2
         state["share"], state["unchecked"], state["end"] = 0.0, 0, None
+
+
+def _rate_note(lr: float) -> str:
+    return (
+        f"lr={lr:.2g} limits steps to that share of the minimiser of their quadratic model: leave "
+        "it at 1 with step_rule='trust'; a learning rate in units of the loss is one for "
+        "step_rule='fixed'"
+    )
 
 
 def _part(trial: Trial) -> float:

@@ -12,7 +12,7 @@ def test_every_part_of_a_case_is_in_its_place():
     changes = [
         {}, {"seed": 1}, {"label": "after"}, {"problem": "pinn/burgers"}, {"method": "gn"},
         {"rule": "fixed"}, {"rcond": 1e-6}, {"rcond": "auto"}, {"batch": 64}, {"seconds": 4.0},
-        {"dtype": "float64"},
+        {"dtype": "float64"}, {"lr": 0.5},
     ]  # fmt: skip
     places = {case(**changed).place for changed in changes}
     assert len(places) == len(changes)

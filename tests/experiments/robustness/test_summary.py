@@ -50,6 +50,22 @@ def test_a_row_for_each_problem_batch_and_method():
     assert len(text.splitlines()) == 6
 
 
+def test_several_settings_of_a_method_are_compared_with_the_best():
+    made = [
+        *of([0.002], rule="default"),
+        *of([0.001], rcond=1e-4, lr=0.5),
+        *of([0.5], rcond=1e-3),
+        *of([0.004], method="gn"),
+    ]
+    text = table(made)
+    assert "over best" in text and "over best" not in table(made[:1])
+    found = {cells(text, row)[2]: cells(text, row)[7] for row in range(4)}
+    assert found == {
+        "HIG default": "2", "HIG trust, rcond 1e-4, lr 0.5": "1", "HIG trust, rcond 1e-3": "–",
+        "Gauss–Newton trust": "1",
+    }  # fmt: skip
+
+
 def test_notes_on_lost_runs_are_counted():
     notes = ((9, "the run is lost"),)
     made = [record(0, end=0.5, notes=notes), record(1, end=0.5), record(2, notes=notes)]

@@ -15,7 +15,10 @@ from problems.pinn import Burgers
 
 @pytest.mark.parametrize(
     "text",
-    ["hig:trust", "gn:fixed", "lm:default", "hig:published", "hig:trust:1e-6", "gn:default:auto"],
+    [
+        *("hig:trust", "gn:fixed", "lm:default", "hig:published"),
+        *("hig:trust:1e-6", "gn:default:auto", "gn:trust:1e-4:3", "hig:trust::0.5"),
+    ],
 )
 def test_a_variant_is_written_as_it_was_read(text):
     assert str(Variant.parse(text)) == text
@@ -36,6 +39,8 @@ def test_the_rule_is_trust_if_none_is_given():
         ("hig:trust:1", r"cut-off must be a number in \[0, 1\) or auto, got '1'"),
         ("hig:trust:small", "got 'small'; give such as 1e-6"),
         ("hig:trust:nan", "got 'nan'"),
+        ("hig:trust:1e-6:0", "learning rate must be a positive number, got '0'; give such as 0.5"),
+        ("hig:trust:1e-6:fast", "learning rate must be .* got 'fast'"),
         ("lm:fixed:1e-3", "lm has no cut-off with the rule fixed, .*; give such as lm:trust:1e-3"),
     ],
 )
@@ -70,6 +75,7 @@ def test_rules_that_measure_take_the_cutoff_of_the_problem_alone(built):
     assert built("lm:trust:1e-3", CartPole()) == {"step_rule": "trust", "rcond": 1e-3}
     physics = {"step_rule": "trust", "rcond": 1e-12, "method": "gram"}
     assert built("hig:trust", Burgers()) == physics
+    assert built("lm:trust::0.5", CartPole()) == {"step_rule": "trust", "lr": 0.5}
 
 
 def test_published_and_fixed_settings_are_those_of_the_problem(built):
@@ -79,7 +85,8 @@ def test_published_and_fixed_settings_are_those_of_the_problem(built):
     assert built("lm:published", CartPole())["step_rule"] == "trust"
     cart = built("lm:fixed", CartPole())
     assert (cart["step_rule"], cart["lr"]) == ("fixed", 8.0)
-    assert built("gn:published:1e-4", NonlinearOscillators())["rcond"] == 1e-4
+    own = built("gn:published:1e-4:0.2", NonlinearOscillators())
+    assert (own["rcond"], own["lr"]) == (1e-4, 0.2)
 
 
 @pytest.mark.parametrize("method", TESTED)

@@ -110,7 +110,7 @@ def test_parameters_without_influence_are_left_out():
     network, inputs = build("mlp")
     spare = nn.Linear(3, 3).double()
     parameters = [*network.parameters(), *spare.parameters()]
-    optimizer = hig.HIG(parameters)
+    optimizer = hig.HIG(parameters, step_rule="fixed")
     before = flat(spare.parameters()).clone()
     optimizer.step(least_squares(network, inputs))
     assert torch.equal(flat(spare.parameters()), before)
@@ -140,7 +140,7 @@ def test_the_step_is_the_textbook_step(name, kappa, engine):
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     jacobian = textbook_jacobian(prediction, network.parameters())
     expected = -0.1 * textbook_power(jacobian, gradient.flatten(), kappa, 1e-6)
-    optimizer = hig.HIG(network.parameters(), lr=0.1, kappa=kappa, engine=engine)
+    optimizer = hig.HIG(network.parameters(), lr=0.1, kappa=kappa, engine=engine, step_rule="fixed")
     assert relative_error(step_of(optimizer, closure), expected) < 1e-9
 
 
@@ -156,7 +156,9 @@ def test_any_scale_of_the_simulator(scale, engine, method, name):
     jacobian = textbook_jacobian(prediction, network.parameters())
     direction = textbook_power(jacobian, gradient.flatten(), -0.5, 1e-3)
     lr = 0.1 / float(direction.norm())  # else the step is lost in, or dwarfs, the parameters
-    optimizer = hig.HIG(network.parameters(), lr=lr, rcond=1e-3, engine=engine, method=method)
+    optimizer = hig.HIG(
+        network.parameters(), lr=lr, rcond=1e-3, engine=engine, method=method, step_rule="fixed"
+    )
     assert relative_error(step_of(optimizer, closure), -lr * direction) < 1e-9
 
 
@@ -233,7 +235,7 @@ def test_any_rank(distinct, name, method):
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     jacobian = textbook_jacobian(prediction, network.parameters())
     expected = textbook_power(jacobian, gradient.flatten(), -0.5, 1e-3)
-    optimizer = hig.HIG(network.parameters(), lr=0.1, rcond=1e-3, method=method)
+    optimizer = hig.HIG(network.parameters(), lr=0.1, rcond=1e-3, method=method, step_rule="fixed")
     assert relative_error(step_of(optimizer, closure), -0.1 * expected) < 1e-9
     assert optimizer.report.rank <= min(distinct * prediction[0].numel(), *jacobian.shape)
 
@@ -250,10 +252,11 @@ class ByOutput:
         return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
 
 
+FIXED = {"step_rule": "fixed"}
 OPTIMIZERS = {
-    "hig": lambda parameters, **options: hig.HIG(parameters, rcond=1e-3, **options),
-    "gn": lambda parameters, **options: hig.GaussNewton(parameters, rcond=1e-3, **options),
-    "lm": lambda parameters, **options: hig.LevenbergMarquardt(parameters, **options),
+    "hig": lambda parameters, **options: hig.HIG(parameters, rcond=1e-3, **FIXED, **options),
+    "gn": lambda parameters, **options: hig.GaussNewton(parameters, rcond=1e-3, **FIXED, **options),
+    "lm": lambda parameters, **options: hig.LevenbergMarquardt(parameters, **FIXED, **options),
 }
 
 
@@ -303,5 +306,7 @@ def test_an_engine_that_returns_another_thing_changes_nothing(result, error, tex
     before = flat(network.parameters()).clone()
     engine = type("Wrong", (), {"jacobian": lambda self, forward: result(forward)})()
     with pytest.raises(error, match=text):
-        hig.HIG(network.parameters(), engine=engine).step(least_squares(network, inputs))
+        hig.HIG(network.parameters(), engine=engine, step_rule="fixed").step(
+            least_squares(network, inputs)
+        )
     assert torch.equal(flat(network.parameters()), before)

@@ -228,6 +228,11 @@ def test_an_automatic_cut_off_is_a_number_that_fits_the_spectrum(shape, dtype):
     assert torch.equal(found, expected)
 
 
-def test_an_automatic_cut_off_needs_the_whole_spectrum():
-    with pytest.raises(ValueError, match="rcond='auto' needs all singular values"):
-        half_inverse(torch.randn(3, 4), torch.randn(3), rcond="auto", method="lanczos")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_automatic_cut_off_by_products_is_that_of_float32(dtype):
+    jacobian, gradient = sample((30, 40), "geometric", smallest=1e-8)
+    jacobian, gradient = jacobian.to(dtype), gradient.to(dtype)
+    found = half_inverse(jacobian, gradient, rcond="auto", method="lanczos")
+    exact = hig.Lanczos(steps=30, tolerance=1e-12)
+    expected = half_inverse(jacobian, gradient, rcond=256 * 2.0**-23, method=exact)
+    assert (found - expected).norm() < 1e-2 * expected.norm()

@@ -22,7 +22,9 @@ def test_the_step_is_the_damped_one(engine, damping, name):
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     jacobian = textbook_jacobian(prediction, network.parameters())
     expected = -0.1 * textbook_damped(jacobian, gradient.flatten(), damping)
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.1, damping=damping, engine=engine)
+    optimizer = hig.LevenbergMarquardt(
+        network.parameters(), lr=0.1, damping=damping, engine=engine, step_rule="fixed"
+    )
     assert relative_error(step_of(optimizer, closure), expected) < 1e-9
 
 
@@ -38,9 +40,10 @@ def rosenbrock():
     return point, closure
 
 
-def test_rosenbrock_is_solved_and_the_loss_never_rises():
+@pytest.mark.parametrize("options", [{"damping": 1.0, "step_rule": "fixed"}, {}])
+def test_rosenbrock_is_solved_and_the_loss_never_rises(options):
     point, closure = rosenbrock()
-    optimizer = hig.LevenbergMarquardt([point], damping=1.0)
+    optimizer = hig.LevenbergMarquardt([point], **options)
     losses = [float(optimizer.step(closure)) for _ in range(60)]
     assert losses == sorted(losses, reverse=True)
     assert torch.allclose(point, torch.ones(2).double(), atol=1e-7)
@@ -54,14 +57,15 @@ def test_damping_falls_where_the_model_is_right_and_rises_where_it_is_not():
         prediction = network(inputs)
         return 0.5 * (prediction - 1).square().sum(), prediction
 
-    optimizer = hig.LevenbergMarquardt(network.parameters(), damping=0.9)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), damping=0.9, step_rule="fixed")
     optimizer.step(closure)
     assert optimizer.report.gain_ratio == pytest.approx(1)
     assert optimizer.filter.damping == pytest.approx(0.3)
     assert optimizer.report.damping == optimizer.filter.damping
 
     point, closure = rosenbrock()
-    optimizer = hig.LevenbergMarquardt([point], damping=1e-12)  # a full step, far too long
+    # A full step, far too long.
+    optimizer = hig.LevenbergMarquardt([point], damping=1e-12, step_rule="fixed")
     before = optimizer.step(closure)
     assert optimizer.filter.damping > 1e-12 or closure()[0].item() < before
 
@@ -75,7 +79,7 @@ def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
         prediction = torch.atan(point * 8)[None]  # Gauss-Newton overshoots here
         return 0.5 * prediction.square().sum(), prediction
 
-    optimizer = hig.LevenbergMarquardt([point], damping=1e-6)
+    optimizer = hig.LevenbergMarquardt([point], damping=1e-6, step_rule="fixed")
     before = float(optimizer.step(closure))
     assert len(calls) > 2
     assert optimizer.filter.damping > 1e-6
@@ -84,11 +88,15 @@ def test_a_rejected_step_is_tried_again_from_the_same_decomposition():
 
 def test_the_report_notes_a_damping_below_the_rounding():
     network, inputs = build("mlp", torch.float32)
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=1e-3, damping=1e-25)
+    optimizer = hig.LevenbergMarquardt(
+        network.parameters(), lr=1e-3, damping=1e-25, step_rule="fixed"
+    )
     optimizer.step(least_squares(network, inputs))
     assert any("below the rounding" in note for note in optimizer.report.notes)
     assert optimizer.report.rcond > 0
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=1e-3, damping=1e-2)
+    optimizer = hig.LevenbergMarquardt(
+        network.parameters(), lr=1e-3, damping=1e-2, step_rule="fixed"
+    )
     optimizer.step(least_squares(network, inputs))
     assert not optimizer.report.notes
     assert optimizer.report.rcond == 0
@@ -115,7 +123,7 @@ def test_the_report_notes_a_step_too_long_for_the_scale_of_the_loss(scale, optio
         prediction = network(inputs)
         return scale * (prediction - (3 * inputs).sin()).square().sum(), prediction
 
-    optimizer = hig.LevenbergMarquardt(network.parameters(), **options)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), **{"step_rule": "fixed"} | options)
     notes = []
     for _ in range(40):
         loss = float(optimizer.step(closure)) / scale

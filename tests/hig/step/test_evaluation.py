@@ -106,7 +106,7 @@ def test_an_early_second_check():
             prediction = prediction + 0.3 * prediction.tanh()
         return (prediction - 1).square().mean(), prediction
 
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5, step_rule="fixed")
     for _ in range(10):
         optimizer.step(closure)
     assert optimizer._watch.graph is Graph.FULL
@@ -122,7 +122,7 @@ def test_half_precision_and_autocast():
         prediction = network(inputs)
         return (prediction.float() - 1).square().mean(), prediction
 
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5, step_rule="fixed")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for _ in range(3):
             optimizer.step(closure)
@@ -276,7 +276,7 @@ def test_at_the_floor_of_a_batch_rounding_is_no_difference(dtype):
         prediction = sum(x[:, i, None] * weight[None, :, i] for i in order)
         return 0.5 * (prediction - target).square().sum(), prediction
 
-    optimizer = hig.LevenbergMarquardt(network.parameters())
+    optimizer = hig.LevenbergMarquardt(network.parameters(), step_rule="fixed")
     for _ in range(150):
         loss = float(optimizer.step(closure))
         assert not noted(optimizer)
@@ -295,7 +295,7 @@ def test_the_note_goes_when_evaluations_repeat():
         return prediction.square().mean(), prediction
 
     generator = torch.Generator().manual_seed(0)
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5, step_rule="fixed")
     optimizer.step(closure)
     assert noted(optimizer) and optimizer._watch.graph is Graph.FULL
     noise.clear()
@@ -320,7 +320,7 @@ def test_draws_that_begin_late(draw, every):
         prediction = network(inputs) + seen[-1]
         return prediction.square().mean(), prediction
 
-    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), lr=0.5, step_rule="fixed")
     for _ in range(evaluation._FIRST_STEPS + every * evaluation._STEPS_BETWEEN):
         assert not optimizer._watch.draws
         steps.append(1)
@@ -338,7 +338,7 @@ def test_draws_that_begin_late(draw, every):
 def test_a_rule_that_does_not_measure_reads_no_generator(monkeypatch):
     monkeypatch.delattr(Watch, "random_state")
     network, closure = problem("loader")
-    optimizer = hig.HIG(network.parameters())
+    optimizer = hig.HIG(network.parameters(), step_rule="fixed")
     optimizer.step(closure)
     assert not optimizer.report.notes
 

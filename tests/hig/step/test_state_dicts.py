@@ -11,12 +11,12 @@ import hig
 from tests.hig.networks import build, least_squares
 
 MAKE = {
-    "hig": lambda p: hig.HIG(p, momentum=0.5),
-    "projected": lambda p: hig.HIG(p, momentum=0.5, momentum_kind="projected"),
+    "hig": lambda p: hig.HIG(p, momentum=0.5, step_rule="fixed"),
+    "projected": lambda p: hig.HIG(p, momentum=0.5, momentum_kind="projected", step_rule="fixed"),
     "trust": lambda p: hig.HIG(p, momentum=0.5, step_rule="trust"),
     "line_search": lambda p: hig.HIG(p, momentum=0.5, step_rule="line_search"),
-    "gauss_newton": lambda p: hig.GaussNewton(p, momentum=0.5),
-    "levenberg": lambda p: hig.LevenbergMarquardt(p, momentum=0.5),
+    "gauss_newton": lambda p: hig.GaussNewton(p, momentum=0.5, step_rule="fixed"),
+    "levenberg": lambda p: hig.LevenbergMarquardt(p, momentum=0.5, step_rule="fixed"),
     "levenberg_trust": lambda p: hig.LevenbergMarquardt(p, step_rule="trust"),
     "multi": hig.MultiHIG,
     "kronecker": hig.KroneckerHIG,
@@ -100,7 +100,7 @@ class Mine(hig.HIG):
 
 def test_a_derived_class_loads_what_its_base_saved():
     state = stepped(MAKE["hig"]).state_dict()
-    loaded = stepped(lambda p: Mine(p, momentum=0.5), 0)
+    loaded = stepped(lambda p: Mine(p, momentum=0.5, step_rule="fixed"), 0)
     loaded.load_state_dict(state)
     assert repr(loaded.state_dict()) == repr(state)
 
@@ -110,10 +110,10 @@ def test_a_state_of_other_parameters():
     shapes = [tuple(state["state"][i]["direction"].shape) for i in range(4)]
     others = [torch.zeros(*shape, 2, requires_grad=True) for shape in shapes]
     with pytest.raises(ValueError, match="it is that of another network"):
-        hig.HIG(others, momentum=0.5).load_state_dict(state)
+        hig.HIG(others, momentum=0.5, step_rule="fixed").load_state_dict(state)
     fewer = list(build("mlp")[0].parameters())[:2]
     with pytest.raises(ValueError, match="group"):  # in the words of torch
-        hig.HIG(fewer, momentum=0.5).load_state_dict(state)
+        hig.HIG(fewer, momentum=0.5, step_rule="fixed").load_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [{}, None, [], {"state": {}}])

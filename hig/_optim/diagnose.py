@@ -179,7 +179,9 @@ class _BatchDiagnosis(JacobianOptimizer):
     ):
         # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)
-        super().__init__(params, 1.0, first, StepOptions(engine=engine, chunk=chunk))
+        super().__init__(
+            params, 1.0, first, StepOptions(engine=engine, chunk=chunk, step_rule="fixed")
+        )
         self._filters = filters
 
     def _measures(self) -> bool:

@@ -36,12 +36,14 @@ class QuadraticModel(NamedTuple):
         slope: g · v.
         curvature: vᵀ H v.
         largest: square of the largest singular value of J, or a bound close above it.
+        squared_length: v · v.
     """
 
     loss: float
     slope: float
     curvature: float
     largest: float = 0.0
+    squared_length: float = 0.0
 
 
 @dataclass
@@ -119,14 +121,15 @@ class Linearisation:
         curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
-        whole = torch.stack([loss, slope, self.decomposition.largest.double()])
+        largest = self.decomposition.largest.double()
+        whole = torch.stack([loss, slope, largest, output_change @ output_change])
         if split is None:
             numbers = torch.cat([whole, curvature.reshape(1)])
         else:
             summed = split.ranks.total(curvature).reshape(1)
             numbers = split.ranks.first(torch.cat([whole, summed]))
-        loss_, slope_, largest, curvature_ = numbers.tolist()
-        return QuadraticModel(loss_, slope_, curvature_, largest)
+        loss_, slope_, largest_, length, curvature_ = numbers.tolist()
+        return QuadraticModel(loss_, slope_, curvature_, largest_, length)
 
     def rounding(self) -> float:
         """Return the change of the loss by a rounding of outputs and parameters."""

@@ -25,7 +25,7 @@ class StepOptions:
 
     engine: str | Engine = "auto"
     method: str | Lanczos = "auto"
-    step_rule: str | StepRule = "fixed"
+    step_rule: str | StepRule = "trust"
     momentum: float = 0.0
     momentum_kind: str = "plain"
     chunk: int | None = None

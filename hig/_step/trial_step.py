@@ -44,6 +44,8 @@ class Trial:
         rounding: change of the loss by a rounding of outputs and parameters, or a function that
             computes it.
         largest: square of the largest singular value.
+        damped_step: step size of a damped direction as it is, :math:`|v|^2 / |v^T H v|`: for a
+            curvature c of the loss by the outputs, 1/c. Infinite if it is not known.
         attempt: number of trials of this step before this one.
         earlier: parameters of earlier steps; None for rules that do not look back.
         tries: step sizes that a rule should try before it gives up.
@@ -66,6 +68,7 @@ class Trial:
         resolution: float = 0.0,
         rounding: float | Callable[[], float] = 0.0,
         largest: float = 0.0,
+        damped_step: float = math.inf,
         attempt: int = 0,
         earlier: EarlierPoints | None = None,
         tries: int = MOST_TRIES,
@@ -74,6 +77,7 @@ class Trial:
         self._resolution, self._rounding = resolution, rounding
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self.largest, self.attempt, self._earlier = largest, attempt, earlier
+        self.damped_step = damped_step
         self.tries, self.damped = tries, damped
         self.notes: list[str] = []
         self.returned = False
@@ -242,11 +246,14 @@ class Attempts:
         if uphill and self._previous and self._previous.used:  # due to momentum: again without
             directions, model = self._direction(filter)
         resolution = torch.finfo(self._linearisation.loss.dtype).eps
-        loss, slope, curvature, largest = model
+        loss, slope, curvature, largest, squared_length = model
+        # With momentum the direction is no damped step.
+        known = curvature != 0 and not self._previous
+        damped_step = squared_length / abs(curvature) if known else math.inf
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
-            resolution, self._linearisation.rounding, largest, self._count, self._earlier, tries,
-            damped,
+            resolution, self._linearisation.rounding, largest, damped_step, self._count,
+            self._earlier, tries, damped,
         )  # fmt: skip
         self._count += 1
         return self._trial

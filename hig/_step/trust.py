@@ -63,6 +63,10 @@ class Trust:
     the step goes back to the safe point instead, and b is halved; if it is lower, the present
     parameters are the new safe point.
 
+    **A damped direction on an unchanged batch** is that of Levenberg-Marquardt, which is taken as
+    it is: :math:`\eta = \mathrm{lr}\, |v|^2 / |v^T H v|`, one over the curvature of the loss by
+    the outputs. The Cauchy step is longer, beyond where the weak directions were meant to go.
+
     A loss without curvature along the step (linear in the outputs) gives
     :math:`\eta = \mathrm{lr} \cdot a`.
     """
@@ -131,6 +135,8 @@ class Trust:
         cauchy = trial.slope / trial.curvature
         if not (math.isfinite(cauchy) and cauchy > 0):
             return cauchy
+        if self._is_chosen_by_damping(trial):
+            return min(cauchy, trial.damped_step)
         state = self.state
         if trial.attempt == 0:
             state["batches"] = count = min(state["batches"] + 1, self.memory)
@@ -140,8 +146,15 @@ class Trust:
             return cauchy
         return min(cauchy, float(state["reach"] * state["slope"] / state["curvature"]))
 
+    def _is_chosen_by_damping(self, trial: Trial) -> bool:
+        """Return whether to take a damped step as it is: the batch has not changed."""
+        known = trial.damped and math.isfinite(trial.damped_step)
+        return known and self.state["reach"] == _SAME
+
     def _share(self, trial: Trial) -> float:
         """Return the part of the Cauchy step to take."""
+        if self._is_chosen_by_damping(trial):
+            return trial.lr
         share: float = trial.lr * self.state["fraction"]
         others = trial.curvature > 0 and self.state["reach"] != _SAME
         return min(share, self.state["ceiling"]) if others else share

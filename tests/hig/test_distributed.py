@@ -87,7 +87,9 @@ def train(make, group, network="mlp", scale=1, steps=1, rates=None, reduction="m
     given = parameters
     if rates:
         given = [{"params": given[:2], "lr": rates[0]}, {"params": given[2:], "lr": rates[1]}]
-    optimizer = make(given, process_group=group, reduction=reduction, **options)
+    optimizer = make(
+        given, process_group=group, reduction=reduction, **{"step_rule": "fixed"} | options
+    )
     start = flat(parameters)
     if reduction == "sum":
         closure = summed(closure, len(inputs))

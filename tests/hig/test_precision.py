@@ -59,7 +59,7 @@ def test_single_and_double_precision_go_layer_by_layer(dtype, predict, engine):
         textbook_jacobian(prediction, exact.parameters()), gradient, -0.5, 1e-2
     )
     before = flat(network.parameters())
-    optimizer = hig.HIG(network.parameters(), rcond=1e-2, engine=engine)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-2, engine=engine, step_rule="fixed")
     optimizer.step(closure_of(network, predict))
     assert optimizer.report.engine == "layerwise"
     assert not optimizer.report.notes
@@ -75,7 +75,7 @@ def coupled(predict):
 def test_samples_that_influence_one_another_are_seen(dtype, predict):
     network = network_of(dtype)
     closure = closure_of(network, coupled(predict))
-    optimizer = hig.HIG(network.parameters(), rcond=1e-2)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-2, step_rule="fixed")
     optimizer.step(closure)
     assert optimizer.report.engine == "rows"
     assert "influence one another" in optimizer.report.notes[0]
@@ -85,14 +85,14 @@ def test_samples_that_influence_one_another_are_seen(dtype, predict):
 def test_a_half_type_is_named():
     network = network_of(torch.float32)
     closure = closure_of(network, under_autocast)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-1)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-1, step_rule="fixed")
     optimizer.step(closure)
     assert optimizer.report.engine == "rows"
     (note,) = optimizer.report.notes
     assert "computed in torch.bfloat16" in note
     assert "influence" not in note
     with pytest.raises(hig.SampleDependenceError, match=r"computed in torch.bfloat16"):
-        hig.HIG(network.parameters(), engine="layerwise").step(closure)
+        hig.HIG(network.parameters(), engine="layerwise", step_rule="fixed").step(closure)
 
 
 class Rounds(torch.autograd.Function):
@@ -140,10 +140,12 @@ def plain_closure(network, dtype=torch.float32):
 
 
 STEPS = {
-    "fixed": lambda p: hig.HIG(p, rcond=0.1, engine="rows"),
+    "fixed": lambda p: hig.HIG(p, rcond=0.1, engine="rows", step_rule="fixed"),
     "lanczos": lambda p: hig.HIG(p, rcond=0.1, engine="rows", method="lanczos", step_rule="trust"),
     "trust": lambda p: hig.HIG(p, rcond=0.1, engine="rows", step_rule="trust"),
-    "levenberg": lambda p: hig.LevenbergMarquardt(p, damping=1.0, engine="rows", lr=0.5),
+    "levenberg": lambda p: hig.LevenbergMarquardt(
+        p, damping=1.0, engine="rows", lr=0.5, step_rule="fixed"
+    ),
 }
 
 
@@ -172,7 +174,7 @@ def test_trials_under_autocast_see_the_parameters_that_are_tried():
     """Autocast keeps what it has cast until its context ends."""
     network = network_of(torch.float32)
     optimizer, closure = (
-        hig.LevenbergMarquardt(network.parameters(), lr=0.5),
+        hig.LevenbergMarquardt(network.parameters(), lr=0.5, step_rule="fixed"),
         plain_closure(network),
     )
     with torch.autocast("cpu", dtype=torch.bfloat16):

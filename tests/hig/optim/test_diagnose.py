@@ -49,7 +49,9 @@ def test_changes_are_those_of_steps(kappa):
     before = closure()[0].item()
     for index in (3, 12, 18):
         other, again = problem()
-        optimizer = hig.HIG(other.parameters(), lr=found.step_sizes[index], kappa=kappa)
+        optimizer = hig.HIG(
+            other.parameters(), lr=found.step_sizes[index], kappa=kappa, step_rule="fixed"
+        )
         optimizer.step(again)
         change = again()[0].item() - before
         assert found.achieved[index] == pytest.approx(change, rel=1e-6, abs=1e-14)

@@ -151,7 +151,7 @@ def test_the_rounding_covers_that_of_a_float32_loss_near_an_exact_fit(residuals)
 def test_a_step_makes_the_host_wait_once(name):
     network, inputs = build(name, dtype=torch.float32)
     closure = least_squares(network, inputs)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-3)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-3, step_rule="fixed")
     optimizer.step(closure)
     with Transfers() as transfers:
         optimizer.step(closure)
@@ -161,11 +161,11 @@ def test_a_step_makes_the_host_wait_once(name):
 def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():
     network, inputs = build("mlp", torch.float32)
     closure = least_squares(network, inputs)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-12)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-12, step_rule="fixed")
     optimizer.step(closure)
     assert optimizer.report.rcond == pytest.approx(gram_floor(15))
     assert any("raised to" in note for note in optimizer.report.notes)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-12, method="svd")
+    optimizer = hig.HIG(network.parameters(), rcond=1e-12, method="svd", step_rule="fixed")
     optimizer.step(closure)
     assert optimizer.report.rcond == 1e-12
     assert not optimizer.report.notes

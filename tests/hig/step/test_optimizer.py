@@ -37,7 +37,7 @@ def test_groups_share_one_jacobian_and_have_their_own_learning_rate():
     direction = direction_of(network, closure)
     groups = [{"params": network[0].parameters(), "lr": 0.2}, {"params": network[2].parameters()}]
     groups.append({"params": network[4].parameters(), "lr": 0.0})
-    step = step_of(hig.HIG(groups, lr=0.1), closure)
+    step = step_of(hig.HIG(groups, lr=0.1, step_rule="fixed"), closure)
     sizes = [sum(p.numel() for p in network[i].parameters()) for i in (0, 2, 4)]
     for part, expected, lr in zip(
         step.split(sizes), direction.split(sizes), (0.2, 0.1, 0.0), strict=True
@@ -98,14 +98,14 @@ def test_frozen_parameters_stay():
     network[2].bias.requires_grad_(False)
     frozen = flat([network[0].weight, network[2].bias]).clone()
     moved = flat([network[0].bias, network[2].weight]).clone()
-    hig.HIG(network.parameters()).step(closure)
+    hig.HIG(network.parameters(), step_rule="fixed").step(closure)
     assert torch.equal(flat([network[0].weight, network[2].bias]), frozen)
     assert not torch.equal(flat([network[0].bias, network[2].weight]), moved)
 
 
 def test_schedulers_change_the_step():
     network, closure = problem()
-    optimizer = hig.HIG(network.parameters(), lr=1.0)
+    optimizer = hig.HIG(network.parameters(), lr=1.0, step_rule="fixed")
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
     optimizer.step(closure)
     scheduler.step()
@@ -115,7 +115,7 @@ def test_schedulers_change_the_step():
 
 def test_named_parameters_are_named_in_notes():
     network, inputs = build("batch norm")
-    optimizer = hig.HIG(network.named_parameters())
+    optimizer = hig.HIG(network.named_parameters(), step_rule="fixed")
     optimizer.step(least_squares(network, inputs))
     assert any("0.weight" in note for note in optimizer.report.notes)
 
@@ -136,7 +136,7 @@ def test_a_parameter_given_twice_counts_once():
     network, closure = problem()
     expected = -direction_of(network, closure)
     parameters = list(network.parameters())
-    optimizer = hig.HIG(parameters + parameters[:1], method="svd")
+    optimizer = hig.HIG(parameters + parameters[:1], method="svd", step_rule="fixed")
     optimizer.step(closure)
     assert optimizer.report.columns == sum(p.numel() for p in parameters)
     network_again, _ = problem()
@@ -170,7 +170,8 @@ def test_steps_too_large_for_the_dtype_leave_no_infinite_parameter(kind, step_ru
 def test_an_overflow_of_the_parameters_is_an_error(kind):
     network, closure = problem(dtype=torch.float32)
     before = [p.detach().clone() for p in network.parameters()]
-    options = {} if kind is hig.KroneckerHIG else {"kappa": 1.0} if kind is hig.HIG else {}
+    options = {} if kind is hig.KroneckerHIG else {"step_rule": "fixed"}
+    options |= {"kappa": 1.0} if kind is hig.HIG else {}
     with torch.no_grad():
         network[-1].weight.mul_(1e3)
         before = [p.detach().clone() for p in network.parameters()]

@@ -108,7 +108,7 @@ def test_a_rollout_is_checked_in_the_first_run_alone(tapes, monkeypatch):
     for trained, graph in ((network, False), (recorded, True)):
         asked.clear()
         batch = {key: value[:8].clone() for key, value in train.items()}
-        optimizer = hig.HIG(trained.parameters(), rcond=1e-4, cuda_graph=graph)
+        optimizer = hig.HIG(trained.parameters(), rcond=1e-4, cuda_graph=graph, step_rule="fixed")
 
         def closure(trained=trained, batch=batch):
             prediction = problem.predict(trained, batch)
@@ -134,7 +134,7 @@ def test_the_spectrum_of_an_earlier_report_is_that_of_its_step(tapes):
     network, inputs = build("mlp")
     batches, targets = data(network, inputs)
     batch, target = batches[0].clone(), targets[0].clone()
-    optimizer = hig.LevenbergMarquardt(network.parameters(), cuda_graph=True)
+    optimizer = hig.LevenbergMarquardt(network.parameters(), cuda_graph=True, step_rule="fixed")
 
     def closure():
         prediction = network(batch)
@@ -165,7 +165,7 @@ def test_conditions_are_read_after_every_replay(tapes):
         return (prediction - target).square().flatten(1).sum(1).mean(), prediction
 
     batch, target = batches[0].clone(), targets[0].clone()
-    optimizer = hig.HIG(network.parameters(), rcond=1e-4, cuda_graph=True)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-4, cuda_graph=True, step_rule="fixed")
     for new, wanted in zip(batches[:-1], targets[:-1], strict=True):
         batch.copy_(new)
         target.copy_(wanted)
@@ -188,7 +188,7 @@ def test_recorded_again_for_other_parameters_and_routes(tapes):
         prediction = network(batches[0])
         return (prediction - targets[0]).square().flatten(1).sum(1).mean(), prediction
 
-    optimizer = hig.HIG(network.parameters(), rcond=1e-4, cuda_graph=True)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-4, cuda_graph=True, step_rule="fixed")
     for _ in range(5):
         optimizer.step(closure)
     next(network.parameters()).requires_grad_(False)
@@ -239,7 +239,9 @@ class _Tolerance(torch.autograd.Function):
 def test_the_tolerance_of_a_solver_is_recorded(tapes):
     network, inputs = build("mlp")
     batches, _ = data(network, inputs)
-    optimizer = hig.HIG(network.parameters(), lr=1e-3, rcond=1e-4, cuda_graph=True)
+    optimizer = hig.HIG(
+        network.parameters(), lr=1e-3, rcond=1e-4, cuda_graph=True, step_rule="fixed"
+    )
 
     def closure():
         prediction = _Tolerance.apply(network(batches[0]))

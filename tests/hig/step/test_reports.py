@@ -220,7 +220,7 @@ def test_the_loss_of_a_report_is_no_view_of_all_losses():
 def test_the_report_of_a_step():
     network, inputs = build("mlp", torch.float32)
     closure = least_squares(network, inputs)
-    optimizer = hig.HIG(network.parameters(), lr=0.5, rcond=1e-2)
+    optimizer = hig.HIG(network.parameters(), lr=0.5, rcond=1e-2, step_rule="fixed")
     assert optimizer.report is None
     optimizer.step(closure)
     report = optimizer.report

@@ -30,7 +30,7 @@ from hig.errors import (
 )
 from hig.files import load_results, save_results
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "HIG",

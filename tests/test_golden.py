@@ -87,7 +87,7 @@ def test_prediction_loss_and_loss_gradient(name, dtype):
 @each_case
 def test_singular_values(name):
     network, closure = load(name, torch.float64)
-    optimizer = hig.HIG(network.parameters(), rcond=1e-5)
+    optimizer = hig.HIG(network.parameters(), rcond=1e-5, step_rule="fixed")
     optimizer.step(closure)
     found = optimizer.report.singular_values.numpy()
     expected = golden_of(name)["singular_values"]
@@ -101,7 +101,7 @@ def test_singular_values(name):
 def test_step_and_rank(name, dtype, rcond, engine):
     golden = golden_of(name)
     network, closure = load(name, dtype)
-    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=rcond, engine=engine)
+    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=rcond, engine=engine, step_rule="fixed")
     step = step_of(optimizer, closure)
     expected = torch.from_numpy(golden[f"hig_update_rcond{rcond:g}"])
     found = in_keras_order(network, step).double()
@@ -116,6 +116,6 @@ def test_the_step_goes_downhill(name):
     loss, prediction = closure()
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     descent = textbook_jacobian(prediction, network.parameters()).T @ gradient.flatten()
-    step = step_of(hig.HIG(network.parameters(), lr=1.0), closure)
+    step = step_of(hig.HIG(network.parameters(), lr=1.0, step_rule="fixed"), closure)
     assert step @ descent < 0
     assert flat(network.parameters()).isfinite().all()

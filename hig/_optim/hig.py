@@ -38,7 +38,7 @@ class HIG(JacobianOptimizer):
         lr: factor of the step; leave it at 1 with "trust", which knows the length. With "fixed" it
             is in units of the loss: a sum instead of a mean over the batch needs a smaller one.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it in
-            every step, just above the rounding in the precision of the prediction; 3e-5 with
+            every step, just above the rounding of the parameters and the prediction; 3e-5 with
             ``method="lanczos"``.
         kappa: exponent in [-1, 1].
         engine: "auto" (layer by layer if that is exact, else row by row), "layerwise" (refuses

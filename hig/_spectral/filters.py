@@ -5,7 +5,8 @@ With the thin decomposition :math:`J = U S V^T` every step of the family reads
 :math:`s_i > \mathrm{rcond} \cdot s_{max}`. Pure maths: singular values in, factors out.
 """
 
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -18,6 +19,8 @@ __all__ = ["Damped", "HalfInverse", "SpectralFilter", "noise_level"]
 
 # Roundings of the root mean square of the singular values that ``rcond="auto"`` cuts.
 ROUNDINGS = 256
+# More it never cuts: of the two digits of half precision, one is left.
+MOST_CUT = 1e-2
 
 
 class SpectralFilter(Protocol):
@@ -106,9 +109,14 @@ class HalfInverse:
             return self
         if singular_values is None:
             eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
-            return replace(self, rcond=ROUNDINGS * eps)
-        relative = noise_level(singular_values, dtype) / singular_values.max()
-        return replace(self, rcond=float(relative.nan_to_num(0.0)))
+            rcond = ROUNDINGS * eps
+        else:
+            relative = noise_level(singular_values, dtype) / singular_values.max()
+            rcond = float(relative.nan_to_num(0.0))
+        found = copy(self)  # in range: nothing to check in every step
+        object.__setattr__(found, "rcond", min(rcond, MOST_CUT))
+        object.__setattr__(found, "auto", False)
+        return found
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hig._spectral.filters import Damped, HalfInverse, SpectralFilter
-from hig._step.damping import LOWEST, START, Outcome, adapted_damping
+from hig._step.damping import LEAST, LOWEST, START, Outcome, adapted_damping
 from hig._step.linearisation import Linearisation
 from hig._step.reports import StepReport
 from hig._step.step_rules import StepRule
@@ -83,13 +83,15 @@ class DampedSteps:
         """Return the filter with the present damping, and the lowest damping."""
         largest = linearisation.largest(filter)
         lowest = LOWEST * linearisation.decomposition.resolution**2 * largest
-        damping = self._state["value"]
+        least = LEAST * largest if getattr(self._rule, "batch_changes", False) else 0.0
+        damping = max(self._state["value"], least)
         if isinstance(filter, Damped):
-            return replace(filter, damping=damping), lowest
+            return replace(filter, damping=damping), max(lowest, least)
         assert isinstance(filter, HalfInverse)
         # Below the cut-off the direction is that of the filter alone.
         lowest = max(lowest, filter.rcond**2 * largest)
-        return replace(filter, damping=damping if damping > lowest else 0.0), lowest
+        damped = replace(filter, damping=damping if damping > lowest else 0.0)
+        return damped, max(lowest, least)
 
     def _attempt(self, trial: Trial) -> Outcome:
         """Let the step rule move, and return what that showed."""

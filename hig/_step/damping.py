@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["LOWEST", "START", "Outcome", "adapted_damping"]
+__all__ = ["LEAST", "LOWEST", "START", "Outcome", "adapted_damping"]
 
 # A step with a gain ratio of at most this is rejected.
 LEAST_RATIO = 1e-3
@@ -14,6 +14,9 @@ HIGHEST, HIGHEST_MEASURED = 1e6, 1e1
 # physics scales by less than a tenth wait until the others are learned: from one batch of an
 # untrained network they generalise badly to the samples of others.
 START = 1e-2
+# Least damping where every batch is another, in the same units: directions that the physics scales
+# by less than 1e-4 are learned from many batches, of which each shows little of them.
+LEAST = 1e-8
 # Lowest damping, relative to the one that is lost in the rounding of the largest singular value.
 LOWEST = 4.0
 

@@ -89,7 +89,9 @@ class Linearisation:
         """Return the filter; with ``rcond="auto"``, with a cut-off that fits the spectrum."""
         if not (isinstance(filter, HalfInverse) and filter.auto):
             return filter
-        dtype = self.objective.forward.prediction.dtype
+        forward = self.objective.forward
+        tensors = (forward.prediction, *forward.parameters)  # of mixed ones the coarsest counts
+        dtype = max((t.dtype for t in tensors), key=lambda dtype: torch.finfo(dtype).eps)
         some = isinstance(self.decomposition, Krylov)
         return filter.resolved(None if some else self.decomposition.singular_values, dtype)
 

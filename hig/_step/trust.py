@@ -86,6 +86,11 @@ class Trust:
         }
     )  # fmt: skip
 
+    @property
+    def batch_changes(self) -> bool:
+        """Whether the last step was on another batch than the one before."""
+        return bool(self.state["reach"] != _SAME)
+
     def take(self, trial: Trial) -> float | None:
         """See :class:`~hig._step.step_rules.StepRule`."""
         state = self.state

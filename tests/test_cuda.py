@@ -39,7 +39,12 @@ def test_products_alone_give_the_steps_of_the_cpu(name, engine):
         network, inputs = build(name)
         network, inputs = network.to(device), inputs.to(device)
         optimizer = hig.HIG(
-            network.parameters(), lr=0.3, rcond=1e-4, engine=engine, method=hig.Lanczos(1e-10)
+            network.parameters(),
+            lr=0.3,
+            rcond=1e-4,
+            engine=engine,
+            method=hig.Lanczos(1e-10),
+            step_rule="fixed",
         )
         optimizer.step(least_squares(network, inputs))
         assert optimizer.report.singular_values.device.type == device
@@ -115,7 +120,7 @@ def test_problems_and_their_rollouts(problem):
             prediction = problem.predict(network, batch)
             return problem.loss(prediction, batch), prediction
 
-        hig.HIG(network.parameters(), rcond=1e-4).step(closure)
+        hig.HIG(network.parameters(), rcond=1e-4, step_rule="fixed").step(closure)
         results.append(flat(network.parameters()).cpu())
     assert relative_error(*results) < 1e-8
 

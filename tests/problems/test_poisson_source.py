@@ -111,7 +111,7 @@ def textbook_step(network, batch):
 def test_step_of_hig(passes, engine, dtype, tolerance):
     network, _, closure = training_case(passes, dtype)
     twin, twin_batch, _ = training_case()
-    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-5, engine=engine)
+    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-5, engine=engine, step_rule="fixed")
     step = step_of(optimizer, closure)
     assert relative_error(step.double(), textbook_step(twin, twin_batch)) < tolerance
     # Nothing refused to be batched.
@@ -127,7 +127,7 @@ def test_step_of_hig_through_the_plain_solver_goes_one_pass_at_a_time():
         return 0.5 * (prediction - batch["target"]).square().sum(), prediction
 
     expected = textbook_step(network, batch)
-    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-5)
+    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-5, step_rule="fixed")
     with phiflow_like(batch["target"]):
         step = step_of(optimizer, closure)
     assert relative_error(step, expected) < 1e-7

@@ -119,7 +119,7 @@ def test_step_equals_the_textbook(engine):
     (gradient,) = torch.autograd.grad(loss, prediction, retain_graph=True)
     jacobian = textbook_jacobian(prediction, network.parameters())
     expected = -0.5 * textbook_power(jacobian, gradient.flatten(), -0.5, 1e-5)
-    optimizer = hig.HIG(network.parameters(), lr=0.5, rcond=1e-5, engine=engine)
+    optimizer = hig.HIG(network.parameters(), lr=0.5, rcond=1e-5, engine=engine, step_rule="fixed")
     found = step_of(optimizer, closure_of(problem, network, batch))
     assert relative_error(found, expected) < 1e-9
 

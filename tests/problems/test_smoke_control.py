@@ -132,7 +132,7 @@ def test_targets_can_be_reached():
     def network(images):
         return controls.expand(len(images), -1)
 
-    optimizer = hig.LevenbergMarquardt([controls])
+    optimizer = hig.LevenbergMarquardt([controls], step_rule="fixed")
 
     def closure():
         prediction = problem.predict(network, one)
@@ -165,7 +165,7 @@ def test_prediction_loss_and_step_of_hig():
         prediction = problem.predict(network, train)
         return problem.loss(prediction, train), prediction
 
-    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-4)
+    optimizer = hig.HIG(network.parameters(), lr=1.0, rcond=1e-4, step_rule="fixed")
     assert relative_error(step_of(optimizer, closure), expected) < 1e-6
     assert optimizer.report.notes == []
 

@@ -120,7 +120,7 @@ def step_of(problem, engine, network, batch, **options):
 
     named = list(network.named_parameters())
     before = [parameter.detach().clone() for _, parameter in named]
-    optimizer = hig.HIG(named, engine=engine, rcond=1e-6, **options)
+    optimizer = hig.HIG(named, engine=engine, rcond=1e-6, step_rule="fixed", **options)
     optimizer.step(closure)
     after = [parameter.detach().clone() for _, parameter in named]
     with torch.no_grad():

@@ -137,8 +137,8 @@ class SeparatePredictions:
         """Return the model of the sum of the losses."""
         pairs = zip(self.parts, output_change, strict=True)
         models = [part.model(change) for part, change in pairs]
-        loss, slope, curvature, _ = (sum(numbers) for numbers in zip(*models, strict=True))
-        return QuadraticModel(loss, slope, curvature, max(m.largest for m in models))
+        loss, slope, curvature, _, length = (sum(numbers) for numbers in zip(*models, strict=True))
+        return QuadraticModel(loss, slope, curvature, max(m.largest for m in models), length)
 
     @property
     def objectives(self) -> list[Objective]:

@@ -65,8 +65,9 @@ class Trust:
     is lower, the present parameters are the new safe point.
 
     **A damped direction on an unchanged batch** is that of Levenberg-Marquardt, which is taken as
-    it is: :math:`\eta = \mathrm{lr}\, |v|^2 / |v^T H v|`, one over the curvature of the loss by
-    the outputs. The Cauchy step is longer, beyond where the weak directions were meant to go.
+    it is: :math:`\eta = \min(\mathrm{lr}, 1)\, |v|^2 / |v^T H v|`, where the quotient is one over
+    the curvature of the loss by the outputs. The Cauchy step is longer, beyond where the weak
+    directions were meant to go.
 
     A loss without curvature along the step (linear in the outputs) gives
     :math:`\eta = \mathrm{lr} \cdot a`.
@@ -160,7 +161,7 @@ class Trust:
     def _share(self, trial: Trial) -> float:
         """Return the part of the Cauchy step to take."""
         if self._is_chosen_by_damping(trial):
-            return trial.lr
+            return min(trial.lr, 1.0)
         share: float = trial.lr * self.state["fraction"]
         others = trial.curvature > 0 and self.state["reach"] != _SAME
         return min(share, self.state["ceiling"]) if others else share

@@ -6,7 +6,7 @@ from torch import nn
 
 import hig
 from tests.hig.networks import build, least_squares
-from tests.textbook import relative_error, step_of, textbook_jacobian, textbook_power
+from tests.textbook import flat, relative_error, step_of, textbook_jacobian, textbook_power
 
 
 def problem(name="mlp", dtype=torch.float64):
@@ -74,3 +74,34 @@ def test_an_automatic_cut_off_is_reported_and_is_that_number(build, step_rule):
         assert optimizer.report.rank == 8
         steps.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert torch.equal(*steps)
+
+
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton])
+def test_without_arguments_steps_are_measured_and_the_cut_off_is_found(kind):
+    def moved(**options):
+        network, inputs = build("mlp")
+        optimizer = kind(network.parameters(), **options)
+        for _ in range(3):
+            optimizer.step(least_squares(network, inputs))
+        return flat(network.parameters())
+
+    given = moved(lr=1.0, rcond="auto", step_rule="trust")
+    assert torch.equal(moved(), given)
+    assert not torch.equal(moved(step_rule="fixed"), given)
+
+
+def test_the_cut_off_follows_the_coarsest_precision():
+    """Also that of a network in a simulator of a finer one; it never cuts more than 1e-2."""
+    torch.manual_seed(0)
+    rconds = []
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        network, inputs = nn.Linear(3, 2).to(dtype), torch.randn(8, 3).to(dtype)
+
+        def closure(network=network, inputs=inputs):
+            prediction = network(inputs).double()
+            return (prediction - 1).square().sum(1).mean(), prediction
+
+        optimizer = hig.HIG(network.parameters(), engine="rows")
+        optimizer.step(closure)
+        rconds.append(optimizer.report.rcond)
+    assert rconds[0] < 1e-6 < rconds[1] < 1e-4 and rconds[2] == 1e-2

@@ -69,7 +69,8 @@ class Linear:
     def model(self, change):
         slope = float(self.objective.flat_gradient @ change)
         loss = float(self.loss)
-        return QuadraticModel(loss, slope, float(change @ change), 10 * loss)
+        squared = float(change @ change)
+        return QuadraticModel(loss, slope, squared, 10 * loss, squared)
 
     def spectra(self):
         return [f"spectrum of loss {float(self.loss)}"]
@@ -103,7 +104,7 @@ def test_directions_of_separate_predictions_are_combined_and_models_added(operat
     torch.testing.assert_close(several.slopes, torch.stack(slopes))
     curvature = sum(float((p.jacobian @ combined).square().sum()) for p in parts)
     # Losses, slopes, curvatures and roundings add up; of the largest values the largest stays.
-    expected = (6.0, float(sum(slopes)), curvature, 30.0)
+    expected = (6.0, float(sum(slopes)), curvature, 30.0, curvature)
     assert several.model(changes) == pytest.approx(expected)
     assert several.rounding() == pytest.approx(0.6)
     assert float(several.loss) == 6.0

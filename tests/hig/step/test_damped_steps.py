@@ -215,3 +215,47 @@ def test_a_filter_of_another_kind_takes_over(momentum):
     optimizer.filter = hig.HalfInverse(-1.0)
     optimizer.step(closure)
     assert optimizer.report.damping is not None
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 300.0])
+@pytest.mark.parametrize("kind", [hig.GaussNewton, hig.LevenbergMarquardt])
+def test_on_one_batch_the_damped_step_is_taken_as_it_is(kind, scale):
+    """As Levenberg and Marquardt take it, whatever the scale of the loss."""
+    network, inputs = build("mlp")
+    targets = torch.randn(len(network(inputs)), network(inputs).shape[1]).double()
+
+    def closure():
+        prediction = network(inputs)
+        return 0.5 * scale * (prediction - targets).square().sum(), prediction
+
+    optimizer = kind(network.parameters())
+    for _ in range(4):
+        optimizer.step(closure)
+    loss, prediction = closure()
+    jacobian = textbook_jacobian(prediction, network.parameters())
+    residuals = (prediction - targets).detach().flatten()
+    damping = optimizer.report.damping
+    gram = jacobian @ jacobian.T + damping * torch.eye(len(jacobian)).double()
+    expected = -jacobian.T @ torch.linalg.solve(gram, residuals)
+    assert relative_error(step_of(optimizer, closure), expected) < 1e-7
+    assert optimizer.report.step_size == pytest.approx(1 / scale)
+    assert optimizer.report.gain_ratio is not None and closure()[0] < loss
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_where_batches_change_the_damping_has_a_lower_bound(changes):
+    torch.manual_seed(0)
+    network = nn.Linear(6, 2).double()
+    scales = torch.tensor([1, 0.5, 0.1, 1e-2, 1e-3, 1e-4]).double()
+    inputs = torch.randn(64, 6).double() * scales
+    optimizer = hig.LevenbergMarquardt(network.parameters())
+    for step in range(120):
+        chosen = inputs[torch.arange(8) + 8 * (step % 8 if changes else 0)]
+
+        def closure(chosen=chosen):
+            prediction = network(chosen)
+            return (prediction - 1).square().sum(1).mean(), prediction
+
+        optimizer.step(closure)
+    relative = optimizer.report.damping / largest_square(network, closure)
+    assert (0.3e-8 < relative < 1e-6) if changes else relative < 1e-9

@@ -1,6 +1,7 @@
 """The trust rule: its fraction along one direction, and its ceiling over many batches."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -322,3 +323,34 @@ def test_on_one_batch_of_a_linear_problem_whole_steps_are_taken_soon(kind, scale
         ceilings.append(optimizer.state["step_rule"]["ceiling"])
     assert ceilings[0] == 0.1 and ceilings[8] == 1.0
     assert ceilings == sorted(ceilings)
+
+
+@pytest.mark.parametrize(
+    ("steps", "rise", "back"), [(3, 1.2, False), (3, 1.5, True), (50, 3.0, False), (50, 6.0, True)]
+)
+def test_it_goes_back_for_less_in_the_first_steps(steps, rise, back):
+    rule = Trust(look_back=1)
+    rule.state["steps"] = steps
+    _, trial = parabola()
+    trial.loss_at_safe_point = lambda: trial.loss / rise
+    trial.return_to_safe_point = lambda: setattr(trial, "returned", True)
+    rule.take(trial)
+    assert trial.returned is back
+    assert any(RETURN in note for note in trial.notes) is back
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1.0])
+def test_a_small_learning_rate_is_noted_once(lr):
+    network = nn.Linear(3, 2)
+    inputs = torch.randn(8, 3)
+
+    def closure():
+        prediction = network(inputs)
+        return (prediction - 1).square().sum(1).mean(), prediction
+
+    optimizer = hig.HIG(network.parameters(), lr=lr)
+    optimizer.step(closure)
+    noted = "lr=0.001 limits steps to that share .*: leave it at 1 with step_rule='trust'"
+    assert any(re.match(noted, note) for note in optimizer.report.notes) is (lr < 1)
+    optimizer.step(closure)
+    assert not any("limits steps" in note for note in optimizer.report.notes)

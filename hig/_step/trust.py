@@ -23,9 +23,9 @@ _STABLE = 1.8
 _REACH, _SAME = 1.0, 4.0
 # After each of the first steps the loss is compared with that at the safe point.
 _EARLY_STEPS = 10
-# Rises by this part of the higher loss: at first to 4/3 of the lower one, later to its fivefold.
-# Then a batch is often a third worse by chance, and going back undoes good steps.
-_EARLY_RISE, _RISE = 0.25, 0.8
+# Rises by this part of the higher loss: to 4/3 of the lower one, after so many steps to its
+# fivefold. Then a batch is often a third worse by chance, and going back undoes good steps.
+_EARLY_RISE, _RISE, _LATE = 0.25, 0.8, 50
 # A learning rate below this is one for "fixed", or the begin of a warm-up.
 _SMALL_RATE = 0.1
 UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
@@ -61,8 +61,8 @@ class Trust:
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
     samples of later batches. After each of the first ten steps, then every ``look_back``-th, the
     loss of the new batch is evaluated there too. If it is a third higher at the present parameters,
-    later five times as high, the step goes back to the safe point instead, and b is halved; if it
-    is lower, the present parameters are the new safe point.
+    after fifty steps five times as high, the step goes back to the safe point instead, and b is
+    halved; if it is lower, the present parameters are the new safe point.
 
     **A damped direction on an unchanged batch** is that of Levenberg-Marquardt, which is taken as
     it is: :math:`\eta = \min(\mathrm{lr}, 1)\, |v|^2 / |v^T H v|`, where the quotient is one over
@@ -229,7 +229,7 @@ class Trust:
         if there is None or not trial.loss > there:
             trial.keep_safe_point()
             return False
-        rise, part = trial.loss - there, _EARLY_RISE if state["steps"] <= _EARLY_STEPS else _RISE
+        rise, part = trial.loss - there, _EARLY_RISE if state["steps"] <= _LATE else _RISE
         if rise <= max(part * max(abs(trial.loss), abs(there)), trial.unseen):
             return False
         trial.return_to_safe_point()

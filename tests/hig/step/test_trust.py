@@ -326,7 +326,7 @@ def test_on_one_batch_of_a_linear_problem_whole_steps_are_taken_soon(kind, scale
 
 
 @pytest.mark.parametrize(
-    ("steps", "rise", "back"), [(3, 1.2, False), (3, 1.5, True), (50, 3.0, False), (50, 6.0, True)]
+    ("steps", "rise", "back"), [(3, 1.2, False), (40, 1.5, True), (60, 3.0, False), (60, 6.0, True)]
 )
 def test_it_goes_back_for_less_in_the_first_steps(steps, rise, back):
     rule = Trust(look_back=1)

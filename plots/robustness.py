@@ -57,12 +57,8 @@ def draw(files):
 def _runs(file):
     """The runs of a file, in lists and arrays by name, with the loss over that at the start."""
     start, end, limit = (file.array(f"runs.{name}", 1, _REMEDY) for name in _LOSSES)
-    texts = ("title", "dtype", "method", "method_label", "rule", "cutoff")
+    texts = ("title", "dtype", *_VARIANT)
     found = {name: np.asarray(file.get(f"runs.{name}", _REMEDY), dtype=str) for name in texts}
-    if "rate" in file.get("runs", _REMEDY):
-        found["rate"] = np.asarray(file.get("runs.rate", _REMEDY), dtype=str)
-    else:  # files from before runs had one
-        found["rate"] = np.full(len(start), "")
     for name in ("batch", "seconds", "seed", "lost"):
         found[name] = np.asarray(file.get(f"runs.{name}", _REMEDY))
     lengths = {len(column) for column in (start, end, limit, *found.values())}

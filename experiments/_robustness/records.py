@@ -105,7 +105,7 @@ def read_results(path: Path) -> list[Record]:
 
 
 def _record(results: Mapping, runs: Mapping, index: int) -> Record:
-    case = {name: runs[name][index] for name in _CASE if name in runs}  # older ones have no lr
+    case = {name: runs[name][index] for name in _CASE}
     case |= {name: case[name].item() for name in ("batch", "seconds", "seed")}
     losses = {name: float(runs[name][index]) for name in _LOSSES}
     return Record(

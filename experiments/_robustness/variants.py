@@ -45,8 +45,7 @@ class Variant:
     def parse(cls, text: str) -> Self:
         """Read a variant as on a command line; a `ValueError` has the reason and the remedy."""
         method, _, rest = text.partition(":")
-        rule, _, rest_of_it = rest.partition(":")
-        cutoff, _, lr = rest_of_it.partition(":")
+        rule, cutoff, lr = [*rest.split(":", 2), "", ""][:3]
         if method not in TESTED:
             raise ValueError(
                 f"the method must be one of {', '.join(TESTED)}, got {method!r}; give such as "

@@ -27,10 +27,10 @@ class HIG(JacobianOptimizer):
     r"""Half-inverse gradients: :math:`\theta \leftarrow \theta - \mathrm{lr}\, J^\kappa g`.
 
     Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131. J is the joint Jacobian of network and
-    simulator over the batch, g the gradient of the loss with respect to the outputs. Without other
-    arguments there is nothing to tune: the step rule finds the length of the step, and the cut-off
-    follows from the rounding of J. ``step_rule="fixed"`` takes the step of the paper, whose
-    published settings are an ``lr`` and an ``rcond`` per problem.
+    simulator over the batch, g the gradient of the loss with respect to the outputs. By default the
+    step rule finds the length of the step, and the cut-off follows from the rounding of J.
+    ``step_rule="fixed"`` takes the step of the paper, whose published settings are an ``lr`` and
+    an ``rcond`` per problem.
 
     Args:
         params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with

@@ -19,7 +19,7 @@ __all__ = ["Damped", "HalfInverse", "SpectralFilter", "noise_level"]
 
 # Roundings of the root mean square of the singular values that ``rcond="auto"`` cuts.
 ROUNDINGS = 256
-# More it never cuts: of the two digits of half precision, one is left.
+# It never cuts at more than this: half precision has two or three digits.
 MOST_CUT = 1e-2
 
 

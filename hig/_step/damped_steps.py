@@ -84,7 +84,7 @@ class DampedSteps:
         largest = linearisation.largest(filter)
         lowest = LOWEST * linearisation.decomposition.resolution**2 * largest
         least = LEAST * largest if getattr(self._rule, "batch_changes", False) else 0.0
-        damping = max(self._state["value"], least)
+        damping = self._state["value"] = max(self._state["value"], least)
         if isinstance(filter, Damped):
             return replace(filter, damping=damping), max(lowest, least)
         assert isinstance(filter, HalfInverse)

@@ -142,13 +142,13 @@ class Trust:
         cauchy = trial.slope / trial.curvature
         if not (math.isfinite(cauchy) and cauchy > 0):
             return cauchy
-        if self._is_chosen_by_damping(trial):
-            return min(cauchy, trial.damped_step)
         state = self.state
         if trial.attempt == 0:
             state["batches"] = count = min(state["batches"] + 1, self.memory)
             state["slope"] += (trial.slope - state["slope"]) / count
             state["curvature"] += (trial.curvature - state["curvature"]) / count
+        if self._is_chosen_by_damping(trial):
+            return min(cauchy, trial.damped_step)
         if not state["curvature"] > 0:
             return cauchy
         return min(cauchy, float(state["reach"] * state["slope"] / state["curvature"]))

@@ -26,6 +26,7 @@ def made(tmp_path, label="before", problems=("Oscillators",), batches=(128, 64),
         "method_label": [names[name] for name in method],
         "rule": ["trust"] * count,
         "cutoff": [""] * count,
+        "rate": [""] * count,
         "seconds": np.full(count, 15.0),
         "dtype": ["float32"] * count,
         "seed": np.array(seed),
@@ -95,13 +96,13 @@ def test_a_row_for_each_problem(tmp_path):
     assert [axes.get_visible() for axes in figure.axes] == [True] * 4 + [False] * 2
 
 
-def test_rules_and_cutoffs_that_differ_are_named(tmp_path):
-    file = made(tmp_path, batches=(8,), cutoff=["1e-4"] * 3 + [""] * 3)
+def test_settings_that_differ_are_named(tmp_path):
+    file = made(tmp_path, batches=(8,), cutoff=["1e-4"] * 3 + [""] * 3, rate=["0.5"] * 3 + [""] * 3)
     file.results["runs"]["rule"] = ["trust"] * 3 + ["line_search"] * 3
     file.results["runs"]["dtype"] = ["float64"] * 6
     (axes,) = robustness.draw([file]).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "HIG\ntrust\nrcond 1e-4",
+        "HIG\ntrust\nrcond 1e-4\nlr 0.5",
         "Levenberg–\nMarquardt\nline search",
     ]
     assert axes.get_title(loc="left") == "Oscillators\nbatch 8, 15 s, float64"

@@ -339,6 +339,17 @@ def test_it_goes_back_for_less_in_the_first_steps(steps, rise, back):
     assert any(RETURN in note for note in trial.notes) is back
 
 
+def test_the_mean_model_follows_damped_steps_on_one_batch():
+    """They do not need it, but the first step on other batches does."""
+    rule = Trust()
+    rule.state.update(reach=4.0, steps=1)
+    _, trial = parabola()
+    trial.damped, trial.damped_step = True, 0.5 * trial.slope / trial.curvature
+    rule.take(trial)
+    assert trial.step_size == trial.damped_step
+    assert (rule.state["slope"], rule.state["curvature"]) == (trial.slope, trial.curvature)
+
+
 @pytest.mark.parametrize("lr", [1e-3, 1.0])
 def test_a_small_learning_rate_is_noted_once(lr):
     network = nn.Linear(3, 2)

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -36,6 +37,12 @@ def pytest_terminal_summary(terminalreporter):
     if TALLY["injected"]:
         counts = f"{TALLY['injected']}, parameters corrupted: {TALLY['corrupted']}"
         terminalreporter.write_line(f"faults injected: {counts}")
+
+
+def pytest_collection_finish():
+    """Keep Python's collector from visiting every collected test again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

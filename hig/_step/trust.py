@@ -26,6 +26,8 @@ _EARLY_STEPS = 10
 # Rises by this part of the higher loss: to 4/3 of the lower one, after so many steps to its
 # fivefold. Then a batch is often a third worse by chance, and going back undoes good steps.
 _EARLY_RISE, _RISE, _LATE = 0.25, 0.8, 50
+# Beyond this gain ratio the model says little of the loss, and the next step is measured too.
+_DOUBTFUL = 2.0
 # A learning rate below this is one for "fixed", or the begin of a warm-up.
 _SMALL_RATE = 0.1
 UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
@@ -45,10 +47,10 @@ class Trust:
     ceiling does not apply.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
-    ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small. A step that
-    raised the loss is tried again, shorter, and with more damping if the direction is damped. a
-    grows up to 1 where the model predicts well and shrinks where it does not; gains too small to be
-    seen in the rounded loss say nothing.
+    ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small or gains are
+    more than twice those predicted. A step that raised the loss is tried again, shorter, and with
+    more damping if the direction is damped. a grows up to 1 where the model predicts well and
+    shrinks where it does not; gains too small to be seen in the rounded loss say nothing.
 
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that
@@ -59,8 +61,9 @@ class Trust:
     factor of 1/2 to 3/2 at most in a step.
 
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
-    samples of later batches. After each of the first ten steps, then every ``look_back``-th, the
-    loss of the new batch is evaluated there too. If it is a third higher at the present parameters,
+    samples of later batches. After each of the first ten steps, then every ``look_back``-th and
+    each after which the loss is five times that of the last batch, the loss of the new batch is
+    evaluated there too. If it is a third higher at the present parameters,
     after fifty steps five times as high, the step goes back to the safe point instead, and b is
     halved; if it is lower, the present parameters are the new safe point.
 
@@ -82,9 +85,10 @@ class Trust:
     damps = True
     state: dict[str, Any] = field(
         default_factory=lambda: {
-            "fraction": 0.5, "steps": 0, "rejected": False, "unseen": False,
+            "fraction": 0.5, "steps": 0, "rejected": False, "unseen": False, "doubtful": False,
             "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": _REACH,
             "ceiling": 0.1, "share": 0.0, "judged": 0, "best": 0.0, "weight": 0.0, "unchecked": 0,
+            "last": None,
         }
     )  # fmt: skip
 
@@ -132,7 +136,7 @@ class Trust:
         if trial.damped:
             warm_up, period = 2 * warm_up, (period + 1) // 2
         fraction = 4 * _CAUTIOUS if trial.damped else _CAUTIOUS
-        careful = state["rejected"] or state["fraction"] < fraction
+        careful = state["rejected"] or state["doubtful"] or state["fraction"] < fraction
         return earlier < warm_up or earlier % period == 0 or careful
 
     def _cauchy_step(self, trial: Trial) -> float:
@@ -178,6 +182,7 @@ class Trust:
                 state["unseen"] = True
                 trial.notes.append(UNSEEN)
             if not ratio < 0:
+                state["doubtful"] = ratio > _DOUBTFUL
                 state["share"], state["end"] = share, trial.measure(trial.step_size)
                 self._adapt_fraction(share / trial.lr, ratio)
                 return ratio
@@ -222,7 +227,10 @@ class Trust:
         """Go back to the safe point if this batch is much better there; return whether it is."""
         state = self.state
         state["unchecked"] += 1
-        if state["unchecked"] < (1 if state["steps"] <= _EARLY_STEPS else self.look_back):
+        last, state["last"] = state["last"], trial.loss
+        jumped = last is not None and trial.loss - last > _RISE * max(abs(trial.loss), abs(last))
+        period = 1 if jumped or state["steps"] <= _EARLY_STEPS else self.look_back
+        if state["unchecked"] < period:
             return False
         state["unchecked"] = 0
         there = trial.loss_at_safe_point()

@@ -93,6 +93,16 @@ def test_it_measures_in_the_warm_up_and_then_at_times():
     assert measured == [True, True, True, False, False, True, *[False] * 4, True, False]
 
 
+@pytest.mark.parametrize(("gain", "next_too"), [(1.9, False), (2.1, True)])
+def test_after_twice_the_predicted_gain_the_next_step_is_measured_too(gain, next_too):
+    rule = Trust(warm_up=0, period=5)
+    _, trial = parabola()
+    trial.gain_ratio = lambda: gain
+    assert rule.take(trial) == gain
+    assert (rule.take(parabola()[1]) is not None) is next_too
+    assert rule.take(parabola()[1]) is None  # that one gained what its model had said
+
+
 def test_it_goes_no_further_than_the_mean_of_late_models_asks():
     """A flat batch after curved ones is no reason to go far; a curved one after flat ones is."""
     rule = without_ceiling()
@@ -337,6 +347,21 @@ def test_it_goes_back_for_less_in_the_first_steps(steps, rise, back):
     rule.take(trial)
     assert trial.returned is back
     assert any(RETURN in note for note in trial.notes) is back
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "looks"),
+    [(9.0, 44.0, False), (9.0, 46.0, True), (-9.0, -2.0, False), (-9.0, -1.0, True)],
+)
+def test_a_loss_far_above_that_of_the_last_batch_is_looked_at_at_once(last, loss, looks):
+    rule, seen = Trust(), []
+    rule.state.update(steps=20, last=last)
+    _, trial = parabola()
+    trial.loss = loss
+    trial.loss_at_safe_point = lambda: seen.append(1)
+    rule.take(trial)
+    assert bool(seen) is looks
+    assert rule.state["last"] == loss
 
 
 def test_the_mean_model_follows_damped_steps_on_one_batch():

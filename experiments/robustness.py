@@ -9,7 +9,7 @@ METHOD is NAME[:RULE[:RCOND[:LR]]], NAME one of hig, gn, lm. RULE is a step rule
 with lr=1 and the cut-off of the problem), "default" for the optimiser without any argument, or
 "published" for the settings of the problem.
 
-Records are one small file per run, in OUT/LABEL/PROBLEM/. Runs that are done are not repeated: the
+Records are one small file per run, in DIR/LABEL/PROBLEM/. Runs that are done are not repeated: the
 same command resumes after an interruption, and further seeds or methods are added to those there.
 """
 

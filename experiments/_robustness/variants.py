@@ -61,6 +61,10 @@ class Variant:
                 f"{method} has no cut-off with the rule {rule}, got {cutoff!r}; give such as "
                 f"{method}:trust:{cutoff}"
             )
+        if cutoff == "auto" and method == "lm":  # its damping takes the place of a cut-off
+            raise ValueError(
+                "lm has no automatic cut-off, got 'auto'; give such as lm:trust or lm:trust:1e-6"
+            )
         return cls(
             method, rule or cls.rule, _cutoff(cutoff) if cutoff else None, _rate(lr) if lr else None
         )

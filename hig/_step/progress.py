@@ -43,5 +43,6 @@ class Progress:
         first, recent = math.exp(self.state["first"]), math.exp(self.state["recent"])
         return [
             f"this run may be lost: the loss of recent steps is {recent:.3g}, that of the first "
-            f"ones was {first:.3g}; start again with a larger batch, or a smaller lr"
+            f"ones was {first:.3g}; if it does not fall soon, start again with other weights, a "
+            "larger batch or, with step_rule='fixed', a smaller lr"
         ]

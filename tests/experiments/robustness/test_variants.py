@@ -42,6 +42,8 @@ def test_the_rule_is_trust_if_none_is_given():
         ("hig:trust:1e-6:0", "learning rate must be a positive number, got '0'; give such as 0.5"),
         ("hig:trust:1e-6:fast", "learning rate must be .* got 'fast'"),
         ("lm:fixed:1e-3", "lm has no cut-off with the rule fixed, .*; give such as lm:trust:1e-3"),
+        ("lm:trust:auto", "lm has no automatic cut-off, got 'auto'; give such as lm:trust or"),
+        ("lm:default:auto", "lm has no automatic cut-off"),
     ],
 )
 def test_errors(text, message):

@@ -23,6 +23,8 @@ _LOSSES = ("start", "end", "limit")
 _PANEL = ("title", "seconds", "dtype", "batch")
 _VARIANT = ("method", "method_label", "rule", "cutoff", "rate")
 _SLOT = 0.8  # of the distance of two methods, shared by the labels
+# Inches: width of a panel, and of each method if they need more for their names.
+_WIDTH, _NAME_WIDTH = 3.2, 1.05
 _HIGHEST = 300.0  # of a loss over its start, in a panel
 _COLUMNS = 3
 _LOST_COLOUR = "#D55E00"
@@ -39,7 +41,8 @@ def draw(files):
     rows = -(-len(panels) // columns)
     aside, above = (1.7, 0) if columns == 1 else (0, 0.5)
     height = 1.85 + above / rows
-    figure, grid = _style.panels(rows, columns, width=3.2, height=height, legend_width=aside)
+    width = max(_WIDTH, _NAME_WIDTH * _most_variants(runs, panels))
+    figure, grid = _style.panels(rows, columns, width=width, height=height, legend_width=aside)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -78,6 +81,22 @@ def _panels(runs):
     return sorted(keys, key=lambda key: (problems.index(key[:-1]), -key[-1]))
 
 
+def _most_variants(runs, panels):
+    """Largest number of methods with their settings in a panel."""
+    return max(
+        len(_variants([_rows(f, r) for f, r in zip(runs, _here(runs, p), strict=True)]))
+        for p in panels
+    )
+
+
+def _here(runs, panel):
+    """Which runs of each file are in the panel."""
+    return [
+        np.all([found[name] == value for name, value in zip(_PANEL, panel, strict=True)], axis=0)
+        for found in runs
+    ]
+
+
 def _limits(runs, problem):
     """Limits of the panels of a problem, with room for the numbers at their foot."""
     ratios = np.concatenate([found["ratio"][found["title"] == problem] for found in runs])
@@ -88,10 +107,7 @@ def _limits(runs, problem):
 
 
 def _draw_panel(axes, panel, runs, limits):
-    here = [
-        np.all([found[name] == value for name, value in zip(_PANEL, panel, strict=True)], axis=0)
-        for found in runs
-    ]
+    here = _here(runs, panel)
     variants = _variants([_rows(found, rows) for found, rows in zip(runs, here, strict=True)])
     axes.set(yscale="log", ylim=limits, xlim=(-0.55, len(variants) - 0.45))
     axes.axhline(1, color=_style.GREY, lw=0.8, zorder=1)

@@ -1,9 +1,11 @@
 """Figure of every seed."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from plots import robustness
+from plots import _style, robustness
 from plots._files import PlotError, ResultFile
 
 
@@ -106,6 +108,22 @@ def test_settings_that_differ_are_named(tmp_path):
         "Levenberg–\nMarquardt\nline search",
     ]
     assert axes.get_title(loc="left") == "Oscillators\nbatch 8, 15 s, float64"
+
+
+def test_names_of_many_settings_do_not_overlap(tmp_path):
+    count = 6
+    runs = {
+        "method": ["gn"] * count,
+        "method_label": ["Gauss–Newton"] * count,
+        "rule": ["trust"] * count,
+        "cutoff": [f"1e-{k}" for k in range(count)],
+    }
+    with _style.look():  # sizes of letters are those at the time of drawing
+        figure = robustness.draw([made(tmp_path, batches=(8,), **runs)])
+        figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].get_xticklabels()]
+    assert len(boxes) == count
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_unfit_files(tmp_path):

@@ -26,6 +26,9 @@ _EARLY_STEPS = 10
 # Rises by this part of the higher loss: to 4/3 of the lower one, after so many steps to its
 # fivefold. Then a batch is often a third worse by chance, and going back undoes good steps.
 _EARLY_RISE, _RISE, _LATE = 0.25, 0.8, 50
+# The highest loss of recent batches moves by this part of the way to a lower one in each step. A
+# batch that is harder, or larger if its loss is a sum, is no jump if some of the last ones were.
+_FORGET = 0.2
 # Beyond this gain ratio the model says little of the loss, and the next step is measured too.
 _DOUBTFUL = 2.0
 # A learning rate below this is one for "fixed", or the begin of a warm-up.
@@ -62,8 +65,8 @@ class Trust:
 
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
     samples of later batches. After each of the first ten steps, then every ``look_back``-th and
-    each after which the loss is five times that of the last batch, the loss of the new batch is
-    evaluated there too. If it is a third higher at the present parameters,
+    each after which the loss is five times the highest of recent batches, the loss of the new batch
+    is evaluated there too. If it is a third higher at the present parameters,
     after fifty steps five times as high, the step goes back to the safe point instead, and b is
     halved; if it is lower, the present parameters are the new safe point.
 
@@ -74,12 +77,17 @@ class Trust:
 
     A loss without curvature along the step (linear in the outputs) gives
     :math:`\eta = \mathrm{lr} \cdot a`.
+
+    Attributes:
+        data_changed: whether the loss of this batch is far above those of recent ones at the safe
+            point too, so that it is not the last steps that raised it.
     """
 
     warm_up: int = 8
     period: int = 6
     memory: int = 16
     look_back: int = 5
+    data_changed: bool = field(default=False, init=False)
     measures = True
     looks_back = True
     damps = True
@@ -88,7 +96,7 @@ class Trust:
             "fraction": 0.5, "steps": 0, "rejected": False, "unseen": False, "doubtful": False,
             "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": _REACH,
             "ceiling": 0.1, "share": 0.0, "judged": 0, "best": 0.0, "weight": 0.0, "unchecked": 0,
-            "last": None,
+            "recent_high": None,
         }
     )  # fmt: skip
 
@@ -227,13 +235,14 @@ class Trust:
         """Go back to the safe point if this batch is much better there; return whether it is."""
         state = self.state
         state["unchecked"] += 1
-        last, state["last"] = state["last"], trial.loss
-        jumped = last is not None and trial.loss - last > _RISE * max(abs(trial.loss), abs(last))
+        high = self._recent_high(trial.loss)
+        jumped, self.data_changed = _far_above(trial.loss, high), False
         period = 1 if jumped or state["steps"] <= _EARLY_STEPS else self.look_back
         if state["unchecked"] < period:
             return False
         state["unchecked"] = 0
         there = trial.loss_at_safe_point()
+        self.data_changed = jumped and there is not None and _far_above(there, high)
         if there is None or not trial.loss > there:
             trial.keep_safe_point()
             return False
@@ -241,6 +250,7 @@ class Trust:
         if rise <= max(part * max(abs(trial.loss), abs(there)), trial.unseen):
             return False
         trial.return_to_safe_point()
+        state["recent_high"] = there  # the loss of the steps that are given up is no measure
         self.retreat()
         trial.notes.append(
             f"the last steps raised the loss of other samples from {there:.3g} to "
@@ -248,12 +258,23 @@ class Trust:
         )
         return True
 
+    def _recent_high(self, loss: float) -> float | None:
+        """Return the highest loss of recent batches, None at first, and take in a new one."""
+        high = self.state["recent_high"]
+        lower = high is not None and loss < high
+        self.state["recent_high"] = high + _FORGET * (loss - high) if lower else loss
+        return high  # type: ignore[no-any-return]
+
     def retreat(self) -> None:
         """Take shorter steps, after a return to the safe point."""
         state = self.state
         state["ceiling"] = max(0.5 * state["ceiling"], _LEAST_CEILING)
         state["judged"] //= 2
         state["share"], state["unchecked"], state["end"] = 0.0, 0, None
+
+
+def _far_above(loss: float, high: float | None) -> bool:
+    return high is not None and loss - high > _RISE * max(abs(loss), abs(high))
 
 
 def _rate_note(lr: float) -> str:

@@ -53,7 +53,8 @@ class Trust:
     ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small or gains are
     more than twice those predicted. A step that raised the loss is tried again, shorter, and with
     more damping if the direction is damped. a grows up to 1 where the model predicts well and
-    shrinks where it does not; gains too small to be seen in the rounded loss say nothing.
+    shrinks where it does not; gains too small to be seen in the rounded loss say nothing, but a
+    fraction so small that it hides them grows.
 
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that
@@ -187,8 +188,7 @@ class Trust:
             trial.move(share * cauchy)
             ratio = trial.gain_ratio()
             if math.isnan(ratio):
-                state["unseen"] = True
-                trial.notes.append(UNSEEN)
+                self._lengthen_hidden(trial, share)
             if not ratio < 0:
                 state["doubtful"] = ratio > _DOUBTFUL
                 state["share"], state["end"] = share, trial.measure(trial.step_size)
@@ -202,6 +202,15 @@ class Trust:
         trial.move(0)
         state["end"] = trial.loss
         return ratio
+
+    def _lengthen_hidden(self, trial: Trial, share: float) -> None:
+        """Increase the fraction if it alone hides the gain, which a longer step would show."""
+        fraction = self.state["fraction"]
+        if fraction < 1 and not share < trial.lr * fraction:
+            self.state["fraction"] = min(2 * fraction, 1.0)
+        else:  # the learning rate or the ceiling does
+            self.state["unseen"] = True
+            trial.notes.append(UNSEEN)
 
     def _adapt_fraction(self, taken: float, ratio: float) -> None:
         """Adapt the fraction after a step of the fraction ``taken`` with this gain ratio."""
@@ -263,7 +272,7 @@ class Trust:
         high = self.state["recent_high"]
         lower = high is not None and loss < high
         self.state["recent_high"] = high + _FORGET * (loss - high) if lower else loss
-        return high  # type: ignore[no-any-return]
+        return high
 
     def retreat(self) -> None:
         """Take shorter steps, after a return to the safe point."""

@@ -10,6 +10,7 @@ from torch import nn
 import hig
 from hig._step.step_rules import Trust
 from hig._step.trial_step import Trial
+from hig._step.trust import UNSEEN
 from tests.hig.trials import parabola, quartic
 from tests.textbook import flat, textbook_jacobian
 
@@ -347,6 +348,27 @@ def test_it_goes_back_for_less_in_the_first_steps(steps, rise, back):
     rule.take(trial)
     assert trial.returned is back
     assert any(RETURN in note for note in trial.notes) is back
+
+
+def hidden(rule):
+    """Notes of a step whose gain is lost in rounding, where a longer one would be seen."""
+    _, trial = parabola()
+    trial.gain_ratio = lambda: math.nan
+    rule.take(trial)
+    return trial.notes
+
+
+def test_a_fraction_that_hides_the_gain_grows():
+    rule = without_ceiling(warm_up=100)
+    rule.state["fraction"] = 2.0**-18
+    assert not any(hidden(rule) for _ in range(18))
+    assert rule.state["fraction"] == 1.0
+    assert UNSEEN in hidden(rule)
+
+
+def test_a_ceiling_that_hides_the_gain_leaves_the_fraction():
+    rule = Trust(warm_up=100)
+    assert UNSEEN in hidden(rule) and rule.state["fraction"] == 0.5
 
 
 @pytest.mark.parametrize(

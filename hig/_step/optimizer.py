@@ -215,6 +215,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 number = float(loss) if self._measures() else math.nan  # on the host already
                 attempts.accept(report.step_size)
         progress = Progress(self.state["progress"])
+        if getattr(self._rule, "data_changed", False):
+            progress.restart(number)
         progress.add(number)
         report.notes.extend([*recovered, *self._watch.notes, *progress.notes()])
         self.report = report

@@ -31,6 +31,11 @@ class Progress:
             state["first"] += (logarithm - state["first"]) / state["steps"]
         state["recent"] += (logarithm - state["recent"]) / min(state["steps"], _RECENT)
 
+    def restart(self, loss: float) -> None:
+        """Begin again at a loss above that of the first steps, where other data are the reason."""
+        if self.decades() > 0 and 0 < loss < math.inf and math.log(loss) > self.state["first"]:
+            self.state.update(steps=0, first=0.0, recent=0.0)
+
     def decades(self) -> float:
         """Return how many powers of ten the loss has fallen by."""
         decades: float = (self.state["first"] - self.state["recent"]) / math.log(10)

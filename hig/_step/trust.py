@@ -26,6 +26,9 @@ _EARLY_STEPS = 10
 # Rises by this part of the higher loss: to 4/3 of the lower one, after so many steps to its
 # fivefold. Then a batch is often a third worse by chance, and going back undoes good steps.
 _EARLY_RISE, _RISE, _LATE = 0.25, 0.8, 50
+# The highest loss of recent batches moves by this part of the way to a lower one in each step. A
+# batch that is harder, or larger if its loss is a sum, is no jump if some of the last ones were.
+_FORGET = 0.2
 # Beyond this gain ratio the model says little of the loss, and the next step is measured too.
 _DOUBTFUL = 2.0
 # A learning rate below this is one for "fixed", or the begin of a warm-up.
@@ -50,7 +53,8 @@ class Trust:
     ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small or gains are
     more than twice those predicted. A step that raised the loss is tried again, shorter, and with
     more damping if the direction is damped. a grows up to 1 where the model predicts well and
-    shrinks where it does not; gains too small to be seen in the rounded loss say nothing.
+    shrinks where it does not; gains too small to be seen in the rounded loss say nothing, but a
+    fraction so small that it hides them grows.
 
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that
@@ -62,8 +66,8 @@ class Trust:
 
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
     samples of later batches. After each of the first ten steps, then every ``look_back``-th and
-    each after which the loss is five times that of the last batch, the loss of the new batch is
-    evaluated there too. If it is a third higher at the present parameters,
+    each after which the loss is five times the highest of recent batches, the loss of the new batch
+    is evaluated there too. If it is a third higher at the present parameters,
     after fifty steps five times as high, the step goes back to the safe point instead, and b is
     halved; if it is lower, the present parameters are the new safe point.
 
@@ -74,12 +78,17 @@ class Trust:
 
     A loss without curvature along the step (linear in the outputs) gives
     :math:`\eta = \mathrm{lr} \cdot a`.
+
+    Attributes:
+        data_changed: whether the loss of this batch is far above those of recent ones at the safe
+            point too, so that it is not the last steps that raised it.
     """
 
     warm_up: int = 8
     period: int = 6
     memory: int = 16
     look_back: int = 5
+    data_changed: bool = field(default=False, init=False)
     measures = True
     looks_back = True
     damps = True
@@ -88,7 +97,7 @@ class Trust:
             "fraction": 0.5, "steps": 0, "rejected": False, "unseen": False, "doubtful": False,
             "batches": 0, "slope": 0.0, "curvature": 0.0, "end": None, "reach": _REACH,
             "ceiling": 0.1, "share": 0.0, "judged": 0, "best": 0.0, "weight": 0.0, "unchecked": 0,
-            "last": None,
+            "recent_high": None,
         }
     )  # fmt: skip
 
@@ -179,8 +188,7 @@ class Trust:
             trial.move(share * cauchy)
             ratio = trial.gain_ratio()
             if math.isnan(ratio):
-                state["unseen"] = True
-                trial.notes.append(UNSEEN)
+                self._lengthen_hidden(trial, share)
             if not ratio < 0:
                 state["doubtful"] = ratio > _DOUBTFUL
                 state["share"], state["end"] = share, trial.measure(trial.step_size)
@@ -194,6 +202,15 @@ class Trust:
         trial.move(0)
         state["end"] = trial.loss
         return ratio
+
+    def _lengthen_hidden(self, trial: Trial, share: float) -> None:
+        """Increase the fraction if it alone hides the gain, which a longer step would show."""
+        fraction = self.state["fraction"]
+        if fraction < 1 and not share < trial.lr * fraction:
+            self.state["fraction"] = min(2 * fraction, 1.0)
+        else:  # the learning rate or the ceiling does
+            self.state["unseen"] = True
+            trial.notes.append(UNSEEN)
 
     def _adapt_fraction(self, taken: float, ratio: float) -> None:
         """Adapt the fraction after a step of the fraction ``taken`` with this gain ratio."""
@@ -227,13 +244,14 @@ class Trust:
         """Go back to the safe point if this batch is much better there; return whether it is."""
         state = self.state
         state["unchecked"] += 1
-        last, state["last"] = state["last"], trial.loss
-        jumped = last is not None and trial.loss - last > _RISE * max(abs(trial.loss), abs(last))
+        high = self._recent_high(trial.loss)
+        jumped, self.data_changed = _far_above(trial.loss, high), False
         period = 1 if jumped or state["steps"] <= _EARLY_STEPS else self.look_back
         if state["unchecked"] < period:
             return False
         state["unchecked"] = 0
         there = trial.loss_at_safe_point()
+        self.data_changed = jumped and there is not None and _far_above(there, high)
         if there is None or not trial.loss > there:
             trial.keep_safe_point()
             return False
@@ -241,6 +259,7 @@ class Trust:
         if rise <= max(part * max(abs(trial.loss), abs(there)), trial.unseen):
             return False
         trial.return_to_safe_point()
+        state["recent_high"] = there  # the loss of the steps that are given up is no measure
         self.retreat()
         trial.notes.append(
             f"the last steps raised the loss of other samples from {there:.3g} to "
@@ -248,12 +267,23 @@ class Trust:
         )
         return True
 
+    def _recent_high(self, loss: float) -> float | None:
+        """Return the highest loss of recent batches, None at first, and take in a new one."""
+        high = self.state["recent_high"]
+        lower = high is not None and loss < high
+        self.state["recent_high"] = high + _FORGET * (loss - high) if lower else loss
+        return high
+
     def retreat(self) -> None:
         """Take shorter steps, after a return to the safe point."""
         state = self.state
         state["ceiling"] = max(0.5 * state["ceiling"], _LEAST_CEILING)
         state["judged"] //= 2
         state["share"], state["unchecked"], state["end"] = 0.0, 0, None
+
+
+def _far_above(loss: float, high: float | None) -> bool:
+    return high is not None and loss - high > _RISE * max(abs(loss), abs(high))
 
 
 def _rate_note(lr: float) -> str:

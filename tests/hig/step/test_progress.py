@@ -38,6 +38,23 @@ def test_the_note_names_both_losses():
     assert "is 300," in note and "was 2;" in note and LOST in note
 
 
+def test_with_other_data_it_begins_again():
+    progress = after([1.0] * 5 + [1e-3] * 30)
+    progress.restart(0.5)  # below the start nothing is noted anyway
+    assert progress.state["steps"] == 35
+    progress.restart(1e4)
+    for loss in [1e4] * 5 + [1e2] * 30:
+        progress.add(loss)
+        assert not progress.notes()
+    assert progress.decades() == pytest.approx(2, rel=0.1)
+
+
+def test_a_run_that_is_lost_does_not_begin_again():
+    progress = after([1.0] * 5 + [3.0] * 30)
+    progress.restart(1e4)
+    assert progress.notes()
+
+
 @pytest.mark.parametrize("loss", [0.0, -1.0, math.inf, math.nan])
 def test_a_loss_without_a_logarithm_says_nothing(loss):
     progress = after([1.0] * 5 + [0.1] * 30)
@@ -102,6 +119,24 @@ def test_the_report_notes_a_lost_run(make):
     notes = noted(make, harder)
     assert not any(notes[:19]) and all(notes[19:])
     assert not any(noted(make, learned))
+
+
+@pytest.mark.parametrize("name", ["hig", "gn", "lm"])  # the line search does not look back
+def test_a_harder_task_is_no_lost_run(name):
+    generator = torch.Generator().manual_seed(0)
+
+    def closures(network, step):
+        inputs = torch.randn(16, 4, generator=generator, dtype=torch.float64)
+        change = inputs.sum(1, keepdim=True)
+        targets = change.sin() if step < 30 else 30 * change.cos()
+
+        def closure():
+            prediction = network(inputs)
+            return (prediction - targets).square().mean(), prediction
+
+        return closure
+
+    assert not any(noted(RULES[name], closures, steps=100))
 
 
 def test_a_step_that_does_not_measure_waits_for_no_loss():

@@ -100,6 +100,25 @@ def test_a_checkpoint_of_the_former_rule_goes_on(make, before):
     assert losses[-1] < 0.1 * losses[0]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_after_the_kink_of_a_loss_other_data_are_learned(seed):
+    """Short steps there, in float32, hid their gain for ever: the loss is not curved."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
+    inputs, targets = torch.randn(2, 16, 4), torch.randn(16, 4)
+    optimizer, losses = hig.HIG(network.parameters()), []
+    for step in range(140):
+        other = int(step >= 100)
+
+        def closure(other=other):
+            prediction = network(inputs[other])
+            return (prediction - 3 * other - targets).abs().sum(1).mean(), prediction
+
+        losses.append(float(optimizer.step(closure)))
+    assert losses[120] < losses[100] - 0.1
+    assert losses[-1] < 0.9 * losses[100]
+
+
 def test_a_learning_rate_of_zero_moves_nothing():
     network, inputs = build("mlp")
     closure = least_squares(network, inputs)

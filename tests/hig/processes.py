@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from datetime import timedelta
@@ -53,6 +54,8 @@ def _received(pipe):
 
 
 def _work(function, rank, size, store, pipe, arguments):
+    # As in the tests' own process: the server may have been started with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -22,8 +22,8 @@ class StepRule(Protocol):
     A rule with a true attribute ``looks_back`` may also use the points of earlier steps, see
     :class:`~hig._step.trial_step.Trial`, and has ``retreat()``, which is called where parameters
     had to go back because the loss was not finite. One with ``data_changed`` says whether a high
-    loss is due to other data. One with ``damps`` expects a damping that
-    follows the ``fraction`` in its state.
+    loss is due to other data. One with ``damps`` expects a damping that follows the ``fraction`` in
+    its state.
 
     Attributes:
         measures: whether the rule uses the quadratic model or evaluates the closure again.

@@ -67,9 +67,9 @@ class Trust:
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
     samples of later batches. After each of the first ten steps, then every ``look_back``-th and
     each after which the loss is five times the highest of recent batches, the loss of the new batch
-    is evaluated there too. If it is a third higher at the present parameters,
-    after fifty steps five times as high, the step goes back to the safe point instead, and b is
-    halved; if it is lower, the present parameters are the new safe point.
+    is evaluated there too. If it is a third higher at the present parameters, after fifty steps
+    five times as high, the step goes back to the safe point instead, and b is halved; if it is
+    lower, the present parameters are the new safe point.
 
     **A damped direction on an unchanged batch** is that of Levenberg-Marquardt, which is taken as
     it is: :math:`\eta = \min(\mathrm{lr}, 1)\, |v|^2 / |v^T H v|`, where the quotient is one over
@@ -109,6 +109,8 @@ class Trust:
     def take(self, trial: Trial) -> float | None:
         """See :class:`~hig._step.step_rules.StepRule`."""
         state = self.state
+        if trial.attempt == 0:
+            self.data_changed = False
         if trial.lr == 0:  # as in the first step of some warm-ups: nothing is learned about a step
             state["share"], state["end"] = 0.0, None
             return None
@@ -245,7 +247,7 @@ class Trust:
         state = self.state
         state["unchecked"] += 1
         high = self._recent_high(trial.loss)
-        jumped, self.data_changed = _far_above(trial.loss, high), False
+        jumped = _far_above(trial.loss, high)
         period = 1 if jumped or state["steps"] <= _EARLY_STEPS else self.look_back
         if state["unchecked"] < period:
             return False

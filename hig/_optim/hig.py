@@ -29,14 +29,14 @@ class HIG(JacobianOptimizer):
     Schnell, Holl, Thuerey, ICLR 2022, arXiv 2203.10131. J is the joint Jacobian of network and
     simulator over the batch, g the gradient of the loss with respect to the outputs. By default the
     step rule finds the length of the step, and the cut-off follows from the rounding of J.
-    ``step_rule="fixed"`` takes the step of the paper, whose published settings are an ``lr`` and
-    an ``rcond`` per problem.
+    A given ``lr`` alone is that of the paper: the step is ``step_rule="fixed"`` then, whose
+    published settings are an ``lr`` and an ``rcond`` per problem.
 
     Args:
         params: parameters, named parameters or parameter groups. Groups may differ in ``lr`` with
             ``step_rule="fixed"`` alone.
-        lr: factor of the step; leave it at 1 with "trust", which knows the length. With "fixed" it
-            is in units of the loss: a sum instead of a mean over the batch needs a smaller one.
+        lr: factor of the step, 1 unless given. "trust" knows the length; with "fixed" it is in
+            units of the loss: a sum instead of a mean over the batch needs a smaller one.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it in
             every step, just above the rounding of the parameters and the prediction; 3e-5 with
             ``method="lanczos"``.
@@ -50,7 +50,8 @@ class HIG(JacobianOptimizer):
             tens of thousands of rows; the report estimates the error.
         step_rule: "trust" (a share of the Cauchy step, judged by this batch and by later ones;
             steeper filters than the half-inverse are damped at first), "line_search" or "fixed"; or
-            a custom rule, an object with ``take(trial)``.
+            a custom rule, an object with ``take(trial)``. None is "trust", and "fixed" if ``lr`` is
+            given, for all parameters or for a group.
         momentum: :math:`\mu` in [0, 1); with it the direction is
             :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Step rules apply to the
             full direction. Momentum is reset if the direction is not a descent direction of the
@@ -95,13 +96,13 @@ class HIG(JacobianOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1.0,
+        lr: float | None = None,
         rcond: float | Literal["auto"] = "auto",
         kappa: float = -0.5,
         *,
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str | StepRule = "trust",
+        step_rule: str | StepRule | None = None,
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
@@ -137,12 +138,12 @@ class GaussNewton(HIG):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1.0,
+        lr: float | None = None,
         rcond: float | Literal["auto"] = "auto",
         *,
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
-        step_rule: str | StepRule = "trust",
+        step_rule: str | StepRule | None = None,
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from hig._step.linearisation import Linearisation
 
-__all__ = ["EarlierPoints", "Point", "values_at"]
+__all__ = ["EarlierPoints", "Point", "values_at", "were_set"]
+
+
+# A change by this part of the parameters may be that of a weight decay at the end of training.
+_SMALL = 0.01
 
 
 class Point(StrEnum):
@@ -29,11 +33,30 @@ def values_at(
     return None if any(value is None for value in values) else values
 
 
+def were_set(state: dict[Any, Any], parameters: Sequence[Tensor]) -> bool:
+    """Return whether others than the optimiser have moved the parameters since its last step.
+
+    By more than that step, and than a hundredth of their own length: projecting on bounds,
+    averaging or decaying them after each step moves them less, and is part of the training. False
+    if the last step is not known.
+
+    Args:
+        state: state of the optimizer.
+        parameters: the parameters of the step.
+    """
+    start, length = values_at(Point.LAST, state, parameters), state["points"].get("length")
+    if start is None or length is None:
+        return False
+    distance = _distance(parameters, start)
+    return distance > 2 * float(length) and distance > _SMALL * _length(_joined(start))
+
+
 class EarlierPoints:
     """Earlier values of the parameters, in the state of an optimiser; only ``commit`` changes them.
 
     Args:
-        state: state of the optimizer, by parameter.
+        state: state of the optimizer, by parameter; in ``state["points"]`` the length of the last
+            step.
         parameters: the parameters of the step.
         linearisation: the Jacobian at their present values.
     """
@@ -44,10 +67,19 @@ class EarlierPoints:
         self._state, self._parameters = state, parameters
         self._linearisation = linearisation
         self._safe: Sequence[Tensor] | None = None
+        self._forgotten = False
 
     def values(self, point: Point) -> list[Tensor] | None:
         """Return the values at a point; None if it is not known for all parameters."""
-        return values_at(point, self._state, self._parameters)
+        return None if self._forgotten else values_at(point, self._state, self._parameters)
+
+    def were_set(self) -> bool:
+        """See :func:`were_set`."""
+        return were_set(self._state, self._parameters)
+
+    def forget(self) -> None:
+        """Forget all points, those of other parameters than the present ones."""
+        self._forgotten = True
 
     @torch.no_grad()
     def last_step(self) -> tuple[float, float] | None:
@@ -69,14 +101,19 @@ class EarlierPoints:
         """Make values the safe point; they must not be changed later."""
         self._safe = values
 
-    def commit(self, start: Sequence[Tensor] | None) -> None:
-        """Remember the points of a step.
+    def commit(self, start: Sequence[Tensor], returned: bool = False) -> None:
+        """Remember the points of a step that has been taken.
 
         Args:
-            start: values before it, which must not be changed later; None if there was no step.
+            start: values before it, which must not be changed later.
+            returned: whether the step went back to the safe point; it has no length then.
         """
+        if returned and (safe := self.values(Point.SAFE)) is not None:
+            start = safe
+        length = _distance(self._parameters, start)  # before anything is changed: may raise
         self._forget_others()
         self._store(Point.LAST, start)
+        self._state["points"]["length"] = length
         if self._safe is not None:
             self._store(Point.SAFE, self._safe)
 
@@ -88,9 +125,18 @@ class EarlierPoints:
                 for point in Point:
                     values.pop(point.value, None)
 
-    def _store(self, point: Point, values: Sequence[Tensor] | None) -> None:
-        for index, parameter in enumerate(self._parameters):
-            if values is not None:
-                self._state.setdefault(parameter, {})[point.value] = values[index]
-            elif parameter in self._state:
-                self._state[parameter].pop(point.value, None)
+    def _store(self, point: Point, values: Sequence[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            self._state.setdefault(parameter, {})[point.value] = value
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return torch.cat([value.detach().flatten() for value in values])
+
+
+def _length(vector: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+
+
+def _distance(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> float:
+    return _length(_joined(parameters) - _joined(values))

@@ -22,7 +22,7 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.distributed import digest_of_filter, whole_batch
-from hig._step.earlier_points import EarlierPoints, Point, values_at
+from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
 from hig._step.evaluation import Evaluation, Watch
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Momentum, PreviousDirection
@@ -36,6 +36,7 @@ from hig._step.param_groups import (
     check_lr,
     check_one_lr,
     check_real,
+    has_lr,
 )
 from hig._step.progress import Progress
 from hig._step.recorded import RecordedLinearisation
@@ -61,7 +62,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     Args:
         params: parameters, named parameters or parameter groups. All groups share one joint
             Jacobian; each may have its own ``lr``, unless the step is measured.
-        lr: factor of the step.
+        lr: factor of the step; None for 1.
         filter: spectral filter.
         options: options of engine, decomposition and step size.
 
@@ -74,14 +75,20 @@ class JacobianOptimizer(torch.optim.Optimizer):
     filter: SpectralFilter
     state: defaultdict[Any, Any]  # keys are parameters, or names for state of the whole step
 
-    def __init__(self, params: ParamsT, lr: float, filter: SpectralFilter, options: StepOptions):
+    def __init__(
+        self, params: ParamsT, lr: float | None, filter: SpectralFilter, options: StepOptions
+    ):
         params = check_parameters(params, "params")
+        step_rule = options.step_rule
+        if step_rule is None:
+            step_rule = "trust" if lr is None and not has_lr(params) else "fixed"
+        lr = 1.0 if lr is None else lr
         check_lr(lr)
         super().__init__(params, {"lr": lr})
         self.filter = filter
         self.report = None
         self._options = options
-        self._rule = make_step_rule(options.step_rule)
+        self._rule = make_step_rule(step_rule)
         self._first_rule_state = dict(self._rule.state)
         self._momentum = Momentum(options.momentum, options.momentum_kind)
         self._lineariser = Lineariser(options.engine, options.method, options.chunk)
@@ -89,9 +96,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._spectra: list[GramSpectrum] = []
         self._recorded = self._new_record()
         self.state["step_rule"] = self._rule.state
-        self.state["progress"] = {}
+        self.state["progress"], self.state["points"] = {}, {}
         self.state[IDENTITY] = identity_of(
-            self, step_rule=name_of_rule(options.step_rule), momentum_kind=options.momentum_kind
+            self, step_rule=name_of_rule(step_rule), momentum_kind=options.momentum_kind
         )
 
     def _new_record(self) -> RecordedLinearisation | None:
@@ -138,7 +145,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._rule.state.update(self._first_rule_state)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
-        self.state.setdefault("progress", {})
+        for name in ("progress", "points"):
+            self.state.setdefault(name, {})
 
     def _check_state(self, state: dict[Any, Any]) -> None:
         """Raise a `ValueError` for a state without the parts that this optimizer reads."""
@@ -271,7 +279,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """
         # Of several processes the others have not failed.
         looks_back = getattr(self._rule, "looks_back", False) and step.ranks is None
-        safe = values_at(Point.SAFE, self.state, step.parameters) if looks_back else None
+        safe = None
+        if looks_back and not were_set(self.state, step.parameters):
+            safe = values_at(Point.SAFE, self.state, step.parameters)
         try:
             return self._linearise_closure(closure, step), []
         except NonFiniteError as error:

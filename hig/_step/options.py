@@ -25,7 +25,7 @@ class StepOptions:
 
     engine: str | Engine = "auto"
     method: str | Lanczos = "auto"
-    step_rule: str | StepRule = "trust"
+    step_rule: str | StepRule | None = None
     momentum: float = 0.0
     momentum_kind: str = "plain"
     chunk: int | None = None
@@ -36,7 +36,8 @@ class StepOptions:
     def __post_init__(self) -> None:
         check_engine(self.engine)
         check_method(self.method)
-        make_step_rule(self.step_rule)
+        if self.step_rule is not None:
+            make_step_rule(self.step_rule)
         Momentum(self.momentum, self.momentum_kind)
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))

@@ -19,6 +19,7 @@ __all__ = [
     "check_one_lr",
     "check_parameters_finite",
     "check_real",
+    "has_lr",
 ]
 
 # Steps up to this size are not checked: they leave float32 only with directions of 1e32, and a
@@ -70,6 +71,11 @@ def check_group(group: dict[str, Any], real: bool = True) -> None:
     for parameter in group["params"] if real else ():
         check_real(parameter)
     check_group_lr(group)
+
+
+def has_lr(params: Iterable[Any]) -> bool:
+    """Return whether a parameter group has a learning rate of its own."""
+    return any(isinstance(group, dict) and "lr" in group for group in params)
 
 
 def check_real(parameter: Tensor) -> None:

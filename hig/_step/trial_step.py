@@ -144,6 +144,16 @@ class Trial:
         """
         return None if self._earlier is None else self._earlier.last_step()
 
+    def parameters_were_set(self) -> bool:
+        """Return whether others than the optimiser have moved the parameters since its last step.
+
+        The points of earlier steps are forgotten then.
+        """
+        if self._earlier is None or not self._earlier.were_set():
+            return False
+        self._earlier.forget()
+        return True
+
     def loss_at_safe_point(self) -> float | None:
         """Return the loss of this batch there, infinite if it is not a number; None without one."""
         safe = None if self._earlier is None else self._earlier.values(Point.SAFE)
@@ -278,9 +288,9 @@ class Attempts:
         """
         if step_size is not None and step_size > LARGE_STEP:
             check_parameters_finite(self._parameters, step_size)
-        trial, self._trial = self._trial, None
-        if self._earlier and trial is not None:
-            self._earlier.commit(trial.start if step_size and not trial.returned else None)
+        if self._earlier and self._trial is not None:
+            self._earlier.commit(self._trial.start, self._trial.returned)
+        self._trial = None
         if self._previous:
             self._previous.commit(step_size)
 

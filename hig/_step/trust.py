@@ -80,8 +80,8 @@ class Trust:
     :math:`\eta = \mathrm{lr} \cdot a`.
 
     Attributes:
-        data_changed: whether the loss of this batch is far above those of recent ones at the safe
-            point too, so that it is not the last steps that raised it.
+        data_changed: whether the loss of this batch is far above those of recent ones by no fault
+            of the last steps: at the safe point too, or because the parameters were set.
     """
 
     warm_up: int = 8
@@ -118,6 +118,8 @@ class Trust:
             state["steps"] += 1
             if state["steps"] == 1 and trial.lr < _SMALL_RATE:
                 trial.notes.append(_rate_note(trial.lr))
+            if trial.parameters_were_set():
+                self._begin_again(trial)
             # Before the parameters move to another point: it may need the graph of this one.
             seen = trial.last_step() if state["share"] > 0 else None
             if self._returns(trial):
@@ -242,6 +244,21 @@ class Trust:
         ceiling = min(max(ceiling, 0.5 * state["ceiling"]), 1.5 * state["ceiling"])
         state["ceiling"] = min(max(ceiling, _LEAST_CEILING), 1.0)
 
+    def _begin_again(self, trial: Trial) -> None:
+        """Be as careful as in a new run: the parameters were loaded or set since the last step."""
+        state = self.state
+        state["steps"], state["unchecked"], state["share"], state["end"] = 1, 0, 0.0, None
+        # Another optimiser that trains the same parameters raises no loss.
+        if _far_above(trial.loss, state["recent_high"]):
+            state.update(type(self)().state)
+            state["steps"] = 1
+            self.data_changed = True
+        state["recent_high"] = None
+        trial.notes.append(
+            "the parameters were set since the last step, farther away than it went: the step rule "
+            "begins again from them"
+        )
+
     def _returns(self, trial: Trial) -> bool:
         """Go back to the safe point if this batch is much better there; return whether it is."""
         state = self.state
@@ -253,7 +270,8 @@ class Trust:
             return False
         state["unchecked"] = 0
         there = trial.loss_at_safe_point()
-        self.data_changed = jumped and there is not None and _far_above(there, high)
+        if jumped and there is not None and _far_above(there, high):
+            self.data_changed = True
         if there is None or not trial.loss > there:
             trial.keep_safe_point()
             return False

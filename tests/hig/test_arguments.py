@@ -63,10 +63,11 @@ def parameters():
 OPEN = type(FRACTION)("in (0, 1)", lambda x: 0 < x < 1)
 ENGINE = no_choice("auto", "layerwise", "rows")
 METHOD = no_choice("auto", "gram", "svd", "lanczos")
-RULE = no_choice("fixed", "trust", "line_search")
+RULE = no_choice("fixed", "trust", "line_search", None)
+RATE = outside(NON_NEGATIVE).filter(lambda lr: not isinstance(lr, torch.Tensor))
 COMMON = {
     "params": st.sampled_from([None, 3, "x", torch.ones(2), torch.nn.Linear(2, 2), {}, [], ["x"]]),
-    "lr": outside(NON_NEGATIVE).filter(lambda lr: not isinstance(lr, torch.Tensor)),
+    "lr": RATE.filter(lambda lr: lr is not None),
     "engine": ENGINE,
     "method": METHOD,
     "step_rule": RULE,
@@ -86,7 +87,7 @@ ARGUMENTS = {
     hig.MultiHIG: FOR_SEVERAL | FILTER | {"operator": OTHERS},
     hig.KroneckerHIG: {
         "params": COMMON["params"],
-        "lr": COMMON["lr"],
+        "lr": RATE,
         "kappa": outside(KAPPA),
         "damping": outside(POSITIVE),
         "betas": OTHERS | st.tuples(outside(FRACTION), outside(FRACTION)),

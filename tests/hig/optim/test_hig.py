@@ -90,6 +90,27 @@ def test_without_arguments_steps_are_measured_and_the_cut_off_is_found(kind):
     assert not torch.equal(moved(step_rule="fixed"), given)
 
 
+@pytest.mark.parametrize("kind", [hig.HIG, hig.GaussNewton, hig.LevenbergMarquardt])
+@pytest.mark.parametrize("place", ["argument", "group", "nowhere"])
+def test_a_learning_rate_alone_is_one_of_the_fixed_rule(kind, place):
+    """As in published settings, where it is in units of the loss."""
+    lr = 0.01
+
+    def moved(**options):
+        network, inputs = build("mlp")
+        params = list(network.parameters())
+        if place == "group":
+            params = [{"params": params, "lr": lr}]
+        elif place == "argument":
+            options["lr"] = lr
+        optimizer = kind(params, rcond=1e-3, **options)
+        optimizer.step(least_squares(network, inputs))
+        return flat(network.parameters())
+
+    assert torch.equal(moved(), moved(step_rule="trust" if place == "nowhere" else "fixed"))
+    assert not torch.equal(moved(step_rule="trust"), moved(step_rule="fixed"))
+
+
 def test_the_cut_off_follows_the_coarsest_precision():
     """Also that of a network in a simulator of a finer one; it never cuts more than 1e-2."""
     torch.manual_seed(0)

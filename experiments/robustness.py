@@ -104,7 +104,11 @@ def _runs(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
                 f"{options.label} has runs of several revisions: {', '.join(results['revisions'])}"
             )
     if stopped:
-        print(f"{STOPPED[stopped]}; the same command resumes", file=sys.stderr)
+        print(
+            f"{STOPPED[stopped]}; the same command resumes, with --label {options.label} also "
+            "after a change of the code",
+            file=sys.stderr,
+        )
         return EXIT_STATUS[STOPPED[stopped]]
     return 1 if failed else 0
 

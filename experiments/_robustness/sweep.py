@@ -42,7 +42,14 @@ def sweep(
             file=sys.stderr,
             flush=True,
         )
-        return len(statuses) >= _MOST_FAILURES and all(statuses[-_MOST_FAILURES:])
+        if len(statuses) < _MOST_FAILURES or not all(statuses[-_MOST_FAILURES:]):
+            return False
+        print(
+            f"{_MOST_FAILURES} failures in a row: ending here; the same command goes on where it "
+            "stopped",
+            file=sys.stderr,
+        )
+        return True
 
     with Signals(quiet=True) as signals:
         SideBySide(out, workers, begun).run(left, signals, report)

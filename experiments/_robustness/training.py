@@ -1,7 +1,6 @@
 """One run: fresh network and data of a seed, training for some seconds, test loss on the way."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from experiments._problems import make
 from experiments._provenance import machine
 from experiments._robustness.case import EARLY, Case, Record
 from experiments._run.evaluation import mean_loss
+from experiments._run.notes import Notes
 from experiments._run.options import Options
 from experiments._run.processes import Processes
 from experiments._run.setup import DATA_STREAM, generator, prepare
@@ -24,8 +24,6 @@ from problems import Batch, Problem, samples
 # The same test set for all seeds, which the training of none of them has drawn.
 TEST_SEED = 2**31
 MOST_TESTED = 1024
-
-_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 
 def measure(case: Case, origin: Mapping[str, str]) -> Record:
@@ -100,20 +98,3 @@ def _spread(data: Batch) -> dict[str, torch.Tensor]:
 
 def _finite(loss: float | None) -> float | None:
     return None if loss is None or not math.isfinite(loss) else loss
-
-
-class Notes:
-    """Distinct notes of the reports of a run, with the step of their first appearance."""
-
-    def __init__(self):
-        self._first: dict[str, tuple[int, str]] = {}
-
-    def add(self, step: int, texts: list[str]) -> None:
-        """Record the notes of a step; those that differ in numbers only count as one."""
-        for text in texts:
-            self._first.setdefault(_NUMBER.sub("#", text), (step, text))
-
-    @property
-    def found(self) -> tuple[tuple[int, str], ...]:
-        """Pairs of step and note, in the order of their appearance."""
-        return tuple(self._first.values())

@@ -86,7 +86,7 @@ def _step(training: Training, batch: Batch, progress: Progress) -> None:
     _set_step_size(training, epoch)
     faults.before_step()
     try:
-        loss = _loss_of_step(training, batch, epoch)
+        loss = _loss_of_step(training, batch, epoch, progress)
     except ERRORS as error:
         _meet(training, error, "step", epoch, progress)
     training.steps += 1
@@ -97,8 +97,8 @@ def _step(training: Training, batch: Batch, progress: Progress) -> None:
     progress.stepped(after, training.clock.seconds, loss_per_sample(problem, loss, batch))
 
 
-def _loss_of_step(training: Training, batch: Batch, epoch: float) -> float:
-    """Take a step; returns the loss of the batch before it."""
+def _loss_of_step(training: Training, batch: Batch, epoch: float, progress: Progress) -> float:
+    """Take a step and show its notes; returns the loss of the batch before it."""
     with training.clock.running():
         loss = take_step(
             training.problem, training.method, training.network, training.optimizer, batch
@@ -111,7 +111,8 @@ def _loss_of_step(training: Training, batch: Batch, epoch: float) -> float:
     training.faults.require_finite()
     if training.method.jacobian:
         report = training.optimizer.report
-        training.jacobian_recorder.step(epoch, training.clock.seconds, report)
+        for text in training.jacobian_recorder.step(epoch, training.clock.seconds, report):
+            progress.say(f"step {training.steps + 1}: {text}")
         if training.board:
             training.board.stepped(training.steps + 1, report)
     return loss

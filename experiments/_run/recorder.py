@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments._run.notes import Notes
 from hig import MultiStepReport, StepReport
 
 # Spectra are large compared with the rest: they are kept after 1, 4, 16, … steps and at the end.
@@ -101,27 +102,29 @@ class JacobianRecorder:
     seconds: list[float] = field(default_factory=list)
     rank: list[int] = field(default_factory=list)
     step_size: list[float] = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
+    notes: Notes = field(default_factory=Notes)
     shape: tuple[int, int] | None = None
     rcond: float | None = None
     spectra: dict[float, Tensor] = field(default_factory=dict)
     latest: tuple[float, StepReport | Tensor] | None = None  # a spectrum after an interruption
     due: int = 1
 
-    def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> None:
+    def step(self, epoch: float, seconds: float, report: StepReport | MultiStepReport) -> list[str]:
         """Record one step; nothing of one for several losses that have a Jacobian each.
 
         ``epoch`` counts passes before the step, ``seconds`` training time after it.
+
+        Returns:
+            The notes of the report that are the first of their kind.
         """
         step_size, parts = report.step_size, getattr(report, "parts", [report])
         if len(parts) > 1:
-            return
+            return []
         report = parts[0]
         rank = int(report.rank)  # first: its decomposition may fail
         self.seconds.append(seconds)
         self.rank.append(rank)
         self.step_size.append(float(step_size))
-        self.notes.update(dict.fromkeys(report.notes))
         if self.shape is None:
             self.shape = (report.rows, report.columns)
             self.rcond = report.rcond
@@ -130,6 +133,7 @@ class JacobianRecorder:
             if len(self.rank) >= self.due:
                 self.spectra[epoch] = report.singular_values
                 self.due *= SPECTRUM_SPACING
+        return self.notes.add(len(self.rank), report.notes)
 
     def results(self) -> dict[str, object]:
         """Arrays per step, the shape (rows, columns) of a whole batch, and the spectra."""
@@ -149,7 +153,7 @@ class JacobianRecorder:
                 "singular_values": np.stack(values),
                 "rcond": self.rcond,
             },
-            "notes": list(self.notes),
+            "notes": self.notes.texts,
         }
 
     def state_dict(self) -> dict[str, object]:
@@ -158,7 +162,7 @@ class JacobianRecorder:
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "rank": torch.tensor(self.rank, dtype=torch.int64),
             "step_size": torch.tensor(self.step_size, dtype=torch.float64),
-            "notes": list(self.notes),
+            "notes": self.notes.texts,
             "spectra": dict(self.spectra),
             "latest": self._latest_spectrum(),
             **{name: getattr(self, name) for name in ("shape", "rcond", "due")},
@@ -177,7 +181,7 @@ class JacobianRecorder:
         """Restore a state."""
         for name in ("seconds", "rank", "step_size"):
             setattr(self, name, state_dict[name].tolist())
-        self.notes = dict.fromkeys(state_dict["notes"])
+        self.notes.add(0, state_dict["notes"])
         self.spectra = dict(state_dict["spectra"])
         for name in ("latest", "shape", "rcond", "due"):
             setattr(self, name, state_dict[name])

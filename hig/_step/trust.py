@@ -282,7 +282,7 @@ class Trust:
         state["recent_high"] = there  # the loss of the steps that are given up is no measure
         self.retreat()
         trial.notes.append(
-            f"the last steps raised the loss of other samples from {there:.3g} to "
+            f"the last steps raised the loss of this batch from {there:.3g} to "
             f"{trial.loss:.3g}: back to the parameters before them, and shorter steps"
         )
         return True

@@ -7,7 +7,7 @@ import torch
 
 import hig
 from experiments._robustness import training
-from experiments._robustness.training import MOST_TESTED, Notes, measure
+from experiments._robustness.training import MOST_TESTED, measure
 from experiments._run.batches import BatchSizeError
 from experiments._run.clock import CLOCKS
 from problems import ConditioningToy
@@ -100,14 +100,6 @@ def test_only_steps_count(a_second_per_step):
 def test_batches_beyond_the_data():
     with pytest.raises(BatchSizeError, match="the batch size must be at most"):
         measure(case(problem="conditioning_toy", batch=10**6), ORIGIN)
-
-
-def test_notes_that_differ_in_numbers_are_one():
-    notes = Notes()
-    notes.add(1, ["damping 1.5e-3 is high", "other"])
-    notes.add(2, ["damping 3e+10 is high"])
-    notes.add(5, ["damping is high", "other"])
-    assert notes.found == ((1, "damping 1.5e-3 is high"), (1, "other"), (5, "damping is high"))
 
 
 def test_notes_of_the_reports_are_recorded(monkeypatch):

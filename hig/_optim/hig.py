@@ -61,6 +61,10 @@ class HIG(JacobianOptimizer):
             singular vectors that ``rcond`` keeps: as SPRING does (Goldshlager, Abrahamsen, Lin,
             J. Comput. Phys. 2024, arXiv 2401.10190).
         chunk: backward passes in one batch; None chooses by their memory, read off the graph.
+        sketch: k, for many outputs per sample: rows along k orthonormal directions of the outputs
+            of each sample in place of all D, the first along the gradient of its loss, the others
+            drawn in each step. k backward passes instead of D, and B·k rows; step rules see the
+            loss and its curvature by all outputs, for one more evaluation. None for all outputs.
         process_group: the processes that step together, each on its own samples: a group of
             ``torch.distributed``, "auto" for the default group if there is one, or None for this
             process alone. All end with the same parameters, those of the step on the samples of
@@ -106,6 +110,7 @@ class HIG(JacobianOptimizer):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
+        sketch: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -113,7 +118,7 @@ class HIG(JacobianOptimizer):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
         options = StepOptions(
             engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk, sketch=sketch,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
@@ -147,6 +152,7 @@ class GaussNewton(HIG):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
+        sketch: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -154,6 +160,6 @@ class GaussNewton(HIG):
         super().__init__(
             params, lr, rcond, kappa=-1.0,
             engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk, sketch=sketch,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip

@@ -73,6 +73,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
+        sketch: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -81,7 +82,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         filter = Damped(rcond=rcond) if automatic else Damped(damping, rcond)  # type: ignore[arg-type]
         options = StepOptions(
             engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk, sketch=sketch,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)

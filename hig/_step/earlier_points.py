@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._step.linearisation import Linearisation
+from hig._step.linearisation import Linearisation, QuadraticModel
+from hig._step.whole_change import WholeChange
 
 __all__ = ["EarlierPoints", "Point", "values_at", "were_set"]
 
@@ -59,13 +60,18 @@ class EarlierPoints:
             step.
         parameters: the parameters of the step.
         linearisation: the Jacobian at their present values.
+        whole: finds the change of all outputs, if the Jacobian is of a sketch of them.
     """
 
     def __init__(
-        self, state: dict[Any, Any], parameters: Sequence[Tensor], linearisation: Linearisation
+        self,
+        state: dict[Any, Any],
+        parameters: Sequence[Tensor],
+        linearisation: Linearisation,
+        whole: WholeChange | None = None,
     ):
         self._state, self._parameters = state, parameters
-        self._linearisation = linearisation
+        self._linearisation, self._whole = linearisation, whole
         self._safe: Sequence[Tensor] | None = None
         self._forgotten = False
 
@@ -94,8 +100,18 @@ class EarlierPoints:
             parameter.detach().double() - value.double()
             for parameter, value in zip(self._parameters, start, strict=True)
         ]
-        model = self._linearisation.model(self._linearisation.output_change(step))
+        model = self._model_of_last_step(step, start)
         return model.slope, abs(model.curvature)
+
+    def _model_of_last_step(self, step: Sequence[Tensor], start: Sequence[Tensor]) -> QuadraticModel:
+        linearisation = self._linearisation
+        change = linearisation.output_change(step)
+        if self._whole is None:
+            return linearisation.model(change)
+        objective = linearisation.objective
+        if objective.sketched.counts[1] == 1:  # too few to stand for all
+            return linearisation.model(change, self._whole.since(start))
+        return linearisation.model(change, objective.local_change(change, spread=True))
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:
         """Make values the safe point; they must not be changed later."""

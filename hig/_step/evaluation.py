@@ -147,6 +147,14 @@ class Evaluation:
             value = self._with_full_graph()
         return value.loss
 
+    def predictions(self) -> list[Tensor]:
+        """Return the predictions of this process at the present parameters, without a graph."""
+        value = self._attempt(self._watch.graph, predictions=True)
+        if value is None:
+            self._watch.graph = Graph.FULL
+            value = self._with_full_graph(predictions=True)
+        return value.predictions
+
     def check(self, loss: Tensor, objectives: Sequence[Objective]) -> None:
         """Find out, if it is time to, which graph evaluations need and whether they repeat.
 
@@ -161,7 +169,7 @@ class Evaluation:
         # A process that was started again has made fewer evaluations than the others.
         if self._random_state is None or not self._on_any_rank(watch.check_is_due):
             return
-        known = _Value(float(loss), [o.forward.prediction.detach() for o in objectives])
+        known = _Value(float(loss), [o.closure_prediction.detach() for o in objectives])
         comparison = _Comparison(objectives, self._step)
         graph, value = Graph.NONE, self._attempt(Graph.NONE, predictions=True)
         if value is None:
@@ -247,12 +255,12 @@ class _Comparison:
 
     def __init__(self, objectives: Sequence[Objective], step: StepContext):
         self._ranks, self._change = step.ranks, 0.0
-        predictions = [objective.forward.prediction for objective in objectives]
+        predictions = [objective.closure_prediction for objective in objectives]
         dtypes = [coarsest_dtype(reachable_nodes(p), p.dtype) for p in predictions]
         dtypes += [objective.loss.dtype for objective in objectives]
         self._digits = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
         for objective, prediction in zip(objectives, predictions, strict=True):
-            largest, slopes = prediction.detach().abs().max(), objective.gradient.detach().abs()
+            largest, slopes = prediction.detach().abs().max(), objective.closure_gradient.detach().abs()
             self._change += float(slopes.double().sum() * largest.double())
         if self._ranks is not None:
             self._change = self._ranks.sum_of(self._change)

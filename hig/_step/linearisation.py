@@ -116,21 +116,29 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor) -> QuadraticModel:
-        """Return the model along a change of the outputs (n,)."""
+    def model(self, output_change: Tensor, local_change: Tensor | None = None) -> QuadraticModel:
+        """Return the model along a change of the outputs.
+
+        Args:
+            output_change: that of all rows, (n,) float64.
+            local_change: that of all outputs of the closure in this process, float64; None for
+                the one that the rows show.
+        """
         objective, split = self.objective, self.objective.split
-        local_change = output_change if split is None else output_change[split.local_rows]
-        curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
+        if local_change is None:
+            local_change = objective.local_change(output_change)
+        curvature = curvature_along(
+            objective.closure_gradient, objective.closure_prediction, local_change
+        )
+        of_change = torch.stack([curvature, local_change @ local_change])
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
-        largest = self.decomposition.largest.double()
-        whole = torch.stack([loss, slope, largest, output_change @ output_change])
+        whole = torch.stack([loss, slope, self.decomposition.largest.double()])
         if split is None:
-            numbers = torch.cat([whole, curvature.reshape(1)])
+            numbers = torch.cat([whole, of_change])
         else:
-            summed = split.ranks.total(curvature).reshape(1)
-            numbers = split.ranks.first(torch.cat([whole, summed]))
-        loss_, slope_, largest_, length, curvature_ = numbers.tolist()
+            numbers = split.ranks.first(torch.cat([whole, split.ranks.total(of_change)]))
+        loss_, slope_, largest_, curvature_, length = numbers.tolist()
         return QuadraticModel(loss_, slope_, curvature_, largest_, length)
 
     def rounding(self) -> float:
@@ -200,8 +208,8 @@ def _output_rounding(objective: Objective, size: Tensor) -> Tensor:
         objective: the loss and outputs of this process.
         size: the size of such numbers.
     """
-    prediction = objective.forward.prediction.detach().double()
-    changes = objective.gradient.detach().double().abs() * (prediction.abs() + size)
+    prediction = objective.closure_prediction.detach().double()
+    changes = objective.closure_gradient.detach().double().abs() * (prediction.abs() + size)
     return changes.reshape(len(prediction), -1).sum(1).norm()
 
 

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from hig._jacobian.capture import ForwardPass, LayerUse
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
+from hig._step.sketched import Sketched
 from hig._torch.autograd_graph import leaves, origin, reachable_nodes
 from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
@@ -44,6 +45,8 @@ class Objective:
         checks: deferred checks of loss, prediction and gradient.
         split: the samples of each process rank; None if this process steps alone.
         weight: factor of the loss of this process in that of the whole batch.
+        sketched: the outputs of the closure, if ``forward`` and ``gradient`` have the rows of a
+            sketch in their place.
     """
 
     forward: ForwardPass
@@ -53,6 +56,27 @@ class Objective:
     checks: DeferredChecks
     split: BatchSplit | None = None
     weight: float = 1.0
+    sketched: Sketched | None = None
+
+    @property
+    def closure_prediction(self) -> Tensor:
+        """Prediction of the closure, (B, ...)."""
+        return self.forward.prediction if self.sketched is None else self.sketched.prediction
+
+    @property
+    def closure_gradient(self) -> Tensor:
+        """Gradient of the loss with respect to it."""
+        return self.gradient if self.sketched is None else self.sketched.gradient
+
+    def local_change(self, output_change: Tensor, spread: bool = False) -> Tensor:
+        """Return the change of the closure's outputs in this process, for one of all rows (n,).
+
+        With a sketch the part of the change that its rows see, or an estimate of the whole:
+        see :meth:`~hig._step.sketched.Sketched.lift`.
+        """
+        if self.split is not None:
+            output_change = output_change[self.split.local_rows]
+        return output_change if self.sketched is None else self.sketched.lift(output_change, spread)
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,11 @@ from hig._step.param_groups import (
 from hig._step.progress import Progress
 from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
+from hig._step.sketch import Sketch
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
 from hig._step.trial_step import Attempts, restore_parameters
+from hig._step.whole_change import WholeChange
 from hig._torch.autograd_graph import plain
 from hig._torch.checksums import checksum, digest
 from hig._torch.cuda_graph import check_recordable
@@ -97,6 +99,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._recorded = self._new_record()
         self.state["step_rule"] = self._rule.state
         self.state["progress"], self.state["points"] = {}, {}
+        self._sketch = None if options.sketch is None else Sketch(options.sketch)
+        if self._sketch is not None:
+            self.state["sketch"] = self._sketch.state
         self.state[IDENTITY] = identity_of(
             self, step_rule=name_of_rule(step_rule), momentum_kind=options.momentum_kind
         )
@@ -119,7 +124,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Return all attributes, for copies and pickles; torch's own has its public part alone."""
         private = (
             "filter", "report", "_options", "_rule", "_first_rule_state", "_momentum",
-            "_lineariser", "_watch",
+            "_lineariser", "_watch", "_sketch",
         )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
         # CUDA graphs and Gram matrices are not copied.
@@ -145,6 +150,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._rule.state.update(self._first_rule_state)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
+        if self._sketch is not None:
+            self._sketch.state.update(self.state.get("sketch", {}))
+            self.state["sketch"] = self._sketch.state
         for name in ("progress", "points"):
             self.state.setdefault(name, {})
 
@@ -213,10 +221,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 with step.clock.phase("update"):
                     evaluate.check(linearisation.loss, linearisation.objectives)
             previous = self._previous_direction(step)
+            whole = self._whole_change(linearisation, step, evaluate)
             earlier = None
             if getattr(self._rule, "looks_back", False):
-                earlier = EarlierPoints(self.state, step.parameters, linearisation)
-            attempts = Attempts(linearisation, previous, step, self._measures(), evaluate, earlier)
+                earlier = EarlierPoints(self.state, step.parameters, linearisation, whole)
+            attempts = Attempts(
+                linearisation, previous, step, self._measures(), evaluate, earlier, whole
+            )
             with torch.no_grad(), attempts:
                 report = self._advance(attempts, linearisation)
                 loss = linearisation.loss
@@ -343,11 +354,21 @@ class JacobianOptimizer(torch.optim.Optimizer):
         with step.agreement(), step.clock.phase("loss gradient"):
             loss, prediction = loss_and_prediction(outcome)
             objective = objective_of(loss, prediction, uses, step, self._measures())
+            if self._sketch is not None:
+                objective = self._sketch(objective)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
         if ranks is None:
             return objective
         return whole_batch(objective, ranks, self._options.reduction, self._settings())
+
+    def _whole_change(
+        self, linearisation: Linearisation, step: StepContext, evaluate: Evaluation
+    ) -> WholeChange | None:
+        """Return what finds the change of all outputs; None if the Jacobian has all rows."""
+        if not self._measures() or linearisation.objectives[0].sketched is None:
+            return None
+        return WholeChange(linearisation, step.parameters, evaluate, self.state["sketch"])
 
     def _previous_direction(self, step: StepContext) -> PreviousDirection | None:
         """Return the previous direction; None without momentum."""

@@ -32,6 +32,7 @@ class StepOptions:
     process_group: ProcessGroup = "auto"
     reduction: str = "mean"
     cuda_graph: bool = False
+    sketch: int | None = None
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
@@ -41,6 +42,13 @@ class StepOptions:
         Momentum(self.momentum, self.momentum_kind)
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))
+        if self.sketch is not None:
+            object.__setattr__(self, "sketch", check_count(self.sketch, "sketch", "or None"))
+            if self.cuda_graph:
+                raise ValueError(
+                    "sketch draws other directions in every step, which cuda_graph=True cannot "
+                    "replay; use one of them"
+                )
         check_process_group(self.process_group)
         check_choice(self.reduction, "reduction", REDUCTIONS)
         if not isinstance(self.cuda_graph, bool):

@@ -1,0 +1,61 @@
+r"""Sketches: few directions in the output space of each sample, in place of all outputs.
+
+With orthonormal :math:`S_i` (k, D) per sample, the first row along the gradient :math:`g_i` of
+the loss in the sample's outputs, the step is that of the rows :math:`S_i J_i` and the gradient
+:math:`S_i g_i = (|g_i|, 0, \dots)`. So :math:`(S J)^T (S g) = J^T g` for every k, and k = D is the
+step of all outputs; k = 1 keeps one row per sample, the gradient of its loss.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from hig._step.objective import Objective
+from hig._step.sketched import Sketched, orthonormal_directions
+
+__all__ = ["Sketch"]
+
+# Seeds of steps are apart by this: an odd number, so that no two of 2 ** 63 are equal.
+_STRIDE = 0x9E3779B97F4A7C15
+
+
+@dataclass
+class Sketch:
+    """Draws new directions for every step.
+
+    Args:
+        count: k, directions of each sample.
+        state: its memory, plain numbers: the seed of the run, and the number of steps.
+    """
+
+    count: int
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Of the run, and not drawn, so that what the user draws afterwards stays the same.
+        self.state.setdefault("seed", torch.initial_seed())
+        self.state.setdefault("steps", 0)
+
+    def __call__(self, objective: Objective) -> Objective:
+        """Return the objective with the rows of a sketch; itself if that has no fewer rows."""
+        prediction, gradient = objective.forward.prediction, objective.gradient
+        samples, outputs = len(prediction), prediction[0].numel()
+        number = self.state["steps"]
+        self.state["steps"] += 1
+        if self.count >= outputs:
+            return objective
+        generator = torch.Generator(prediction.device)
+        generator.manual_seed((self.state["seed"] + _STRIDE * number) % 2**63)
+        flat = gradient.detach().reshape(samples, outputs)
+        directions = orthonormal_directions(flat, self.count, generator).to(prediction.dtype)
+        with torch.enable_grad():
+            rows = (directions @ prediction.reshape(samples, outputs, 1)).squeeze(-1)
+        sketched_gradient = (directions.double() @ flat.double().unsqueeze(-1)).squeeze(-1)
+        return replace(
+            objective,
+            forward=replace(objective.forward, prediction=rows),
+            gradient=sketched_gradient.to(prediction.dtype),
+            flat_gradient=sketched_gradient.flatten(),
+            sketched=Sketched(prediction, gradient, directions),
+        )

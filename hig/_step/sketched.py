@@ -1,0 +1,69 @@
+"""Directions in the output space of each sample, and the outputs behind them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Sketched", "orthonormal_directions"]
+
+
+@dataclass(frozen=True)
+class Sketched:
+    """Outputs of a closure behind the rows of a sketch.
+
+    Attributes:
+        prediction: (B, ...) with its graph, D outputs per sample.
+        gradient: of the loss, same shape, with its graph if the curvature is needed.
+        directions: S, (B, k, D) orthonormal, in the dtype of the prediction.
+    """
+
+    prediction: Tensor
+    gradient: Tensor
+    directions: Tensor
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Samples, directions of each, and its outputs: B, k and D."""
+        samples, directions, outputs = self.directions.shape
+        return samples, directions, outputs
+
+    def lift(self, change: Tensor, spread: bool = False) -> Tensor:
+        r"""Return the change of all outputs (B * D,) that has this sketch (B * k,), both float64.
+
+        Args:
+            change: a change of the rows.
+            spread: whether the part across the gradient stands for all of it, scaled by
+                :math:`\sqrt{(D - 1) / (k - 1)}`: for a change that does not depend on S the
+                square of its length is then that of the whole change in the mean over S.
+        """
+        samples, count, outputs = self.counts
+        change = change.view(samples, count, 1)
+        if spread and count > 1:
+            scale = torch.full_like(change[:1], ((outputs - 1) / (count - 1)) ** 0.5)
+            scale[:, 0] = 1
+            change = change * scale
+        return (self.directions.double().mT @ change).flatten()
+
+
+def orthonormal_directions(gradient: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return orthonormal directions (B, count, D), the first along the gradient of each sample.
+
+    Args:
+        gradient: (B, D); a sample whose gradient is zero has random directions alone.
+        count: at most D.
+        generator: of the device of the gradient; draws the others.
+    """
+    samples, outputs = gradient.shape
+    basis = torch.randn(
+        samples, outputs, count, generator=generator, device=gradient.device, dtype=torch.float64
+    )
+    gradient = gradient.double()
+    # By the largest entry first: squares of tiny numbers are zero.
+    largest = gradient.abs().amax(1, keepdim=True)
+    unit = gradient / largest
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    basis[:, :, 0] = torch.where(largest > 0, unit, basis[:, :, 0])
+    basis, triangle = torch.linalg.qr(basis)
+    signs = torch.diagonal(triangle, dim1=1, dim2=2).sign()
+    return (basis * signs.unsqueeze(1)).mT

@@ -32,8 +32,11 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
     ranks.agree_on(_facts(outputs, prediction.dtype, local.forward.parameters, settings))
     split = BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
     weight = split.weight(reduction)
+    sketched = local.sketched
     with torch.enable_grad():  # the curvature may be needed
         gradient = weight * local.gradient
+        if sketched is not None:
+            sketched = replace(sketched, gradient=weight * sketched.gradient)
     total = ranks.sum_of(weight * float(local.loss.detach()))
     return replace(
         local,
@@ -42,6 +45,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
         flat_gradient=split.gather_concatenated(gradient.detach().double().flatten()),
         split=split,
         weight=weight,
+        sketched=sketched,
     )
 
 

@@ -103,15 +103,13 @@ class EarlierPoints:
         model = self._model_of_last_step(step, start)
         return model.slope, abs(model.curvature)
 
-    def _model_of_last_step(self, step: Sequence[Tensor], start: Sequence[Tensor]) -> QuadraticModel:
-        linearisation = self._linearisation
-        change = linearisation.output_change(step)
+    def _model_of_last_step(
+        self, step: Sequence[Tensor], start: Sequence[Tensor]
+    ) -> QuadraticModel:
+        change = self._linearisation.output_change(step)
         if self._whole is None:
-            return linearisation.model(change)
-        objective = linearisation.objective
-        if objective.sketched.counts[1] == 1:  # too few to stand for all
-            return linearisation.model(change, self._whole.since(start))
-        return linearisation.model(change, objective.local_change(change, spread=True))
+            return self._linearisation.model(change)
+        return self._linearisation.model(change, self._whole.of_last_step(change, start))
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:
         """Make values the safe point; they must not be changed later."""

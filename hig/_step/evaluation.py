@@ -260,7 +260,10 @@ class _Comparison:
         dtypes += [objective.loss.dtype for objective in objectives]
         self._digits = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
         for objective, prediction in zip(objectives, predictions, strict=True):
-            largest, slopes = prediction.detach().abs().max(), objective.closure_gradient.detach().abs()
+            largest, slopes = (
+                prediction.detach().abs().max(),
+                objective.closure_gradient.detach().abs(),
+            )
             self._change += float(slopes.double().sum() * largest.double())
         if self._ranks is not None:
             self._change = self._ranks.sum_of(self._change)

@@ -190,6 +190,7 @@ class Linearisation:
             notes=[*self.notes, *decomposition.notes],
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
+            sketch=self.objective.sketch_counts,
         )
 
 

@@ -68,6 +68,14 @@ class Objective:
         """Gradient of the loss with respect to it."""
         return self.gradient if self.sketched is None else self.sketched.gradient
 
+    @property
+    def sketch_counts(self) -> tuple[int, int, int] | None:
+        """Samples, rows of each and its outputs, (B, k, D), of a sketch of the whole batch."""
+        if self.sketched is None:
+            return None
+        samples, directions, outputs = self.sketched.directions.shape
+        return samples if self.split is None else sum(self.split.samples), directions, outputs
+
     def local_change(self, output_change: Tensor, spread: bool = False) -> Tensor:
         """Return the change of the closure's outputs in this process, for one of all rows (n,).
 

@@ -355,7 +355,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             loss, prediction = loss_and_prediction(outcome)
             objective = objective_of(loss, prediction, uses, step, self._measures())
             if self._sketch is not None:
-                objective = self._sketch(objective)
+                objective = self._sketch(objective, ranks)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
         if ranks is None:

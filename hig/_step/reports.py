@@ -39,6 +39,8 @@ class StepReport:
         notes: deviations and their reasons, in words.
         dtype: precision in which the Jacobian was computed.
         communication: communication of this process rank in a distributed step, else None.
+        sketch: samples, directions of each and its outputs, (B, k, D), if the rows are those of a
+            sketch, else None.
     """
 
     loss: Tensor
@@ -56,6 +58,7 @@ class StepReport:
     notes: list[str] = field(default_factory=list)
     dtype: torch.dtype = torch.float64
     communication: Communication | None = None
+    sketch: tuple[int, int, int] | None = None
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -83,6 +86,9 @@ class StepReport:
             f"(J {self.rows} x {self.columns}, rcond {self.rcond:.1e})",
             f"engine {self.engine}, route {self.route}",
         ]
+        if self.sketch is not None:
+            samples, count, outputs = self.sketch
+            parts.append(f"rows {self.rows} = {samples} samples x {count} of {outputs} outputs")
         if self.step_size is not None:
             parts.append(f"step size {self.step_size:.3g}")
         if self.gain_ratio is not None:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hig._step.objective import Objective
 from hig._step.sketched import Sketched, orthonormal_directions
+from hig._torch.ranks import Ranks
 
 __all__ = ["Sketch"]
 
@@ -34,21 +36,23 @@ class Sketch:
 
     def __post_init__(self) -> None:
         # Of the run, and not drawn, so that what the user draws afterwards stays the same.
-        self.state.setdefault("seed", torch.initial_seed())
+        self.state.setdefault("seed", torch.initial_seed() % 2**62)
         self.state.setdefault("steps", 0)
 
-    def __call__(self, objective: Objective) -> Objective:
-        """Return the objective with the rows of a sketch; itself if that has no fewer rows."""
+    def __call__(self, objective: Objective, ranks: Ranks | None = None) -> Objective:
+        """Return the objective with the rows of a sketch; itself if that has no fewer rows.
+
+        Args:
+            objective: the objective of the samples of this process.
+            ranks: the process ranks that step together, which draw what one process would.
+        """
         prediction, gradient = objective.forward.prediction, objective.gradient
         samples, outputs = len(prediction), prediction[0].numel()
-        number = self.state["steps"]
-        self.state["steps"] += 1
         if self.count >= outputs:
             return objective
-        generator = torch.Generator(prediction.device)
-        generator.manual_seed((self.state["seed"] + _STRIDE * number) % 2**63)
         flat = gradient.detach().reshape(samples, outputs)
-        directions = orthonormal_directions(flat, self.count, generator).to(prediction.dtype)
+        random = self._random(flat, ranks)
+        directions = orthonormal_directions(flat, random).to(prediction.dtype)
         with torch.enable_grad():
             rows = (directions @ prediction.reshape(samples, outputs, 1)).squeeze(-1)
         sketched_gradient = (directions.double() @ flat.double().unsqueeze(-1)).squeeze(-1)
@@ -59,3 +63,18 @@ class Sketch:
             flat_gradient=sketched_gradient.flatten(),
             sketched=Sketched(prediction, gradient, directions),
         )
+
+    def _random(self, like: Tensor, ranks: Ranks | None) -> Tensor:
+        """Draw (B, D, k) normal numbers of the samples of this process, float64."""
+        state = self.state
+        before, total = 0, len(like)
+        if ranks is not None:
+            state["seed"] = ranks.whole_numbers(state["seed"])[0]
+            counts = ranks.whole_numbers(len(like))
+            before, total = sum(counts[: ranks.rank]), sum(counts)
+        generator = torch.Generator(like.device)
+        generator.manual_seed((state["seed"] + _STRIDE * state["steps"]) % 2**63)
+        state["steps"] += 1
+        shape = total, like.shape[1], self.count
+        drawn = torch.randn(shape, generator=generator, device=like.device, dtype=torch.float64)
+        return drawn[before : before + len(like)]

@@ -22,12 +22,6 @@ class Sketched:
     gradient: Tensor
     directions: Tensor
 
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Samples, directions of each, and its outputs: B, k and D."""
-        samples, directions, outputs = self.directions.shape
-        return samples, directions, outputs
-
     def lift(self, change: Tensor, spread: bool = False) -> Tensor:
         r"""Return the change of all outputs (B * D,) that has this sketch (B * k,), both float64.
 
@@ -37,7 +31,7 @@ class Sketched:
                 :math:`\sqrt{(D - 1) / (k - 1)}`: for a change that does not depend on S the
                 square of its length is then that of the whole change in the mean over S.
         """
-        samples, count, outputs = self.counts
+        samples, count, outputs = self.directions.shape
         change = change.view(samples, count, 1)
         if spread and count > 1:
             scale = torch.full_like(change[:1], ((outputs - 1) / (count - 1)) ** 0.5)
@@ -46,24 +40,19 @@ class Sketched:
         return (self.directions.double().mT @ change).flatten()
 
 
-def orthonormal_directions(gradient: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return orthonormal directions (B, count, D), the first along the gradient of each sample.
+def orthonormal_directions(gradient: Tensor, random: Tensor) -> Tensor:
+    """Return orthonormal directions (B, k, D) float64, the first along the gradient of each sample.
 
     Args:
         gradient: (B, D); a sample whose gradient is zero has random directions alone.
-        count: at most D.
-        generator: of the device of the gradient; draws the others.
+        random: (B, D, k) float64, independent normal numbers; k is at most D.
     """
-    samples, outputs = gradient.shape
-    basis = torch.randn(
-        samples, outputs, count, generator=generator, device=gradient.device, dtype=torch.float64
-    )
     gradient = gradient.double()
     # By the largest entry first: squares of tiny numbers are zero.
     largest = gradient.abs().amax(1, keepdim=True)
     unit = gradient / largest
     unit = unit / unit.norm(dim=1, keepdim=True)
-    basis[:, :, 0] = torch.where(largest > 0, unit, basis[:, :, 0])
-    basis, triangle = torch.linalg.qr(basis)
+    first = torch.where(largest > 0, unit, random[:, :, 0])
+    basis, triangle = torch.linalg.qr(torch.cat([first.unsqueeze(-1), random[:, :, 1:]], -1))
     signs = torch.diagonal(triangle, dim1=1, dim2=2).sign()
     return (basis * signs.unsqueeze(1)).mT

@@ -60,10 +60,22 @@ class WholeChange:
         return whole
 
     @torch.no_grad()
-    def since(self, values: Sequence[Tensor]) -> Tensor:
-        """Return the change of the outputs of this process since the parameters had these values."""
-        start = [parameter.detach().clone() for parameter in self._parameters]
-        return self._change(start, values)
+    def of_last_step(self, output_change: Tensor, start: Sequence[Tensor]) -> Tensor:
+        """Return the change by the last step of the outputs of this process, (B * D,) float64.
+
+        The directions were drawn after that step, and two or more stand for all outputs; one does
+        not, and the closure is evaluated at the start of the step.
+
+        Args:
+            output_change: of the rows, (n,).
+            start: the parameters before it.
+        """
+        objective = self._linearisation.objective
+        counts = objective.sketch_counts
+        if counts is not None and counts[1] > 1:
+            return objective.local_change(output_change, spread=True)
+        present = [parameter.detach().clone() for parameter in self._parameters]
+        return self._change(present, start)
 
     def _change(self, start: Sequence[Tensor], there: Sequence[Tensor]) -> Tensor:
         """Return the outputs at the start less those at another point, (B * D,) float64."""

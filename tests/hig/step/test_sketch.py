@@ -1,0 +1,229 @@
+"""Steps of a sketch: few directions in the output space of each sample."""
+
+import copy
+
+import pytest
+import torch
+
+import hig
+from hig._step.sketched import Sketched, orthonormal_directions
+from tests.hig.networks import build, least_squares
+from tests.textbook import flat
+
+OPTIMIZERS = {
+    "hig": lambda p, **o: hig.HIG(p, **{"rcond": 1e-6, **o}),
+    "gn": lambda p, **o: hig.GaussNewton(p, **{"rcond": 1e-4, **o}),
+    "lm": lambda p, **o: hig.LevenbergMarquardt(p, **{"damping": 1e-2, **o}),
+}
+EACH = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def wide(dtype=torch.float64, samples=6, outputs=7):
+    """A network with several outputs per sample, a closure, and its inputs."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, outputs)
+    ).to(dtype)
+    inputs = torch.randn(samples, 3, dtype=dtype)
+    weights = torch.linspace(0.5, 2, outputs, dtype=dtype)
+
+    def closure():
+        prediction = network(inputs)
+        return (weights * (prediction - 0.3).square()).sum(1).mean(), prediction
+
+    return network, closure, inputs
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
+def test_directions_are_orthonormal_and_the_first_is_along_the_gradient(count, scale):
+    torch.manual_seed(0)
+    gradient = scale * normal(4, 5)
+    directions = orthonormal_directions(gradient, normal(4, 5, count))
+    assert directions.shape == (4, count, 5)
+    identity = torch.eye(count, dtype=torch.float64).expand(4, count, count)
+    torch.testing.assert_close(directions @ directions.mT, identity, rtol=0, atol=1e-13)
+    along = (directions @ (gradient / scale).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(along[:, 0], (gradient / scale).norm(dim=1))
+    torch.testing.assert_close(along[:, 1:], torch.zeros_like(along[:, 1:]), rtol=0, atol=1e-13)
+
+
+def test_a_sample_without_gradient_has_random_directions():
+    gradient = normal(3, 5)
+    gradient[1] = 0
+    random = normal(3, 5, 2)
+    directions = orthonormal_directions(gradient, random)
+    torch.testing.assert_close(directions[1, 0], random[1, :, 0] / random[1, :, 0].norm())
+
+
+def dense(network, prediction):
+    """Jacobian of a prediction, row by row."""
+    parameters = list(network.parameters())
+    rows = [
+        torch.autograd.grad(entry, parameters, retain_graph=True) for entry in prediction.flatten()
+    ]
+    return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+
+def drawn(optimizer):
+    """Directions that the next step will use, by a copy of the optimiser's memory."""
+    memory = dict(optimizer.state["sketch"])
+
+    def directions(gradient, count):
+        generator = torch.Generator()
+        number = memory["seed"] + 0x9E3779B97F4A7C15 * memory["steps"]
+        generator.manual_seed(number % 2**63)
+        shape = (*gradient.shape, count)
+        random = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return orthonormal_directions(gradient, random)
+
+    return directions
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 6])
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+@EACH
+def test_a_step_is_that_of_the_textbook_for_the_rows_of_the_sketch(make, engine, count):
+    network, closure, _ = wide()
+    optimizer = make(network.parameters(), lr=0.1, step_rule="fixed", engine=engine, sketch=count)
+    directions = drawn(optimizer)
+    _, prediction = closure()
+    gradient = prediction.detach().clone().requires_grad_()
+    weights = torch.linspace(0.5, 2, 7, dtype=torch.float64)
+    loss = (weights * (gradient - 0.3).square()).sum(1).mean()
+    (gradient,) = torch.autograd.grad(loss, gradient)
+    sketch = torch.block_diag(*directions(gradient, count))
+    jacobian = sketch @ dense(network, prediction)
+    values, vectors = torch.linalg.eigh(jacobian @ jacobian.T)
+    values = values.clamp_min(0).sqrt()
+    if isinstance(optimizer, hig.LevenbergMarquardt):
+        gains = 1 / (values.square() + 1e-2)
+    else:
+        kappa, rcond = (-0.5, 1e-6) if make is OPTIMIZERS["hig"] else (-1.0, 1e-4)
+        kept = values > rcond * values.max()
+        gains = torch.where(kept, values.where(kept, 1.0) ** (kappa - 1), 0.0)
+    expected = jacobian.T @ (vectors @ (gains * (vectors.T @ (sketch @ gradient.flatten()))))
+    before = flat(network.parameters()).clone()
+    optimizer.step(closure)
+    step = (before - flat(network.parameters())) / 0.1
+    torch.testing.assert_close(step, expected, rtol=0, atol=1e-9 * float(expected.norm()))
+    assert optimizer.report.rows == 6 * count and optimizer.report.sketch == (6, count, 7)
+    assert f"rows {6 * count} = 6 samples x {count} of 7 outputs" in str(optimizer.report)
+
+
+@EACH
+def test_all_directions_give_the_exact_step(make):
+    """Also where they are drawn: an orthogonal change of the rows changes nothing."""
+    network, _, inputs = wide()
+    steps = []
+    for rotate in (False, True):
+        own = copy.deepcopy(network)
+        optimizer = make(own.parameters(), lr=0.1, step_rule="fixed", engine="rows")
+        torch.manual_seed(1)
+        basis = torch.linalg.qr(normal(6, 7, 7))[0].mT
+
+        def rows(own=own, rotate=rotate, basis=basis):
+            prediction = own(inputs)
+            seen = (basis @ prediction.unsqueeze(-1)).squeeze(-1) if rotate else prediction
+            back = (basis.mT @ seen.unsqueeze(-1)).squeeze(-1) if rotate else seen
+            return (back - 0.3).square().sum(1).mean(), seen
+
+        optimizer.step(rows)
+        steps.append(flat(own.parameters()).clone())
+    torch.testing.assert_close(*steps, rtol=1e-12, atol=1e-12)
+    for count in (7, 8):
+        own, exact = copy.deepcopy(network), copy.deepcopy(network)
+        for net, sketch in ((own, count), (exact, None)):
+            optimizer = make(net.parameters(), sketch=sketch)
+            for _ in range(3):
+                optimizer.step(least_squares(net, inputs))
+        assert torch.equal(flat(own.parameters()), flat(exact.parameters()))
+        assert optimizer.report.sketch is None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@EACH
+def test_a_resumed_run_draws_what_the_first_would_have(make, count):
+    network, inputs = build("mlp")
+    optimizer = make(network.parameters(), sketch=count, momentum=0.5)
+    for _ in range(4):
+        optimizer.step(least_squares(network, inputs))
+    other = copy.deepcopy(network)
+    torch.manual_seed(7)
+    resumed = make(other.parameters(), sketch=count, momentum=0.5)
+    assert resumed.state["sketch"]["seed"] == 7
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(3):
+        optimizer.step(least_squares(network, inputs))
+        resumed.step(least_squares(other, inputs))
+    assert torch.equal(flat(network.parameters()), flat(other.parameters()))
+    assert optimizer.state["sketch"] == resumed.state["sketch"]
+
+
+def test_global_random_numbers_are_not_drawn():
+    network, closure, _ = wide()
+    optimizer = hig.HIG(network.parameters(), sketch=2)
+    before = torch.get_rng_state()
+    optimizer.step(closure)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rules_see_the_curvature_of_all_outputs(count, monkeypatch):
+    network, closure, _ = wide()
+    optimizer = hig.HIG(network.parameters(), rcond=1e-6, sketch=count)
+    _, prediction = closure()
+    jacobian = dense(network, prediction)
+    seen = []
+    take = optimizer._rule.take
+
+    def watched(trial):
+        seen.append((trial.curvature, trial.slope, [d.clone() for d in trial._directions]))
+        return take(trial)
+
+    monkeypatch.setattr(optimizer._rule, "take", watched)
+    optimizer.step(closure)
+    curvature, slope, directions = seen[0]
+    change = jacobian @ torch.cat([d.flatten() for d in directions])
+    weights = torch.linspace(0.5, 2, 7, dtype=torch.float64).repeat(6)
+    assert curvature == pytest.approx(float(2 / 6 * (weights * change.square()).sum()), rel=0.05)
+    gradient = 2 / 6 * weights * (prediction.detach().flatten() - 0.3)
+    assert slope == pytest.approx(float(gradient @ change), rel=1e-9)
+
+
+def test_a_change_that_was_made_before_is_seen_in_the_mean():
+    """Its square over many draws is that of the whole."""
+    torch.manual_seed(0)
+    prediction, change = normal(1, 9), normal(9)
+    gradient = normal(1, 9)
+    found = []
+    for _ in range(4000):
+        sketched = Sketched(prediction, gradient, orthonormal_directions(gradient, normal(1, 9, 3)))
+        rows = (sketched.directions @ change).flatten()
+        assert sketched.lift(rows).norm() <= change.norm() * (1 + 1e-12)
+        found.append(sketched.lift(rows, spread=True).square().sum())
+    assert torch.stack(found).mean() == pytest.approx(float(change.square().sum()), rel=0.05)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_training_with_a_sketch_lowers_the_loss(make, dtype):
+    network, closure, _ = wide(dtype)
+    optimizer = make(network.parameters(), sketch=2, momentum=0.5)
+    losses = [float(optimizer.step(closure)) for _ in range(60)]
+    assert losses[-1] < 0.01 * losses[0]
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", True])
+def test_counts_that_are_none(wrong):
+    with pytest.raises((TypeError, ValueError), match="sketch must be"):
+        hig.HIG(wide()[0].parameters(), sketch=wrong)
+
+
+def test_a_sketch_is_not_replayed():
+    with pytest.raises(ValueError, match="cuda_graph=True cannot replay"):
+        hig.HIG(wide()[0].parameters(), sketch=2, cuda_graph=True)

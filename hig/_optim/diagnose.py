@@ -83,6 +83,7 @@ class Diagnosis:
         noise: size up to which singular values may be rounding alone, in the same unit.
         directions: one for each exponent, in the order of ``kappas``.
         notes: deviations of the evaluations, in words.
+        sketch: samples, directions of each and its outputs, if the rows are those of a sketch.
     """
 
     loss: float
@@ -93,6 +94,7 @@ class Diagnosis:
     noise: float
     directions: list[Direction]
     notes: list[str] = field(default_factory=list)
+    sketch: tuple[int, int, int] | None = None
 
     def results(self) -> dict[str, object]:
         """Return all of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
@@ -102,8 +104,11 @@ class Diagnosis:
     def __str__(self) -> str:
         values = self.singular_values
         noisy = int((values <= self.noise).sum())
+        rows = (
+            "" if self.sketch is None else " ({} samples x {} of {} outputs)".format(*self.sketch)
+        )
         lines = [
-            f"loss {self.loss:.4g}; J {self.rows} x {self.columns}, engine {self.engine}",
+            f"loss {self.loss:.4g}; J {self.rows} x {self.columns}{rows}, engine {self.engine}",
             f"singular values {values[0]:.2e} to {values[-1]:.2e}; {noisy} of {len(values)} may be "
             "rounding alone",
         ]
@@ -118,6 +123,7 @@ def diagnose(
     rcond: float | Literal["auto"] = "auto",
     engine: str | Engine = "auto",
     chunk: int | None = None,
+    sketch: int | None = None,
 ) -> Diagnosis:
     """Diagnose one batch: which ``rcond``, step size and direction would suit it?
 
@@ -131,7 +137,7 @@ def diagnose(
         hig.save_results("batch.pickle", diagnosis.results())
         # python -m plots.diagnosis batch.pickle --out batch.png
 
-    ``params``, ``engine`` and ``chunk`` are those of :class:`hig.HIG`.
+    ``params``, ``engine``, ``chunk`` and ``sketch`` are those of :class:`hig.HIG`.
 
     Args:
         closure: returns ``(loss, prediction)``, see ``hig.HIG.step``.
@@ -150,7 +156,7 @@ def diagnose(
     filters = [HalfInverse(kappa=kappa, rcond=rcond) for kappa in kappas]
     if not filters:
         raise ValueError("kappas must name at least one exponent, got none; -0.5 is half-inverse")
-    diagnosing = _BatchDiagnosis(params, filters, engine, chunk)
+    diagnosing = _BatchDiagnosis(params, filters, engine, chunk, sketch)
     parameters = [p for group in diagnosing.param_groups for p in group["params"]]
     buffers = Buffers(parameters)
 
@@ -176,12 +182,12 @@ class _BatchDiagnosis(JacobianOptimizer):
         filters: Sequence[HalfInverse],
         engine: str | Engine,
         chunk: int | None,
+        sketch: int | None,
     ):
         # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)
-        super().__init__(
-            params, 1.0, first, StepOptions(engine=engine, chunk=chunk, step_rule="fixed")
-        )
+        options = StepOptions(engine=engine, chunk=chunk, step_rule="fixed", sketch=sketch)
+        super().__init__(params, 1.0, first, options)
         self._filters = filters
 
     def _measures(self) -> bool:
@@ -202,6 +208,7 @@ class _BatchDiagnosis(JacobianOptimizer):
             float(noise_level(values, report.dtype)),
             directions,
             self._watch.notes,
+            report.sketch,
         )
         return report
 

@@ -18,6 +18,7 @@ from hig._step.objective import StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import check_real
 from hig._step.reports import StepReport
+from hig._step.sketch import Sketch
 from hig._torch.autograd_graph import plain
 from hig._torch.batched_vjp import PassSizes
 from hig._torch.host import PhaseClock
@@ -92,6 +93,7 @@ class record:
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
+        sketch: int | None = None,
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
 
@@ -102,6 +104,8 @@ class record:
             prediction: (batch, ...).
             filter: ``hig.HalfInverse(...)``, ``hig.Damped(...)`` or a custom filter.
             process_group: see :class:`hig.HIG`; all processes have the same ``.grad``.
+            sketch: see :class:`hig.HIG`; draws one number from the global generator of torch, the
+                seed of the directions.
 
         Raises:
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is unchanged.
@@ -112,7 +116,7 @@ class record:
         check_filter(filter)
         options = StepOptions(
             engine=engine, method=method, chunk=chunk, process_group=process_group,
-            reduction=reduction,
+            reduction=reduction, sketch=sketch,
         )  # fmt: skip
         ranks, count = ranks_of(process_group), len(self._parameters)
         step = StepContext(self._parameters, [1.0] * count, [None] * count, ranks, PhaseClock())
@@ -121,6 +125,9 @@ class record:
         loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
         with step.agreement():
             objective = objective_of(loss, prediction, self._capture.uses, step, curvature=False)
+            if options.sketch is not None:
+                seed = int(torch.randint(2**62, ()))
+                objective = Sketch(options.sketch, {"seed": seed})(objective, ranks)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
         if ranks is not None:

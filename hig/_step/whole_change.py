@@ -97,10 +97,12 @@ class WholeChange:
         cauchy = abs(seen.slope / seen.curvature) if seen.curvature > 0 else 1.0
         parameters = torch.cat([p.detach().double().flatten() for p in self._parameters]).norm()
         direction = torch.cat([d.flatten() for d in directions]).norm()
-        outputs = objective.closure_prediction.detach().double()
+        squares = objective.closure_prediction.detach().double().square().sum()
+        if objective.split is not None:
+            squares = objective.split.ranks.total(squares)
         eps_of_parameters = max(torch.finfo(p.dtype).eps for p in self._parameters)
         least = _OF_PARAMETERS * eps_of_parameters * float(parameters / direction)
-        visible = torch.finfo(objective.closure_prediction.dtype).eps * outputs.norm()
+        visible = torch.finfo(objective.closure_prediction.dtype).eps * squares.sqrt()
         least = max(least, _OF_OUTPUTS * float(visible) / seen.squared_length**0.5)
         return max(_SHARE * self._state["ratio"] * cauchy, least)
 

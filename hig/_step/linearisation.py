@@ -10,20 +10,18 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.blocks import JointJacobian
-from hig._jacobian.capture import ForwardPass
 from hig._jacobian.distributed import build_distributed
 from hig._jacobian.engine import Engine, EngineResult, InexactLayersError, build_jacobian
 from hig._jacobian.exactness import ExactnessMemory
 from hig._spectral.decomposition import Decomposition, GramSpectrum, choose_route, decompose
 from hig._spectral.filters import HalfInverse, SpectralFilter
 from hig._spectral.lanczos import Krylov, Lanczos
+from hig._step.non_finite_jacobian import Places, refuse_non_finite
 from hig._step.objective import Objective, curvature_along
 from hig._step.reports import StepReport
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, PassSizes
 from hig._torch.host import PhaseClock
-from hig._torch.ranks import Ranks
-from hig.errors import NonFiniteError
 
 __all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
 
@@ -324,8 +322,8 @@ class Lineariser:
             matrix = _assemble_matrix(result.jacobian, route)
             finite = torch.isfinite(matrix).all()
             # Not the objective: it holds the checks, and the cycle would keep its graph alive.
-            places = _Places(result, forward, None if split is None else split.ranks)
-            checks.expect(finite, partial(_raise_non_finite, places))
+            places = Places(result, forward, None if split is None else split.ranks)
+            checks.expect(finite, partial(refuse_non_finite, places))
         return AssembledGram(objective, result, route, matrix)
 
     def decompose(
@@ -394,51 +392,4 @@ def _check_room(jacobian: JointJacobian, route: str) -> None:
         f"{columns} parameters, with its decomposition,",
         "use a smaller batch, or method='lanczos', which forms no such matrix; another chunk, the "
         "number of backward passes at a time, does not change it",
-    )
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Jacobian that may not be finite, with the names for the error message."""
-
-    engine: EngineResult
-    forward: ForwardPass
-    ranks: Ranks | None
-
-
-def _raise_non_finite(places: _Places) -> None:
-    """Name the parameters and samples whose derivatives are not finite."""
-    what = "the Jacobian holds NaN or Inf (or overflows when squared)"
-    remedy = "parameters are unchanged; check the simulator's derivative there"
-    # The process rank that has them reports to the others.
-    with places.ranks.agreement() if places.ranks else nullcontext():
-        where = _non_finite_places(places)
-        if where:
-            raise NonFiniteError(f"{what}{where}; {remedy}")
-    raise NonFiniteError(f"{what}; {remedy}")
-
-
-def _non_finite_places(places: _Places) -> str:
-    """Return the samples and parameters of non-finite entries, among the rows of this process rank.
-
-    Empty if no row of it is non-finite by itself, but their products overflow.
-    """
-    engine, bad_samples, bad_columns = places.engine, set(), []
-    jacobian = engine.jacobian
-    for sample in range(jacobian.samples):
-        rows = jacobian.rows(slice(sample, sample + 1))
-        bad = ~torch.isfinite(rows.double().square().sum(0))
-        if bool(bad.any()):
-            bad_samples.add(sample)
-            bad_columns.append(bad)
-    if not bad_samples:
-        return ""
-    sizes = [places.forward.parameters[index].numel() for index in engine.order]
-    flags = torch.stack(bad_columns).any(0).split(sizes)
-    names = places.forward.names
-    named = [names[i] for i, flag in zip(engine.order, flags, strict=True) if bool(flag.any())]
-    samples = sorted(bad_samples)
-    return (
-        f" for samples {samples[:8]}{'...' if len(samples) > 8 else ''}, in the columns of "
-        f"{', '.join(named[:6])}{' and more' if len(named) > 6 else ''}"
     )

@@ -178,10 +178,16 @@ class Trial:
             restore_parameters(self._parameters, safe)
             self.returned = True
 
-    def same_initial_loss(self, loss: float) -> bool:
-        """Return whether the loss before the step is this one, but for rounding."""
-        # But for the order of sums; at an exact fit also for rounded outputs.
-        return abs(self.loss - loss) <= max(16 * self._resolution * abs(self.loss), self.unseen)
+    def same_initial_loss(self, loss: float) -> bool | None:
+        """Return whether the loss before the step is this one, but for the order of sums.
+
+        None if that cannot be known, as near an exact fit, where the loss of another batch may
+        differ by no more than the rounding of the outputs.
+        """
+        difference = abs(self.loss - loss)
+        if difference <= 16 * self._resolution * abs(self.loss):
+            return True
+        return None if difference <= self.unseen else False
 
     def predicted_gain(self, step_size: float) -> float:
         """Return the decrease of the loss by the quadratic model at a step size."""

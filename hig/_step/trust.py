@@ -13,8 +13,9 @@ _LEAST_PART = 1 / 16
 # With a fraction below this, four times this for damped directions, each step is measured.
 _CAUTIOUS = 1 / 16
 # Neither bound falls below these: fourteen good steps lead from there back to the fraction below
-# which each step is measured, ten to a ceiling of 1.
-_LEAST_FRACTION, _LEAST_CEILING = 2.0**-18, 0.02
+# which each step is measured, ten to a ceiling of 1. Near the end of training most directions are
+# wrong for other samples in one step, and right in many: the ceiling stays higher then.
+_LEAST_FRACTION, _LEAST_CEILING, _LATE_CEILING = 2.0**-18, 0.02, 0.3
 # The loss of other samples falls for as long as a step is shorter than twice the one that is best
 # for them. Just below that it falls slowly in one step, and farthest in many.
 _STABLE = 1.8
@@ -50,19 +51,19 @@ class Trust:
     ceiling does not apply.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
-    ``warm_up`` steps, in every ``period``-th after that, and for as long as a is small or gains are
-    more than twice those predicted. A step that raised the loss is tried again, shorter, and with
-    more damping if the direction is damped. a grows up to 1 where the model predicts well and
-    shrinks where it does not; gains too small to be seen in the rounded loss say nothing, but a
-    fraction so small that it hides them grows.
+    ``warm_up`` steps (a third of them where a damping follows), in every ``period``-th after that,
+    and for as long as a is small or gains are more than twice those predicted. A step that raised
+    the loss is tried again, shorter, and with more damping if the direction is damped. a grows up
+    to 1 where the model predicts well and shrinks where it does not; gains too small to be seen in
+    the rounded loss say nothing, but a fraction so small that it hides them grows.
 
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that
     :math:`u (1 - s / c)` is the share which would have been best for them, where u is the share
     taken. b is 1.8 times the mean of that over the last ``memory`` batches, weighted by their
     curvatures per loss: below twice the best share a step still lowers the loss of all samples in
-    the mean, and many such steps learn more than shorter ones. b begins at 0.1, and changes by a
-    factor of 1/2 to 3/2 at most in a step.
+    the mean, and many such steps learn more than shorter ones. b begins at 0.1, changes by a factor
+    of 1/2 to 3/2 at most in a step, and does not fall below 0.3 by this after fifty steps.
 
     **The safe point** bounds many steps together: the parameters with the lowest loss so far on
     samples of later batches. After each of the first ten steps, then every ``look_back``-th and
@@ -84,7 +85,7 @@ class Trust:
             of the last steps: at the safe point too, or because the parameters were set.
     """
 
-    warm_up: int = 8
+    warm_up: int = 50
     period: int = 6
     memory: int = 16
     look_back: int = 5
@@ -125,8 +126,9 @@ class Trust:
             if self._returns(trial):
                 return None
             self._judge_last_step(trial, seen)
-            if state["end"] is not None:
-                state["reach"] = _SAME if trial.same_initial_loss(state["end"]) else _REACH
+            same = None if state["end"] is None else trial.same_initial_loss(state["end"])
+            if same is not None:
+                state["reach"] = _SAME if same else _REACH
         state["share"], state["end"] = 0.0, None
         cauchy = self._cauchy_step(trial)
         if not math.isfinite(cauchy):
@@ -144,10 +146,9 @@ class Trust:
 
     def _is_measured(self, trial: Trial) -> bool:
         earlier, state = self.state["steps"] - 1, self.state
-        # The damping of a direction follows what is measured.
         warm_up, period = self.warm_up, self.period
-        if trial.damped:
-            warm_up, period = 2 * warm_up, (period + 1) // 2
+        if trial.damped:  # the damping follows what is measured: not so fast, but for longer
+            warm_up, period = warm_up // 3, (period + 1) // 2
         fraction = 4 * _CAUTIOUS if trial.damped else _CAUTIOUS
         careful = state["rejected"] or state["doubtful"] or state["fraction"] < fraction
         return earlier < warm_up or earlier % period == 0 or careful
@@ -241,8 +242,9 @@ class Trust:
         state["best"] += (best - state["best"]) / count
         state["weight"] += (weight - state["weight"]) / count
         ceiling = _STABLE * state["best"] / state["weight"]
-        ceiling = min(max(ceiling, 0.5 * state["ceiling"]), 1.5 * state["ceiling"])
-        state["ceiling"] = min(max(ceiling, _LEAST_CEILING), 1.0)
+        least = _LEAST_CEILING if state["steps"] <= _LATE else _LATE_CEILING
+        most = 1.5 * state["ceiling"]
+        state["ceiling"] = min(max(ceiling, 0.5 * state["ceiling"], least), most, 1.0)
 
     def _begin_again(self, trial: Trial) -> None:
         """Be as careful as in a new run: the parameters were loaded or set since the last step."""
@@ -300,6 +302,7 @@ class Trust:
         state["ceiling"] = max(0.5 * state["ceiling"], _LEAST_CEILING)
         state["judged"] //= 2
         state["share"], state["unchecked"], state["end"] = 0.0, 0, None
+        state["reach"] = _REACH  # it was on other batches that the last steps went wrong
 
 
 def _far_above(loss: float, high: float | None) -> bool:

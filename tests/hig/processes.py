@@ -54,8 +54,9 @@ def _received(pipe):
 
 
 def _work(function, rank, size, store, pipe, arguments):
-    # As in the tests' own process: the server may have been started with Ctrl-C ignored.
+    # As in the tests' own process: the server may have Ctrl-C ignored or held back.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(1)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -90,9 +90,9 @@ def test_checks_are_rare(name, monkeypatch):
 
 def test_trust_evaluates_now_and_then():
     """In each of the first eight steps, in every sixth after that; at the safe point less often."""
-    visited, _ = counted(OPTIMIZERS["trust"], 40)
-    measured = [step < 8 or step % 6 == 0 for step in range(40)]
-    looked_back = [0 < step < 10 or (step > 10 and step % 5 == 4) for step in range(40)]
+    visited, _ = counted(OPTIMIZERS["trust"], 70)
+    measured = [step < 50 or step % 6 == 0 for step in range(70)]
+    looked_back = [0 < step < 10 or (step > 10 and step % 5 == 4) for step in range(70)]
     fewest = [1 + m + b for m, b in zip(measured, looked_back, strict=True)]
     extra = [len(places) - n for places, n in zip(visited, fewest, strict=True)]
     assert min(extra) >= 0

@@ -108,8 +108,9 @@ def test_the_rounding_of_the_outputs_hides_a_gain(after, expected):
     trial.move(1.0)
     assert trial.gain_ratio() == pytest.approx(expected, nan_ok=True)
     assert not trial.can_gain()
-    assert trial.same_initial_loss(5 + 1.9e-4)
-    assert not trial.same_initial_loss(5 + 2.1e-4)
+    assert trial.same_initial_loss(5.0) is True
+    assert trial.same_initial_loss(5 + 1.9e-4) is None
+    assert trial.same_initial_loss(5 + 2.1e-4) is False
 
 
 @pytest.mark.parametrize("after", [5.0, 5.3])

@@ -134,6 +134,27 @@ def test_it_is_not_misled_by_easy_batches():
         rule.take(parabola(curvature=1000.0, minimum=1.0)[1])
 
 
+@pytest.mark.parametrize("reach", [1.0, 4.0])
+@pytest.mark.parametrize(("difference", "found"), [(0.0, 4.0), (1e-5, None), (1e-2, 1.0)])
+def test_losses_that_differ_by_less_than_their_rounding_say_nothing_of_the_batch(
+    reach, difference, found
+):
+    """Near an exact fit those of two batches do; one batch for another is fitted at any price."""
+    rule = Trust()
+    _, trial = parabola()
+    trial.unseen = 1e-4
+    rule.state.update(reach=reach, end=trial.loss + difference)
+    rule.take(trial)
+    assert rule.state["reach"] == (found or reach)
+
+
+def test_a_return_shows_that_batches_change():
+    rule = Trust()
+    rule.state["reach"] = 4.0
+    rule.retreat()
+    assert rule.batch_changes
+
+
 @pytest.mark.parametrize(("others", "reach"), [(False, 4), (True, 1)])
 def test_it_goes_further_where_there_is_one_batch(others, reach):
     rule, x = without_ceiling(memory=1000), torch.full((1,), 10.0, dtype=torch.float64)
@@ -303,6 +324,18 @@ def test_the_ceiling_changes_by_bounded_factors_and_stays_within_bounds(slope, f
         assert after == pytest.approx(min(max(factor * before, 0.02), 1.0))
         before = after
     assert before == (0.02 if factor < 1 else 1.0)
+
+
+def test_late_in_training_the_ceiling_stays_higher():
+    rule = Trust()
+    rule.take(parabola()[1])
+    rule.state.update(steps=60, ceiling=0.5)
+    found = [judged_by(rule, 1e3, 1.0) for _ in range(3)]
+    assert found == [0.3, 0.3, 0.3]
+    rule.retreat()
+    assert rule.state["ceiling"] == 0.15
+    rule.take(parabola()[1])
+    assert [judged_by(rule, 1e3, 1.0) for _ in range(3)] == pytest.approx([0.225, 0.3, 0.3])
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,12 @@ class Trust:
     ceiling does not apply.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
-    ``warm_up`` steps (a third of them where a damping follows), in every ``period``-th after that,
-    and for as long as a is small or gains are more than twice those predicted. A step that raised
-    the loss is tried again, shorter, and with more damping if the direction is damped. a grows up
-    to 1 where the model predicts well and shrinks where it does not; gains too small to be seen in
-    the rounded loss say nothing, but a fraction so small that it hides them grows.
+    ``warm_up`` steps, in every ``period``-th after that (where a damping follows, three times as
+    many and twice as often), and for as long as a is small or gains are more than twice those
+    predicted. A step that raised the loss is tried again, shorter, and with more damping if the
+    direction is damped. a grows up to 1 where the model predicts well and shrinks where it does
+    not; gains too small to be seen in the rounded loss say nothing, but a fraction so small that it
+    hides them grows.
 
     **The ceiling b** follows from samples that did not make the step: those of the next batch. At
     its start their loss has a slope s and a curvature c along the last step, so that
@@ -147,8 +148,8 @@ class Trust:
     def _is_measured(self, trial: Trial) -> bool:
         earlier, state = self.state["steps"] - 1, self.state
         warm_up, period = self.warm_up, self.period
-        if trial.damped:  # the damping follows what is measured: not so fast, but for longer
-            warm_up, period = warm_up // 3, (period + 1) // 2
+        if trial.damped:  # the damping follows what is measured
+            warm_up, period = 3 * warm_up, (period + 1) // 2
         fraction = 4 * _CAUTIOUS if trial.damped else _CAUTIOUS
         careful = state["rejected"] or state["doubtful"] or state["fraction"] < fraction
         return earlier < warm_up or earlier % period == 0 or careful

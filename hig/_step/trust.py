@@ -51,7 +51,7 @@ class Trust:
     ceiling does not apply.
 
     **The fraction a** follows from the batch of the step. It is evaluated again in the first
-    ``warm_up`` steps, in every ``period``-th after that (where a damping follows, three times as
+    ``warm_up`` steps, in every ``period``-th after that (where a damping follows, a third as
     many and twice as often), and for as long as a is small or gains are more than twice those
     predicted. A step that raised the loss is tried again, shorter, and with more damping if the
     direction is damped. a grows up to 1 where the model predicts well and shrinks where it does
@@ -148,8 +148,8 @@ class Trust:
     def _is_measured(self, trial: Trial) -> bool:
         earlier, state = self.state["steps"] - 1, self.state
         warm_up, period = self.warm_up, self.period
-        if trial.damped:  # the damping follows what is measured
-            warm_up, period = 3 * warm_up, (period + 1) // 2
+        if trial.damped:  # the damping follows what is measured, and must not fall too fast
+            warm_up, period = warm_up // 3, (period + 1) // 2
         fraction = 4 * _CAUTIOUS if trial.damped else _CAUTIOUS
         careful = state["rejected"] or state["doubtful"] or state["fraction"] < fraction
         return earlier < warm_up or earlier % period == 0 or careful
@@ -250,13 +250,11 @@ class Trust:
     def _begin_again(self, trial: Trial) -> None:
         """Be as careful as in a new run: the parameters were loaded or set since the last step."""
         state = self.state
-        state["steps"], state["unchecked"], state["share"], state["end"] = 1, 0, 0.0, None
         # Another optimiser that trains the same parameters raises no loss.
         if _far_above(trial.loss, state["recent_high"]):
             state.update(type(self)().state)
-            state["steps"] = 1
             self.data_changed = True
-        state["recent_high"] = None
+        state.update(steps=1, unchecked=0, share=0.0, end=None, recent_high=None)
         trial.notes.append(
             "the parameters were set since the last step, farther away than it went: the step rule "
             "begins again from them"

@@ -146,6 +146,7 @@ def test_estimates_are_not_above_what_is_needed(monkeypatch):
     monkeypatch.setattr(memory_module, "CHECKED_BYTES", 0)
     monkeypatch.setattr(memory_module, "available_memory", lambda: 2 * 8 * 24 * 24)
     optimizer.step(closure)
+    assert optimizer.report.route.endswith("gram")
 
 
 COUNTED = """

@@ -5,6 +5,7 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` to write its direction into ``
 """
 
 from hig import files, testing
+from hig._jacobian.controls import controls
 from hig._kronecker.optimizer import KroneckerHIG
 from hig._kronecker.report import KroneckerReport
 from hig._optim.diagnose import Diagnosis, Direction, diagnose
@@ -55,6 +56,7 @@ __all__ = [
     "StepReport",
     "UnsafeResultError",
     "black_box",
+    "controls",
     "diagnose",
     "files",
     "half_inverse",

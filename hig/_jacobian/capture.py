@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Self
 from weakref import ReferenceType, ref
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from hig._jacobian.controls import Controls, controls
 from hig._torch.buffers import WRITING_ARGUMENTS, may_write, written_by
 
-__all__ = ["Capture", "ForwardPass", "LayerUse"]
+__all__ = ["Capture", "Captured", "ForwardPass", "LayerUse"]
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -109,6 +110,19 @@ class LayerUse:
         return gradients.permute(1, 0, 3, 2, 5, 4).flatten(3, 4)
 
 
+@dataclass
+class Captured:
+    """What a capture has seen of a run.
+
+    Attributes:
+        uses: the layer uses.
+        controls: tensors through which the simulator may depend on the parameters.
+    """
+
+    uses: list[LayerUse] = field(default_factory=list)
+    controls: Controls = field(default_factory=Controls)
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """One run of network and simulator, to be differentiated.
@@ -118,12 +132,14 @@ class ForwardPass:
         prediction: (B, ...) of this process, with its graph; D outputs per sample.
         parameters: the parameters, all requiring gradients.
         names: their names in messages.
+        controls: tensors through which alone the prediction may depend on the parameters.
     """
 
     uses: Sequence[LayerUse]
     prediction: Tensor
     parameters: Sequence[Tensor]
     names: Sequence[str]
+    controls: Controls = field(default_factory=Controls)
 
 
 @dataclass(frozen=True)
@@ -164,13 +180,13 @@ class Capture(TorchFunctionMode):
         parameters: the tensors to watch, by identity.
 
     Attributes:
-        uses: the recorded layer uses.
+        captured: the recorded layer uses, and the controls.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
         super().__init__()
         self._watched = {id(parameter) for parameter in parameters}
-        self.uses: list[LayerUse] = []
+        self.captured = Captured()
         self._written: dict[int, ReferenceType[Tensor]] = {}
         self._eager: list[AbstractContextManager[None]] = []  # one per nested use of the context
 
@@ -185,6 +201,11 @@ class Capture(TorchFunctionMode):
         """Stop to watch."""
         super().__exit__(*exception)
         self._eager.pop().__exit__(*exception)
+
+    @property
+    def uses(self) -> list[LayerUse]:
+        """The recorded layer uses."""
+        return self.captured.uses
 
     @property
     def has_written(self) -> bool:
@@ -210,6 +231,11 @@ class Capture(TorchFunctionMode):
                 func, dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | (kwargs or {}), output
             )
             return output
+        if func is controls:
+            values: Tensor = func(*args, **(kwargs or {}))
+            if values.requires_grad and not _in_transform(values):
+                self.captured.controls.name(values)
+            return values
         writes = may_write(func) in ("first", "any")
         if writes or (kwargs and not WRITING_ARGUMENTS.isdisjoint(kwargs)):
             with torch._C.DisableTorchFunctionSubclass():
@@ -233,6 +259,7 @@ class Capture(TorchFunctionMode):
             or _in_transform(output)
         ):
             return
+        self.captured.controls.see(output)
         self.uses.append(
             LayerUse(
                 weight=weight if weight_watched else None,

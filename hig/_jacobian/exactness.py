@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +47,23 @@ Key = tuple[object, ...]
 Pair = tuple[FactoredBlock | FormedBlock, list[int]]
 
 
+class Checkable(Protocol):
+    """Columns of J that a probe can compare with a backward pass."""
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Precisions of what the columns are computed from."""
+        ...
+
+    def row_squares(self) -> Tensor:
+        """Squared norms of the rows, (n,) float64."""
+        ...
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w: (n,) float64 -> (columns,) float64."""
+        ...
+
+
 class InexactLayersError(Exception):
     """Layer factors turned out to be inexact; the Jacobian must be built again."""
 
@@ -66,7 +84,7 @@ class Probe:
         self,
         prediction: Tensor,
         parameters: Sequence[Tensor],
-        blocks: Sequence[FactoredBlock | FormedBlock],
+        blocks: Sequence[Checkable],
     ):
         self._prediction, self._parameters = prediction, list(parameters)
         graph_dtypes = {prediction.dtype, *(parameter.dtype for parameter in parameters)}
@@ -92,7 +110,9 @@ class Probe:
             self._prediction, self._parameters, cotangent, retain_graph=True, allow_unused=True
         )
 
-    def units(self, pairs: Sequence[Pair], allowed: Sequence[float]) -> list[float | None]:
+    def units(
+        self, pairs: Sequence[tuple[Checkable, list[int]]], allowed: Sequence[float]
+    ) -> list[float | None]:
         """Return the difference of factors and gradients in units of rounding; None if inexact.
 
         Args:
@@ -141,7 +161,9 @@ class Probe:
         # Factors that are not finite pass: the Gram matrix reports them, with their samples.
         return (norm <= allowed) | ~finite
 
-    def _differences(self, pairs: Sequence[Pair]) -> list[tuple[Tensor, Tensor]]:
+    def _differences(
+        self, pairs: Sequence[tuple[Checkable, list[int]]]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return the norm of the difference of each layer, and whether its factors are finite."""
         weights = self._cotangent.double().flatten()
         differences = []

@@ -15,6 +15,7 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.sketched import FewerRows
 from hig._step.trial_step import Attempts
 from hig._torch.buffers import Buffers
 from hig._torch.random_state import RandomState
@@ -83,7 +84,7 @@ class Diagnosis:
         noise: size up to which singular values may be rounding alone, in the same unit.
         directions: one for each exponent, in the order of ``kappas``.
         notes: deviations of the evaluations, in words.
-        sketch: samples, directions of each and its outputs, if the rows are those of a sketch.
+        fewer_rows: see :class:`hig.StepReport`.
     """
 
     loss: float
@@ -94,19 +95,18 @@ class Diagnosis:
     noise: float
     directions: list[Direction]
     notes: list[str] = field(default_factory=list)
-    sketch: tuple[int, int, int] | None = None
+    fewer_rows: FewerRows | None = None
 
     def results(self) -> dict[str, object]:
         """Return all of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
         directions = [asdict(d) | {"name": d.name} for d in self.directions]
-        return asdict(self) | {"directions": directions}
+        fewer = None if self.fewer_rows is None else self.fewer_rows._asdict()
+        return asdict(self) | {"directions": directions, "fewer_rows": fewer}
 
     def __str__(self) -> str:
         values = self.singular_values
         noisy = int((values <= self.noise).sum())
-        rows = (
-            "" if self.sketch is None else " ({} samples x {} of {} outputs)".format(*self.sketch)
-        )
+        rows = "" if self.fewer_rows is None else f" ({self.fewer_rows})"
         lines = [
             f"loss {self.loss:.4g}; J {self.rows} x {self.columns}{rows}, engine {self.engine}",
             f"singular values {values[0]:.2e} to {values[-1]:.2e}; {noisy} of {len(values)} may be "
@@ -208,7 +208,7 @@ class _BatchDiagnosis(JacobianOptimizer):
             float(noise_level(values, report.dtype)),
             directions,
             self._watch.notes,
-            report.sketch,
+            report.fewer_rows,
         )
         return report
 

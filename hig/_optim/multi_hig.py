@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hig._jacobian.capture import LayerUse
+from hig._jacobian.capture import Captured
 from hig._jacobian.engine import Engine
 from hig._optim.multi_loss import SeparatePredictions, SharedPrediction
 from hig._spectral.filters import HalfInverse
@@ -114,7 +114,7 @@ class MultiHIG(JacobianOptimizer):
         return {**super().__getstate__(), "operator": self.operator}
 
     def _linearise(  # type: ignore[override]  # both have the interface of a Linearisation
-        self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
+        self, outcome: Any, captured: Captured, step: StepContext
     ) -> SharedPrediction | SeparatePredictions:
         if step.ranks is not None:
             raise ValueError(
@@ -132,14 +132,16 @@ class MultiHIG(JacobianOptimizer):
                 for index, (loss, _) in enumerate(pairs)
             ]
             checks.settle()
-            linearisation = super()._linearise((self._loss(pairs), prediction), uses, step)
+            linearisation = super()._linearise(
+                (self._loss(pairs), prediction), Captured(captured.uses), step
+            )
             losses = torch.stack([loss.detach().reshape(()) for loss, _ in pairs])
             return SharedPrediction(linearisation, losses, torch.stack(gradients), self.operator)
         checks.settle()
         parts = []
         for index, pair in enumerate(pairs):
             try:
-                parts.append(super()._linearise(pair, _uses_behind(uses, pair[1]), step))
+                parts.append(super()._linearise(pair, _behind(captured, pair[1]), step))
             except (NonFiniteError, ValueError) as error:
                 raise type(error)(f"for loss {index} of {len(pairs)}: {error}") from error
         return SeparatePredictions(parts, self.operator, step.clock)
@@ -189,7 +191,7 @@ def _check_pairs(outcome: Any, checks: DeferredChecks) -> Pairs:
     return checked
 
 
-def _uses_behind(uses: Sequence[LayerUse], prediction: Tensor) -> list[LayerUse]:
+def _behind(captured: Captured, prediction: Tensor) -> Captured:
     """Return the layer calls behind a prediction: others may have another batch axis."""
     nodes = reachable_nodes(prediction)
-    return [use for use in uses if use.edge.node in nodes]
+    return Captured([use for use in captured.uses if use.edge.node in nodes])

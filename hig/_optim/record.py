@@ -6,13 +6,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hig._jacobian.capture import Capture
+from hig._jacobian.capture import Capture, Captured
 from hig._jacobian.engine import Engine
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter, check_filter
 from hig._spectral.lanczos import Lanczos
 from hig._step.closure import apart_from_autocast, explained
 from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.fewer_rows import with_fewer_rows
 from hig._step.linearisation import Lineariser
 from hig._step.objective import StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
@@ -73,7 +74,7 @@ class record:
 
     def __enter__(self) -> Self:
         """Start recording."""
-        self._capture.uses.clear()
+        self._capture.captured = Captured()
         self._spectra = []
         self._capture.__enter__()
         return self
@@ -124,12 +125,14 @@ class record:
         self._spectra = []
         loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
         with step.agreement():
-            objective = objective_of(loss, prediction, self._capture.uses, step, curvature=False)
-            if options.sketch is not None:
-                seed = int(torch.randint(2**62, ()))
-                objective = Sketch(options.sketch, {"seed": seed})(objective, ranks)
+            captured = self._capture.captured
+            objective = objective_of(loss, prediction, captured, step, curvature=False)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
+        drawn = None
+        if options.sketch is not None:
+            drawn = Sketch(options.sketch, {"seed": int(torch.randint(2**62, ()))})
+        objective = with_fewer_rows(objective, lineariser, drawn, step)
         if ranks is not None:
             objective = whole_batch(objective, ranks, reduction, digest_of_filter(filter))
         _, without_autocast = apart_from_autocast(lambda: None, loss.device)

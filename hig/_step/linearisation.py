@@ -146,7 +146,9 @@ class Linearisation:
         # A rounding of the parameters changes the loss, and shows how large the numbers are whose
         # differences the outputs are.
         rms = _root_mean_square(parameters)
-        size = rms * (decomposition.squared_norm / self.engine.jacobian.shape[0]).sqrt()
+        fewer = objective.fewer_rows
+        outputs = self.engine.jacobian.shape[0] if fewer is None else fewer.samples * fewer.outputs
+        size = rms * (decomposition.squared_norm / outputs).sqrt()
         squared = _output_rounding(objective, size).square()
         pulled = rms * decomposition.pulled_norm(objective.flat_gradient).double()
         if split is not None:
@@ -188,7 +190,7 @@ class Linearisation:
             notes=[*self.notes, *decomposition.notes],
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
-            sketch=self.objective.sketch_counts,
+            fewer_rows=self.objective.fewer_rows,
         )
 
 
@@ -253,6 +255,12 @@ class Lineariser:
         self._engine, self._method = engine, method
         self.backward = BatchedVJP(chunk, sizes=PassSizes() if sizes is None else sizes)
         self.memory = ExactnessMemory()
+
+    @property
+    def forms_rows(self) -> bool:
+        """Whether the engine is one of ours, and needs a backward pass for each row of a sample."""
+        products = self._method == "lanczos" or isinstance(self._method, Lanczos)
+        return isinstance(self._engine, str) and not products
 
     def linearise(
         self, objective: Objective, filter: SpectralFilter, clock: PhaseClock

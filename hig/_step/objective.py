@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 
-from hig._jacobian.capture import ForwardPass, LayerUse
+from hig._jacobian.capture import Captured, ForwardPass
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
-from hig._step.sketched import Sketched
+from hig._step.sketched import FewerRows, Sketched
 from hig._torch.autograd_graph import leaves, origin, reachable_nodes
 from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
@@ -69,12 +69,32 @@ class Objective:
         return self.gradient if self.sketched is None else self.sketched.gradient
 
     @property
-    def sketch_counts(self) -> tuple[int, int, int] | None:
-        """Samples, rows of each and its outputs, (B, k, D), of a sketch of the whole batch."""
+    def fewer_rows(self) -> FewerRows | None:
+        """Counts of the whole batch, if there are fewer rows than outputs."""
         if self.sketched is None:
             return None
         samples, directions, outputs = self.sketched.directions.shape
-        return samples if self.split is None else sum(self.split.samples), directions, outputs
+        samples = samples if self.split is None else sum(self.split.samples)
+        return FewerRows(samples, directions, outputs, self.sketched.whole)
+
+    def with_rows(self, rows: Tensor, directions: Tensor, whole: bool = False) -> "Objective":
+        """Return the objective with other rows than the outputs of the closure.
+
+        Args:
+            rows: (B, k), with its graph.
+            directions: (B, k, D), see :class:`~hig._step.sketched.Sketched`.
+            whole: see there.
+        """
+        prediction, gradient = self.forward.prediction, self.gradient
+        flat = gradient.detach().double().reshape(len(prediction), -1, 1)
+        of_rows = (directions.double() @ flat).squeeze(-1)
+        return replace(
+            self,
+            forward=replace(self.forward, prediction=rows),
+            gradient=of_rows.to(prediction.dtype),
+            flat_gradient=of_rows.flatten(),
+            sketched=Sketched(prediction, gradient, directions, whole),
+        )
 
     def local_change(self, output_change: Tensor, spread: bool = False) -> Tensor:
         """Return the change of the closure's outputs in this process, for one of all rows (n,).
@@ -113,7 +133,7 @@ class StepContext:
 def objective_of(
     loss: Tensor,
     prediction: Tensor,
-    uses: Sequence[LayerUse],
+    captured: Captured,
     step: StepContext,
     curvature: bool,
 ) -> Objective:
@@ -122,7 +142,7 @@ def objective_of(
     Args:
         loss: scalar.
         prediction: (B, ...), real floating point, with a graph.
-        uses: the captured layer calls.
+        captured: layer calls and controls.
         step: parameters and their names.
         curvature: keep the graph of the gradient, for products with the Hessian.
 
@@ -132,7 +152,8 @@ def objective_of(
     """
     checks = DeferredChecks()
     gradient = loss_gradient(loss, prediction, step.parameters, curvature, checks)
-    forward = ForwardPass(uses, prediction, step.parameters, names_of(step.parameters, step.names))
+    names = names_of(step.parameters, step.names)
+    forward = ForwardPass(captured.uses, prediction, step.parameters, names, captured.controls)
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hig._jacobian.capture import Capture, LayerUse
+from hig._jacobian.capture import Capture, Captured
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import Damped, SpectralFilter
 from hig._step.closure import (
@@ -24,6 +24,7 @@ from hig._step.closure import (
 from hig._step.distributed import digest_of_filter, whole_batch
 from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
 from hig._step.evaluation import Evaluation, Watch
+from hig._step.fewer_rows import with_fewer_rows
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.momentum import Momentum, PreviousDirection
 from hig._step.objective import Objective, StepContext, objective_of, ranks_of
@@ -244,11 +245,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     # -- hooks for subclasses --------------------------------------------------------------------
 
-    def _linearise(
-        self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
-    ) -> Linearisation:
+    def _linearise(self, outcome: Any, captured: Captured, step: StepContext) -> Linearisation:
         """Linearise the result of the closure."""
-        objective = self._objective(outcome, uses, step)
+        objective = self._objective(outcome, captured, step)
         return self._lineariser.linearise(objective, self.filter, step.clock)
 
     def _loss(self, outcome: Any) -> Tensor:
@@ -340,24 +339,24 @@ class JacobianOptimizer(torch.optim.Optimizer):
             step.clock,
         )
 
-    def _run(self, closure: Closure, step: StepContext) -> tuple[Any, list[LayerUse]]:
-        """Return the result of a closure, and the layer uses while it runs."""
+    def _run(self, closure: Closure, step: StepContext) -> tuple[Any, Captured]:
+        """Return the result of a closure, and what was captured while it ran."""
         capture = Capture(step.parameters)
         with step.agreement(), step.clock.phase("forward"), capture:
             outcome = call(closure)
         self._watch.writes |= capture.has_written
-        return outcome, capture.uses
+        return outcome, capture.captured
 
-    def _objective(self, outcome: Any, uses: Sequence[LayerUse], step: StepContext) -> Objective:
+    def _objective(self, outcome: Any, captured: Captured, step: StepContext) -> Objective:
         """Return the objective of the result of a closure."""
         ranks = step.ranks
         with step.agreement(), step.clock.phase("loss gradient"):
             loss, prediction = loss_and_prediction(outcome)
-            objective = objective_of(loss, prediction, uses, step, self._measures())
-            if self._sketch is not None:
-                objective = self._sketch(objective, ranks)
+            objective = objective_of(loss, prediction, captured, step, self._measures())
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
+        if self._recorded is None:  # what is recorded decides nothing
+            objective = with_fewer_rows(objective, self._lineariser, self._sketch, step)
         if ranks is None:
             return objective
         return whole_batch(objective, ranks, self._options.reduction, self._settings())
@@ -366,7 +365,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self, linearisation: Linearisation, step: StepContext, evaluate: Evaluation
     ) -> WholeChange | None:
         """Return what finds the change of all outputs; None if the Jacobian has all rows."""
-        if not self._measures() or linearisation.objectives[0].sketched is None:
+        fewer = linearisation.objectives[0].fewer_rows
+        if not self._measures() or fewer is None or fewer.exact:
             return None
         return WholeChange(linearisation, step.parameters, evaluate, self.state["sketch"])
 

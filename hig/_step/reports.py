@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hig._step.sketched import FewerRows
 from hig._torch.ranks import Communication
 
 __all__ = ["MultiStepReport", "StepReport"]
@@ -23,7 +24,7 @@ class StepReport:
         loss: the loss before the step.
         engine: "layerwise", "rows", "products", or two joined by "+".
         route: "row_gram" (J Jᵀ), "column_gram" (Jᵀ J), "svd" or "lanczos".
-        rows: n, outputs of all samples together.
+        rows: n, outputs of all samples together, unless there are fewer rows.
         columns: P, parameters the prediction depends on.
         spectrum: function that returns the singular values.
         rcond: relative cut-off in force, never below the resolution of the route; 0 if nothing is
@@ -39,8 +40,8 @@ class StepReport:
         notes: deviations and their reasons, in words.
         dtype: precision in which the Jacobian was computed.
         communication: communication of this process rank in a distributed step, else None.
-        sketch: samples, directions of each and its outputs, (B, k, D), if the rows are those of a
-            sketch, else None.
+        fewer_rows: counts of samples, rows of each and its outputs, if there are fewer rows than
+            outputs: those of the controls, or of a sketch; else None.
     """
 
     loss: Tensor
@@ -58,7 +59,7 @@ class StepReport:
     notes: list[str] = field(default_factory=list)
     dtype: torch.dtype = torch.float64
     communication: Communication | None = None
-    sketch: tuple[int, int, int] | None = None
+    fewer_rows: FewerRows | None = None
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -86,9 +87,8 @@ class StepReport:
             f"(J {self.rows} x {self.columns}, rcond {self.rcond:.1e})",
             f"engine {self.engine}, route {self.route}",
         ]
-        if self.sketch is not None:
-            samples, count, outputs = self.sketch
-            parts.append(f"rows {self.rows} = {samples} samples x {count} of {outputs} outputs")
+        if self.fewer_rows is not None:
+            parts.append(f"rows {self.rows} = {self.fewer_rows}")
         if self.step_size is not None:
             parts.append(f"step size {self.step_size:.3g}")
         if self.gain_ratio is not None:

@@ -6,14 +6,14 @@ the loss in the sample's outputs, the step is that of the rows :math:`S_i J_i` a
 step of all outputs; k = 1 keeps one row per sample, the gradient of its loss.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hig._step.objective import Objective
-from hig._step.sketched import Sketched, orthonormal_directions
+from hig._step.sketched import orthonormal_directions
 from hig._torch.ranks import Ranks
 
 __all__ = ["Sketch"]
@@ -46,23 +46,16 @@ class Sketch:
             objective: the objective of the samples of this process.
             ranks: the process ranks that step together, which draw what one process would.
         """
-        prediction, gradient = objective.forward.prediction, objective.gradient
+        prediction = objective.forward.prediction
         samples, outputs = len(prediction), prediction[0].numel()
         if self.count >= outputs:
             return objective
-        flat = gradient.detach().reshape(samples, outputs)
+        flat = objective.gradient.detach().reshape(samples, outputs)
         random = self._random(flat, ranks)
         directions = orthonormal_directions(flat, random).to(prediction.dtype)
         with torch.enable_grad():
             rows = (directions @ prediction.reshape(samples, outputs, 1)).squeeze(-1)
-        sketched_gradient = (directions.double() @ flat.double().unsqueeze(-1)).squeeze(-1)
-        return replace(
-            objective,
-            forward=replace(objective.forward, prediction=rows),
-            gradient=sketched_gradient.to(prediction.dtype),
-            flat_gradient=sketched_gradient.flatten(),
-            sketched=Sketched(prediction, gradient, directions),
-        )
+        return objective.with_rows(rows, directions)
 
     def _random(self, like: Tensor, ranks: Ranks | None) -> Tensor:
         """Draw (B, D, k) normal numbers of the samples of this process, float64."""

@@ -1,11 +1,32 @@
 """Directions in the output space of each sample, and the outputs behind them."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Sketched", "orthonormal_directions"]
+__all__ = ["FewerRows", "Sketched", "orthonormal_directions"]
+
+
+class FewerRows(NamedTuple):
+    """Counts of a step with fewer rows than outputs.
+
+    Attributes:
+        samples: B.
+        rows: rows of each sample.
+        outputs: D, outputs of each.
+        exact: whether the step is that of all outputs: the rows are those of its controls.
+    """
+
+    samples: int
+    rows: int
+    outputs: int
+    exact: bool
+
+    def __str__(self) -> str:
+        of = f"controls for {self.outputs}" if self.exact else f"of {self.outputs}"
+        return f"{self.samples} samples x {self.rows} {of} outputs"
 
 
 @dataclass(frozen=True)
@@ -16,11 +37,13 @@ class Sketched:
         prediction: (B, ...) with its graph, D outputs per sample.
         gradient: of the loss, same shape, with its graph if the curvature is needed.
         directions: S, (B, k, D) orthonormal, in the dtype of the prediction.
+        whole: whether no step changes the outputs across these directions.
     """
 
     prediction: Tensor
     gradient: Tensor
     directions: Tensor
+    whole: bool = False
 
     def lift(self, change: Tensor, spread: bool = False) -> Tensor:
         r"""Return the change of all outputs (B * D,) that has this sketch (B * k,), both float64.

@@ -71,8 +71,8 @@ class WholeChange:
             start: the parameters before it.
         """
         objective = self._linearisation.objective
-        counts = objective.sketch_counts
-        if counts is not None and counts[1] > 1:
+        fewer = objective.fewer_rows
+        if fewer is not None and fewer.rows > 1:
             return objective.local_change(output_change, spread=True)
         present = [parameter.detach().clone() for parameter in self._parameters]
         return self._change(present, start)

@@ -195,7 +195,7 @@ def test_a_sketch_has_fewer_rows_and_the_loss_of_all_outputs():
     closure = least_squares(network, inputs)
     outputs = closure()[1].shape[1]
     diagnosis = hig.diagnose(network.parameters(), closure, sketch=1)
-    assert (diagnosis.rows, diagnosis.sketch) == (len(inputs), (len(inputs), 1, outputs))
+    assert (diagnosis.rows, diagnosis.fewer_rows) == (len(inputs), (len(inputs), 1, outputs, False))
     assert f"({len(inputs)} samples x 1 of {outputs} outputs)" in str(diagnosis)
     # The model has the curvature of all of them.
     for direction in diagnosis.directions:

@@ -111,7 +111,12 @@ def test_a_step_is_that_of_the_textbook_for_the_rows_of_the_sketch(make, engine,
     optimizer.step(closure)
     step = (before - flat(network.parameters())) / 0.1
     torch.testing.assert_close(step, expected, rtol=0, atol=1e-9 * float(expected.norm()))
-    assert optimizer.report.rows == 6 * count and optimizer.report.sketch == (6, count, 7)
+    assert optimizer.report.rows == 6 * count and optimizer.report.fewer_rows == (
+        6,
+        count,
+        7,
+        False,
+    )
     assert f"rows {6 * count} = 6 samples x {count} of 7 outputs" in str(optimizer.report)
 
 
@@ -142,7 +147,7 @@ def test_all_directions_give_the_exact_step(make):
             for _ in range(3):
                 optimizer.step(least_squares(net, inputs))
         assert torch.equal(flat(own.parameters()), flat(exact.parameters()))
-        assert optimizer.report.sketch is None
+        assert optimizer.report.fewer_rows is None
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from hig._jacobian.controls import Controls, controls
+from hig._jacobian.controls import controls
 from hig._torch.buffers import WRITING_ARGUMENTS, may_write, written_by
 
 __all__ = ["Capture", "Captured", "ForwardPass", "LayerUse"]
@@ -116,11 +116,17 @@ class Captured:
 
     Attributes:
         uses: the layer uses.
-        controls: tensors through which the simulator may depend on the parameters.
+        named: tensors named by :func:`hig.controls`, each with its version.
+        last: the output of the last layer, with its version.
     """
 
     uses: list[LayerUse] = field(default_factory=list)
-    controls: Controls = field(default_factory=Controls)
+    named: list[tuple[Tensor, int]] = field(default_factory=list)
+    last: tuple[Tensor, int] | None = None
+
+    def controls(self) -> list[tuple[Tensor, int]]:
+        """Return tensors through which alone a simulator may depend on the parameters."""
+        return self.named or ([] if self.last is None else [self.last])
 
 
 @dataclass(frozen=True)
@@ -132,14 +138,23 @@ class ForwardPass:
         prediction: (B, ...) of this process, with its graph; D outputs per sample.
         parameters: the parameters, all requiring gradients.
         names: their names in messages.
-        controls: tensors through which alone the prediction may depend on the parameters.
+        controls: tensors through which alone the prediction may depend on the parameters, each
+            with its version; named ones, or the output of the last layer.
+        named: whether they are named.
     """
 
     uses: Sequence[LayerUse]
     prediction: Tensor
     parameters: Sequence[Tensor]
     names: Sequence[str]
-    controls: Controls = field(default_factory=Controls)
+    controls: Sequence[tuple[Tensor, int]] = ()
+    named: bool = False
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether there may be fewer controls than outputs, or some were named."""
+        size = sum(tensor.numel() for tensor, _ in self.controls)
+        return self.named or 0 < size < self.prediction.numel()
 
 
 @dataclass(frozen=True)
@@ -234,7 +249,7 @@ class Capture(TorchFunctionMode):
         if func is controls:
             values: Tensor = func(*args, **(kwargs or {}))
             if values.requires_grad and not _in_transform(values):
-                self.captured.controls.name(values)
+                self.captured.named.append((values, values._version))
             return values
         writes = may_write(func) in ("first", "any")
         if writes or (kwargs and not WRITING_ARGUMENTS.isdisjoint(kwargs)):
@@ -259,7 +274,7 @@ class Capture(TorchFunctionMode):
             or _in_transform(output)
         ):
             return
-        self.captured.controls.see(output)
+        self.captured.last = output, output._version
         self.uses.append(
             LayerUse(
                 weight=weight if weight_watched else None,

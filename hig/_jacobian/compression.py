@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.capture import ForwardPass
+from hig._jacobian.controls import refusal
 from hig._jacobian.exactness import UNITS, ExactnessMemory, Probe
 from hig._torch.autograd_graph import reachable_nodes
 from hig._torch.batched_vjp import BatchedVJP, output_cotangents
@@ -76,13 +77,10 @@ def reduce_rows(
         The rows, None if there are none; and a note for the report, where controls were named that
         are none, or seemed to be some that are not.
     """
-    prediction, found = forward.prediction, forward.controls
-    controls = found.tensors()
-    if not controls:
-        return None, ""
-    refusal = found.refusal(prediction, forward.parameters)
-    if refusal:
-        return None, _note(refusal) if found.named else ""
+    prediction, controls = forward.prediction, [tensor for tensor, _ in forward.controls]
+    reason = refusal(forward.controls, prediction, forward.parameters)
+    if reason:
+        return None, _note(reason) if forward.named else ""
     key = "controls", prediction.shape[1:], *(tensor.shape[1:] for tensor in controls)
     if memory.skips(key, None):
         return None, ""

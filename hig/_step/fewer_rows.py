@@ -20,7 +20,7 @@ def with_fewer_rows(
         sketch: draws directions of the outputs; None for the exact step.
         step: process ranks and clock.
     """
-    if not lineariser.forms_rows:
+    if not (lineariser.forms_rows and objective.forward.has_controls):
         return objective if sketch is None else sketch(objective, step.ranks)
     reduction = None
     with step.agreement(), step.clock.phase("jacobian"):
@@ -36,7 +36,7 @@ def with_fewer_rows(
 
 def _is_smaller(sketch: Sketch | None, objective: Objective) -> bool:
     """Return whether a sketch has fewer rows per sample than there are controls."""
-    controls = objective.forward.controls.tensors()
+    controls = [tensor for tensor, _ in objective.forward.controls]
     size = sum(tensor.numel() for tensor in controls) // len(objective.forward.prediction)
     return sketch is not None and sketch.count < size
 

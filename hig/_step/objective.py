@@ -153,7 +153,8 @@ def objective_of(
     checks = DeferredChecks()
     gradient = loss_gradient(loss, prediction, step.parameters, curvature, checks)
     names = names_of(step.parameters, step.names)
-    forward = ForwardPass(captured.uses, prediction, step.parameters, names, captured.controls)
+    controls, named = captured.controls(), bool(captured.named)
+    forward = ForwardPass(captured.uses, prediction, step.parameters, names, controls, named)
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
 
 

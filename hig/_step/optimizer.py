@@ -355,7 +355,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
             objective = objective_of(loss, prediction, captured, step, self._measures())
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
-        if self._recorded is None:  # what is recorded decides nothing
+        # What is recorded decides nothing.
+        if self._recorded is None and (self._sketch or objective.forward.has_controls):
             objective = with_fewer_rows(objective, self._lineariser, self._sketch, step)
         if ranks is None:
             return objective

@@ -54,6 +54,7 @@ CASES = {
     "Gauss-Newton": (hig.GaussNewton, {"network": "layer norm", **GRAM}),
     "damped": (hig.LevenbergMarquardt, {"steps": 3, "damping": 1e-2}),
     "sketch": (hig.HIG, {"steps": 3, "sketch": 1, **PROJECTED, **TRUST}),
+    "controls, trust": (hig.HIG, {"network": "few controls", "steps": 3, **PROJECTED, **TRUST}),
     "damped, sketch": (hig.LevenbergMarquardt, {"steps": 3, "sketch": 2, "damping": 1e-2}),
     "damped, many samples": (hig.LevenbergMarquardt, {**MANY, "rcond": 0.0, "damping": 1e-2}),
 }

@@ -71,17 +71,21 @@ def reduce_rows(
     Args:
         forward: the forward pass.
         backward: runs the backward passes.
-        memory: remembers for which controls this was not exact; these are tried again seldom.
+        memory: remembers controls that were none; they are tried again seldom.
 
     Returns:
         The rows, None if there are none; and a note for the report, where controls were named that
         are none, or seemed to be some that are not.
     """
     prediction, controls = forward.prediction, [tensor for tensor, _ in forward.controls]
+    key = prediction.shape[1:], *(tensor.shape[1:] for tensor in controls)
+    memory.builds += 1
+    if not forward.named and memory.skips(key, None):
+        return None, ""
     reason = refusal(forward.controls, prediction, forward.parameters)
     if reason:
+        memory.record_failure(key, None)
         return None, _note(reason) if forward.named else ""
-    key = "controls", prediction.shape[1:], *(tensor.shape[1:] for tensor in controls)
     if memory.skips(key, None):
         return None, ""
     joined = [tensor.reshape(len(prediction), -1) for tensor in controls]

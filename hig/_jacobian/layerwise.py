@@ -64,13 +64,22 @@ class LayerPatches:
         """Return the patches (b, groups, U, in) of a slice of samples."""
         # All calls of a layer are uses of one weight: they follow one another on the axis U, in
         # the order in which ``_block`` concatenates the deltas.
+        if self._are_vectors:
+            return torch.stack([use.input[samples] for use in self._uses], 1).unsqueeze(1)
         patches = [use.patches(self._samples, samples) for use in self._uses]
         return torch.cat(patches, dim=2) if len(patches) > 1 else patches[0]
 
     def squares(self, samples: slice) -> Tensor:
         """Return the squared norms (b, groups, U) of these patches, float64."""
+        if self._are_vectors:
+            return self(samples).double().square().sum(-1)
         squares = [use.patch_squares(self._samples, samples) for use in self._uses]
         return torch.cat(squares, dim=2) if len(squares) > 1 else squares[0]
+
+    @property
+    def _are_vectors(self) -> bool:
+        """Whether each call has one vector per sample: then one operation arranges all of them."""
+        return _have_one_vector_each(self._uses, self._samples)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -253,12 +262,27 @@ def _output_gradients(
 
 
 def _block(layer: Layer, deltas: Mapping[int, Tensor], samples: int) -> FactoredBlock:
+    patches = None if layer.weight is None else LayerPatches(layer.uses, samples)
+    fan_in = weight_matrix_shape(layer.uses[0])[2]
+    if _have_one_vector_each(layer.uses, samples):
+        stacked = torch.stack([deltas[id(use)] for use in layer.uses], 2)  # (D, B, U, out)
+        delta = stacked.transpose(0, 1).unsqueeze(2)
+        return FactoredBlock(delta, patches, fan_in, bias=layer.bias is not None)
     parts = [use.output_gradients(deltas[id(use)], samples) for use in layer.uses]
     if layer.weight is None:
         # A bias alone has no groups, and its uses may differ in theirs: (groups, out) becomes one
         # group of all channels.
         parts = [part.movedim(2, 3).flatten(3).unsqueeze(2) for part in parts]
     delta = torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
-    patches = None if layer.weight is None else LayerPatches(layer.uses, samples)
-    fan_in = weight_matrix_shape(layer.uses[0])[2]
     return FactoredBlock(delta, patches, fan_in, bias=layer.bias is not None)
+
+
+def _have_one_vector_each(uses: Sequence[LayerUse], samples: int) -> bool:
+    """Return whether all are calls of a linear layer on (B, in)."""
+    first = uses[0]
+    return len(uses) > 1 and all(
+        use.convolution is None
+        and use.input.shape == (samples, first.input.shape[-1])
+        and use.input.dtype == first.input.dtype
+        for use in uses
+    )

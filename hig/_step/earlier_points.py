@@ -101,15 +101,16 @@ class EarlierPoints:
             for parameter, value in zip(self._parameters, start, strict=True)
         ]
         model = self._model_of_last_step(step, start)
-        return model.slope, abs(model.curvature)
+        return None if model is None else (model.slope, abs(model.curvature))
 
     def _model_of_last_step(
         self, step: Sequence[Tensor], start: Sequence[Tensor]
-    ) -> QuadraticModel:
+    ) -> QuadraticModel | None:
         change = self._linearisation.output_change(step)
         if self._whole is None:
             return self._linearisation.model(change)
-        return self._linearisation.model(change, self._whole.of_last_step(change, start))
+        of_outputs = self._whole.of_last_step(change, start)
+        return None if of_outputs is None else self._linearisation.model(change, of_outputs)
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:
         """Make values the safe point; they must not be changed later."""

@@ -43,7 +43,7 @@ def _is_smaller(sketch: Sketch | None, objective: Objective) -> bool:
 
 def _reduction(objective: Objective, lineariser: Lineariser) -> Reduction | None:
     try:
-        reduction, note = reduce_rows(objective.forward, lineariser.backward, lineariser.memory)
+        reduction, note = reduce_rows(objective.forward, lineariser.backward, lineariser.controls)
     except InsufficientMemoryError as error:
         reduction, note = None, f"rows of all outputs: {error}"
     if note:

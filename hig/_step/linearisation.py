@@ -243,6 +243,7 @@ class Lineariser:
     Attributes:
         backward: runs the backward passes.
         memory: exactness of layers in earlier steps.
+        controls: the same of controls.
     """
 
     def __init__(
@@ -254,7 +255,7 @@ class Lineariser:
     ):
         self._engine, self._method = engine, method
         self.backward = BatchedVJP(chunk, sizes=PassSizes() if sizes is None else sizes)
-        self.memory = ExactnessMemory()
+        self.memory, self.controls = ExactnessMemory(), ExactnessMemory()
 
     @property
     def forms_rows(self) -> bool:

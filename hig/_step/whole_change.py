@@ -15,6 +15,8 @@ __all__ = ["WholeChange"]
 # Length of the step that shows the change, in Cauchy steps; and its least length, in roundings of
 # the parameters and of the outputs.
 _SHARE, _OF_PARAMETERS, _OF_OUTPUTS = 1 / 32, 1e3, 1e2
+# With one direction the last step is looked at in the first steps, and in every third after them.
+_EARLY, _STEPS_BETWEEN = 16, 3
 
 
 class WholeChange:
@@ -60,7 +62,7 @@ class WholeChange:
         return whole
 
     @torch.no_grad()
-    def of_last_step(self, output_change: Tensor, start: Sequence[Tensor]) -> Tensor:
+    def of_last_step(self, output_change: Tensor, start: Sequence[Tensor]) -> Tensor | None:
         """Return the change by the last step of the outputs of this process, (B * D,) float64.
 
         The directions were drawn after that step, and two or more stand for all outputs; one does
@@ -69,11 +71,17 @@ class WholeChange:
         Args:
             output_change: of the rows, (n,).
             start: the parameters before it.
+
+        Returns:
+            None in those steps in which one direction alone is not worth an evaluation.
         """
         objective = self._linearisation.objective
         fewer = objective.fewer_rows
         if fewer is not None and fewer.rows > 1:
             return objective.local_change(output_change, spread=True)
+        steps = self._state["steps"]
+        if steps > _EARLY and steps % _STEPS_BETWEEN:
+            return None
         present = [parameter.detach().clone() for parameter in self._parameters]
         return self._change(present, start)
 

@@ -1,6 +1,6 @@
 """Closures: call, checks, and explanations of mistakes in closures of other optimisers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -14,10 +14,12 @@ from hig.errors import described
 __all__ = [
     "Closure",
     "apart_from_autocast",
+    "as_one",
     "call",
     "check_closure",
     "explained",
     "loss_and_prediction",
+    "weights_of",
 ]
 
 T = TypeVar("T")
@@ -85,9 +87,23 @@ def apart_from_autocast(
         # The cache holds casts of the parameters before they were moved.
         torch.clear_autocast_cache()
         with torch.autocast(device_type, dtype=dtype):
-            return closure()
+            outcome = closure()
+        if not isinstance(outcome, Iterator):
+            return outcome
+        return _each_under_autocast(outcome, device_type, dtype)  # type: ignore[return-value]
 
     return under_autocast, torch.autocast(device_type, enabled=False)
+
+
+def _each_under_autocast(parts: Iterator[T], device_type: str, dtype: torch.dtype) -> Iterator[T]:
+    """Yield the same, each computed under autocast."""
+    while True:
+        with torch.autocast(device_type, dtype=dtype):
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+        yield part
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
@@ -104,6 +120,32 @@ def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
         )
     loss, prediction = result
     return plain(loss, "the loss"), plain(prediction, "the prediction")
+
+
+def as_one(closure: Closure, reduction: str) -> Closure:
+    """Return a closure whose micro-batches are taken together: the loss and all predictions.
+
+    Args:
+        closure: the closure of a step.
+        reduction: "mean" or "sum", see :class:`hig.HIG`.
+    """
+
+    def whole() -> Any:
+        outcome: Any = closure()
+        if not isinstance(outcome, Iterator):
+            return outcome
+        pairs = [loss_and_prediction(pair) for pair in outcome]
+        predictions = [prediction for _, prediction in pairs]
+        weights = weights_of([len(prediction) for prediction in predictions], reduction)
+        losses = [w * loss.reshape(()) for w, (loss, _) in zip(weights, pairs, strict=True)]
+        return torch.stack(losses).sum(), torch.cat(predictions)
+
+    return whole
+
+
+def weights_of(samples: Sequence[int], reduction: str) -> list[float]:
+    """Return the factor of the loss of each micro-batch in that of the whole batch."""
+    return [1.0 if reduction == "sum" else count / sum(samples) for count in samples]
 
 
 @contextmanager

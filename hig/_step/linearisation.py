@@ -17,7 +17,7 @@ from hig._spectral.decomposition import Decomposition, GramSpectrum, choose_rout
 from hig._spectral.filters import HalfInverse, SpectralFilter
 from hig._spectral.lanczos import Krylov, Lanczos
 from hig._step.non_finite_jacobian import Places, refuse_non_finite
-from hig._step.objective import Objective, curvature_along
+from hig._step.objective import Objective
 from hig._step.reports import StepReport
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, PassSizes
@@ -125,9 +125,7 @@ class Linearisation:
         objective, split = self.objective, self.objective.split
         if local_change is None:
             local_change = objective.local_change(output_change)
-        curvature = curvature_along(
-            objective.closure_gradient, objective.closure_prediction, local_change
-        )
+        curvature = objective.curvature(local_change)
         of_change = torch.stack([curvature, local_change @ local_change])
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
@@ -260,8 +258,12 @@ class Lineariser:
     @property
     def forms_rows(self) -> bool:
         """Whether the engine is one of ours, and needs a backward pass for each row of a sample."""
-        products = self._method == "lanczos" or isinstance(self._method, Lanczos)
-        return isinstance(self._engine, str) and not products
+        return isinstance(self._engine, str) and not self.needs_graph
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the step multiplies with a Jacobian that is not formed."""
+        return self._method == "lanczos" or isinstance(self._method, Lanczos)
 
     def linearise(
         self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
@@ -298,18 +300,35 @@ class Lineariser:
         self.memory.optimistic = assembled.engine.layers_exact
         return assembled
 
+    def build(self, objective: Objective, clock: PhaseClock) -> EngineResult:
+        """Obtain the Jacobian of an objective, checked; errors as :meth:`linearise`."""
+        with clock.phase("jacobian"), torch.no_grad():
+            return build_jacobian(objective.forward, self._engine, self.backward, self.memory)
+
     def assemble(
-        self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
+        self,
+        objective: Objective,
+        filter: SpectralFilter,
+        clock: PhaseClock,
+        result: EngineResult | None = None,
     ) -> AssembledGram:
-        """Obtain the Jacobian and the matrix to decompose; arguments and errors as `linearise`.
+        """Obtain the Jacobian and the matrix to decompose; errors as :meth:`linearise`.
 
         While unverified factors may be used there is no host synchronisation.
+
+        Args:
+            objective: the loss and the forward pass.
+            filter: the filter that will be applied first.
+            clock: clock of the step.
+            result: the Jacobian, if it is known.
         """
         forward, split, checks = objective.forward, objective.split, objective.checks
         dtype = forward.prediction.dtype
         products = choose_route((0, 0), dtype, filter, self._method) == "lanczos"
         with clock.phase("jacobian"), torch.no_grad():
-            if split is None:
+            if result is not None:
+                pass
+            elif split is None:
                 later = checks if self.memory.optimistic else None
                 result = build_jacobian(
                     forward, self._engine, self.backward, self.memory, products, later

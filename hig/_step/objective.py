@@ -47,6 +47,7 @@ class Objective:
         weight: factor of the loss of this process in that of the whole batch.
         sketched: the outputs of the closure, if ``forward`` and ``gradient`` have the rows of a
             sketch in their place.
+        parts: the objectives of micro-batches, whose outputs these are, one after the other.
     """
 
     forward: ForwardPass
@@ -57,6 +58,7 @@ class Objective:
     split: BatchSplit | None = None
     weight: float = 1.0
     sketched: Sketched | None = None
+    parts: Sequence["Objective"] = ()
 
     @property
     def closure_prediction(self) -> Tensor:
@@ -95,6 +97,18 @@ class Objective:
             flat_gradient=of_rows.flatten(),
             sketched=Sketched(prediction, gradient, directions, whole),
         )
+
+    def curvature(self, change: Tensor) -> Tensor:
+        """Return vᵀ H v of the samples of this process, see :func:`curvature_along`.
+
+        Args:
+            change: v, change of the outputs of the closure, float64.
+        """
+        if not self.parts:
+            return curvature_along(self.closure_gradient, self.closure_prediction, change)
+        sizes = [part.closure_prediction.numel() for part in self.parts]
+        pieces = zip(self.parts, change.split(sizes), strict=True)
+        return torch.stack([part.weight * part.curvature(piece) for part, piece in pieces]).sum()
 
     def local_change(self, output_change: Tensor, spread: bool = False) -> Tensor:
         """Return the change of the closure's outputs in this process, for one of all rows (n,).

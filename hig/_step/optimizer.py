@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from hig._spectral.filters import Damped, SpectralFilter
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
+    as_one,
     call,
     check_closure,
     explained,
@@ -26,6 +27,7 @@ from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
 from hig._step.evaluation import Evaluation, Watch
 from hig._step.fewer_rows import with_fewer_rows
 from hig._step.linearisation import Linearisation, Lineariser
+from hig._step.micro_batches import Part, each_part, joined, replayed
 from hig._step.momentum import Momentum, PreviousDirection
 from hig._step.objective import Objective, StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
@@ -185,6 +187,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
+                Or yields such pairs, one for each part of the batch, whose graphs then never exist
+                at one time: the step is that of the whole batch, with losses joined by
+                ``reduction`` of the optimizer.
                 Rules that evaluate the loss again call it again, without a graph unless it needs
                 one, and with the same numbers of the global generators of torch, NumPy and Python;
                 tensors that it then changes in place are restored. None is refused.
@@ -215,6 +220,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             linearisation, recovered = self._linearise_or_return(closure, step, random_state)
             # Several losses have no objective of their own, and are not distributed.
             weight = 1.0 if step.ranks is None else linearisation.objective.weight
+            closure = as_one(closure, self._options.reduction)
             evaluate = Evaluation(
                 closure, self._loss, self._predictions, step, random_state, weight, self._watch
             )
@@ -247,6 +253,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def _linearise(self, outcome: Any, captured: Captured, step: StepContext) -> Linearisation:
         """Linearise the result of the closure."""
+        if isinstance(outcome, Iterator):
+            return self._linearise_parts(outcome, step)
         objective = self._objective(outcome, captured, step)
         return self._lineariser.linearise(objective, self.filter, step.clock)
 
@@ -300,7 +308,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             # Not the error itself: with this frame it would be a cycle, and keep the graph alive.
             message = str(error)
         reason = message.partition("; parameters are unchanged")[0]
-        linearisation = self._linearise_at(safe, partial(random_state.replay, closure), step)
+        linearisation = self._linearise_at(safe, partial(replayed, closure, random_state), step)
         if linearisation is None:
             raise NonFiniteError(message)
         for parameter in step.parameters:  # momentum of the steps that are given up
@@ -324,6 +332,39 @@ class JacobianOptimizer(torch.optim.Optimizer):
             if not finished:
                 restore_parameters(step.parameters, present)
         return linearisation
+
+    def _linearise_parts(self, stream: Iterator[Any], step: StepContext) -> Linearisation:
+        """Linearise a closure that yields its batch in parts."""
+        lineariser = self._lineariser
+        if step.ranks is not None:
+            raise ValueError(
+                f"micro-batches step in one process, and torch.distributed has {step.ranks.size}; "
+                "return (loss, prediction) for the samples of each process, or pass "
+                "process_group=None to step in each process alone"
+            )
+        if lineariser.needs_graph:
+            raise ValueError(
+                "micro-batches are freed one after the other, and method='lanczos' differentiates "
+                "all of them again and again: use method='gram', or return (loss, prediction)"
+            )
+
+        def take(compute: Callable[[], Any]) -> Part:
+            capture = Capture(step.parameters)
+            with step.clock.phase("forward"), capture, torch.enable_grad():
+                outcome = compute()
+            self._watch.writes |= capture.has_written
+            captured = capture.captured
+            if self._sketch is not None:  # of the outputs in all parts, or in none
+                captured = Captured(captured.uses)
+            objective = self._objective(outcome, captured, step)
+            objective.checks.settle()
+            return Part(objective, lineariser.build(objective, step.clock))
+
+        parts = each_part(stream, take)
+        names = parts[0].objective.forward.names
+        objective, result = joined(parts, self._options.reduction, step.parameters, names)
+        assembled = lineariser.assemble(objective, self.filter, step.clock, result)
+        return lineariser.decompose(assembled, self.filter, step.clock)
 
     def _linearise_closure(self, closure: Closure, step: StepContext) -> Linearisation:
         """Run the closure, or replay a record of it, and linearise its result."""

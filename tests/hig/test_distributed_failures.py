@@ -156,14 +156,6 @@ def several_predictions(rank):
     return refused, case.raised(lambda: [case.closure()])
 
 
-def kronecker_factors(rank):
-    case = Case()
-    case.optimizer = hig.KroneckerHIG(case.model.parameters())
-    refused = case.raised()
-    case.optimizer = hig.KroneckerHIG(case.model.parameters(), process_group=None)
-    return refused, case.raised()
-
-
 def group_of_others(rank):
     group = dist.new_group([0])
     try:
@@ -177,7 +169,7 @@ FAILURES = {f.__name__: f for f in (
     closure_raises, second_evaluation_raises, nan_in_prediction, nan_in_jacobian, other_weights,
     other_network, other_outputs, other_dtype, other_rate, other_last_direction,
     other_parameters_used,
-    layerwise_on_one_rank_only, several_predictions, kronecker_factors, group_of_others,
+    layerwise_on_one_rank_only, several_predictions, group_of_others,
 )}  # fmt: skip
 
 
@@ -249,15 +241,10 @@ def test_an_engine_that_one_rank_refuses_is_refused_by_all(two):
     assert other[1].startswith("on process rank 1: the layerwise engine")
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [("several_predictions", "MultiHIG"), ("kronecker_factors", "KroneckerHIG")],
-)
-def test_what_is_not_shared_steps_in_one_process(two, name, optimizer):
-    for refused, alone in (rank[name] for rank in two):
+def test_several_losses_step_in_one_process(two):
+    for refused, alone in (rank["several_predictions"] for rank in two):
         assert refused[0] == "ValueError"
-        expected = f"{optimizer} steps in one process, and torch.distributed has 2"
-        assert refused[1].startswith(expected)
+        assert refused[1].startswith("MultiHIG steps in one process, and torch.distributed has 2")
         assert alone is None
 
 

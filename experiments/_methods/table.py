@@ -81,7 +81,7 @@ class Method:
         steps = options.pop("lanczos_steps", None)
         if options.get("method") == "lanczos":
             options["method"] = hig.Lanczos(steps=steps)
-        if self.jacobian and self.closure == "outputs":  # MultiHIG steps in one process
+        if self.closure == "outputs":  # MultiHIG steps in one process
             options["reduction"] = reduction
         return self.build(parameters, lr=settings.lr, **options)
 

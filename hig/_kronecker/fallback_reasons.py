@@ -1,5 +1,6 @@
 """Reasons why a step with Kronecker factors leaves parameters to Adam, in words."""
 
+import json
 import operator
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -177,6 +178,16 @@ class Explanation:
                 f"alone, the prediction depends on them {ways} too"
                 for ways, several in partial.items()
             ]
+
+    def as_text(self) -> str:
+        """Return reasons and remarks as one text, which :meth:`take_text` reads."""
+        return json.dumps([list(self.reasons.items()), self.remarks])
+
+    def take_text(self, text: str) -> None:
+        """Take the reasons and remarks of another process."""
+        if text != self.as_text():
+            reasons, self.remarks = json.loads(text)
+            self.reasons, self.last = dict(reasons), ([], {})
 
     def of(
         self, parameters: Iterable[Tensor], groups: Sequence[Mapping[str, Any]]

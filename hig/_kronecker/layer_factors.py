@@ -24,6 +24,7 @@ class LayerFactors:
         layer: weight, bias and uses.
         outputs: S, (groups, out, out).
         inputs: A, (groups, in, in); with a bias (groups, in + 1, in + 1).
+        rows: number of inputs, of which A is the mean.
         partial: weight or bias if the prediction also depends on it in another way; empty if
             this was not checked.
     """
@@ -31,26 +32,39 @@ class LayerFactors:
     layer: Layer
     outputs: Tensor
     inputs: Tensor
+    rows: int = 1
     partial: tuple[Tensor, ...] = ()
 
 
 def random_probe(
-    prediction: Tensor, seed: int, metric_root: Callable[[Tensor], Tensor] | None
+    prediction: Tensor,
+    seed: int,
+    metric_root: Callable[[Tensor], Tensor] | None,
+    place: tuple[int, int] | None = None,
 ) -> Tensor:
     r"""Draw random signs :math:`\epsilon`; with a metric M return :math:`M^{1/2} \epsilon`.
 
-    Signs of one seed are the same on any device; torch's generators are not used.
+    Signs of one seed are the same on any device, and those of a part of a batch are those of its
+    samples in the whole one; torch's generators are not used.
 
     Their second moment is M, so that the expected second moment of
     :math:`J^T M^{1/2} \epsilon` is :math:`J^T M J`.
+
+    Args:
+        prediction: (B, ...).
+        seed: seed of the signs.
+        metric_root: applies the root of the metric to a tensor of the shape of the prediction.
+        place: number of the first sample in the whole batch, and samples of that; None if the
+            prediction is that of the whole batch.
 
     Raises:
         ValueError: if the metric changes the shape.
     """
     generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same on every device
+    first, samples = place or (0, len(prediction))
     # Not on torch's default device, which need not be that of the generator.
-    signs = torch.randint(0, 2, prediction.shape, generator=generator, device="cpu")
-    probe = (2 * signs - 1).to(prediction)
+    signs = torch.randint(0, 2, (samples, *prediction.shape[1:]), generator=generator, device="cpu")
+    probe = (2 * signs[first : first + len(prediction)] - 1).to(prediction)
     if metric_root is None:
         return probe
     probe = metric_root(probe)
@@ -160,6 +174,7 @@ def _factors(
         layer,
         output_factor(outputs),
         input_factor(inputs, bias=layer.bias is not None),
+        inputs.shape[0] * inputs.shape[2],
         tuple(p for p in layer.parameters if id(p) in full and _differs(p, full, outputs, inputs)),
     )
 

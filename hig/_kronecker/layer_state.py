@@ -16,6 +16,7 @@ __all__ = [
     "check_state",
     "copied_state",
     "layer_direction",
+    "outline",
     "position",
     "refresh_power",
     "take_factors",
@@ -67,6 +68,12 @@ def layer_direction(
 def position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:
     """Return the index of a bias among all parameters, which can be saved; -1 without a bias."""
     return next((i for i, parameter in enumerate(flat) if parameter is bias), -1)
+
+
+def outline(state: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Return the counts of a state and the shapes of its tensors, by name."""
+    shapes = {n: tuple(v.shape) if isinstance(v, Tensor) else v for n, v in state.items()}
+    return sorted(shapes.items())
 
 
 def check_state(state_dict: object, flat: Sequence[Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ from hig._kronecker.layer_state import (
     check_state,
     copied_state,
     layer_direction,
+    outline,
     position,
     refresh_power,
     take_factors,
 )
 from hig._kronecker.report import KroneckerReport
+from hig._kronecker.share import Share
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
@@ -42,12 +44,13 @@ from hig._step.objective import loss_gradient
 from hig._step.param_groups import check_group_keys, check_group_lr, check_parameters_finite
 from hig._step.trial_step import restore_parameters
 from hig._torch.host import DeferredChecks, PhaseClock
-from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
+from hig._torch.ranks import ProcessGroup, check_process_group
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import (
     FRACTION,
     KAPPA,
     POSITIVE,
+    REDUCTIONS,
     check_choice,
     check_count,
     check_function,
@@ -101,8 +104,11 @@ class KroneckerHIG(torch.optim.Optimizer):
             outputs, if it is :math:`\tfrac12 r^T M r`, to a tensor of their shape: S is then that
             of :math:`M^{1/2} J`. None for a plain sum of squares.
         seed: seed of the random projections; torch's generators are not used.
-        process_group: None if each process rank of torch.distributed takes its own step; the step
-            is not distributed, and "auto" refuses several process ranks.
+        process_group: see :class:`hig.HIG`: "auto", a group, or None for this process alone.
+            Several processes take the step of one on the samples of all together. ``metric_root``
+            then receives the outputs of the samples of its process.
+        reduction: "mean" if the loss is a mean over the samples of its process, "sum" if the losses
+            of all processes are added.
 
     Attributes:
         report: the :class:`hig.KroneckerReport` of the last step, None before the first.
@@ -139,6 +145,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         metric_root: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ):
         params = check_parameters(params, "params")
         check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
@@ -151,12 +158,13 @@ class KroneckerHIG(torch.optim.Optimizer):
             check_function(metric_root, "metric_root", "(outputs) -> outputs")
         check_count(seed, "seed", "try 0", least=0)
         check_process_group(process_group)
+        check_choice(reduction, "reduction", REDUCTIONS)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self._power, self._damping = (1 - kappa) / 2, damping
         self._graft, self._decay = graft, decay
         self._probe_every, self._refresh_every = probe_every, refresh_every
         self._metric_root, self._seed = metric_root, seed
-        self._process_group = process_group
+        self._process_group, self._reduction = process_group, reduction
         self.report: KroneckerReport | None = None
         self._explanation = Explanation()
         self.state["count"] = {"steps": 0}
@@ -180,7 +188,8 @@ class KroneckerHIG(torch.optim.Optimizer):
         """Return the complete state for copies and pickles; that of torch has public parts only."""
         private = (
             "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
-            "_metric_root", "_seed", "_process_group", "_explanation",
+            "_metric_root", "_seed", "_process_group", "_reduction",
+            "_explanation",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
@@ -222,7 +231,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 It is called once. None is refused.
 
         Returns:
-            The loss before the step, detached.
+            The loss before the step, detached; with several processes that of the whole batch.
 
         Raises:
             NonFiniteError: loss, prediction or their derivatives hold NaN or Inf; neither
@@ -230,46 +239,73 @@ class KroneckerHIG(torch.optim.Optimizer):
                 the parameters; none has been changed.
             DecompositionError: the factors of a layer cannot be decomposed; no parameter has been
                 changed.
-            ValueError: the closure does not return a scalar loss and a prediction.
+            RankError: another process rank failed or was lost; no parameter has been changed.
+            ValueError: the closure does not return a scalar loss and a prediction, or process ranks
+                differ in parameters, settings or layers.
         """
-        closure = check_closure(closure)
-        if (size := Ranks(self._process_group).size) > 1:
-            raise ValueError(
-                f"KroneckerHIG steps in one process, and torch.distributed has {size}; pass "
-                "process_group=None to step in each process alone, or take HIG"
-            )
-        parameters, steps, clock = self._trainable(), self.state["count"]["steps"], PhaseClock()
+        steps, clock = self.state["count"]["steps"], PhaseClock()
+        share = Share(self._process_group, self._reduction)
         probing = steps * (1 - self._decay) < 1 or steps % self._probe_every == 0
-        calls = ParameterCalls(parameters if probing else ())
-        closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
-        with explained(), without_autocast:
-            with clock.phase("forward"), torch.enable_grad(), calls if probing else nullcontext():
-                outcome = call(closure)
-            loss, prediction = loss_and_prediction(outcome)
-            gradients = self._gradients(loss, prediction, parameters, probing, clock)
+        with ExitStack() as contexts:
+            with share.agreement():
+                closure, parameters = check_closure(closure), self._trainable()
+                closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
+                contexts.enter_context(explained())
+                contexts.enter_context(without_autocast)
+                calls = ParameterCalls(parameters if probing else ())
+                watching = calls if probing else nullcontext()
+                with clock.phase("forward"), torch.enable_grad(), watching:
+                    outcome = call(closure)
+                loss, prediction = loss_and_prediction(outcome)
+                gradients = self._gradients(loss, prediction, parameters, probing, clock)
+                share.check_finite(gradients)
+            share.join(prediction, self._flat(), gradients, self._settings)
+            loss = share.whole_loss(loss.detach())
             factors: list[LayerFactors] = []
+            thorough = False
             if probing:
-                with clock.phase("probe"), torch.no_grad():
-                    probe = random_probe(prediction, self._seed + steps, self._metric_root)
-                    # Also if powers are due: the first gradients may be zero by chance.
-                    known = calls.signature() == self._explanation.signature
-                    thorough = not known or self._due(steps)
-                    factors = factors_of_layers(calls.uses, prediction, probe, thorough)
-            check_finite(gradients, factors)
+                factors, thorough = self._probe(calls, prediction, gradients, share, clock)
+            with clock.phase("gradient"):
+                gradients = share.whole_gradients(gradients)
+            with torch.no_grad(), _restored_after_errors(gradients):
+                with share.agreement():
+                    check_finite(gradients, factors)
+                    if probing:
+                        self._explain(calls, factors, gradients, thorough)
+                    with clock.phase("factors"):
+                        refreshed = self._learn(factors, steps)
+                    with clock.phase("update"):
+                        by_adam, moved = self._move(gradients)
+                share.take_first(list(gradients))
             if probing:
-                self._explain(calls, factors, gradients, thorough)
-            loss = loss.detach()
-            with torch.no_grad():
-                with clock.phase("factors"):
-                    refreshed = self._learn(factors, steps)
-                with clock.phase("update"):
-                    by_adam, moved = self._move(gradients)
+                self._explanation.take_text(share.first_text(self._explanation.as_text()))
         self.state["count"]["steps"] = steps + 1
         left = self._explanation.of(by_adam, self.param_groups)
         self.report = KroneckerReport(
-            loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
-        )
+            loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks),
+            share.communication,
+        )  # fmt: skip
         return loss
+
+    def _probe(
+        self,
+        calls: ParameterCalls,
+        prediction: Tensor,
+        gradients: dict[Tensor, Tensor],
+        share: Share,
+        clock: PhaseClock,
+    ) -> tuple[list[LayerFactors], bool]:
+        """Compute the factors of the whole batch; return also whether ``partial`` is set."""
+        steps = self.state["count"]["steps"]
+        # Also if powers are due: the first gradients may be zero by chance.
+        known = calls.signature() == self._explanation.signature
+        thorough = share.on_any(not known or self._due(steps))
+        with clock.phase("probe"), torch.no_grad():
+            with share.agreement():
+                probe = random_probe(prediction, self._seed + steps, self._metric_root, share.place)
+                factors = factors_of_layers(calls.uses, prediction, probe, thorough)
+                share.check_finite(gradients, factors)
+            return share.whole_factors(factors, self._flat()), thorough
 
     def _gradients(
         self,
@@ -336,7 +372,7 @@ class KroneckerHIG(torch.optim.Optimizer):
     def _move(
         self, gradients: dict[Tensor, Tensor]
     ) -> tuple[list[Tensor], tuple[int, int, float, list[float]]]:
-        """Update all parameters that have a gradient.
+        """Update all parameters that have a gradient; after an error the caller restores them.
 
         Returns:
             The parameters updated by Adam; numbers of layers and of these parameters, norm of the
@@ -362,23 +398,30 @@ class KroneckerHIG(torch.optim.Optimizer):
                 for parameter in layers[-1]:
                     by_adam.pop(parameter, None)
         grafts, norm = graft_factors(self._graft, layers, steps, by_adam)
-        start = [parameter.detach().clone() for parameter in gradients]
-        with ExitStack() as undo:  # restores all parameters if anything is raised
-            undo.callback(restore_parameters, gradients, start)
-            for layer, graft in zip(layers, grafts, strict=True):
-                for parameter, direction in layer.items():
-                    size = graft * float(groups[parameter]["lr"])
-                    parameter.sub_(direction, alpha=checked_step_size(size, direction))
-            for parameter, step in by_adam.items():
-                step.move(parameter, float(groups[parameter]["lr"]))
-            check_parameters_finite(
-                gradients, max(float(group["lr"]) for group in self.param_groups)
-            )
-            # Even ordinary steps may overflow float16.
-            narrow = [p for p in gradients if p.dtype == torch.float16]
-            check_parameters_finite(narrow, math.inf if narrow else None)
-            undo.pop_all()
+        for layer, graft in zip(layers, grafts, strict=True):
+            for parameter, direction in layer.items():
+                size = graft * float(groups[parameter]["lr"])
+                parameter.sub_(direction, alpha=checked_step_size(size, direction))
+        for parameter, step in by_adam.items():
+            step.move(parameter, float(groups[parameter]["lr"]))
+        check_parameters_finite(gradients, max(float(group["lr"]) for group in self.param_groups))
+        # Even ordinary steps may overflow float16.
+        narrow = [p for p in gradients if p.dtype == torch.float16]
+        check_parameters_finite(narrow, math.inf if narrow else None)
         return list(by_adam), (len(layers), len(by_adam), norm, grafts)
+
+    def _settings(self) -> tuple[object, ...]:
+        """Return settings and an outline of the state, to be equal on all process ranks."""
+        groups = [
+            (len(g["params"]), float(g["lr"]), *map(float, g["betas"]), float(g["eps"]))
+            for g in self.param_groups
+        ]
+        options = (
+            self._power, self._damping, self._graft, self._decay, self._probe_every,
+            self._refresh_every, self._metric_root is None, self._seed,
+        )  # fmt: skip
+        state = [outline(self.state.get(key, {})) for key in ("count", *self._flat())]
+        return groups, options, state
 
     def _flat(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -393,3 +436,14 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return trained
+
+
+@contextmanager
+def _restored_after_errors(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Restore the parameters if anything is raised."""
+    parameters = list(parameters)
+    start = [parameter.detach().clone() for parameter in parameters]
+    with ExitStack() as undo:
+        undo.callback(restore_parameters, parameters, start)
+        yield
+        undo.pop_all()

@@ -12,7 +12,10 @@ from hig._step.objective import Objective
 from hig._torch.checksums import checksum, digest
 from hig._torch.ranks import Ranks
 
-__all__ = ["digest_of_filter", "whole_batch"]
+__all__ = ["agreed_split", "digest_of_filter", "whole_batch"]
+
+# What differs, the value and the remedy.
+Facts = dict[str, tuple[int, str]]
 
 
 def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -> Objective:
@@ -27,10 +30,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
     Raises:
         ValueError: the process ranks differ in parameters, settings, or the shape per sample.
     """
-    prediction = local.forward.prediction
-    outputs = prediction[0].numel()
-    ranks.agree_on(_facts(outputs, prediction.dtype, local.forward.parameters, settings))
-    split = BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
+    split = agreed_split(local.forward.prediction, local.forward.parameters, ranks, settings)
     weight = split.weight(reduction)
     sketched = local.sketched
     with torch.enable_grad():  # the curvature may be needed
@@ -49,6 +49,31 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
     )
 
 
+def agreed_split(
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    ranks: Ranks,
+    settings: int,
+    further: Facts | None = None,
+) -> BatchSplit:
+    """Return the samples of each process rank, after comparing what must be equal on all.
+
+    Args:
+        prediction: (B, ...) of this process rank.
+        parameters: the parameters of the step, real.
+        ranks: the process ranks of the step.
+        settings: digest of all settings of the step.
+        further: further facts that must be equal.
+
+    Raises:
+        ValueError: the process ranks differ in parameters, settings, or the shape per sample.
+    """
+    outputs = prediction[0].numel()
+    facts = _facts(outputs, prediction.dtype, parameters, settings)
+    ranks.agree_on(facts | (further or {}))
+    return BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
+
+
 def digest_of_filter(filter: SpectralFilter) -> int:
     """Return a digest of the gains of a filter; its ``repr`` may contain an address."""
     probes = torch.logspace(-6, 6, 5, dtype=torch.float64, device="cpu")
@@ -60,9 +85,7 @@ def digest_of_filter(filter: SpectralFilter) -> int:
     )
 
 
-def _facts(
-    outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int
-) -> dict[str, tuple[int, str]]:
+def _facts(outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int) -> Facts:
     shapes = [(tuple(parameter.shape), parameter.dtype) for parameter in parameters]
     model = "build the same network on every process rank"
     return {
@@ -80,7 +103,7 @@ def _facts(
         "the checksum of the prediction's dtype": (digest(dtype), "compute in one dtype"),
         "the checksum of learning rates, filter and other settings": (
             settings,
-            "create the optimizer with the same arguments on every process rank, and step "
-            "schedulers on all",
+            "create the optimizer with the same arguments on every process rank, load the same "
+            "state and step schedulers on all",
         ),
     }

@@ -105,7 +105,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class _Value:
-    """Loss of the whole batch and predictions of this process at one point, without a graph."""
+    """Loss and predictions of this process at one point, without a graph.
+
+    The loss is that of the whole batch where those of all processes have been added.
+    """
 
     loss: float
     predictions: list[Tensor] = field(default_factory=list)
@@ -116,11 +119,10 @@ class Evaluation:
 
     Args:
         closure: the closure of the step.
-        loss: returns the loss in the result of the closure.
+        loss: returns the loss in the result of the closure, its share in that of the whole batch.
         predictions: returns the predictions in it, one for each objective.
         step: parameters and process ranks of the step.
         random_state: random state at the start of the step; None for rules that do not measure.
-        weight: factor of the loss of this process.
         watch: remembers what evaluations of this closure need.
     """
 
@@ -131,12 +133,11 @@ class Evaluation:
         predictions: Callable[[Any], list[Tensor]],
         step: StepContext,
         random_state: RandomState | None,
-        weight: float,
         watch: Watch,
     ):
         self._closure, self._loss, self._predictions = closure, loss, predictions
         self._step, self._random_state = step, random_state
-        self._weight, self._watch = weight, watch
+        self._watch = watch
         watch.draws |= random_state is not None and random_state.keep_used()
 
     def __call__(self) -> float:
@@ -201,7 +202,7 @@ class Evaluation:
             value = self._local_value(graph, predictions)
         if ranks is None:
             return value
-        numbers = [0.0, 1.0] if value is None else [self._weight * value.loss, 0.0]
+        numbers = [0.0, 1.0] if value is None else [value.loss, 0.0]
         local = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         losses, failures = torch.stack(ranks.every(local)).T.tolist()
         if value is None or any(failures):

@@ -218,11 +218,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
         closure, without_autocast = apart_from_autocast(closure, device)
         with explained(), without_autocast:
             linearisation, recovered = self._linearise_or_return(closure, step, random_state)
-            # Several losses have no objective of their own, and are not distributed.
-            weight = 1.0 if step.ranks is None else linearisation.objective.weight
             closure = as_one(closure, self._options.reduction)
+            share = self._share(linearisation.objectives)
             evaluate = Evaluation(
-                closure, self._loss, self._predictions, step, random_state, weight, self._watch
+                closure, share, self._predictions, step, random_state, self._watch
             )
             if self._measures():
                 with step.clock.phase("update"):
@@ -261,6 +260,13 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def _loss(self, outcome: Any) -> Tensor:
         """Return the loss in the result of the closure."""
         return outcome[0]
+
+    def _share(self, objectives: Sequence[Objective]) -> Callable[[Any], Tensor]:
+        """Return what finds the share of this process in the loss of the whole batch."""
+        weight = objectives[0].weight
+        if weight == 1:
+            return self._loss
+        return lambda outcome: weight * plain(self._loss(outcome), "the loss").detach().double()
 
     def _predictions(self, outcome: Any) -> list[Tensor]:
         """Return the prediction of each objective in the result of the closure."""

@@ -156,6 +156,11 @@ class MultiStepReport:
         return self.losses.sum()
 
     @property
+    def communication(self) -> Communication | None:
+        """Communication of this process rank in a distributed step, else None."""
+        return self.parts[0].communication
+
+    @property
     def smallest_cosine(self) -> float:
         """Smallest cosine; positive if the combined direction conflicts with no loss."""
         return float(self.cosines.min())
@@ -177,5 +182,8 @@ class MultiStepReport:
         if self.gain_ratio is not None:
             text.append(f"gain ratio {self.gain_ratio:.2f}")
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
+        text.append(f"ms: {phases}")
+        if self.communication is not None:
+            text.append(str(self.communication))
         notes = [note for part in self.parts for note in part.notes]
-        return "; ".join([*text, f"ms: {phases}", *notes, *self.notes])
+        return "; ".join([*text, *notes, *self.notes])

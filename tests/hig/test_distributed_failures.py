@@ -148,20 +148,27 @@ def layerwise_on_one_rank_only(rank):
         return type(error).__name__, str(error), True
 
 
-def several_predictions(rank):
-    case = Case()
-    case.optimizer = hig.MultiHIG(case.model.parameters())
-    refused = case.raised(lambda: [case.closure()])
-    case.optimizer = hig.MultiHIG(case.model.parameters(), process_group=None)
-    return refused, case.raised(lambda: [case.closure()])
+def several_losses(rank):
+    """Another number of them, other operators, and one that cannot be combined; then steps."""
+    case, parameters = Case(), lambda: case.model.parameters()
+
+    def raises(matrix):
+        if rank == 1:
+            raise KeyError("no weight")
+        return matrix.sum(0)
+
+    case.optimizer = hig.MultiHIG(parameters())
+    found = [case.raised(lambda: [case.closure()] * (1 + rank))]
+    case.optimizer = hig.MultiHIG(parameters(), operator=(added, raises)[rank])
+    found.append(case.raised(lambda: [case.closure(), case.closure()]))
+    case.optimizer = hig.MultiHIG(parameters(), operator=raises)
+    found.append(case.raised(lambda: [case.closure(), case.closure()]))
+    case.optimizer = hig.MultiHIG(parameters(), process_group=None)
+    return found, case.raised(lambda: [case.closure()])
 
 
-def kronecker_factors(rank):
-    case = Case()
-    case.optimizer = hig.KroneckerHIG(case.model.parameters())
-    refused = case.raised()
-    case.optimizer = hig.KroneckerHIG(case.model.parameters(), process_group=None)
-    return refused, case.raised()
+def added(matrix):
+    return matrix.sum(0)
 
 
 def group_of_others(rank):
@@ -177,7 +184,7 @@ FAILURES = {f.__name__: f for f in (
     closure_raises, second_evaluation_raises, nan_in_prediction, nan_in_jacobian, other_weights,
     other_network, other_outputs, other_dtype, other_rate, other_last_direction,
     other_parameters_used,
-    layerwise_on_one_rank_only, several_predictions, kronecker_factors, group_of_others,
+    layerwise_on_one_rank_only, several_losses, group_of_others,
 )}  # fmt: skip
 
 
@@ -249,15 +256,13 @@ def test_an_engine_that_one_rank_refuses_is_refused_by_all(two):
     assert other[1].startswith("on process rank 1: the layerwise engine")
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [("several_predictions", "MultiHIG"), ("kronecker_factors", "KroneckerHIG")],
-)
-def test_what_is_not_shared_steps_in_one_process(two, name, optimizer):
-    for refused, alone in (rank[name] for rank in two):
-        assert refused[0] == "ValueError"
-        expected = f"{optimizer} steps in one process, and torch.distributed has 2"
-        assert refused[1].startswith(expected)
+def test_several_losses_that_differ(two):
+    for rank, ((number, operator, failed), alone) in enumerate(r["several_losses"] for r in two):
+        assert number[0] == operator[0] == "ValueError"
+        assert "the number of losses must be the same" in number[1]
+        assert operator[1].startswith("for loss 0 of 2: the checksum of learning rates")
+        assert failed[0] == ("RankError", "KeyError")[rank] and "no weight" in failed[1]
+        assert number[2] and operator[2] and failed[2]
         assert alone is None
 
 

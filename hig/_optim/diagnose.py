@@ -15,7 +15,7 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
-from hig._step.sketched import FewerRows
+from hig._step.row_map import FewerRows
 from hig._step.trial_step import Attempts
 from hig._torch.buffers import Buffers
 from hig._torch.random_state import RandomState

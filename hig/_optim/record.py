@@ -95,6 +95,7 @@ class record:
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         sketch: int | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
 
@@ -107,6 +108,8 @@ class record:
             process_group: see :class:`hig.HIG`; all processes have the same ``.grad``.
             sketch: see :class:`hig.HIG`; draws one number from the global generator of torch, the
                 seed of the directions.
+
+            weights: of samples or outputs, see :meth:`hig.HIG.step`.
 
         Raises:
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is unchanged.
@@ -127,6 +130,8 @@ class record:
         with step.agreement():
             captured = self._capture.captured
             objective = objective_of(loss, prediction, captured, step, curvature=False)
+            if weights is not None:
+                objective = objective.weighted(weights)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
         drawn = None

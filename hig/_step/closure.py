@@ -19,6 +19,7 @@ __all__ = [
     "check_closure",
     "explained",
     "loss_and_prediction",
+    "loss_prediction_and_weights",
     "weights_of",
 ]
 
@@ -122,6 +123,13 @@ def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
     return plain(loss, "the loss"), plain(prediction, "the prediction")
 
 
+def loss_prediction_and_weights(result: object) -> tuple[Tensor, Tensor, Any]:
+    """Return the same with the weights of a triple, None for a pair."""
+    if isinstance(result, tuple) and len(result) == 3 and not any(map(_is_pair, result)):
+        return *loss_and_prediction(result[:2]), result[2]
+    return *loss_and_prediction(result), None
+
+
 def as_one(closure: Closure, reduction: str) -> Closure:
     """Return a closure whose micro-batches are taken together: the loss and all predictions.
 
@@ -134,7 +142,7 @@ def as_one(closure: Closure, reduction: str) -> Closure:
         outcome: Any = closure()
         if not isinstance(outcome, Iterator):
             return outcome
-        pairs = [loss_and_prediction(pair) for pair in outcome]
+        pairs = [loss_prediction_and_weights(part)[:2] for part in outcome]
         predictions = [prediction for _, prediction in pairs]
         weights = weights_of([len(prediction) for prediction in predictions], reduction)
         losses = [w * loss.reshape(()) for w, (loss, _) in zip(weights, pairs, strict=True)]
@@ -178,6 +186,8 @@ def _next_node_number() -> int:
 def _last_node(outcome: Any) -> Any:
     """Return the graph node that computed the prediction; of several, the oldest."""
     several = isinstance(outcome, list | tuple) and all(map(_is_pair, outcome))
+    if isinstance(outcome, tuple) and len(outcome) == 3 and not several:
+        outcome = outcome[:2]  # with weights
     pairs = [pair for pair in (outcome if several else [outcome]) if _is_pair(pair)]
     places = [origin(plain(prediction, "the prediction")) for _, prediction in pairs]
     producers = [

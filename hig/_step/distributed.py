@@ -32,11 +32,11 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
     """
     split = agreed_split(local.forward.prediction, local.forward.parameters, ranks, settings)
     weight = split.weight(reduction)
-    sketched = local.sketched
+    row_map = local.row_map
     with torch.enable_grad():  # the curvature may be needed
         gradient = weight * local.gradient
-        if sketched is not None:
-            sketched = replace(sketched, gradient=weight * sketched.gradient)
+        if row_map is not None:
+            row_map = replace(row_map, gradient=weight * row_map.gradient)
     total = ranks.sum_of(weight * float(local.loss.detach()))
     return replace(
         local,
@@ -45,7 +45,7 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
         flat_gradient=split.gather_concatenated(gradient.detach().double().flatten()),
         split=split,
         weight=weight,
-        sketched=sketched,
+        row_map=row_map,
     )
 
 

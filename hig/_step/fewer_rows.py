@@ -30,7 +30,7 @@ def with_fewer_rows(
         sizes = step.ranks.whole_numbers(0 if reduction is None else reduction.rows.shape[1])
         reduction = reduction if len(set(sizes)) == 1 else None
     if reduction is not None:
-        return objective.with_rows(reduction.rows, reduction.directions, whole=True)
+        return objective.with_rows(reduction.rows, reduction.directions, exact=True)
     return objective if sketch is None else sketch(objective, step.ranks)
 
 

@@ -126,7 +126,10 @@ class Linearisation:
         if local_change is None:
             local_change = objective.local_change(output_change)
         curvature = objective.curvature(local_change)
-        of_change = torch.stack([curvature, local_change @ local_change])
+        weighted = (
+            local_change if objective.row_map is None else objective.row_map.weigh(local_change)
+        )
+        of_change = torch.stack([curvature, weighted @ weighted])
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
         whole = torch.stack([loss, slope, self.decomposition.largest.double()])

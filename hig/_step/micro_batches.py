@@ -18,7 +18,7 @@ from hig._jacobian.engine import EngineResult
 from hig._jacobian.stacked import stacked
 from hig._step.closure import Closure, weights_of
 from hig._step.objective import Objective
-from hig._step.sketched import Sketched
+from hig._step.row_map import RowMap
 from hig._torch.host import DeferredChecks
 from hig._torch.random_state import RandomState
 
@@ -114,46 +114,61 @@ def joined(
         gradient=gradient,
         flat_gradient=flat,
         checks=DeferredChecks(),
-        sketched=_joined_sketch(objectives),
+        row_map=_joined_map(objectives),
         parts=objectives,
     )
     columns = [parameter.numel() for parameter in parameters]
     return objective, stacked([part.result for part in parts], columns)
 
 
-def _joined_sketch(objectives: Sequence[Objective]) -> Sketched | None:
-    sketches = [o.sketched for o in objectives if o.sketched is not None]
-    if not sketches:
+def _joined_map(objectives: Sequence[Objective]) -> RowMap | None:
+    if all(o.row_map is None for o in objectives):
         return None
-    weights = [o.weight for o in objectives]
-    gradients = zip(weights, sketches, strict=True)
-    return Sketched(
-        prediction=torch.cat([s.prediction.detach() for s in sketches]),
-        gradient=torch.cat([weight * s.gradient.detach() for weight, s in gradients]),
-        directions=torch.cat([s.directions for s in sketches]),
-        whole=sketches[0].whole,
+    maps = [o.row_map or RowMap(o.forward.prediction, o.gradient) for o in objectives]
+    gradients = zip(objectives, maps, strict=True)
+    directions = [part.directions for part in maps if part.directions is not None]
+    roots = None
+    if any(part.roots is not None for part in maps):
+        roots = torch.cat([_roots(part) for part in maps])
+    return RowMap(
+        prediction=torch.cat([part.prediction.detach() for part in maps]),
+        gradient=torch.cat([o.weight * part.gradient.detach() for o, part in gradients]),
+        directions=torch.cat(directions) if directions else None,
+        exact=maps[0].exact,
+        roots=roots,
     )
+
+
+def _roots(row_map: RowMap) -> Tensor:
+    if row_map.roots is not None:
+        return row_map.roots
+    return torch.ones_like(row_map.prediction.detach()).reshape(len(row_map.prediction), -1)
 
 
 def _with_all_rows(part: Part) -> Part:
     """Return a part whose rows are those of its controls with the rows of all outputs."""
-    objective, sketched = part.objective, part.objective.sketched
-    if sketched is None:
+    objective, row_map = part.objective, part.objective.row_map
+    if row_map is None or row_map.directions is None:
         return part
     jacobian = part.result.jacobian
-    samples, count, outputs = sketched.directions.shape
+    samples, count, outputs = row_map.directions.shape
     reduced = jacobian.dense().double().view(samples, count, -1)
-    rows = (sketched.directions.double().mT @ reduced).flatten(0, 1)
-    block = DenseBlock(rows, outputs)
-    whole = JointJacobian([block], samples, outputs, jacobian.like)
-    gradient = sketched.gradient
+    rows = (row_map.directions.double().mT @ reduced).flatten(0, 1)
+    whole = JointJacobian([DenseBlock(rows, outputs)], samples, outputs, jacobian.like)
+    everything = replace(row_map, directions=None, exact=False)
+    gradient = everything.weighted_gradient()
+    prediction = row_map.prediction
+    weighted = prediction.detach().reshape(gradient.shape)
     return Part(
         replace(
             objective,
-            forward=replace(objective.forward, prediction=sketched.prediction),
-            gradient=gradient,
-            flat_gradient=gradient.detach().double().flatten(),
-            sketched=None,
+            forward=replace(
+                objective.forward,
+                prediction=weighted if row_map.roots is None else row_map.roots * weighted,
+            ),
+            gradient=gradient.to(prediction.dtype),
+            flat_gradient=gradient.flatten(),
+            row_map=everything,
         ),
         replace(part.result, jacobian=whole),
     )

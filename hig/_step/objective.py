@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from hig._jacobian.capture import Captured, ForwardPass
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
-from hig._step.sketched import FewerRows, Sketched
+from hig._step.row_map import FewerRows, RowMap
 from hig._torch.autograd_graph import leaves, origin, reachable_nodes
 from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
@@ -25,6 +25,7 @@ __all__ = [
     "Objective",
     "StepContext",
     "check_pair",
+    "checked_weights",
     "curvature_along",
     "expect_finite",
     "loss_gradient",
@@ -45,8 +46,8 @@ class Objective:
         checks: deferred checks of loss, prediction and gradient.
         split: the samples of each process rank; None if this process steps alone.
         weight: factor of the loss of this process in that of the whole batch.
-        sketched: the outputs of the closure, if ``forward`` and ``gradient`` have the rows of a
-            sketch in their place.
+        row_map: the outputs of the closure, if ``forward`` and ``gradient`` have other rows in
+            their place.
         parts: the objectives of micro-batches, whose outputs these are, one after the other.
     """
 
@@ -57,45 +58,72 @@ class Objective:
     checks: DeferredChecks
     split: BatchSplit | None = None
     weight: float = 1.0
-    sketched: Sketched | None = None
+    row_map: RowMap | None = None
     parts: Sequence["Objective"] = ()
 
     @property
     def closure_prediction(self) -> Tensor:
         """Prediction of the closure, (B, ...)."""
-        return self.forward.prediction if self.sketched is None else self.sketched.prediction
+        return self.forward.prediction if self.row_map is None else self.row_map.prediction
 
     @property
     def closure_gradient(self) -> Tensor:
         """Gradient of the loss with respect to it."""
-        return self.gradient if self.sketched is None else self.sketched.gradient
+        return self.gradient if self.row_map is None else self.row_map.gradient
 
     @property
     def fewer_rows(self) -> FewerRows | None:
         """Counts of the whole batch, if there are fewer rows than outputs."""
-        if self.sketched is None:
+        if self.row_map is None or self.row_map.directions is None:
             return None
-        samples, directions, outputs = self.sketched.directions.shape
+        samples, directions, outputs = self.row_map.directions.shape
         samples = samples if self.split is None else sum(self.split.samples)
-        return FewerRows(samples, directions, outputs, self.sketched.whole)
+        return FewerRows(samples, directions, outputs, self.row_map.exact)
 
-    def with_rows(self, rows: Tensor, directions: Tensor, whole: bool = False) -> "Objective":
-        """Return the objective with other rows than the outputs of the closure.
+    def weighted(self, weights: Tensor) -> "Objective":
+        """Return the objective whose rows are the outputs times the roots of weights.
+
+        Args:
+            weights: (B,) or of any shape that broadcasts to that of the prediction.
+
+        Raises:
+            ValueError: weights are negative, not finite or of another shape, or the loss depends
+                on outputs of weight 0.
+        """
+        prediction, gradient = self.forward.prediction, self.gradient
+        weights = checked_weights(weights, prediction)
+        unused = gradient.detach()[weights == 0]
+        if bool(unused.any()):
+            raise ValueError(
+                f"the loss depends on {int((unused != 0).sum())} outputs whose weight is 0; leave "
+                "missing observations out of the loss too: multiply its terms by their weights"
+            )
+        roots = weights.sqrt().reshape(len(prediction), -1)
+        row_map = RowMap(prediction, gradient, roots=roots)
+        with torch.enable_grad():
+            rows = roots * prediction.reshape(roots.shape)
+        return self._with(rows, row_map.weighted_gradient(), row_map)
+
+    def with_rows(self, rows: Tensor, directions: Tensor, exact: bool = False) -> "Objective":
+        """Return the objective with the part of its rows along some directions.
 
         Args:
             rows: (B, k), with its graph.
-            directions: (B, k, D), see :class:`~hig._step.sketched.Sketched`.
-            whole: see there.
+            directions: (B, k, D), see :class:`~hig._step.row_map.RowMap`.
+            exact: see there.
         """
-        prediction, gradient = self.forward.prediction, self.gradient
-        flat = gradient.detach().double().reshape(len(prediction), -1, 1)
-        of_rows = (directions.double() @ flat).squeeze(-1)
+        row_map = self.row_map or RowMap(self.forward.prediction, self.gradient)
+        row_map = replace(row_map, directions=directions, exact=exact)
+        gradient = row_map.weighted_gradient().unsqueeze(-1)
+        return self._with(rows, (directions.double() @ gradient).squeeze(-1), row_map)
+
+    def _with(self, rows: Tensor, gradient: Tensor, row_map: RowMap) -> "Objective":
         return replace(
             self,
             forward=replace(self.forward, prediction=rows),
-            gradient=of_rows.to(prediction.dtype),
-            flat_gradient=of_rows.flatten(),
-            sketched=Sketched(prediction, gradient, directions, whole),
+            gradient=gradient.to(rows.dtype),
+            flat_gradient=gradient.flatten(),
+            row_map=row_map,
         )
 
     def curvature(self, change: Tensor) -> Tensor:
@@ -113,12 +141,12 @@ class Objective:
     def local_change(self, output_change: Tensor, spread: bool = False) -> Tensor:
         """Return the change of the closure's outputs in this process, for one of all rows (n,).
 
-        With a sketch the part of the change that its rows see, or an estimate of the whole:
-        see :meth:`~hig._step.sketched.Sketched.lift`.
+        With other rows the part of the change that they see, or an estimate of the whole: see
+        :meth:`~hig._step.row_map.RowMap.lift`.
         """
         if self.split is not None:
             output_change = output_change[self.split.local_rows]
-        return output_change if self.sketched is None else self.sketched.lift(output_change, spread)
+        return output_change if self.row_map is None else self.row_map.lift(output_change, spread)
 
 
 @dataclass(frozen=True)
@@ -170,6 +198,40 @@ def objective_of(
     controls, named = captured.controls(), bool(captured.named)
     forward = ForwardPass(captured.uses, prediction, step.parameters, names, controls, named)
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
+
+
+def checked_weights(weights: object, prediction: Tensor) -> Tensor:
+    """Return weights of samples or outputs in the shape of the prediction, in its dtype.
+
+    Args:
+        weights: (B,) or of any shape that broadcasts to that of the prediction.
+        prediction: (B, ...).
+
+    Raises:
+        TypeError: they are no real tensor.
+        ValueError: they are negative, not finite or of another shape.
+    """
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        raise TypeError(
+            f"weights must be a real tensor (batch,) or (batch, ...), got {described(weights)}"
+        )
+    shape, samples = prediction.shape, len(prediction)
+    of_samples = weights.ndim == 1 and len(weights) == samples
+    shaped = weights.view(-1, *[1] * (prediction.ndim - 1)) if of_samples else weights
+    try:
+        values = shaped.detach().to(prediction).broadcast_to(shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} do not fit a prediction of {tuple(shape)}; "
+            "give one for each sample, (batch,), or for each output"
+        ) from error
+    wrong = ~(torch.isfinite(values) & (values >= 0))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"weights must be finite and not negative, got {float(values[wrong][0]):.3g}; 0 leaves "
+            "an output out"
+        )
+    return values
 
 
 def ranks_of(process_group: ProcessGroup) -> Ranks | None:

@@ -20,7 +20,7 @@ from hig._step.closure import (
     call,
     check_closure,
     explained,
-    loss_and_prediction,
+    loss_prediction_and_weights,
 )
 from hig._step.distributed import digest_of_filter, whole_batch
 from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
@@ -187,6 +187,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
+                With ``(loss, prediction, weights)``, (batch,) or (batch, ...), the rows of J are
+                those of ``weights.sqrt() * prediction``, the outputs of a loss whose terms have
+                these weights; 0 leaves missing observations out.
                 Or yields such pairs, one for each part of the batch, whose graphs then never exist
                 at one time: the step is that of the whole batch, with losses joined by
                 ``reduction`` of the optimizer.
@@ -398,8 +401,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
         """Return the objective of the result of a closure."""
         ranks = step.ranks
         with step.agreement(), step.clock.phase("loss gradient"):
-            loss, prediction = loss_and_prediction(outcome)
+            loss, prediction, weights = loss_prediction_and_weights(outcome)
             objective = objective_of(loss, prediction, captured, step, self._measures())
+            if weights is not None:
+                objective = objective.weighted(weights)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
         # What is recorded decides nothing.

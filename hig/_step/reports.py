@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hig._step.sketched import FewerRows
+from hig._step.row_map import FewerRows
 from hig._torch.ranks import Communication
 
 __all__ = ["MultiStepReport", "StepReport"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hig._step.objective import Objective
-from hig._step.sketched import orthonormal_directions
+from hig._step.row_map import orthonormal_directions
 from hig._torch.ranks import Ranks
 
 __all__ = ["Sketch"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hig
-from hig._step.sketched import Sketched, orthonormal_directions
+from hig._step.row_map import orthonormal_directions
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat
 
@@ -36,28 +36,6 @@ def wide(dtype=torch.float64, samples=6, outputs=7):
 
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200])
-def test_directions_are_orthonormal_and_the_first_is_along_the_gradient(count, scale):
-    torch.manual_seed(0)
-    gradient = scale * normal(4, 5)
-    directions = orthonormal_directions(gradient, normal(4, 5, count))
-    assert directions.shape == (4, count, 5)
-    identity = torch.eye(count, dtype=torch.float64).expand(4, count, count)
-    torch.testing.assert_close(directions @ directions.mT, identity, rtol=0, atol=1e-13)
-    along = (directions @ (gradient / scale).unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(along[:, 0], (gradient / scale).norm(dim=1))
-    torch.testing.assert_close(along[:, 1:], torch.zeros_like(along[:, 1:]), rtol=0, atol=1e-13)
-
-
-def test_a_sample_without_gradient_has_random_directions():
-    gradient = normal(3, 5)
-    gradient[1] = 0
-    random = normal(3, 5, 2)
-    directions = orthonormal_directions(gradient, random)
-    torch.testing.assert_close(directions[1, 0], random[1, :, 0] / random[1, :, 0].norm())
 
 
 def dense(network, prediction):
@@ -198,20 +176,6 @@ def test_rules_see_the_curvature_of_all_outputs(count, monkeypatch):
     assert curvature == pytest.approx(float(2 / 6 * (weights * change.square()).sum()), rel=0.05)
     gradient = 2 / 6 * weights * (prediction.detach().flatten() - 0.3)
     assert slope == pytest.approx(float(gradient @ change), rel=1e-9)
-
-
-def test_a_change_that_was_made_before_is_seen_in_the_mean():
-    """Its square over many draws is that of the whole."""
-    torch.manual_seed(0)
-    prediction, change = normal(1, 9), normal(9)
-    gradient = normal(1, 9)
-    found = []
-    for _ in range(4000):
-        sketched = Sketched(prediction, gradient, orthonormal_directions(gradient, normal(1, 9, 3)))
-        rows = (sketched.directions @ change).flatten()
-        assert sketched.lift(rows).norm() <= change.norm() * (1 + 1e-12)
-        found.append(sketched.lift(rows, spread=True).square().sum())
-    assert torch.stack(found).mean() == pytest.approx(float(change.square().sum()), rel=0.05)
 
 
 @EACH

@@ -55,8 +55,8 @@ figures: $(STAMP)
 	$(PY) -m plots.diagnosis study/diagnosis/*.pickle --out docs/images/diagnosis.png
 	$(PY) -m plots.saturation study/saturation/*.pickle --log-x --out docs/images/toy_saturation.png
 	$(PY) -m plots.landscape study/landscape/*.pickle --out docs/images/landscape.png
-	$(PY) -m plots.robustness study/robustness/*.pickle --out docs/images/robustness.png
-	$(PY) -m experiments.robustness --table study/robustness/*.pickle --into docs/settings.md
+	$(PY) -m plots.robustness study/robustness/before.pickle study/robustness/after.pickle --out docs/images/robustness.png
+	$(PY) -m experiments.robustness --table study/robustness/before.pickle study/robustness/after.pickle --into docs/settings.md
 	rm -rf $(IMAGES)
 	$(PY) -m plots.study $(STUDY) --out $(IMAGES)
 	$(PY) -m experiments report $(STUDY) --out docs/results.md --images $(IMAGES) --into README.md docs/choosing.md

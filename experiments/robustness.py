@@ -26,7 +26,7 @@ from experiments._problems import FOLDERS
 from experiments._robustness.case import Record
 from experiments._robustness.plan import Plan
 from experiments._robustness.records import labels, load_all, read_results, results_of
-from experiments._robustness.summary import comparison, table
+from experiments._robustness.summary import comparison, defaults, table
 from experiments._robustness.sweep import begin, default_label, sweep
 from experiments._robustness.variants import Variant
 from experiments._run.options import DTYPES
@@ -37,6 +37,7 @@ from experiments._study.summary import filled
 
 DEFAULT = Plan()
 BEGIN, END = "<!-- begin: robustness -->", "<!-- end: robustness -->"
+OF_DEFAULTS = "<!-- begin: defaults -->", "<!-- end: defaults -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.into and options.table is None:
         parser.error("--into needs --table: give both, or leave it out")
+    if options.defaults and len(options.table or []) != 1:
+        parser.error("--defaults needs --table NAME: give the name of one label")
     if options.table and len(options.table) > 2:
         parser.error(f"--table takes at most two names, got {len(options.table)}; give one or two")
     try:
@@ -58,8 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _tables(options: argparse.Namespace) -> int:
     """Print a table of one label, or the comparison of two; returns the exit status."""
     found = [_records(name, options.output) for name in options.table or [options.label]]
-    text = table(found[0]) if len(found) == 1 else comparison(*found)
-    pages = {page: filled(page, text, BEGIN, END) for page in options.into}
+    if options.defaults:
+        text, marks = defaults(found[0]), OF_DEFAULTS
+    else:
+        text, marks = table(found[0]) if len(found) == 1 else comparison(*found), (BEGIN, END)
+    pages = {page: filled(page, text, *marks) for page in options.into}
     for page, whole in pages.items():
         hig.files.write_atomically(page, whole.encode())
     print(text)
@@ -167,8 +173,12 @@ def _parser() -> argparse.ArgumentParser:
         "name; or, of two names, their comparison",
     )  # fmt: skip
     parser.add_argument(
+        "--defaults", action="store_true",
+        help="with --table NAME: the median by default beside that of the best other settings",
+    )  # fmt: skip
+    parser.add_argument(
         "--into", type=Path, nargs="+", default=(), metavar="FILE",
-        help=f"pages that get the table, after the mark {BEGIN}",
+        help=f"pages that get the table, after the mark {BEGIN} ({OF_DEFAULTS[0]})",
     )  # fmt: skip
     return parser
 

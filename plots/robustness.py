@@ -133,7 +133,8 @@ def _draw_seeds(axes, found, middle, width, colour):
     place = middle + width * ((found["seed"] * 0.618034 + 0.5) % 1 - 0.5)
     outside = ~(ratio <= high)  # NaN too
     ends = [middle - width / 2, middle + width / 2]
-    axes.plot(ends, [np.median(found["limit"])] * 2, color=_LOST_COLOUR, lw=0.9, ls=(0, (3, 1.5)))
+    for limit in np.unique(found["limit"].round(6)):  # of runs with fewer steps another one
+        axes.plot(ends, [limit] * 2, color=_LOST_COLOUR, lw=0.9, ls=(0, (3, 1.5)))
     shapes = {
         "o": (~lost & ~outside, {"s": 11, "lw": 0, "alpha": 0.85}),
         "x": (lost & ~outside, {"s": 20, "lw": 1.3}),

@@ -17,6 +17,8 @@ LOST = (
     "Gauss–Newton; above its start if it took fewer than 100 steps)."
 )
 
+DEFAULT_RULE = "default"
+
 # Problem, batch, seconds, dtype, method, rule, cut-off, lr: the same for all seeds of a group.
 Key = tuple[str, int, float, str, str, str, float | str | None, float | None]
 
@@ -140,6 +142,33 @@ def table(records: Sequence[Record]) -> str:
                 *(_amount(group.spread), _amount(group.rate)),
             ]
         )
+    return markdown.table(lines)
+
+
+def defaults(records: Sequence[Record]) -> str:
+    """Tabulate the median by default beside that of the best other settings of each method."""
+    header = ["problem", "batch", "method", "default", "best of the grid", "its settings"]
+    lines = [[*header, "default / best", "runs", "lost by default"]]
+    for group in (found := groups(records)).values():
+        others = [
+            other
+            for key, other in found.items()
+            if key[:5] == group.key[:5] and key[5] != DEFAULT_RULE and not math.isnan(other.median)
+        ]
+        if group.key[5] != DEFAULT_RULE or not others:
+            continue
+        best = min(others, key=lambda other: other.median)
+        label = METHODS[group.records[0].case.method].label
+        lines.append(
+            [
+                *(*group.where[:2], label, _loss(group.median), _loss(best.median)),
+                best.name.removeprefix(label).strip(),
+                _amount(group.median / best.median if best.median else math.nan),
+                *(str(len(group.records)), str(group.lost)),
+            ]
+        )
+    if len(lines) == 1:
+        return "There are no runs by default with others to compare."
     return markdown.table(lines)
 
 

@@ -112,6 +112,9 @@ def test_pages_get_the_table(two, capsys):
     assert robustness.main([*line, str(page), str(other)]) == 2
     assert f"must have the lines {robustness.BEGIN} and" in capsys.readouterr().err
     assert page.read_text() == text
+    page.write_text(f"a\n{robustness.OF_DEFAULTS[0]}\n{robustness.OF_DEFAULTS[1]}\n")
+    assert robustness.main([*line[:2], "--defaults", *line[2:], str(page)]) == 0
+    assert "no runs by default" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,8 @@ def test_pages_get_the_table(two, capsys):
         (["--label", "../x"], "must be a word of letters, digits and . + - _, got '../x'"),
         (["--label", ""], "must be a word of letters"),
         (["--into", "page.md"], "--into needs --table"),
+        (["--defaults"], "--defaults needs --table NAME"),
+        (["--defaults", "--table", "a", "b"], "--defaults needs --table NAME"),
         (["--table", "a", "b", "c"], "--table takes at most two names, got 3"),
     ],
 )

@@ -1,6 +1,5 @@
 """The comparison of chunks runs on small sizes, and measures what it says."""
 
-import functools
 import json
 
 import pytest
@@ -49,7 +48,10 @@ def test_rows_and_table():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    few = functools.partial(compare_chunks, chunks=(4,))
+    def few(name, samples, extent, rounds):
+        assert extent > SIZES[name][1]
+        return compare_chunks(name, samples, SIZES[name][1], (4,), rounds)
+
     monkeypatch.setattr(benchmark, "compare_chunks", few)
     file = tmp_path / "memory.json"
     benchmark.main(["loop", "--memory", "--batch-size", "1", "--json", str(file)])

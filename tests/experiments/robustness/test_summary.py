@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from experiments._robustness.summary import comparison, groups, table
+from experiments._robustness.summary import comparison, defaults, groups, table
 from tests.experiments.robustness.made import record
 
 
@@ -95,3 +95,24 @@ def test_nothing_to_compare():
 )
 def test_losses_are_written_in_two_digits(end, shown):
     assert cells(table(of([end], start=1e22)), 0)[6] == shown
+
+
+def test_defaults_beside_the_best_of_the_others():
+    made = [
+        *of([0.004, 0.9], rule="default"),
+        *of([0.002], rcond=1e-4, lr=0.5),
+        *of([0.001, 0.003], rcond=1e-3),
+        *of([0.5], rcond=1e-6),  # lost
+        *of([0.006], method="gn", rule="default"),  # with nothing to compare
+        *of([0.008], method="lm", rule="default"),
+        *of([0.002], method="lm", rule="published"),
+        *of([0.001], method="lm", rule="published", batch=64),
+    ]
+    text = defaults(made)
+    assert len(text.splitlines()) == 2 + 2
+    where = ["Nonlinear oscillators, 15 s", "128"]
+    assert cells(text, 0)[:5] == [*where, "HIG", "4.0e-3", "2.0e-3"]
+    assert cells(text, 0)[5] in ("trust, rcond 1e-4, lr 0.5", "trust, rcond 1e-3")
+    assert cells(text, 0)[6:] == ["2", "2", "1"]
+    assert cells(text, 1)[2:7] == ["Levenberg–Marquardt", "8.0e-3", "2.0e-3", "published", "4"]
+    assert "no runs by default" in defaults(of([0.1]))

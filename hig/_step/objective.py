@@ -16,6 +16,7 @@ from hig._jacobian.capture import Captured, ForwardPass
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
 from hig._step.row_map import FewerRows, RowMap
+from hig._step.weights import checked_weights
 from hig._torch.autograd_graph import leaves, origin, reachable_nodes
 from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
@@ -25,7 +26,6 @@ __all__ = [
     "Objective",
     "StepContext",
     "check_pair",
-    "checked_weights",
     "curvature_along",
     "expect_finite",
     "loss_gradient",
@@ -91,13 +91,7 @@ class Objective:
                 on outputs of weight 0.
         """
         prediction, gradient = self.forward.prediction, self.gradient
-        weights = checked_weights(weights, prediction)
-        unused = gradient.detach()[weights == 0]
-        if bool(unused.any()):
-            raise ValueError(
-                f"the loss depends on {int((unused != 0).sum())} outputs whose weight is 0; leave "
-                "missing observations out of the loss too: multiply its terms by their weights"
-            )
+        weights = checked_weights(weights, prediction, gradient)
         roots = weights.sqrt().reshape(len(prediction), -1)
         row_map = RowMap(prediction, gradient, roots=roots)
         with torch.enable_grad():
@@ -198,40 +192,6 @@ def objective_of(
     controls, named = captured.controls(), bool(captured.named)
     forward = ForwardPass(captured.uses, prediction, step.parameters, names, controls, named)
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
-
-
-def checked_weights(weights: object, prediction: Tensor) -> Tensor:
-    """Return weights of samples or outputs in the shape of the prediction, in its dtype.
-
-    Args:
-        weights: (B,) or of any shape that broadcasts to that of the prediction.
-        prediction: (B, ...).
-
-    Raises:
-        TypeError: they are no real tensor.
-        ValueError: they are negative, not finite or of another shape.
-    """
-    if not isinstance(weights, Tensor) or weights.is_complex():
-        raise TypeError(
-            f"weights must be a real tensor (batch,) or (batch, ...), got {described(weights)}"
-        )
-    shape, samples = prediction.shape, len(prediction)
-    of_samples = weights.ndim == 1 and len(weights) == samples
-    shaped = weights.view(-1, *[1] * (prediction.ndim - 1)) if of_samples else weights
-    try:
-        values = shaped.detach().to(prediction).broadcast_to(shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"weights of shape {tuple(weights.shape)} do not fit a prediction of {tuple(shape)}; "
-            "give one for each sample, (batch,), or for each output"
-        ) from error
-    wrong = ~(torch.isfinite(values) & (values >= 0))
-    if bool(wrong.any()):
-        raise ValueError(
-            f"weights must be finite and not negative, got {float(values[wrong][0]):.3g}; 0 leaves "
-            "an output out"
-        )
-    return values
 
 
 def ranks_of(process_group: ProcessGroup) -> Ranks | None:

@@ -57,6 +57,7 @@ figures: $(STAMP)
 	$(PY) -m plots.landscape study/landscape/*.pickle --out docs/images/landscape.png
 	$(PY) -m plots.robustness study/robustness/before.pickle study/robustness/after.pickle --out docs/images/robustness.png
 	$(PY) -m experiments.robustness --table study/robustness/before.pickle study/robustness/after.pickle --into docs/settings.md
+	$(PY) -m experiments.robustness --table study/robustness/defaults.pickle --defaults --into docs/settings.md
 	rm -rf $(IMAGES)
 	$(PY) -m plots.study $(STUDY) --out $(IMAGES)
 	$(PY) -m experiments report $(STUDY) --out docs/results.md --images $(IMAGES) --into README.md docs/choosing.md

@@ -74,6 +74,11 @@ class Group:
         return statistics.median(kept) if kept else math.nan
 
     @property
+    def of_all(self) -> float:
+        """Median of the final losses of all runs, of which one that is not finite is infinite."""
+        return statistics.median(math.inf if r.end is None else r.end for r in self.records)
+
+    @property
     def early(self) -> float:
         """Median of the losses after 20 steps over those at the start; one not finite is infinite.
 
@@ -146,24 +151,27 @@ def table(records: Sequence[Record]) -> str:
 
 
 def defaults(records: Sequence[Record]) -> str:
-    """Tabulate the median by default beside that of the best other settings of each method."""
+    """Tabulate the median by default beside that of the best other settings of each method.
+
+    Lost runs count: their part differs from one setting to the other.
+    """
     header = ["problem", "batch", "method", "default", "best of the grid", "its settings"]
     lines = [[*header, "default / best", "runs", "lost by default"]]
     for group in (found := groups(records)).values():
         others = [
             other
             for key, other in found.items()
-            if key[:5] == group.key[:5] and key[5] != DEFAULT_RULE and not math.isnan(other.median)
+            if key[:5] == group.key[:5] and key[5] != DEFAULT_RULE
         ]
         if group.key[5] != DEFAULT_RULE or not others:
             continue
-        best = min(others, key=lambda other: other.median)
+        best = min(others, key=lambda other: other.of_all)
         label = METHODS[group.records[0].case.method].label
         lines.append(
             [
-                *(*group.where[:2], label, _loss(group.median), _loss(best.median)),
+                *(*group.where[:2], label, _loss(group.of_all), _loss(best.of_all)),
                 best.name.removeprefix(label).strip(),
-                _amount(group.median / best.median if best.median else math.nan),
+                _amount(group.of_all / best.of_all if best.of_all else math.nan),
                 *(str(len(group.records)), str(group.lost)),
             ]
         )

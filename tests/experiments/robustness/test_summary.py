@@ -99,7 +99,7 @@ def test_losses_are_written_in_two_digits(end, shown):
 
 def test_defaults_beside_the_best_of_the_others():
     made = [
-        *of([0.004, 0.9], rule="default"),
+        *of([0.003, 0.004, 0.9], rule="default"),
         *of([0.002], rcond=1e-4, lr=0.5),
         *of([0.001, 0.003], rcond=1e-3),
         *of([0.5], rcond=1e-6),  # lost
@@ -113,6 +113,6 @@ def test_defaults_beside_the_best_of_the_others():
     where = ["Nonlinear oscillators, 15 s", "128"]
     assert cells(text, 0)[:5] == [*where, "HIG", "4.0e-3", "2.0e-3"]
     assert cells(text, 0)[5] in ("trust, rcond 1e-4, lr 0.5", "trust, rcond 1e-3")
-    assert cells(text, 0)[6:] == ["2", "2", "1"]
+    assert cells(text, 0)[6:] == ["2", "3", "1"]
     assert cells(text, 1)[2:7] == ["Levenberg–Marquardt", "8.0e-3", "2.0e-3", "published", "4"]
     assert "no runs by default" in defaults(of([0.1]))

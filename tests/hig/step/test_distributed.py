@@ -38,7 +38,7 @@ def objective_at(network, inputs, target, reduction, ranks=None):
         prediction = network(inputs)
     loss = loss_of(prediction, target, reduction)
     step = StepContext(parameters, [1.0], [None] * len(parameters), ranks, PhaseClock())
-    return objective_of(loss, prediction, capture.uses, step, curvature=True)
+    return objective_of(loss, prediction, capture.captured, step, curvature=True)
 
 
 def on_all(samples, reduction, settings=lambda rank: 7, change=lambda rank, network: None):

@@ -202,7 +202,7 @@ def _whole_batch(
     by_rank = torch.stack(split.ranks.every(torch.stack([weight * losses.double(), touched])))
     if options.reduction == "mean":
         # Of each rank times its weight: the same share of its samples everywhere.
-        shares = by_rank[:, 1] / torch.tensor(split.samples).to(by_rank)[:, None]
+        shares = by_rank[:, 1] / by_rank.new_tensor(split.samples)[:, None]
         apart = (shares != shares[0]).any(0).nonzero().flatten().tolist()
         linearisation.notes.extend(
             f"loss {index} depends on {' and '.join(str(int(n)) for n in by_rank[:, 1, index])} of "

@@ -136,7 +136,7 @@ class record:
                 objective.checks.settle()
         drawn = None
         if options.sketch is not None:
-            drawn = Sketch(options.sketch, {"seed": int(torch.randint(2**62, ()))})
+            drawn = Sketch(options.sketch, {"seed": int(torch.randint(2**62, (), device="cpu"))})
         objective = with_fewer_rows(objective, lineariser, drawn, step)
         if ranks is not None:
             objective = whole_batch(objective, ranks, reduction, digest_of_filter(filter))

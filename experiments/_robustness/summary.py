@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from experiments._methods import METHODS
 from experiments._robustness.case import EARLY, Record
-from experiments._robustness.variants import cutoff_text
+from experiments._robustness.variants import DEFAULT, cutoff_text
 from experiments._saved import markdown
 from experiments._study.titles import place, title
 
@@ -16,8 +16,6 @@ LOST = (
     "A run is lost if it ends by an error or above a tenth of its start (on the toy a fifth for "
     "Gauss–Newton; above its start if it took fewer than 100 steps)."
 )
-
-DEFAULT_RULE = "default"
 
 # Problem, batch, seconds, dtype, method, rule, cut-off, lr: the same for all seeds of a group.
 Key = tuple[str, int, float, str, str, str, float | str | None, float | None]
@@ -159,11 +157,9 @@ def defaults(records: Sequence[Record]) -> str:
     lines = [[*header, "default / best", "runs", "lost by default"]]
     for group in (found := groups(records)).values():
         others = [
-            other
-            for key, other in found.items()
-            if key[:5] == group.key[:5] and key[5] != DEFAULT_RULE
+            other for key, other in found.items() if key[:5] == group.key[:5] and key[5] != DEFAULT
         ]
-        if group.key[5] != DEFAULT_RULE or not others:
+        if group.key[5] != DEFAULT or not others:
             continue
         best = min(others, key=lambda other: other.of_all)
         label = METHODS[group.records[0].case.method].label

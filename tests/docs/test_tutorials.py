@@ -88,10 +88,8 @@ def test_oscillators(run):
 
 
 def test_quantum_dipole(run):
-    names = run("quantum_dipole", STEPS)
-    # Single evaluations vary by a factor of two in these first steps.
-    history = names["histories"]["HIG"]
-    assert history[0, 1] > 100 * history[:, 1].min() and improvement(history) > 30
+    names = run("quantum_dipole", 35)
+    assert improvement(names["histories"]["HIG"]) > 100
     assert names["optimizer"].report.engine == "layerwise"
     assert len(names["figures"]) == 3
 

@@ -178,7 +178,7 @@ def straight_line(dtype, noise, scale):
 # With momentum an exact fit in float64 takes more steps to its floor than there are here.
 PRECISIONS = [
     *((dtype, noise, {}) for dtype in (torch.float32, torch.float64) for noise in (0.1, 0.0)),
-    *((torch.float32, 0.1, momentum) for momentum in MOMENTA[1:]),
+    *((dtype, 0.1, m) for dtype in (torch.float32, torch.float64) for m in MOMENTA[1:]),
     *((torch.float32, 0.0, momentum) for momentum in MOMENTA[1:]),
 ]
 

@@ -127,9 +127,10 @@ class Probe:
             self._agrees(norm, finite, size, units)
             for (norm, finite), size, units in zip(differences, sizes, allowed, strict=True)
         ]
-        flags = torch.stack(near).tolist()
-        norms = torch.stack([norm for norm, _ in differences]).tolist()
-        scales = torch.stack(sizes).tolist()
+        norms = torch.stack([norm for norm, _ in differences])
+        agrees = torch.stack(near).to(norms)
+        # Together, so that the host waits once.
+        flags, norms, scales = torch.stack([agrees, norms, torch.stack(sizes)]).tolist()
         limits = [0.0] * len(pairs)
         if not all(flags):
             # Larger differences count as coupling even if rounding is as large: it would hide any.

@@ -155,7 +155,8 @@ def test_a_step_makes_the_host_wait_once(name):
     optimizer.step(closure)
     with Transfers() as transfers:
         optimizer.step(closure)
-    assert transfers.count == 1
+    # Whether the rows of controls replace those of the outputs decides what is computed next.
+    assert transfers.count == 1 + (optimizer.report.fewer_rows is not None)
 
 
 def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():

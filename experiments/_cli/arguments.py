@@ -18,6 +18,7 @@ from experiments._cli.argument_types import (
     positive_int,
     rcond_argument,
     seed_argument,
+    sketch_argument,
     threads_argument,
 )
 from experiments._cli.parser import Parser
@@ -225,6 +226,12 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "cut-off",
         },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
+        "sketch": {
+            "type": sketch_argument,
+            "metavar": "K",
+            "help": "rows per sample, random directions of its outputs; auto chooses (default: all "
+            "outputs)",
+        },
         "momentum": {
             "type": momentum_argument,
             "metavar": "μ",
@@ -239,7 +246,10 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
     }
     group = parser.add_argument_group("method")
     for name in _setting_names(method):
-        group.add_argument(_flag(name), default=getattr(defaults, name), **kinds[name])
+        default = getattr(defaults, name)
+        group.add_argument(
+            _flag(name), default=argparse.SUPPRESS if default is None else default, **kinds[name]
+        )
 
 
 def add_run(parser: argparse.ArgumentParser, out: Path) -> None:

@@ -51,7 +51,7 @@ class Method:
 
     label: str
     build: Callable[..., Optimizer]
-    options: Mapping[str, float | int | str] = field(default_factory=dict)
+    options: Mapping[str, float | int | str | None] = field(default_factory=dict)
     closure: Literal["backward", "outputs", "pairs", "losses", "turns"] = "backward"
 
     @property
@@ -155,8 +155,9 @@ def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method
 
 
 _ROUTE = {"engine": "auto", "method": "auto", "lanczos_steps": 300, "step_rule": "fixed"}
-_ONE_LOSS = {**_ROUTE, "momentum": 0.0, "momentum_kind": "plain"}
-_FIRST_ORDER = {"schedule": "constant"}
+_CONSTANT = {"schedule": "constant"}
+_ONE_LOSS = {**_ROUTE, "sketch": None, "momentum": 0.0, "momentum_kind": "plain", **_CONSTANT}
+_FIRST_ORDER = _CONSTANT
 
 METHODS = MappingProxyType(
     {

@@ -123,7 +123,7 @@ def diagnose(
     rcond: float | Literal["auto"] = "auto",
     engine: str | Engine = "auto",
     chunk: int | None = None,
-    sketch: int | None = None,
+    sketch: int | Literal["auto"] | None = None,
 ) -> Diagnosis:
     """Diagnose one batch: which ``rcond``, step size and direction would suit it?
 
@@ -182,7 +182,7 @@ class _BatchDiagnosis(JacobianOptimizer):
         filters: Sequence[HalfInverse],
         engine: str | Engine,
         chunk: int | None,
-        sketch: int | None,
+        sketch: int | Literal["auto"] | None,
     ):
         # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)

@@ -73,7 +73,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
-        sketch: int | None = None,
+        sketch: int | Literal["auto"] | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,

@@ -1,7 +1,7 @@
 """Spectral direction as ``.grad``, for any other optimiser."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter, check_filter
 from hig._spectral.lanczos import Lanczos
 from hig._step.closure import apart_from_autocast, explained
-from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.distributed import agreed_split, digest_of_filter, whole_batch
 from hig._step.fewer_rows import with_fewer_rows
 from hig._step.linearisation import Lineariser
 from hig._step.objective import StepContext, objective_of, ranks_of
@@ -22,6 +22,7 @@ from hig._step.reports import StepReport
 from hig._step.sketch import Sketch
 from hig._torch.autograd_graph import plain
 from hig._torch.batched_vjp import PassSizes
+from hig._torch.checksums import digest
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import ProcessGroup
 from hig._torch.threads import on_fitting_threads
@@ -94,7 +95,7 @@ class record:
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
-        sketch: int | None = None,
+        sketch: int | Literal["auto"] | None = None,
         weights: Tensor | None = None,
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
@@ -108,7 +109,6 @@ class record:
             process_group: see :class:`hig.HIG`; all processes have the same ``.grad``.
             sketch: see :class:`hig.HIG`; draws one number from the global generator of torch, the
                 seed of the directions.
-
             weights: of samples or outputs, see :meth:`hig.HIG.step`.
 
         Raises:
@@ -137,9 +137,14 @@ class record:
         drawn = None
         if options.sketch is not None:
             drawn = Sketch(options.sketch, {"seed": int(torch.randint(2**62, (), device="cpu"))})
-        objective = with_fewer_rows(objective, lineariser, drawn, step)
+        split = None
         if ranks is not None:
-            objective = whole_batch(objective, ranks, reduction, digest_of_filter(filter))
+            settings = digest(digest_of_filter(filter), options.sketch)
+            prediction = objective.forward.prediction
+            split = agreed_split(prediction, self._parameters, ranks, settings)
+        objective = with_fewer_rows(objective, lineariser, drawn, step, split)
+        if split is not None:
+            objective = whole_batch(objective, split, reduction)
         _, without_autocast = apart_from_autocast(lambda: None, loss.device)
         with explained(), without_autocast:
             linearisation = lineariser.linearise(objective, filter, step.clock)

@@ -18,26 +18,22 @@ __all__ = ["agreed_split", "digest_of_filter", "whole_batch"]
 Facts = dict[str, tuple[int, str]]
 
 
-def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -> Objective:
+def whole_batch(local: Objective, split: BatchSplit, reduction: str) -> Objective:
     """Join the objectives of all process ranks.
 
     Args:
         local: objective of the samples of this process rank, its checks evaluated.
-        ranks: the process ranks of the step.
+        split: the samples of each process rank.
         reduction: "mean" or "sum", see :meth:`BatchSplit.weight`.
-        settings: digest of all settings of the step.
-
-    Raises:
-        ValueError: the process ranks differ in parameters, settings, or the shape per sample.
     """
-    split = agreed_split(local.forward.prediction, local.forward.parameters, ranks, settings)
+    split = replace(split, outputs=local.forward.prediction[0].numel())  # or fewer rows
     weight = split.weight(reduction)
     row_map = local.row_map
     with torch.enable_grad():  # the curvature may be needed
         gradient = weight * local.gradient
         if row_map is not None:
             row_map = replace(row_map, gradient=weight * row_map.gradient)
-    total = ranks.sum_of(weight * float(local.loss.detach()))
+    total = split.ranks.sum_of(weight * float(local.loss.detach()))
     return replace(
         local,
         loss=torch.full_like(local.loss, total, requires_grad=False),

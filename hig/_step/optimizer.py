@@ -22,7 +22,7 @@ from hig._step.closure import (
     explained,
     loss_prediction_and_weights,
 )
-from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.distributed import agreed_split, digest_of_filter, whole_batch
 from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
 from hig._step.evaluation import Evaluation, Watch
 from hig._step.fewer_rows import with_fewer_rows
@@ -246,6 +246,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         if getattr(self._rule, "data_changed", False):
             progress.restart(number)
         progress.add(number)
+        if self._sketch is not None and isinstance(report, StepReport):
+            self._sketch.adapt(report)
         report.notes.extend([*recovered, *self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()
@@ -399,7 +401,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     def _objective(self, outcome: Any, captured: Captured, step: StepContext) -> Objective:
         """Return the objective of the result of a closure."""
-        ranks = step.ranks
+        ranks, options = step.ranks, self._options
         with step.agreement(), step.clock.phase("loss gradient"):
             loss, prediction, weights = loss_prediction_and_weights(outcome)
             objective = objective_of(loss, prediction, captured, step, self._measures())
@@ -407,12 +409,14 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 objective = objective.weighted(weights)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
+        split = None
+        if ranks is not None:
+            prediction, parameters = objective.forward.prediction, objective.forward.parameters
+            split = agreed_split(prediction, parameters, ranks, self._settings())
         # What is recorded decides nothing.
         if self._recorded is None and (self._sketch or objective.forward.has_controls):
-            objective = with_fewer_rows(objective, self._lineariser, self._sketch, step)
-        if ranks is None:
-            return objective
-        return whole_batch(objective, ranks, self._options.reduction, self._settings())
+            objective = with_fewer_rows(objective, self._lineariser, self._sketch, step, split)
+        return objective if split is None else whole_batch(objective, split, options.reduction)
 
     def _whole_change(
         self, linearisation: Linearisation, step: StepContext, evaluate: Evaluation
@@ -435,14 +439,17 @@ class JacobianOptimizer(torch.optim.Optimizer):
         lrs = [float(group["lr"]) for group in self.param_groups]
         damping = self.state.get("damping", {}).get("value")
         rule = type(self._rule).__name__, self._rule.state, damping, options.reduction
+        # The seed of the first process serves all.
+        drawn = None if self._sketch is None else {**self._sketch.state, "seed": 0, "ratio": 0}
         engine = engine if isinstance(engine, str) else type(engine).__name__
         flat = [parameter for group in self.param_groups for parameter in group["params"]]
         # Missing after steps without a direction to keep, on all ranks alike.
         stored = [value for p in flat for value in self.state.get(p, {}).values()]
         last = checksum(stored)
         return digest(
-            lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last
-        )
+            lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last,
+            options.sketch, drawn,
+        )  # fmt: skip
 
     def _context(self) -> StepContext:
         """Return the trained parameters and their learning rates, after checking them."""

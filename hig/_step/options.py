@@ -1,6 +1,7 @@
 """Options of all steps, checked."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hig._jacobian.engine import Engine, check_engine
 from hig._spectral.decomposition import check_method
@@ -32,7 +33,7 @@ class StepOptions:
     process_group: ProcessGroup = "auto"
     reduction: str = "mean"
     cuda_graph: bool = False
-    sketch: int | None = None
+    sketch: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
@@ -43,7 +44,9 @@ class StepOptions:
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))
         if self.sketch is not None:
-            object.__setattr__(self, "sketch", check_count(self.sketch, "sketch", "or None"))
+            if self.sketch != "auto":
+                remedy = "'auto', or None for all outputs"
+                object.__setattr__(self, "sketch", check_count(self.sketch, "sketch", remedy))
             if self.cuda_graph:
                 raise ValueError(
                     "sketch draws other directions in every step, which cuda_graph=True cannot "

@@ -4,15 +4,22 @@ With orthonormal :math:`S_i` (k, D) per sample, the first row along the gradient
 the loss in the sample's outputs, the step is that of the rows :math:`S_i J_i` and the gradient
 :math:`S_i g_i = (|g_i|, 0, \dots)`. So :math:`(S J)^T (S g) = J^T g` for every k, and k = D is the
 step of all outputs; k = 1 keeps one row per sample, the gradient of its loss.
+
+"auto" chooses k by the rows of the whole batch, whose cube a decomposition costs: as many as make
+about 256 of them, and all outputs if those have no more than twice as many. Where a cut-off keeps
+less than a quarter of the rows there are half as many from then on, down to 64; where it keeps more
+than three quarters twice as many, up to 512.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hig._step.objective import Objective
+from hig._step.reports import StepReport
 from hig._step.row_map import orthonormal_directions
 from hig._torch.ranks import Ranks
 
@@ -20,6 +27,9 @@ __all__ = ["Sketch"]
 
 # Seeds of steps are apart by this: an odd number, so that no two of 2 ** 63 are equal.
 _STRIDE = 0x9E3779B97F4A7C15
+# Rows of a batch with k = "auto" at first, at least and at most; and steps from one look at the
+# part of them that a cut-off keeps to the next.
+_ROWS, _FEWEST, _MOST, _LOOK = 256, 64, 512, 16
 
 
 @dataclass
@@ -27,47 +37,76 @@ class Sketch:
     """Draws new directions for every step.
 
     Args:
-        count: k, directions of each sample.
-        state: its memory, plain numbers: the seed of the run, and the number of steps.
+        count: k, directions of each sample; "auto" chooses.
+        state: its memory, plain numbers: the seed of the run, and the number of steps; with "auto"
+            the number of rows to choose.
     """
 
-    count: int
+    count: int | Literal["auto"]
     state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Of the run, and not drawn, so that what the user draws afterwards stays the same.
         self.state.setdefault("seed", torch.initial_seed() % 2**62)
         self.state.setdefault("steps", 0)
+        if self.count == "auto":
+            self.state.setdefault("rows", _ROWS)
 
-    def __call__(self, objective: Objective, ranks: Ranks | None = None) -> Objective:
+    def rows_of(self, samples: int, outputs: int) -> int:
+        """Return k for a batch of so many samples, of all processes, and outputs of each."""
+        if self.count != "auto":
+            return min(self.count, outputs)
+        rows = self.state["rows"]
+        if samples * outputs <= 2 * rows:
+            return outputs
+        return min(max(round(rows / samples), 1), outputs)
+
+    def adapt(self, report: StepReport) -> None:
+        """Adapt the number of rows of "auto" to the part that the cut-off of a step kept."""
+        state = self.state
+        if self.count != "auto" or not report.rcond or state["steps"] % _LOOK:
+            return
+        if report.fewer_rows is None or report.fewer_rows.exact:
+            return
+        kept = report.rank / min(report.rows, report.columns)
+        if kept < 0.25 and report.fewer_rows.rows > 1:
+            state["rows"] = max(state["rows"] // 2, _FEWEST)
+        elif kept > 0.75:
+            state["rows"] = min(state["rows"] * 2, _MOST)
+
+    def __call__(
+        self, objective: Objective, counts: Sequence[int], ranks: Ranks | None
+    ) -> Objective:
         """Return the objective with the rows of a sketch; itself if that has no fewer rows.
 
         Args:
             objective: the objective of the samples of this process.
+            counts: samples of each process.
             ranks: the process ranks that step together, which draw what one process would.
         """
         prediction = objective.forward.prediction
         samples, outputs = len(prediction), prediction[0].numel()
-        if self.count >= outputs:
+        count = self.rows_of(sum(counts), outputs)
+        if count >= outputs:
             return objective
         flat = objective.gradient.detach().reshape(samples, outputs)
-        random = self._random(flat, ranks)
+        random = self._random(flat, count, counts, ranks)
         directions = orthonormal_directions(flat, random).to(prediction.dtype)
         with torch.enable_grad():
             rows = (directions @ prediction.reshape(samples, outputs, 1)).squeeze(-1)
         return objective.with_rows(rows, directions)
 
-    def _random(self, like: Tensor, ranks: Ranks | None) -> Tensor:
+    def _random(
+        self, like: Tensor, count: int, counts: Sequence[int], ranks: Ranks | None
+    ) -> Tensor:
         """Draw (B, D, k) normal numbers of the samples of this process, float64."""
-        state = self.state
-        before, total = 0, len(like)
+        state, before = self.state, 0
         if ranks is not None:
             state["seed"] = ranks.whole_numbers(state["seed"])[0]
-            counts = ranks.whole_numbers(len(like))
-            before, total = sum(counts[: ranks.rank]), sum(counts)
+            before = sum(counts[: ranks.rank])
         generator = torch.Generator(like.device)
         generator.manual_seed((state["seed"] + _STRIDE * state["steps"]) % 2**63)
         state["steps"] += 1
-        shape = total, like.shape[1], self.count
+        shape = sum(counts), like.shape[1], count
         drawn = torch.randn(shape, generator=generator, device=like.device, dtype=torch.float64)
         return drawn[before : before + len(like)]

@@ -55,6 +55,8 @@ CASES = {
     "Gauss-Newton": (hig.GaussNewton, {"network": "layer norm", **GRAM}),
     "damped": (hig.LevenbergMarquardt, {"steps": 3, "damping": 1e-2}),
     "sketch": (hig.HIG, {"steps": 3, "sketch": 1, **PROJECTED, **TRUST}),
+    # 210 samples of three outputs: one direction of each.
+    "sketch, auto": (hig.HIG, {"steps": 2, "sketch": "auto", "scale": 30, **TRUST}),
     "controls, trust": (hig.HIG, {"network": "few controls", "steps": 3, **PROJECTED, **TRUST}),
     "damped, sketch": (hig.LevenbergMarquardt, {"steps": 3, "sketch": 2, "damping": 1e-2}),
     "damped, many samples": (hig.LevenbergMarquardt, {**MANY, "rcond": 0.0, "damping": 1e-2}),

@@ -120,6 +120,14 @@ def other_last_direction(rank):
     return case.raised()
 
 
+def other_sketch(rank):
+    return Case(sketch=1 + rank).raised()
+
+
+def sketch_on_one_rank_only(rank):
+    return Case(sketch=(None, "auto")[rank]).raised()
+
+
 def other_parameters_used(rank):
     case = Case()
 
@@ -183,7 +191,7 @@ def group_of_others(rank):
 FAILURES = {f.__name__: f for f in (
     closure_raises, second_evaluation_raises, nan_in_prediction, nan_in_jacobian, other_weights,
     other_network, other_outputs, other_dtype, other_rate, other_last_direction,
-    other_parameters_used,
+    other_sketch, sketch_on_one_rank_only, other_parameters_used,
     layerwise_on_one_rank_only, several_losses, group_of_others,
 )}  # fmt: skip
 
@@ -240,6 +248,8 @@ def test_nan_on_one_rank_is_a_non_finite_error_on_all(two, name, guilty, text):
         ("other_dtype", "shapes and dtypes of the parameters"),
         ("other_rate", "learning rates, filter and other settings .* schedulers on all"),
         ("other_last_direction", "learning rates, filter and other settings"),
+        ("other_sketch", "learning rates, filter and other settings"),
+        ("sketch_on_one_rank_only", "learning rates, filter and other settings"),
         ("other_parameters_used", "the Jacobian's columns .* same network"),
     ],
 )

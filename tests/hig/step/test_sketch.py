@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import hig
-from hig._step.row_map import orthonormal_directions
+from hig._step.reports import StepReport
+from hig._step.row_map import FewerRows, orthonormal_directions
+from hig._step.sketch import Sketch
 from tests.hig.networks import build, least_squares
 from tests.textbook import flat
 
@@ -185,6 +187,78 @@ def test_training_with_a_sketch_lowers_the_loss(make, dtype):
     optimizer = make(network.parameters(), sketch=2, momentum=0.5)
     losses = [float(optimizer.step(closure)) for _ in range(60)]
     assert losses[-1] < 0.01 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "outputs", "count"),
+    [(6, 7, 7), (128, 4, 4), (128, 5, 2), (64, 32, 4), (256, 30, 1), (1000, 9, 1), (3, 4096, 85)],
+)
+def test_auto_makes_about_256_rows_or_takes_all_of_few(samples, outputs, count):
+    assert Sketch("auto").rows_of(samples, outputs) == count
+
+
+def report(kept, samples=64, rows=4, rcond=1e-3):
+    values = torch.ones(samples * rows, dtype=torch.float64)
+    values[round(kept * len(values)) :] = 0.1 * rcond
+    fewer = FewerRows(samples, rows, 32, exact=False)
+    return StepReport(
+        torch.ones(()), "layerwise", "row_gram", len(values), 1000, lambda: values, rcond,
+        fewer_rows=fewer,
+    )  # fmt: skip
+
+
+def test_auto_halves_rows_that_are_cut_and_doubles_those_that_are_kept():
+    sketch = Sketch("auto")
+    for kept, expected in [(0.2, 128), (0.2, 64), (0.2, 64), (0.5, 64), (0.9, 128), (0.9, 256)]:
+        sketch.state["steps"] += 15
+        sketch.adapt(report(kept))
+        sketch.state["steps"] += 1
+        sketch.adapt(report(kept))
+        assert sketch.state["rows"] == expected
+    for _ in range(3):
+        sketch.adapt(report(0.9))
+    assert sketch.state["rows"] == 512
+    sketch.adapt(report(0.2, rows=1))  # one row per sample is the least
+    sketch.adapt(report(0.2, rcond=0.0))  # of a damped step
+    assert sketch.state["rows"] == 512
+    other = Sketch(4)
+    other.adapt(report(0.2))
+    assert "rows" not in other.state
+
+
+def test_auto_steps_on_few_outputs_are_exact_and_on_many_those_of_its_count():
+    network, inputs = build("mlp")
+    steps = []
+    for sketch in ("auto", None):
+        own = copy.deepcopy(network)
+        optimizer = hig.HIG(own.parameters(), rcond=1e-6, sketch=sketch)
+        optimizer.step(least_squares(own, inputs))
+        steps.append(flat(own.parameters()))
+    assert torch.equal(*steps)
+    network, closure, _ = wide(samples=80)
+    steps = []
+    for sketch in ("auto", 3):
+        own = copy.deepcopy(network)
+        _, closure, inputs = wide(samples=80)
+        optimizer = hig.HIG(own.parameters(), rcond=1e-6, sketch=sketch)
+        optimizer.step(least_squares(own, inputs))
+        steps.append(flat(own.parameters()))
+        assert optimizer.report.fewer_rows == (80, 3, 7, False)
+    assert torch.equal(*steps)
+
+
+def test_auto_goes_on_with_the_rows_of_a_state():
+    network, closure, _ = wide(samples=80)
+    optimizer = hig.HIG(network.parameters(), rcond=0.5, sketch="auto")
+    for _ in range(16):
+        optimizer.step(closure)
+    assert optimizer.state["sketch"]["rows"] == 128
+    optimizer.step(closure)
+    assert optimizer.report.fewer_rows.rows == 2
+    resumed = hig.HIG(network.parameters(), rcond=0.5, sketch="auto")
+    resumed.load_state_dict(optimizer.state_dict())
+    resumed.step(closure)
+    assert resumed.report.fewer_rows.rows == 2
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", True])

@@ -33,6 +33,8 @@ class Comparison:
         tuned: Those that are tuned first, on the grid.
         options: Further command line for each method, such as a step rule.
         common: Further command line for all.
+        grids: Values of each option of a method, in place of the grid of the preset; all
+            combinations are tried.
     """
 
     folder: str
@@ -40,6 +42,7 @@ class Comparison:
     tuned: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     common: tuple[str, ...] = ()
+    grids: Mapping[str, Mapping[str, tuple[float | str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ def best_points(
     """
     best = {}
     for of, tried in _by_method(grid).items():
-        scores = [(_final(out / job.place), point.get("lr", 0), i) for i, (job, point) in enumerate(tried)]
+        scores = [
+            (_final(out / job.place), point.get("lr", 0), i) for i, (job, point) in enumerate(tried)
+        ]
         best[of] = [tried[i][1] for *_, i in sorted(scores)[:count]]
     return best
 

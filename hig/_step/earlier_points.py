@@ -1,6 +1,6 @@
 """Parameters of earlier steps, for step rules that judge a step on the samples of later ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from hig._step.linearisation import Linearisation, QuadraticModel
-from hig._step.whole_change import WholeChange
 
 __all__ = ["EarlierPoints", "Point", "values_at", "were_set"]
 
@@ -60,7 +59,8 @@ class EarlierPoints:
             step.
         parameters: the parameters of the step.
         linearisation: the Jacobian at their present values.
-        whole: finds the change of all outputs, if the Jacobian is of a sketch of them.
+        last_change: finds the change of all outputs by the last step, if the Jacobian is of a
+            sketch of them.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class EarlierPoints:
         state: dict[Any, Any],
         parameters: Sequence[Tensor],
         linearisation: Linearisation,
-        whole: WholeChange | None = None,
+        last_change: Callable[[Tensor, Sequence[Tensor]], Tensor | None] | None = None,
     ):
         self._state, self._parameters = state, parameters
-        self._linearisation, self._whole = linearisation, whole
+        self._linearisation, self._last_change = linearisation, last_change
         self._safe: Sequence[Tensor] | None = None
         self._forgotten = False
 
@@ -107,9 +107,9 @@ class EarlierPoints:
         self, step: Sequence[Tensor], start: Sequence[Tensor]
     ) -> QuadraticModel | None:
         change = self._linearisation.output_change(step)
-        if self._whole is None:
+        if self._last_change is None:
             return self._linearisation.model(change)
-        of_outputs = self._whole.of_last_step(change, start)
+        of_outputs = self._last_change(change, start)
         return None if of_outputs is None else self._linearisation.model(change, of_outputs)
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:

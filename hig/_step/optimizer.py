@@ -26,6 +26,7 @@ from hig._step.distributed import agreed_split, digest_of_filter, whole_batch
 from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
 from hig._step.evaluation import Evaluation, Watch
 from hig._step.fewer_rows import with_fewer_rows
+from hig._step.last_change import LastChange
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.micro_batches import Part, each_part, joined, replayed
 from hig._step.momentum import Momentum, PreviousDirection
@@ -48,7 +49,6 @@ from hig._step.sketch import Sketch
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
 from hig._step.trial_step import Attempts, restore_parameters
-from hig._step.whole_change import WholeChange
 from hig._torch.autograd_graph import plain
 from hig._torch.checksums import checksum, digest
 from hig._torch.cuda_graph import check_recordable
@@ -230,13 +230,11 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 with step.clock.phase("update"):
                     evaluate.check(linearisation.loss, linearisation.objectives)
             previous = self._previous_direction(step)
-            whole = self._whole_change(linearisation, step, evaluate)
             earlier = None
             if getattr(self._rule, "looks_back", False):
-                earlier = EarlierPoints(self.state, step.parameters, linearisation, whole)
-            attempts = Attempts(
-                linearisation, previous, step, self._measures(), evaluate, earlier, whole
-            )
+                last_change = self._last_change(linearisation, step, evaluate)
+                earlier = EarlierPoints(self.state, step.parameters, linearisation, last_change)
+            attempts = Attempts(linearisation, previous, step, self._measures(), evaluate, earlier)
             with torch.no_grad(), attempts:
                 report = self._advance(attempts, linearisation)
                 loss = linearisation.loss
@@ -418,14 +416,14 @@ class JacobianOptimizer(torch.optim.Optimizer):
             objective = with_fewer_rows(objective, self._lineariser, self._sketch, step, split)
         return objective if split is None else whole_batch(objective, split, options.reduction)
 
-    def _whole_change(
+    def _last_change(
         self, linearisation: Linearisation, step: StepContext, evaluate: Evaluation
-    ) -> WholeChange | None:
-        """Return what finds the change of all outputs; None if the Jacobian has all rows."""
-        fewer = linearisation.objectives[0].fewer_rows
-        if not self._measures() or fewer is None or fewer.exact:
+    ) -> LastChange | None:
+        """Return what finds the change by the last step; None if the Jacobian has all rows."""
+        objective = linearisation.objectives[0]
+        if objective.fewer_rows is None or objective.fewer_rows.exact:
             return None
-        return WholeChange(linearisation, step.parameters, evaluate, self.state["sketch"])
+        return LastChange(objective, step.parameters, evaluate, self.state["sketch"])
 
     def _previous_direction(self, step: StepContext) -> PreviousDirection | None:
         """Return the previous direction; None without momentum."""
@@ -440,7 +438,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         damping = self.state.get("damping", {}).get("value")
         rule = type(self._rule).__name__, self._rule.state, damping, options.reduction
         # The seed of the first process serves all.
-        drawn = None if self._sketch is None else {**self._sketch.state, "seed": 0, "ratio": 0}
+        drawn = None if self._sketch is None else self._sketch.state | {"seed": 0}
         engine = engine if isinstance(engine, str) else type(engine).__name__
         flat = [parameter for group in self.param_groups for parameter in group["params"]]
         # Missing after steps without a direction to keep, on all ranks alike.

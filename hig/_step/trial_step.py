@@ -15,7 +15,6 @@ from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
-from hig._step.whole_change import WholeChange
 
 __all__ = ["MOST_TRIES", "Attempts", "Trial", "restore_parameters"]
 
@@ -231,7 +230,6 @@ class Attempts:
         measures: whether the quadratic model is needed.
         evaluate: returns the loss at the present parameters.
         earlier: parameters of earlier steps; None for rules that do not look back.
-        whole: finds the change of all outputs, if the Jacobian is of a sketch of them.
     """
 
     def __init__(
@@ -242,9 +240,7 @@ class Attempts:
         measures: bool,
         evaluate: Callable[[], float],
         earlier: EarlierPoints | None = None,
-        whole: WholeChange | None = None,
     ):
-        self._whole = whole
         self._linearisation, self._previous, self._earlier = linearisation, previous, earlier
         self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
@@ -290,9 +286,7 @@ class Attempts:
             directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
         if not self._measures:
             return directions, _NO_MODEL
-        if self._whole is None:
-            return directions, self._linearisation.model(change)
-        return directions, self._whole.model(directions, change)
+        return directions, self._linearisation.model(change)
 
     def accept(self, step_size: float | None) -> None:
         """Keep the present parameters.

@@ -50,6 +50,7 @@ class Trial:
         earlier: parameters of earlier steps; None for rules that do not look back.
         tries: step sizes that a rule should try before it gives up.
         damped: whether the direction has a damping that can fall.
+        sketched: whether the curvature is that of a part of the outputs.
 
     Attributes:
         notes: what the rule noticed, for the report.
@@ -73,12 +74,13 @@ class Trial:
         earlier: EarlierPoints | None = None,
         tries: int = MOST_TRIES,
         damped: bool = False,
+        sketched: bool = False,
     ):
         self._resolution, self._rounding = resolution, rounding
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self.largest, self.attempt, self._earlier = largest, attempt, earlier
         self.damped_step = damped_step
-        self.tries, self.damped = tries, damped
+        self.tries, self.damped, self.sketched = tries, damped, sketched
         self.notes: list[str] = []
         self.returned = False
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
@@ -244,6 +246,8 @@ class Attempts:
         self._linearisation, self._previous, self._earlier = linearisation, previous, earlier
         self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
+        fewer = linearisation.objectives[0].fewer_rows
+        self._sketched = fewer is not None and not fewer.exact
         self._trial: Trial | None = None
         self._count = 0
 
@@ -269,7 +273,7 @@ class Attempts:
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
             resolution, self._linearisation.rounding, largest, damped_step, self._count,
-            self._earlier, tries, damped,
+            self._earlier, tries, damped, self._sketched,
         )  # fmt: skip
         self._count += 1
         return self._trial

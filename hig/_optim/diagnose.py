@@ -16,6 +16,7 @@ from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
 from hig._step.row_map import FewerRows
+from hig._step.sketch import Directions
 from hig._step.trial_step import Attempts
 from hig._torch.buffers import Buffers
 from hig._torch.random_state import RandomState
@@ -123,7 +124,7 @@ def diagnose(
     rcond: float | Literal["auto"] = "auto",
     engine: str | Engine = "auto",
     chunk: int | None = None,
-    sketch: int | Literal["auto"] | None = None,
+    sketch: int | Literal["auto"] | Directions | None = None,
 ) -> Diagnosis:
     """Diagnose one batch: which ``rcond``, step size and direction would suit it?
 
@@ -182,7 +183,7 @@ class _BatchDiagnosis(JacobianOptimizer):
         filters: Sequence[HalfInverse],
         engine: str | Engine,
         chunk: int | None,
-        sketch: int | Literal["auto"] | None,
+        sketch: int | Literal["auto"] | Directions | None,
     ):
         # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)

@@ -12,6 +12,7 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.sketch import Directions
 from hig._step.step_rules import StepRule
 from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
@@ -64,7 +65,10 @@ class HIG(JacobianOptimizer):
         sketch: k, for many outputs per sample: rows along k orthonormal directions of the outputs
             of each sample in place of all D, the first along the gradient of its loss, the others
             drawn in each step. k backward passes instead of D, and B·k rows; step rules see the
-            loss and its curvature by all outputs, for one more evaluation. None for all outputs.
+            loss by all outputs, and its curvature by the rows. "auto" makes about 256 rows, fewer
+            where most of them are cut, and is exact for batches of few outputs. None for all. Or a
+            function that returns directions (batch, k - 1, D) besides the gradient (batch, D),
+            which it is given.
         process_group: the processes that step together, each on its own samples: a group of
             ``torch.distributed``, "auto" for the default group if there is one, or None for this
             process alone. All end with the same parameters, those of the step on the samples of
@@ -110,7 +114,7 @@ class HIG(JacobianOptimizer):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
-        sketch: int | Literal["auto"] | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -152,7 +156,7 @@ class GaussNewton(HIG):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
-        sketch: int | Literal["auto"] | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,

@@ -12,6 +12,7 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.sketch import Directions
 from hig._step.step_rules import StepRule
 from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
@@ -73,7 +74,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         momentum: float = 0.0,
         momentum_kind: str = "plain",
         chunk: int | None = None,
-        sketch: int | Literal["auto"] | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,

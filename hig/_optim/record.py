@@ -19,7 +19,7 @@ from hig._step.objective import StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import check_real
 from hig._step.reports import StepReport
-from hig._step.sketch import Sketch
+from hig._step.sketch import Directions, Sketch
 from hig._torch.autograd_graph import plain
 from hig._torch.batched_vjp import PassSizes
 from hig._torch.checksums import digest
@@ -95,7 +95,7 @@ class record:
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
-        sketch: int | Literal["auto"] | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         weights: Tensor | None = None,
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.

@@ -1,18 +1,18 @@
 """Change of all outputs of a closure by the last step, where the rows are those of a sketch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hig._step.evaluation import Evaluation
 from hig._step.objective import Objective
+from hig._step.sketch import Sketch
 from hig._step.trial_step import restore_parameters
 
 __all__ = ["LastChange"]
 
-# With one direction the last step is looked at in the first steps, and in every third after them.
+# By an evaluation the last step is looked at in the first steps, and in every third after them.
 _EARLY, _STEPS_BETWEEN = 16, 3
 
 
@@ -23,7 +23,7 @@ class LastChange:
         objective: that of this step, with the rows of a sketch.
         parameters: the parameters, at the start of the step.
         evaluate: evaluates the closure of the step.
-        state: that of the sketch.
+        sketch: whose directions these are.
     """
 
     def __init__(
@@ -31,29 +31,29 @@ class LastChange:
         objective: Objective,
         parameters: Sequence[Tensor],
         evaluate: Evaluation,
-        state: dict[str, Any],
+        sketch: Sketch,
     ):
         self._objective, self._parameters = objective, parameters
-        self._evaluate, self._state = evaluate, state
+        self._evaluate, self._sketch = evaluate, sketch
 
     @torch.no_grad()
     def __call__(self, output_change: Tensor, start: Sequence[Tensor]) -> Tensor | None:
         """Return the change of the outputs of this process, (B * D,) float64.
 
-        The directions were drawn after that step, and two or more stand for all outputs; one does
-        not, and the closure is evaluated at the start of the step.
+        The directions were drawn after that step, and two or more random ones stand for all
+        outputs; others do not, and the closure is evaluated at the start of the step.
 
         Args:
             output_change: of the rows, (n,).
             start: the parameters before the last step.
 
         Returns:
-            None in those steps in which one direction alone is not worth an evaluation.
+            None in those steps in which that is not worth an evaluation.
         """
         fewer = self._objective.fewer_rows
-        if fewer is not None and fewer.rows > 1:
+        if fewer is not None and fewer.rows > 1 and self._sketch.uniform:
             return self._objective.local_change(output_change, spread=True)
-        steps = self._state["steps"]
+        steps = self._sketch.state["steps"]
         if steps > _EARLY and steps % _STEPS_BETWEEN:
             return None
         present = [parameter.detach().clone() for parameter in self._parameters]

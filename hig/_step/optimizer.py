@@ -421,9 +421,10 @@ class JacobianOptimizer(torch.optim.Optimizer):
     ) -> LastChange | None:
         """Return what finds the change by the last step; None if the Jacobian has all rows."""
         objective = linearisation.objectives[0]
-        if objective.fewer_rows is None or objective.fewer_rows.exact:
+        fewer = objective.fewer_rows
+        if self._sketch is None or fewer is None or fewer.exact:
             return None
-        return LastChange(objective, step.parameters, evaluate, self.state["sketch"])
+        return LastChange(objective, step.parameters, evaluate, self._sketch)
 
     def _previous_direction(self, step: StepContext) -> PreviousDirection | None:
         """Return the previous direction; None without momentum."""
@@ -446,7 +447,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         last = checksum(stored)
         return digest(
             lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last,
-            options.sketch, drawn,
+            "a function" if callable(options.sketch) else options.sketch, drawn,
         )  # fmt: skip
 
     def _context(self) -> StepContext:

@@ -7,6 +7,7 @@ from hig._jacobian.engine import Engine, check_engine
 from hig._spectral.decomposition import check_method
 from hig._spectral.lanczos import Lanczos
 from hig._step.momentum import Momentum
+from hig._step.sketch import Directions
 from hig._step.step_rules import StepRule, make_step_rule
 from hig._torch.ranks import ProcessGroup, check_process_group
 from hig.arguments import REDUCTIONS, check_choice, check_count
@@ -33,7 +34,7 @@ class StepOptions:
     process_group: ProcessGroup = "auto"
     reduction: str = "mean"
     cuda_graph: bool = False
-    sketch: int | Literal["auto"] | None = None
+    sketch: int | Literal["auto"] | Directions | None = None
 
     def __post_init__(self) -> None:
         check_engine(self.engine)
@@ -44,8 +45,8 @@ class StepOptions:
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))
         if self.sketch is not None:
-            if self.sketch != "auto":
-                remedy = "'auto', or None for all outputs"
+            if self.sketch != "auto" and not callable(self.sketch):
+                remedy = "'auto', a function, or None for all outputs"
                 object.__setattr__(self, "sketch", check_count(self.sketch, "sketch", remedy))
             if self.cuda_graph:
                 raise ValueError(

@@ -11,7 +11,7 @@ less than a quarter of the rows there are half as many from then on, down to 64;
 than three quarters twice as many, up to 512.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +22,12 @@ from hig._step.objective import Objective
 from hig._step.reports import StepReport
 from hig._step.row_map import orthonormal_directions
 from hig._torch.ranks import Ranks
+from hig.errors import described
 
-__all__ = ["Sketch"]
+__all__ = ["Directions", "Sketch"]
+
+# Of the gradient (B, D), float64: directions (B, k - 1, D) besides it.
+Directions = Callable[[Tensor], Tensor]
 
 # Seeds of steps are apart by this: an odd number, so that no two of 2 ** 63 are equal.
 _STRIDE = 0x9E3779B97F4A7C15
@@ -37,12 +41,12 @@ class Sketch:
     """Draws new directions for every step.
 
     Args:
-        count: k, directions of each sample; "auto" chooses.
+        count: k, directions of each sample; "auto" chooses; a function draws them.
         state: its memory, plain numbers: the seed of the run, and the number of steps; with "auto"
             the number of rows to choose.
     """
 
-    count: int | Literal["auto"]
+    count: int | Literal["auto"] | Directions
     state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,8 +56,18 @@ class Sketch:
         if self.count == "auto":
             self.state.setdefault("rows", _ROWS)
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all directions but the first have any direction across it with equal odds."""
+        return not callable(self.count)
+
     def rows_of(self, samples: int, outputs: int) -> int:
-        """Return k for a batch of so many samples, of all processes, and outputs of each."""
+        """Return k for a batch of so many samples, of all processes, and outputs of each.
+
+        With a function, the least it can be.
+        """
+        if callable(self.count):
+            return 1
         if self.count != "auto":
             return min(self.count, outputs)
         rows = self.state["rows"]
@@ -91,6 +105,9 @@ class Sketch:
             return objective
         flat = objective.gradient.detach().reshape(samples, outputs)
         random = self._random(flat, count, counts, ranks)
+        if callable(self.count):
+            drawn = _checked(self.count(flat.double()), flat)
+            random = torch.cat([random, drawn.mT], 2)
         directions = orthonormal_directions(flat, random).to(prediction.dtype)
         with torch.enable_grad():
             rows = (directions @ prediction.reshape(samples, outputs, 1)).squeeze(-1)
@@ -110,3 +127,21 @@ class Sketch:
         shape = sum(counts), like.shape[1], count
         drawn = torch.randn(shape, generator=generator, device=like.device, dtype=torch.float64)
         return drawn[before : before + len(like)]
+
+
+def _checked(directions: Tensor, gradient: Tensor) -> Tensor:
+    """Return the directions of a user's function, (B, m, D) float64, after checking them.
+
+    Raises:
+        ValueError: they have another shape, or are not finite.
+    """
+    samples, outputs = gradient.shape
+    wanted = f"(batch, number, outputs) with ({samples}, at most {outputs - 1}, {outputs})"
+    if not isinstance(directions, Tensor):
+        raise TypeError(f"sketch must return a tensor {wanted}, got {described(directions)}")
+    shape = tuple(directions.shape)
+    if len(shape) != 3 or shape[::2] != (samples, outputs) or shape[1] >= outputs:
+        raise ValueError(f"sketch must return {wanted}, got shape {shape}")
+    if not bool(torch.isfinite(directions).all()):
+        raise ValueError("sketch must return finite numbers, got NaN or Inf")
+    return directions.detach().to(gradient.device, torch.float64)

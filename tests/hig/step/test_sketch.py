@@ -263,6 +263,48 @@ def test_auto_goes_on_with_the_rows_of_a_state():
     assert resumed.report.fewer_rows.rows == 2
 
 
+def test_a_function_gives_the_directions_besides_the_gradient():
+    network, closure, _ = wide()
+    optimizer = hig.HIG(network.parameters(), rcond=1e-6, sketch=3, lr=0.1, step_rule="fixed")
+    directions = drawn(optimizer)
+    seen = []
+
+    def draw(gradient):
+        seen.append(gradient)
+        return 3 * directions(gradient, 3)[:, 1:] + gradient.unsqueeze(1)
+
+    steps = []
+    for sketch in (3, draw):
+        own, closure, _ = wide()
+        optimizer = hig.HIG(own.parameters(), rcond=1e-6, sketch=sketch, lr=0.1, step_rule="fixed")
+        before = flat(own.parameters())
+        optimizer.step(closure)
+        assert optimizer.report.fewer_rows == (6, 3, 7, False)
+        steps.append(flat(own.parameters()) - before)
+    torch.testing.assert_close(*steps, rtol=1e-9, atol=1e-12)
+    assert seen[0].shape == (6, 7) and seen[0].dtype == torch.float64
+    for _ in range(5):  # measured steps too
+        hig.HIG(own.parameters(), rcond=1e-6, sketch=draw, momentum=0.5).step(closure)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.ones(6, 7), r"must return .*\(6, at most 6, 7\), got shape \(6, 7\)"),
+        (torch.ones(6, 7, 7), r"got shape \(6, 7, 7\)"),
+        (torch.full((6, 1, 7), float("nan")), "finite numbers, got NaN"),
+        (3, "must return a tensor"),
+    ],
+)
+def test_functions_that_return_no_directions(wrong, message):
+    network, closure, _ = wide()
+    before = flat(network.parameters()).clone()
+    optimizer = hig.HIG(network.parameters(), sketch=lambda gradient: wrong)
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizer.step(closure)
+    assert torch.equal(flat(network.parameters()), before)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", True])
 def test_counts_that_are_none(wrong):
     with pytest.raises((TypeError, ValueError), match="sketch must be"):

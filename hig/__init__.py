@@ -13,6 +13,7 @@ from hig._optim.half_inverse import half_inverse
 from hig._optim.hig import HIG, GaussNewton
 from hig._optim.levenberg_marquardt import LevenbergMarquardt
 from hig._optim.multi_hig import MultiHIG
+from hig._optim.recommend import Cost, Recommendation, recommend
 from hig._optim.record import record
 from hig._simulation.black_box import black_box
 from hig._simulation.linear_step import LinearStep
@@ -36,6 +37,7 @@ __version__ = "0.2.0"
 __all__ = [
     "HIG",
     "CorruptResultError",
+    "Cost",
     "Damped",
     "DecompositionError",
     "Diagnosis",
@@ -52,6 +54,7 @@ __all__ = [
     "MultiStepReport",
     "NonFiniteError",
     "RankError",
+    "Recommendation",
     "SampleDependenceError",
     "StepReport",
     "UnsafeResultError",
@@ -61,6 +64,7 @@ __all__ = [
     "files",
     "half_inverse",
     "load_results",
+    "recommend",
     "record",
     "rollout",
     "save_results",

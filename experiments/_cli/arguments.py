@@ -235,12 +235,12 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
         "momentum": {
             "type": momentum_argument,
             "metavar": "μ",
-            "help": "momentum coefficient",
+            "help": "momentum coefficient (default: 0, with --sketch 0.97)",
         },
         "momentum_kind": {
             "choices": MOMENTUM_KINDS,
             "help": "keep all of the last direction, or only the part that the present Jacobian "
-            "does not see",
+            "does not see (default: plain, with --sketch projected)",
         },
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }

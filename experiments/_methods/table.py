@@ -156,7 +156,7 @@ def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method
 
 _ROUTE = {"engine": "auto", "method": "auto", "lanczos_steps": 300, "step_rule": "fixed"}
 _CONSTANT = {"schedule": "constant"}
-_ONE_LOSS = {**_ROUTE, "sketch": None, "momentum": 0.0, "momentum_kind": "plain", **_CONSTANT}
+_ONE_LOSS = {**_ROUTE, "sketch": None, "momentum": None, "momentum_kind": None, **_CONSTANT}
 _FIRST_ORDER = _CONSTANT
 
 METHODS = MappingProxyType(

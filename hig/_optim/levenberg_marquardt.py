@@ -71,8 +71,8 @@ class LevenbergMarquardt(JacobianOptimizer):
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
         step_rule: str | StepRule | None = None,
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
+        momentum: float | None = None,
+        momentum_kind: str | None = None,
         chunk: int | None = None,
         sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
@@ -111,7 +111,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         state = self.state["damping"]
         if state["value"] is not None:
             state["value"] = self.filter.damping  # which may have been replaced
-        steps = DampedSteps(state, self._rule, bool(self._momentum.factor))
+        steps = DampedSteps(state, self._rule, attempts.with_momentum)
         report = steps.take(attempts, linearisation, self.filter)
         self.filter = Damped(state["value"], self.filter.rcond)
         return report

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hig._step.linearisation import Linearisation, QuadraticModel
+from hig._step.linearisation import Linearisation
 
 __all__ = ["EarlierPoints", "Point", "values_at", "were_set"]
 
@@ -68,7 +68,7 @@ class EarlierPoints:
         state: dict[Any, Any],
         parameters: Sequence[Tensor],
         linearisation: Linearisation,
-        last_change: Callable[[Tensor, Sequence[Tensor]], Tensor | None] | None = None,
+        last_change: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
     ):
         self._state, self._parameters = state, parameters
         self._linearisation, self._last_change = linearisation, last_change
@@ -96,21 +96,18 @@ class EarlierPoints:
         start = self.values(Point.LAST)
         if start is None:
             return None
+        if self._last_change is not None:
+            change = self._last_change(start)
+            if change is None:
+                return None
+            slope, curvature = self._linearisation.along(change)
+            return slope, abs(curvature)
         step = [
             parameter.detach().double() - value.double()
             for parameter, value in zip(self._parameters, start, strict=True)
         ]
-        model = self._model_of_last_step(step, start)
-        return None if model is None else (model.slope, abs(model.curvature))
-
-    def _model_of_last_step(
-        self, step: Sequence[Tensor], start: Sequence[Tensor]
-    ) -> QuadraticModel | None:
-        change = self._linearisation.output_change(step)
-        if self._last_change is None:
-            return self._linearisation.model(change)
-        of_outputs = self._last_change(change, start)
-        return None if of_outputs is None else self._linearisation.model(change, of_outputs)
+        model = self._linearisation.model(self._linearisation.output_change(step))
+        return model.slope, abs(model.curvature)
 
     def keep_safe(self, values: Sequence[Tensor]) -> None:
         """Make values the safe point; they must not be changed later."""

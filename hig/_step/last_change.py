@@ -12,7 +12,7 @@ from hig._step.trial_step import restore_parameters
 
 __all__ = ["LastChange"]
 
-# By an evaluation the last step is looked at in the first steps, and in every third after them.
+# The last step is looked at in the first steps, and in every third after them.
 _EARLY, _STEPS_BETWEEN = 16, 3
 
 
@@ -37,22 +37,15 @@ class LastChange:
         self._evaluate, self._sketch = evaluate, sketch
 
     @torch.no_grad()
-    def __call__(self, output_change: Tensor, start: Sequence[Tensor]) -> Tensor | None:
-        """Return the change of the outputs of this process, (B * D,) float64.
-
-        The directions were drawn after that step, and two or more random ones stand for all
-        outputs; others do not, and the closure is evaluated at the start of the step.
+    def __call__(self, start: Sequence[Tensor]) -> Tensor | None:
+        """Return the change of the outputs of this process, (B * D,) float64, by an evaluation.
 
         Args:
-            output_change: of the rows, (n,).
             start: the parameters before the last step.
 
         Returns:
             None in those steps in which that is not worth an evaluation.
         """
-        fewer = self._objective.fewer_rows
-        if fewer is not None and fewer.rows > 1 and self._sketch.uniform:
-            return self._objective.local_change(output_change, spread=True)
         steps = self._sketch.state["steps"]
         if steps > _EARLY and steps % _STEPS_BETWEEN:
             return None

@@ -25,6 +25,9 @@ from hig._torch.host import PhaseClock
 
 __all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
 
+# Cut-off of sketches with rcond="auto": their small singular values are those of chance.
+_LEAST_CUT_OF_SKETCHES = 1e-3
+
 
 class QuadraticModel(NamedTuple):
     """Quadratic model of the loss along a change v of the outputs.
@@ -91,7 +94,8 @@ class Linearisation:
         tensors = (forward.prediction, *forward.parameters)  # of mixed ones the coarsest counts
         dtype = max((t.dtype for t in tensors), key=lambda dtype: torch.finfo(dtype).eps)
         some = isinstance(self.decomposition, Krylov)
-        return filter.resolved(None if some else self.decomposition.singular_values, dtype)
+        least = _LEAST_CUT_OF_SKETCHES if self.objective.sketched else 0.0
+        return filter.resolved(None if some else self.decomposition.singular_values, dtype, least)
 
     def largest(self, filter: SpectralFilter, exact: bool = False) -> float:
         """Return the square of the largest singular value.
@@ -114,17 +118,10 @@ class Linearisation:
         flat = [directions[index].flatten() for index in self.engine.order]
         return self.engine.jacobian.jvp(torch.cat(flat))
 
-    def model(self, output_change: Tensor, local_change: Tensor | None = None) -> QuadraticModel:
-        """Return the model along a change of the outputs.
-
-        Args:
-            output_change: that of all rows, (n,) float64.
-            local_change: that of all outputs of the closure in this process, float64; None for
-                the one that the rows show.
-        """
+    def model(self, output_change: Tensor) -> QuadraticModel:
+        """Return the model along a change of the outputs, that of all rows, (n,) float64."""
         objective, split = self.objective, self.objective.split
-        if local_change is None:
-            local_change = objective.local_change(output_change)
+        local_change = objective.local_change(output_change)
         curvature = objective.curvature(local_change)
         weighted = (
             local_change if objective.row_map is None else objective.row_map.weigh(local_change)
@@ -139,6 +136,20 @@ class Linearisation:
             numbers = split.ranks.first(torch.cat([whole, split.ranks.total(of_change)]))
         loss_, slope_, largest_, curvature_, length = numbers.tolist()
         return QuadraticModel(loss_, slope_, curvature_, largest_, length)
+
+    def along(self, change: Tensor) -> tuple[float, float]:
+        """Return slope and curvature of the loss along a change of the closure's outputs.
+
+        Args:
+            change: of the outputs in this process, float64, flat.
+        """
+        objective, split = self.objective, self.objective.split
+        slope = objective.closure_gradient.detach().double().flatten() @ change
+        numbers = torch.stack([slope, objective.curvature(change)])
+        if split is not None:
+            numbers = split.ranks.first(split.ranks.total(numbers))
+        first, second = numbers.tolist()
+        return first, second
 
     def rounding(self) -> float:
         """Return the change of the loss by a rounding of outputs and parameters."""

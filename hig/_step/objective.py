@@ -80,6 +80,11 @@ class Objective:
         samples = samples if self.split is None else sum(self.split.samples)
         return FewerRows(samples, directions, outputs, self.row_map.exact)
 
+    @property
+    def sketched(self) -> bool:
+        """Whether the rows see a part of the outputs."""
+        return self.fewer_rows is not None and not self.fewer_rows.exact
+
     def weighted(self, weights: Tensor) -> "Objective":
         """Return the objective whose rows are the outputs times the roots of weights.
 
@@ -132,7 +137,7 @@ class Objective:
         pieces = zip(self.parts, change.split(sizes), strict=True)
         return torch.stack([part.weight * part.curvature(piece) for part, piece in pieces]).sum()
 
-    def local_change(self, output_change: Tensor, spread: bool = False) -> Tensor:
+    def local_change(self, output_change: Tensor) -> Tensor:
         """Return the change of the closure's outputs in this process, for one of all rows (n,).
 
         With other rows the part of the change that they see, or an estimate of the whole: see
@@ -140,7 +145,7 @@ class Objective:
         """
         if self.split is not None:
             output_change = output_change[self.split.local_rows]
-        return output_change if self.row_map is None else self.row_map.lift(output_change, spread)
+        return output_change if self.row_map is None else self.row_map.lift(output_change)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from hig._step.fewer_rows import with_fewer_rows
 from hig._step.last_change import LastChange
 from hig._step.linearisation import Linearisation, Lineariser
 from hig._step.micro_batches import Part, each_part, joined, replayed
-from hig._step.momentum import Momentum, PreviousDirection
+from hig._step.momentum import PreviousDirection
 from hig._step.objective import Objective, StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import (
@@ -95,7 +95,6 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._options = options
         self._rule = make_step_rule(step_rule)
         self._first_rule_state = dict(self._rule.state)
-        self._momentum = Momentum(options.momentum, options.momentum_kind)
         self._lineariser = Lineariser(options.engine, options.method, options.chunk)
         self._watch = Watch()
         self._spectra: list[GramSpectrum] = []
@@ -106,7 +105,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         if self._sketch is not None:
             self.state["sketch"] = self._sketch.state
         self.state[IDENTITY] = identity_of(
-            self, step_rule=name_of_rule(step_rule), momentum_kind=options.momentum_kind
+            self,
+            step_rule=name_of_rule(step_rule),
+            momentum_kind=options.momentum_of(sketched=options.sketch is not None).kind,
         )
 
     def _new_record(self) -> RecordedLinearisation | None:
@@ -126,7 +127,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, for copies and pickles; torch's own has its public part alone."""
         private = (
-            "filter", "report", "_options", "_rule", "_first_rule_state", "_momentum",
+            "filter", "report", "_options", "_rule", "_first_rule_state",
             "_lineariser", "_watch", "_sketch",
         )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
@@ -229,7 +230,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             if self._measures():
                 with step.clock.phase("update"):
                     evaluate.check(linearisation.loss, linearisation.objectives)
-            previous = self._previous_direction(step)
+            previous = self._previous_direction(step, linearisation)
             earlier = None
             if getattr(self._rule, "looks_back", False):
                 last_change = self._last_change(linearisation, step, evaluate)
@@ -421,16 +422,21 @@ class JacobianOptimizer(torch.optim.Optimizer):
     ) -> LastChange | None:
         """Return what finds the change by the last step; None if the Jacobian has all rows."""
         objective = linearisation.objectives[0]
-        fewer = objective.fewer_rows
-        if self._sketch is None or fewer is None or fewer.exact:
+        if self._sketch is None or not objective.sketched:
             return None
         return LastChange(objective, step.parameters, evaluate, self._sketch)
 
-    def _previous_direction(self, step: StepContext) -> PreviousDirection | None:
+    def _previous_direction(
+        self, step: StepContext, linearisation: Linearisation
+    ) -> PreviousDirection | None:
         """Return the previous direction; None without momentum."""
-        if not self._momentum.factor:
+        sketched = linearisation.objectives[0].sketched
+        momentum = self._options.momentum_of(sketched)
+        if sketched and self._sketch is not None:
+            momentum = momentum.after(self._sketch.state["steps"])
+        if not momentum.factor:
             return None
-        return PreviousDirection(self._momentum, self.state, step.parameters)
+        return PreviousDirection(momentum, self.state, step.parameters)
 
     def _settings(self) -> int:
         """Return a digest of all settings of a step, to be equal on all process ranks."""
@@ -446,7 +452,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         stored = [value for p in flat for value in self.state.get(p, {}).values()]
         last = checksum(stored)
         return digest(
-            lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last,
+            lrs, digest_of_filter(self.filter), engine, options.method, rule, last,
+            options.momentum, options.momentum_kind,
             "a function" if callable(options.sketch) else options.sketch, drawn,
         )  # fmt: skip
 

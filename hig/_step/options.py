@@ -15,6 +15,9 @@ from hig.errors import described
 
 __all__ = ["StepOptions"]
 
+# Momentum of sketches: what their rows do not see is kept for some thirty steps.
+_OF_SKETCHES = 0.97
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
@@ -28,8 +31,8 @@ class StepOptions:
     engine: str | Engine = "auto"
     method: str | Lanczos = "auto"
     step_rule: str | StepRule | None = None
-    momentum: float = 0.0
-    momentum_kind: str = "plain"
+    momentum: float | None = None
+    momentum_kind: str | None = None
     chunk: int | None = None
     process_group: ProcessGroup = "auto"
     reduction: str = "mean"
@@ -41,7 +44,7 @@ class StepOptions:
         check_method(self.method)
         if self.step_rule is not None:
             make_step_rule(self.step_rule)
-        Momentum(self.momentum, self.momentum_kind)
+        self.momentum_of(sketched=self.sketch is not None)
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))
         if self.sketch is not None:
@@ -60,3 +63,12 @@ class StepOptions:
                 f"cuda_graph must be True or False, got {described(self.cuda_graph)}; True records "
                 "steps on a GPU"
             )
+
+    def momentum_of(self, sketched: bool) -> Momentum:
+        """Return the momentum of a step, of a sketch or exact."""
+        factor, kind = self.momentum, self.momentum_kind
+        if factor is None:
+            factor = _OF_SKETCHES if sketched else 0.0
+        if kind is None:
+            kind = "plain" if self.sketch is None else "projected"
+        return Momentum(factor, kind)

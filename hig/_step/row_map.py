@@ -56,22 +56,10 @@ class RowMap:
         """Return a change of all outputs (B * D,) float64 times the roots of their weights."""
         return change if self.roots is None else self.roots.double().flatten() * change
 
-    def lift(self, change: Tensor, spread: bool = False) -> Tensor:
-        r"""Return the change of all outputs (B * D,) that these rows see, (B * k,), both float64.
-
-        Args:
-            change: a change of the rows.
-            spread: whether the part across the gradient stands for all of it, scaled by
-                :math:`\sqrt{(D - 1) / (k - 1)}`: for a change that does not depend on S the
-                square of its length is then that of the whole change in the mean over S.
-        """
+    def lift(self, change: Tensor) -> Tensor:
+        """Return the change of all outputs (B * D,) that these rows see, (B * k,), both float64."""
         if self.directions is not None:
-            samples, count, outputs = self.directions.shape
-            change = change.view(samples, count, 1)
-            if spread and count > 1:
-                scale = torch.full_like(change[:1], ((outputs - 1) / (count - 1)) ** 0.5)
-                scale[:, 0] = 1
-                change = change * scale
+            change = change.view(*self.directions.shape[:2], 1)
             change = self.directions.double().mT @ change
         if self.roots is not None:
             change = _over(change.reshape(self.roots.shape), self.roots)

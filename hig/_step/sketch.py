@@ -56,11 +56,6 @@ class Sketch:
         if self.count == "auto":
             self.state.setdefault("rows", _ROWS)
 
-    @property
-    def uniform(self) -> bool:
-        """Whether all directions but the first have any direction across it with equal odds."""
-        return not callable(self.count)
-
     def rows_of(self, samples: int, outputs: int) -> int:
         """Return k for a batch of so many samples, of all processes, and outputs of each.
 

@@ -246,8 +246,6 @@ class Attempts:
         self._linearisation, self._previous, self._earlier = linearisation, previous, earlier
         self._parameters, self._lrs, self._measures = step.parameters, step.lrs, measures
         self._evaluate = evaluate
-        fewer = linearisation.objectives[0].fewer_rows
-        self._sketched = fewer is not None and not fewer.exact
         self._trial: Trial | None = None
         self._count = 0
 
@@ -273,10 +271,16 @@ class Attempts:
         self._trial = Trial(
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
             resolution, self._linearisation.rounding, largest, damped_step, self._count,
-            self._earlier, tries, damped, self._sketched,
+            self._earlier, tries, damped,
+            self._linearisation.objectives[0].sketched,
         )  # fmt: skip
         self._count += 1
         return self._trial
+
+    @property
+    def with_momentum(self) -> bool:
+        """Whether directions contain momentum."""
+        return self._previous is not None
 
     def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], QuadraticModel]:
         """Return one direction per parameter, and the quadratic model along it."""

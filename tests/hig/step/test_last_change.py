@@ -14,17 +14,18 @@ def judged(monkeypatch):
     found = []
     call = LastChange.__call__
 
-    def watched(self, output_change, start):
-        found.append(call(self, output_change, start))
+    def watched(self, start):
+        found.append(call(self, start))
         return found[-1]
 
     monkeypatch.setattr(LastChange, "__call__", watched)
     return found
 
 
-def test_one_direction_has_the_change_itself_in_the_first_steps_and_every_third(judged):
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_change_of_the_first_steps_and_of_every_third(judged, count):
     network, inputs = build("mlp")
-    optimizer = hig.HIG(network.parameters(), rcond=1e-4, sketch=1, lr=0.5, step_rule="trust")
+    optimizer = hig.HIG(network.parameters(), rcond=1e-4, sketch=count, lr=0.5, step_rule="trust")
     closure, before, changes = least_squares(network, inputs), None, [None]
     for _ in range(25):
         present = network(inputs).detach().flatten()
@@ -38,24 +39,6 @@ def test_one_direction_has_the_change_itself_in_the_first_steps_and_every_third(
     for found, expected in zip(judged, changes[2:], strict=True):
         if found is not None:
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-
-
-def test_several_directions_stand_for_all(judged):
-    """The mean square over the directions is that of the change, for one that is not small."""
-    inputs = build("mlp")[1]
-    squares, expected = [], []
-    for seed in range(200):
-        torch.manual_seed(seed)
-        own, _ = build("mlp")
-        optimizer = hig.HIG(own.parameters(), rcond=1e-4, sketch=2, lr=1e-3, step_rule="trust")
-        optimizer.state["sketch"]["seed"] = seed
-        closure = least_squares(own, inputs)
-        before = own(inputs).detach()
-        optimizer.step(closure)
-        expected.append(float((own(inputs).detach() - before).square().sum()))
-        optimizer.step(closure)
-        squares.append(float(judged[-1].square().sum()))
-    assert sum(squares) == pytest.approx(sum(expected), rel=0.2)
 
 
 def test_parameters_are_those_of_the_step_after_a_failed_evaluation(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hig
+from hig._step.momentum import Momentum
 from hig._step.reports import StepReport
 from hig._step.row_map import FewerRows, orthonormal_directions
 from hig._step.sketch import Sketch
@@ -261,6 +262,26 @@ def test_auto_goes_on_with_the_rows_of_a_state():
     resumed.load_state_dict(optimizer.state_dict())
     resumed.step(closure)
     assert resumed.report.fewer_rows.rows == 2
+
+
+def test_defaults_of_a_sketch():
+    steps = []
+    given = {"rcond": 1e-3, "momentum": 0.97, "momentum_kind": "projected"}
+    for options in ({}, given, {"momentum": 0.0}):
+        network, closure, _ = wide()
+        optimizer = hig.HIG(network.parameters(), sketch=2, **options)
+        for _ in range(4):
+            optimizer.step(closure)
+        steps.append(flat(network.parameters()))
+        assert optimizer.report.rcond == 1e-3
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(steps[0], steps[2], rtol=1e-3)
+
+
+def test_the_memory_of_sketches_grows_with_their_number():
+    momentum = Momentum(0.9, "projected")
+    assert [momentum.after(steps).factor for steps in (1, 11, 91, 1000)] == [0, 0.5, 0.9, 0.9]
+    assert momentum.after(3).kind == "projected"
 
 
 def test_a_function_gives_the_directions_besides_the_gradient():

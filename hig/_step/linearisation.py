@@ -203,6 +203,7 @@ class Linearisation:
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
             fewer_rows=self.objective.fewer_rows,
+            samples=self.objective.samples,
         )
 
 

@@ -81,6 +81,11 @@ class Objective:
         return FewerRows(samples, directions, outputs, self.row_map.exact)
 
     @property
+    def samples(self) -> int:
+        """B, of all processes together."""
+        return len(self.forward.prediction) if self.split is None else sum(self.split.samples)
+
+    @property
     def sketched(self) -> bool:
         """Whether the rows see a part of the outputs."""
         return self.fewer_rows is not None and not self.fewer_rows.exact

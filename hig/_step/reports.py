@@ -14,6 +14,8 @@ __all__ = ["MultiStepReport", "StepReport"]
 
 # Side of a Gram matrix whose decomposition takes longer than a hundred products with the Jacobian.
 LARGE_SIDE = 1024
+# Rows of a batch, and of each sample, from which on a sketch costs far less.
+MANY_ROWS, MANY_OUTPUTS = 512, 4
 
 
 @dataclass
@@ -42,6 +44,7 @@ class StepReport:
         communication: communication of this process rank in a distributed step, else None.
         fewer_rows: counts of samples, rows of each and its outputs, if there are fewer rows than
             outputs: those of the controls, or of a sketch; else None.
+        samples: B, of all processes together; 0 if it is not known.
     """
 
     loss: Tensor
@@ -60,6 +63,7 @@ class StepReport:
     dtype: torch.dtype = torch.float64
     communication: Communication | None = None
     fewer_rows: FewerRows | None = None
+    samples: int = 0
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -103,13 +107,27 @@ class StepReport:
             parts.append(str(self.communication))
         return "; ".join(parts + self.notes + self._hints())
 
+    def _part_of(self, phase: str) -> float:
+        """Return the part of a phase in the time of the step."""
+        return self.seconds.get(phase, 0.0) / (sum(self.seconds.values()) or 1.0)
+
     def _hints(self) -> list[str]:
-        """Return advice on settings, judging by the spectrum."""
+        """Return advice on settings, judging by the spectrum and by where the time went."""
         side, rank = min(self.rows, self.columns), self.rank
         hints: list[str] = []
+        if self.fewer_rows is None and self.rows > max(MANY_ROWS, MANY_OUTPUTS * self.samples):
+            part = (
+                self._part_of("jacobian") + self._part_of("gram") + self._part_of("decomposition")
+            )
+            if part > 0.5 and self.samples:
+                hints.append(
+                    f"{part:.0%} of the time went into {self.rows // self.samples} rows of each "
+                    "sample: sketch='auto' takes few of them, and hig.recommend compares"
+                )
         if not self.rcond or self.route == "lanczos":
             return hints
-        if self.route != "svd" and side >= LARGE_SIDE and 8 * rank <= side:
+        long = self._part_of("decomposition") > 0.5
+        if self.route != "svd" and side >= LARGE_SIDE and 8 * rank <= side and long:
             hints.append("few singular values of many are kept: method='lanczos' finds them faster")
         values = self.singular_values
         if rank <= 1 < side and bool(values[0] > 0):

@@ -176,7 +176,7 @@ LINES = [
     ("scaling", "parameters --rows 6", "rows must be a multiple of 4, .* got 6; try 24"),
     ("scaling", "rows --out file", "--out must be a folder"),
     ("step_time", "x", "invalid choice: 'x'"),
-    ("step_time", "conditioning_toy --methods soap", "has no settings for soap; it has them for"),
+    ("step_time", "conditioning_toy --methods sgd", "has no settings for sgd; it has them for"),
     ("step_time", "conditioning_toy --out file", "--out must be a folder"),
     ("step_time", "conditioning_toy --memory 1e-9 --methods hig --out new", "was measured; give"),
     ("shared_step", "x", "invalid choice: 'x'"),

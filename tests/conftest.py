@@ -44,6 +44,7 @@ def pytest_terminal_summary(terminalreporter):
 # others have nothing left to do.
 FIRST = [
     "docs/test_tutorials.py",
+    "hig/optim/test_levenberg_marquardt_floor.py",
     "hig/test_distributed.py",
     "experiments/study/test_smoke_preset.py",
     "experiments/run/test_processes.py",

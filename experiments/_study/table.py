@@ -174,6 +174,39 @@ _EQUATIONS = tuple(
 )
 
 
+# Exact steps of few outputs and sketched ones of many, against the best methods of first order.
+_CUTS = {"rcond": (1e-6, 1e-5, 1e-4, 1e-3, "auto"), "schedule": SCHEDULES}
+_SKETCHES = {"sketch": ("1", "2", "4", "8", "auto"), "schedule": SCHEDULES}
+_LBFGS = {"lr": (0.3, 1.0), "batch-size": ("64", "128", "256", "512", "1024")}
+_OTHERS = ("khig", "soap", "adam", "muon", "lbfgs")
+
+
+def _outputs(
+    folder: str, batch_size: int, first_order: int, grid: Mapping[str, tuple[float | str, ...]]
+) -> Comparison:
+    """Compare HIG, on ``batch_size`` samples, with methods of first order on others."""
+    batch = ("--batch-size", str(first_order))
+    return Comparison(
+        folder,
+        ("hig", *_OTHERS),
+        tuned=("hig", *_OTHERS),
+        options={"hig": (*_TRUST, "--batch-size", str(batch_size))}
+        | dict.fromkeys(_OTHERS[:-1], batch),
+        grids={"hig": grid, "lbfgs": _LBFGS},
+    )
+
+
+_MANY_OUTPUTS = (
+    _outputs("nonlinear_oscillators", 128, 128, _CUTS),
+    _outputs("quantum_dipole", 16, 16, _CUTS),
+    _outputs("conditioning_toy", 128, 128, _CUTS),
+    _outputs("poisson", 64, 64, _SKETCHES),
+    _outputs("burgers_control", 64, 16, _SKETCHES),
+    _outputs("smoke_control", 64, 16, _SKETCHES),
+    _outputs("cart_pole", 64, 16, _SKETCHES),
+)
+
+
 _KAPPAS = ("-1", "-0.75", "-0.5", "-0.25", "0", "0.5", "1")
 _RCONDS = ("1e-10", "1e-8", "1e-6", "1e-4", "1e-2", "1e-1")
 
@@ -255,6 +288,14 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             finalists=2,
             ablation_seconds=0.15,
             robustness=Plan(),
+        ),
+        "outputs": Preset(
+            "outputs",
+            {comparison.folder: 60.0 for comparison in _MANY_OUTPUTS},
+            seeds=(0, 1, 2),
+            comparisons=_MANY_OUTPUTS,
+            rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            tuning_seconds=0.2,
         ),
         "paper": Preset(
             "paper",

@@ -206,6 +206,28 @@ _MANY_OUTPUTS = (
     _outputs("cart_pole", 64, 16, _SKETCHES),
 )
 
+# One choice of sketches at a time, besides those of `experiments.directions`.
+_SKETCH = ("--step-rule", "trust", "--batch-size", "64")
+_OF_SKETCHES = tuple(
+    Ablation(name, "burgers_control", "hig", values, common)
+    for name, values, common in (
+        (
+            "sketch_batch",
+            {"--sketch": ("1", "2", "4", "8"), "--batch-size": ("32", "64", "128", "256")},
+            _TRUST,
+        ),
+        (
+            "sketch_momentum",
+            {"--momentum": ("0.5", "0.9", "0.97"), "--momentum-kind": ("plain", "projected")},
+            _SKETCH,
+        ),
+        ("sketch_no_momentum", {"--momentum": ("0",)}, _SKETCH),
+        ("sketch_rcond", {"--rcond": ("1e-5", "1e-4", "1e-3", "1e-2")}, _SKETCH),
+        ("sketch_schedule", {"--schedule": SCHEDULES}, _SKETCH),
+        ("sketch_average", {"--average": ("0.9", "0.99")}, _SKETCH),
+    )
+)
+
 
 _KAPPAS = ("-1", "-0.75", "-0.5", "-0.25", "0", "0.5", "1")
 _RCONDS = ("1e-10", "1e-8", "1e-6", "1e-4", "1e-2", "1e-1")
@@ -294,8 +316,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             {comparison.folder: 60.0 for comparison in _MANY_OUTPUTS},
             seeds=(0, 1, 2),
             comparisons=_MANY_OUTPUTS,
+            ablations=_OF_SKETCHES,
             rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
             tuning_seconds=0.2,
+            ablation_seconds=1 / 3,
         ),
         "paper": Preset(
             "paper",

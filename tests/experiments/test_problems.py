@@ -12,6 +12,7 @@ OF_POINTS = {"adam", "hig", "gn", "lm"} | (set(METHODS) - SINGLE)
 FEWER = {
     "smoke_control": {"hig", "gn", "adam", "soap", "khig"},
     "burgers_control": {"hig", "gn", "adam", "soap", "khig"},
+    "reaction_diffusion": {"hig", "gn", "lm", "khig", "adam", "soap"},
     "cart_pole": {"hig", "gn", "lm", "khig", "adam", "soap"},
     "conditioning_toy": {"hig", "gn", "lm", "adam"},
 }

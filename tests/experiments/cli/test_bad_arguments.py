@@ -36,14 +36,10 @@ def submit_parser(folder, method=None):
 SUBMIT = [("nonlinear_oscillators", method) for method in NonlinearOscillators.settings]
 SUBMIT += [(folder, None) for folder in FOLDERS if folder != "nonlinear_oscillators"]
 (SUBCOMMANDS,) = command._parser()._subparsers._group_actions
+MEASURING = (benchmark, derivatives, phases, revisions, scaling, shared_step, step_time, study)
 PARSERS = {f"{folder} {method or ''}": submit_parser(folder, method) for folder, method in SUBMIT}
 PARSERS |= SUBCOMMANDS.choices
-PARSERS |= {
-    module.__name__: module._parser()
-    for module in (
-        benchmark, derivatives, phases, revisions, scaling, shared_step, step_time, study,
-    )  # fmt: skip
-}
+PARSERS |= {module.__name__: module._parser() for module in MEASURING}
 
 
 def takes_any_text(action):

@@ -22,6 +22,8 @@ from problems._problem import Batch, Problem, Settings, parameter, require_posit
 
 # Standard deviation of an actuator's reach, in distances to the next one.
 REACH = 1 / 2
+# Times in a window at which a figure shows the fields.
+SHOWN = 10
 # Waves around the ring in a pattern, and how sharp its fronts are.
 WAVES, SHARPNESS = 2, 2.0
 
@@ -81,7 +83,7 @@ class ReactionDiffusion(Problem):
     evaluate_by: ClassVar[Literal["epoch", "time"]] = "time"
     settings: ClassVar[Mapping[str, Settings]] = MappingProxyType(
         {
-            # Our own, from trials of 30 s.
+            # Our own, as those of similar problems; not tuned.
             "hig": Settings(batch_size=32, lr=1.0, rcond=1e-3, step_rule="trust"),
             "gn": Settings(batch_size=32, lr=1.0, rcond=1e-3, step_rule="trust"),
             "lm": Settings(batch_size=32, lr=1.0, damping=1e-3, step_rule="trust"),
@@ -175,18 +177,19 @@ class ReactionDiffusion(Problem):
         Returns:
             ``time`` (T+1,), ``position`` (N,), ``phase`` (k, T+1, N), ``force`` (k, T, N), and,
             each (k, N), ``uncontrolled_phase``, at the end without a force, and ``target_phase``;
-            float64, for T time steps.
+            float64, for T intervals, at most ten in each window.
         """
         controls = self._controls(network, batch)
-        force = (controls @ self.bumps.to(controls)).repeat_interleave(self.window_steps, 1)
+        shown = max(n for n in range(1, SHOWN + 1) if self.window_steps % n == 0)
+        every = self.window_steps // shown
         tensors = {
             "position": self.positions,
-            "phase": torch.stack(self._simulate(batch["start"], controls), 1),
+            "phase": torch.stack(self._simulate(batch["start"], controls)[::every], 1),
             "uncontrolled_phase": self._simulate(batch["start"], 0 * controls)[-1],
             "target_phase": batch["target"][:, -1],
-            "force": force,
+            "force": (controls @ self.bumps.to(controls)).repeat_interleave(shown, 1),
         }
-        time = self.dt * np.arange(self.windows * self.window_steps + 1)
+        time = self.dt * every * np.arange(self.windows * shown + 1)
         return {"time": time} | {
             key: value.double().cpu().numpy() for key, value in tensors.items()
         }

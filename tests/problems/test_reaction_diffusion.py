@@ -111,6 +111,15 @@ def test_loss_is_summed_over_cells():
     assert ReactionDiffusion().loss(prediction, batch).item() == 7.0
 
 
+@pytest.mark.parametrize(("window_steps", "shown"), [(22, 2), (40, 10), (13, 1)])
+def test_an_example_shows_some_times_of_each_window(window_steps, shown):
+    problem, train, _ = case(2, window_steps=window_steps)
+    example = problem.example(problem.network().double(), train)
+    assert example["phase"].shape == (2, 4 * shown + 1, 8)
+    assert example["force"].shape == (2, 4 * shown, 8)
+    assert example["time"][-1] == pytest.approx(4 * window_steps * problem.dt)
+
+
 def test_example():
     problem, train, _ = case(2)
     network = problem.network().double()

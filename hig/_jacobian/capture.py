@@ -1,6 +1,6 @@
 """Capture of every use of a parameter in a linear or convolution layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from math import prod
@@ -79,6 +79,39 @@ class LayerUse:
         # repeats and positions can be flattened into one axis of uses.
         windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
         return windows.flatten(2, 3)
+
+    def patch_pieces(self, samples: int, selection: slice, most: int) -> Iterator[Tensor]:
+        """Yield the same patches in float64, some positions at a time.
+
+        Patches of a large field leave the cache before a product reads them.
+
+        Args:
+            samples: B.
+            selection: the samples wanted, b of them.
+            most: positions in a piece; of a convolution at least those along all axes but one.
+
+        Yields:
+            (b, groups, u, in), u positions after those of the last piece, on the axis of
+            :meth:`patches`. Of a convolution they are transposed in memory.
+        """
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[selection]
+        if self.convolution is None:
+            vectors = inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
+            yield from (piece.double() for piece in vectors.split(most, 2))
+            return
+        views = self.convolution.views(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        axes = len(self.convolution.kernel)
+        positions = views.shape[-axes:]
+        pieces: Iterable[Tensor]
+        if inputs.shape[1] * prod(positions) <= most:
+            pieces = [views.movedim(1, -axes - 1)]
+        else:
+            size = max(1, most // max(1, prod(positions[1:])))
+            of_repeats = (repeat.split(size, -axes) for repeat in views.unbind(1))
+            pieces = (piece.unsqueeze(-axes - 1) for parts in of_repeats for piece in parts)
+        for piece in pieces:  # (b, groups, channels, *kernel, repeats, *positions)
+            values = piece.new_empty(piece.shape, dtype=torch.float64).copy_(piece)
+            yield values.flatten(-axes - 1).flatten(2, -2).mT
 
     def patch_squares(self, samples: int, selection: slice) -> Tensor:
         """Return the squared norms (b, groups, positions) of the patches, in float64.
@@ -167,19 +200,29 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int
 
-    def windows(self, inputs: Tensor) -> Tensor:
-        """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
+    def views(self, inputs: Tensor) -> Tensor:
+        """Unfold (N, C, *positions) to (N, groups, C / groups, *kernel, *output positions).
+
+        All but the padding is a view.
+        """
         axes = len(self.kernel)
         # ``F.pad`` takes the last axis first.
         flat_padding = [side for pair in reversed(self.padding) for side in pair]
-        windows = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
+        views = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
         geometry = zip(self.kernel, self.stride, self.dilation, strict=True)
         for axis, (size, step, gap) in enumerate(geometry):
             # Each axis of positions leaves its window as a new last axis, thinned by the dilation.
-            windows = windows.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
-        # (N, C, *output positions, *kernel): the channels of a group go next to the kernel, in the
-        # order of the weight (out, C / groups, *kernel), so that both flatten alike.
-        windows = windows.unflatten(1, (self.groups, -1)).movedim(2, 2 + axes)
+            views = views.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
+        # The channels of a group go next to the kernel, in the order of the weight
+        # (out, C / groups, *kernel), so that both flatten alike.
+        views = views.unflatten(1, (self.groups, -1))
+        return views.movedim(tuple(range(3, 3 + axes)), tuple(range(-axes, 0)))
+
+    def windows(self, inputs: Tensor) -> Tensor:
+        """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
+        axes = len(self.kernel)
+        views = self.views(inputs)
+        windows = views.movedim(tuple(range(-axes, 0)), tuple(range(2, 2 + axes)))
         return windows.flatten(2 + axes).flatten(2, 1 + axes)
 
 

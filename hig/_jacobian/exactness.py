@@ -147,12 +147,23 @@ class Probe:
         ]
 
     def expect(
-        self, pairs: Sequence[Pair], allowed: Sequence[float], checks: DeferredChecks
+        self,
+        pairs: Sequence[Pair],
+        allowed: Sequence[float],
+        checks: DeferredChecks,
+        otherwise: Callable[[], None],
     ) -> None:
-        """Add the same comparison to deferred checks, without reading anything."""
+        """Add the same comparison to deferred checks, without reading anything.
+
+        Args:
+            pairs: factors of layers, with the indices of their parameters.
+            allowed: units of rounding of each.
+            checks: collects the conditions.
+            otherwise: looks closer; called for each layer that differs by more.
+        """
         differences = zip(pairs, self._differences(pairs), allowed, strict=True)
         for (block, _), (norm, finite), units in differences:
-            checks.expect(self._agrees(norm, finite, self._sizes[id(block)], units), _raise_inexact)
+            checks.expect(self._agrees(norm, finite, self._sizes[id(block)], units), otherwise)
 
     def _agrees(self, norm: Tensor, finite: Tensor, size: Tensor, units: float) -> Tensor:
         # For a coarse dtype the usual units of rounding are no longer small.
@@ -193,10 +204,6 @@ def _concatenate(
 ) -> Tensor:
     present = [gradient for index in indices if (gradient := gradients[index]) is not None]
     return torch.cat([gradient.flatten().to(like) for gradient in present])
-
-
-def _raise_inexact() -> None:
-    raise InexactLayersError
 
 
 def _cotangent_of(prediction: Tensor, squares: Tensor | None, tiny: float) -> tuple[Tensor, Tensor]:
@@ -251,6 +258,7 @@ class ExactnessMemory:
         optimistic: whether factors may be used before they are verified; turned off once they
             were inexact.
         builds: number of Jacobians so far.
+        looks: number of closer looks at factors that were used before.
         failures: by inexact layer and the operations of the graph: the number of failures in a
             row, and the build of the next try.
         rounding: by layer with more than the usual rounding: the units of rounding allowed, the
@@ -259,6 +267,7 @@ class ExactnessMemory:
 
     optimistic: bool = True
     builds: int = 0
+    looks: int = 0
     failures: dict[Key, tuple[int, int]] = field(default_factory=dict)
     rounding: dict[Key, tuple[float, int, int]] = field(default_factory=dict)
 

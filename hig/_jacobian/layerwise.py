@@ -20,8 +20,8 @@ from hig._torch.batched_vjp import BatchedVJP, output_cotangents
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
 
-# Factors of all layers up to this size are held; of larger ones small columns are formed instead.
-FACTOR_BYTES = 128 * 2**20
+# Columns are formed from the factors of so many backward passes at a time.
+FACTOR_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,21 @@ class LayerPatches:
             return torch.stack([use.input[samples] for use in self._uses], 1).unsqueeze(1)
         patches = [use.patches(self._samples, samples) for use in self._uses]
         return torch.cat(patches, dim=2) if len(patches) > 1 else patches[0]
+
+    def pieces(self, samples: slice, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of about ``most`` uses, with their patches (b, groups, u, in), float64."""
+        start = 0
+        for patches in self._pieces(samples, most):
+            stop = start + patches.shape[2]
+            yield slice(start, stop), patches
+            start = stop
+
+    def _pieces(self, samples: slice, most: int) -> Iterator[Tensor]:
+        if self._are_vectors:
+            yield from (piece.double() for piece in self(samples).split(most, 2))
+            return
+        for use in self._uses:
+            yield from use.patch_pieces(self._samples, samples, most)
 
     def squares(self, samples: slice) -> Tensor:
         """Return the squared norms (b, groups, U) of these patches, float64."""
@@ -136,8 +151,8 @@ def layer_blocks(
 ) -> list[FactoredBlock | FormedBlock]:
     """Return the Jacobian columns of each layer, from D backward passes.
 
-    They are held as two factors. If the factors of all layers are large, the columns of layers
-    that have fewer numbers than their factors are formed while the passes run.
+    They are held as two factors, or formed while the passes run where that takes less memory: in
+    layers that use few weights in many places, such as convolutions over fields.
 
     Args:
         layers: from :func:`find_layers`.
@@ -147,13 +162,14 @@ def layer_blocks(
     if not layers:
         return []
     samples, outputs = len(prediction), prediction[0].numel()
-    large = factor_bytes(layers, prediction) > FACTOR_BYTES
-    formed = [large and _columns_are_smaller(layer, prediction) for layer in layers]
+    formed = [_columns_are_smaller(layer, prediction) for layer in layers]
     _check_room(layers, formed, prediction)
     held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
     blocks: list[FormedBlock | None] = [None] * len(layers)
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
-    for passes, gradients in _output_gradients(uses, prediction, backward):
+    batches = _output_gradients(uses, prediction, backward)
+    # Patches are unfolded once for all passes in a batch.
+    for passes, gradients in _joined(batches, FACTOR_BYTES) if any(formed) else batches:
         held.add(passes, outputs, gradients)
         for index, layer in enumerate(layers):
             if formed[index]:
@@ -259,6 +275,34 @@ def _output_gradients(
                 for use, gradient in zip(uses, gradients, strict=True)
             },
         )
+
+
+def _joined(
+    batches: Iterator[tuple[slice, dict[int, Tensor]]], enough: int
+) -> Iterator[tuple[slice, dict[int, Tensor]]]:
+    """Join batches of passes until their gradients have ``enough`` bytes."""
+    waiting: list[dict[int, Tensor]] = []
+    first = size = 0
+    for passes, gradients in batches:
+        waiting.append(gradients)
+        size += sum(part.numel() * part.element_size() for part in gradients.values())
+        if size >= enough:
+            yield slice(first, passes.stop), _concatenated(waiting)
+            first, size = passes.stop, 0
+        last = passes.stop
+    if waiting:
+        yield slice(first, last), _concatenated(waiting)
+
+
+def _concatenated(waiting: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+    """Return the gradients of all batches of passes together; they are taken out of the list."""
+    if len(waiting) == 1:
+        return waiting.pop()
+    keys = list(waiting[0])
+    # One use after the other, so that no more than one of them is held twice.
+    joined = {key: torch.cat([gradients.pop(key) for gradients in waiting]) for key in keys}
+    waiting.clear()
+    return joined
 
 
 def _block(layer: Layer, deltas: Mapping[int, Tensor], samples: int) -> FactoredBlock:

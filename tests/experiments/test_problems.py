@@ -12,6 +12,7 @@ OF_POINTS = {"adam", "hig", "gn", "lm"} | (set(METHODS) - SINGLE)
 FEWER = {
     "smoke_control": {"hig", "gn", "khig", "adam", "soap", "muon", "lbfgs"},
     "burgers_control": {"hig", "gn", "khig", "adam", "soap", "muon", "lbfgs"},
+    "reaction_diffusion": {"hig", "gn", "lm", "khig", "adam", "soap", "muon", "lbfgs"},
     "cart_pole": {"hig", "gn", "lm", "khig", "adam", "soap", "muon", "lbfgs"},
     "conditioning_toy": {"hig", "gn", "lm", "khig", "adam", "soap", "muon", "lbfgs"},
 }

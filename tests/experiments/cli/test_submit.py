@@ -30,6 +30,7 @@ SMALL = {  # the options of a small run
     "quantum_dipole": ["--batch-size=4", "--train-size=8", "--time-steps=4"],
     "cart_pole": ["--batch-size=4", "--train-size=8", "--time-steps=12"],
     "burgers_control": ["--batch-size=4", "--train-size=8", "--time-steps=4"],
+    "reaction_diffusion": ["--batch-size=4", "--train-size=8", "--window-steps=2"],
     "conditioning_toy": ["--batch-size=4", "--train-size=8"],
     "multitask/toy": ["--start=3"],
     **{

@@ -1,5 +1,6 @@
 """Adam moments and updates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ __all__ = [
     "adam_step",
     "check_adam_group",
     "checked_step_size",
+    "first_squares",
     "trained_part",
+    "update_means",
 ]
 
 
@@ -88,14 +91,56 @@ def adam_step(
 
     Kingma, Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, arXiv 1412.6980.
     """
-    if "step" not in state:
-        state["step"] = 0
-        state["exp_avg"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-    state["step"] += 1
-    state["exp_avg"].lerp_(gradient, 1 - betas[0])
-    state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    (mean,) = update_means([state], [gradient], [betas[0]])
+    if "exp_avg_sq" in state:
+        state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    else:
+        state["exp_avg_sq"] = first_squares(gradient, mean, betas[1], state["step"])
     return AdamStep(state, betas, eps)
+
+
+def update_means(
+    states: Sequence[dict[str, Any]], gradients: Sequence[Tensor], betas: Sequence[float]
+) -> list[Tensor]:
+    """Update running means of :func:`accumulable` gradients; return them with bias correction.
+
+    Args:
+        states: state of each parameter; an empty one gets ``step`` and ``exp_avg``.
+        gradients: gradient of each parameter.
+        betas: decay of the mean of each parameter.
+    """
+    for state, gradient in zip(states, gradients, strict=True):
+        if "step" not in state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
+        state["step"] += 1
+    for beta in dict.fromkeys(betas):
+        numbers = [number for number, its in enumerate(betas) if its == beta]
+        means = [states[number]["exp_avg"] for number in numbers]
+        torch._foreach_lerp_(means, [gradients[number] for number in numbers], 1 - beta)
+    corrections = [1 - beta ** state["step"] for state, beta in zip(states, betas, strict=True)]
+    if not states:
+        return []
+    return list(torch._foreach_div([state["exp_avg"] for state in states], corrections))
+
+
+def first_squares(gradient: Tensor, mean: Tensor, beta: float, step: int) -> Tensor:
+    """Return a first running mean of squares, without bias correction.
+
+    In a first step these are the squares of the gradient. Later, where the mean has a history, it
+    may be far above one gradient: with the larger of the two no entry moves further than in a first
+    step of Adam.
+
+    Args:
+        gradient: the gradient.
+        mean: running mean of the gradients, bias corrected.
+        beta: decay of the mean of squares.
+        step: number of gradients so far.
+    """
+    square = gradient.square()
+    if step > 1:
+        square = torch.maximum(square, mean.square())
+    return square.mul_(1 - beta**step)
 
 
 def check_adam_group(group: dict[str, Any]) -> None:

@@ -1,48 +1,43 @@
 """Norm grafting: the step length of Adam on another direction (arXiv 2002.11803)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hig._kronecker.adam import AdamStep
+__all__ = ["GRAFTS", "Squares", "graft_factors"]
 
-__all__ = ["GRAFTS", "graft_factors"]
+GRAFTS = ("eigenbasis", "layer", "global", None)
 
-GRAFTS = ("global", "layer", None)
+# Squared norms of the parts of each layer, scalars.
+Squares = list[list[Tensor]]
 
 
 def graft_factors(
-    graft: str | None,
-    layers: Sequence[Mapping[Tensor, Tensor]],
-    steps: Mapping[Tensor, AdamStep],
-    others: Mapping[Tensor, AdamStep],
+    graft: str | None, squares: Squares, adam_squares: Squares, others: Sequence[Tensor]
 ) -> tuple[list[float], float]:
     """Compute the factors that give directions the norms of Adam's steps.
 
     Args:
-        graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
-            does; None leaves directions unchanged.
-        layers: the direction of each layer, by parameter.
-        steps: Adam's step of every parameter of these layers.
-        others: Adam's step of the other parameters, which it updates.
+        graft: "global" if all layers together get the norm of Adam's step, "layer" and "eigenbasis"
+            if each layer does; None leaves directions unchanged.
+        squares: squared norms of the parts of each layer's direction.
+        adam_squares: squared norms of the parts of Adam's step of each layer.
+        others: squared norms of Adam's steps of the other parameters, which it updates.
 
     Returns:
         Factors, one for each layer, and the norm of all steps together, both per unit of learning
         rate. A direction that is zero has the factor zero.
     """
-    squares = [[direction.square().sum() for direction in layer.values()] for layer in layers]
-    squares += [[steps[parameter].square() for parameter in layer] for layer in layers]
-    squares.append([step.square() for step in others.values()])
-    *numbers, other_squares = _sums(squares)
-    squared_norms, adam_squares = numbers[: len(layers)], numbers[len(layers) :]
+    *numbers, other_squares = _sums([*squares, *adam_squares, others])
+    squared_norms, adams = numbers[: len(squares)], numbers[len(squares) :]
     if graft == "global":
-        factors = [_ratio(sum(adam_squares), sum(squared_norms))] * len(layers)
-    elif graft == "layer":
-        factors = [_ratio(*pair) for pair in zip(adam_squares, squared_norms, strict=True)]
+        factors = [_ratio(sum(adams), sum(squared_norms))] * len(squares)
+    elif graft in ("layer", "eigenbasis"):
+        factors = [_ratio(*pair) for pair in zip(adams, squared_norms, strict=True)]
     else:
-        factors = [1.0] * len(layers)
+        factors = [1.0] * len(squares)
     total = sum(factor**2 * square for factor, square in zip(factors, squared_norms, strict=True))
     return factors, math.sqrt(total + other_squares)
 

@@ -1,9 +1,8 @@
 """Half-inverse gradients with a Kronecker factorisation: about the cost of Adam per step."""
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -13,18 +12,15 @@ from torch.optim.optimizer import ParamsT
 
 from hig._kronecker.adam import (
     accumulable,
-    adam_step,
     check_adam_group,
-    checked_step_size,
     trained_part,
 )
 from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
-from hig._kronecker.grafting import GRAFTS, graft_factors
+from hig._kronecker.grafting import GRAFTS
 from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
 from hig._kronecker.layer_state import (
     check_state,
     copied_state,
-    layer_direction,
     outline,
     position,
     refresh_power,
@@ -32,6 +28,7 @@ from hig._kronecker.layer_state import (
 )
 from hig._kronecker.report import KroneckerReport
 from hig._kronecker.share import Share
+from hig._kronecker.update import move, restored_after_errors
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
@@ -41,8 +38,7 @@ from hig._step.closure import (
     loss_and_prediction,
 )
 from hig._step.objective import loss_gradient
-from hig._step.param_groups import check_group_keys, check_group_lr, check_parameters_finite
-from hig._step.trial_step import restore_parameters
+from hig._step.param_groups import check_group_keys, check_group_lr
 from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, check_process_group
 from hig._torch.threads import on_fitting_threads
@@ -138,7 +134,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        graft: str | None = "global",
+        graft: str | None = "eigenbasis",
         decay: float = 0.95,
         probe_every: int = 10,
         refresh_every: int = 50,
@@ -187,8 +183,8 @@ class KroneckerHIG(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return the complete state for copies and pickles; that of torch has public parts only."""
         private = (
-            "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
-            "_metric_root", "_seed", "_process_group", "_reduction",
+            "report", "_power", "_damping", "_graft", "_decay", "_probe_every",
+            "_refresh_every", "_metric_root", "_seed", "_process_group", "_reduction",
             "_explanation",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
@@ -267,7 +263,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 factors, thorough = self._probe(calls, prediction, gradients, share, clock)
             with clock.phase("gradient"):
                 gradients = share.whole_gradients(gradients)
-            with torch.no_grad(), _restored_after_errors(gradients):
+            with torch.no_grad(), restored_after_errors(gradients):
                 with share.agreement():
                     check_finite(gradients, factors)
                     if probing:
@@ -275,15 +271,18 @@ class KroneckerHIG(torch.optim.Optimizer):
                     with clock.phase("factors"):
                         refreshed = self._learn(factors, steps)
                     with clock.phase("update"):
-                        by_adam, moved = self._move(gradients)
+                        moved = move(
+                            self.state, self.param_groups, self._flat(), gradients,
+                            self._graft,
+                        )  # fmt: skip
                 share.take_first(list(gradients))
             if probing:
                 self._explanation.take_text(share.first_text(self._explanation.as_text()))
         self.state["count"]["steps"] = steps + 1
-        left = self._explanation.of(by_adam, self.param_groups)
+        left = self._explanation.of(moved.by_adam, self.param_groups)
         self.report = KroneckerReport(
-            loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks),
-            share.communication,
+            loss, moved.layers, len(moved.by_adam), moved.norm, moved.grafts, probing, refreshed,
+            clock.seconds, left, list(self._explanation.remarks), share.communication,
         )  # fmt: skip
         return loss
 
@@ -363,52 +362,11 @@ class KroneckerHIG(torch.optim.Optimizer):
             state["bias"] = position(layer_factors.layer.bias, flat)
             take_factors(state, layer_factors, self._decay)
             if due or "scale" not in state:
-                refresh_power(state, self._decay, self._power, self._damping)
+                refresh_power(state, self._decay, self._power, self._damping, self._graft)
                 refreshed = True
         return refreshed
 
-    # -- the step --------------------------------------------------------------------------------
-
-    def _move(
-        self, gradients: dict[Tensor, Tensor]
-    ) -> tuple[list[Tensor], tuple[int, int, float, list[float]]]:
-        """Update all parameters that have a gradient; after an error the caller restores them.
-
-        Returns:
-            The parameters updated by Adam; numbers of layers and of these parameters, norm of the
-            step per unit of learning rate, and the factor of each layer's direction.
-        """
-        groups = {p: group for group in self.param_groups for p in group["params"]}
-        steps = {
-            parameter: adam_step(
-                self.state[parameter],
-                gradient,
-                groups[parameter]["betas"],
-                groups[parameter]["eps"],
-            )
-            for parameter, gradient in gradients.items()
-        }
-        layers, flat = [], self._flat()
-        by_adam = dict(steps)
-        for weight in gradients:
-            state = self.state[weight]
-            if "scale" in state:
-                bias = None if state["bias"] < 0 else flat[state["bias"]]
-                layers.append(layer_direction(state, steps, weight, bias))
-                for parameter in layers[-1]:
-                    by_adam.pop(parameter, None)
-        grafts, norm = graft_factors(self._graft, layers, steps, by_adam)
-        for layer, graft in zip(layers, grafts, strict=True):
-            for parameter, direction in layer.items():
-                size = graft * float(groups[parameter]["lr"])
-                parameter.sub_(direction, alpha=checked_step_size(size, direction))
-        for parameter, step in by_adam.items():
-            step.move(parameter, float(groups[parameter]["lr"]))
-        check_parameters_finite(gradients, max(float(group["lr"]) for group in self.param_groups))
-        # Even ordinary steps may overflow float16.
-        narrow = [p for p in gradients if p.dtype == torch.float16]
-        check_parameters_finite(narrow, math.inf if narrow else None)
-        return list(by_adam), (len(layers), len(by_adam), norm, grafts)
+    # -- agreement of process ranks ---------------------------------------------------------------
 
     def _settings(self) -> tuple[object, ...]:
         """Return settings and an outline of the state, to be equal on all process ranks."""
@@ -417,8 +375,8 @@ class KroneckerHIG(torch.optim.Optimizer):
             for g in self.param_groups
         ]
         options = (
-            self._power, self._damping, self._graft, self._decay, self._probe_every,
-            self._refresh_every, self._metric_root is None, self._seed,
+            self._power, self._damping, self._graft, self._decay,
+            self._probe_every, self._refresh_every, self._metric_root is None, self._seed,
         )  # fmt: skip
         state = [outline(self.state.get(key, {})) for key in ("count", *self._flat())]
         return groups, options, state
@@ -436,14 +394,3 @@ class KroneckerHIG(torch.optim.Optimizer):
                 "those that are to be trained"
             )
         return trained
-
-
-@contextmanager
-def _restored_after_errors(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Restore the parameters if anything is raised."""
-    parameters = list(parameters)
-    start = [parameter.detach().clone() for parameter in parameters]
-    with ExitStack() as undo:
-        undo.callback(restore_parameters, parameters, start)
-        yield
-        undo.pop_all()

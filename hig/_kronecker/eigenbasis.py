@@ -1,0 +1,168 @@
+r"""Adam in the eigenbasis of the Kronecker factors: basis, second moments and directions.
+
+Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam*, ICLR 2025, arXiv 2409.11321, run
+Adam in the eigenbasis of the factors of Shampoo, which are moments of the gradient. Here the basis
+is that of :math:`S \otimes A`: S knows how the simulator answers to each output of a layer.
+
+If the residuals are independent of the outputs' derivatives, the second moment of the gradient is
+proportional to :math:`J^T J`, and dividing by its root is a half power of :math:`S \otimes A`. A
+power p is therefore that division and the remaining :math:`p - \tfrac12` on the eigenvalues.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hig._kronecker.adam import first_squares
+
+__all__ = ["EigenbasisStep", "eigenbasis_steps", "followed_basis", "refresh_eigenbasis"]
+
+# Added to a factor, in units of its norm. Directions far below it are not told apart in one step
+# of the iteration. In return the basis depends smoothly on the factor: rounding errors, as of a sum
+# over process ranks in another order, change it by 1e4 times as much, also where eigenvalues are
+# equal or zero and eigenvectors are arbitrary.
+_SHIFT = 1e-4
+
+# Iterations from the basis of the parameters to the first eigenbasis.
+_FIRST = 8
+_SHARE = 0.25
+
+# Least root of a second moment, in units of the largest one of its layer. Coordinates of the
+# gradient that are zero but for rounding would otherwise move as far as the others.
+_FLOOR = 1e-6
+
+
+def followed_basis(factor: Tensor, basis: Tensor | None) -> Tensor:
+    """Return an approximate eigenbasis of a factor, from that of the factor before.
+
+    One step of orthogonal iteration, as in SOAP; eigenvalues descend as it converges.
+
+    Args:
+        factor: (groups, n, n), symmetric, without negative eigenvalues.
+        basis: (groups, n, n), orthonormal columns; None for a first basis, by several steps from
+            the basis of the parameters.
+
+    Returns:
+        (groups, n, n); unchanged but for signs if the factor is zero.
+    """
+    steps = 1
+    if basis is None:
+        size = factor.shape[-1]
+        basis, steps = torch.eye(size, dtype=factor.dtype, device=factor.device), _FIRST
+        basis = basis.expand_as(factor)
+    norm = torch.linalg.matrix_norm(factor, keepdim=True)
+    factor = factor / torch.where(norm > 0, norm, 1)
+    for _ in range(steps):
+        basis = torch.linalg.qr(torch.baddbmm(basis, factor, basis, beta=_SHIFT)).Q
+    return basis
+
+
+def refresh_eigenbasis(
+    state: dict[str, Any], outputs: Tensor, inputs: Tensor, power: float, damping: float
+) -> None:
+    r"""Let bases, second moments and scale of a layer follow its factors.
+
+    Args:
+        state: state of the layer; ``output_basis``, ``input_basis`` and ``scale`` are replaced, and
+            ``moment``, if there is one.
+        outputs: S, (groups, out, out).
+        inputs: A, (groups, in, in).
+        power: p; the scale has the exponent :math:`\tfrac12 - p`.
+        damping: added to the eigenvalues of the product, in units of their mean.
+    """
+    output_basis = followed_basis(outputs, state.get("output_basis"))
+    input_basis = followed_basis(inputs, state.get("input_basis"))
+    if "moment" in state:
+        # Coordinates that were uncorrelated with moments v have the moments U² v W² in the new
+        # basis. Moments that were kept as they are would belong to other directions.
+        left = (output_basis.mT @ state["output_basis"]).square()
+        right = (state["input_basis"].mT @ input_basis).square()
+        state["moment"] = left @ state["moment"] @ right
+    # In float64, as products of small factors may be below the numbers of float32.
+    values = [_values(*pair).double() for pair in ((outputs, output_basis), (inputs, input_basis))]
+    products = values[0][:, :, None] * values[1][:, None, :]
+    damped = products + damping * products.mean((1, 2), keepdim=True)
+    scale = torch.where(damped > 0, damped, 1).pow(_SHARE - power) * (damped > 0)
+    state["output_basis"], state["input_basis"] = output_basis, input_basis
+    state["scale"] = scale.to(inputs)
+
+
+def _values(factor: Tensor, basis: Tensor) -> Tensor:
+    """Return qᵀ F q of all columns q, (groups, n); negative ones are rounding errors of zero."""
+    return (factor @ basis).mul_(basis).sum(1).clamp_min_(0)
+
+
+@dataclass(frozen=True)
+class EigenbasisStep:
+    """Step of one layer before grafting.
+
+    Attributes:
+        direction: (groups, out, in), in the basis of the parameters.
+        norm: norm of the direction, a scalar.
+        adam_norm: norm of Adam's step in the eigenbasis, which has no further power, a scalar.
+    """
+
+    direction: Tensor
+    norm: Tensor
+    adam_norm: Tensor
+
+
+def eigenbasis_steps(
+    states: Sequence[dict[str, Any]],
+    gradients: Sequence[Tensor],
+    means: Sequence[Tensor],
+    beta: float,
+    eps: float,
+) -> list[EigenbasisStep]:
+    """Update the second moments of layers and return their steps.
+
+    Args:
+        states: state of each layer, with ``step``, the number of gradients so far.
+        gradients: (groups, out, in) of each layer.
+        means: running means of the gradients, bias corrected, of the same shapes.
+        beta: decay of the second moments.
+        eps: as in Adam, added to the roots of the second moments.
+    """
+    inside = [_rotated(state, gradient) for state, gradient in zip(states, gradients, strict=True)]
+    steps = [_rotated(state, mean) for state, mean in zip(states, means, strict=True)]
+    _update_moments(states, inside, steps, beta)
+    roots = list(torch._foreach_sqrt([state["moment"] for state in states]))
+    torch._foreach_div_(roots, [(1 - beta ** state["step"]) ** 0.5 for state in states])
+    floors = list(torch._foreach_norm(roots, float("inf")))
+    torch._foreach_mul_(floors, _FLOOR)
+    torch._foreach_add_(floors, eps)
+    torch._foreach_add_(roots, floors)
+    adam_norms = torch._foreach_norm(torch._foreach_div(steps, roots))
+    torch._foreach_pow_(roots, 2 * _SHARE)
+    torch._foreach_div_(steps, roots)
+    torch._foreach_mul_(steps, [state["scale"] for state in states])
+    norms = torch._foreach_norm(steps)
+    return [
+        EigenbasisStep(state["output_basis"] @ step @ state["input_basis"].mT, norm, adam_norm)
+        for state, step, norm, adam_norm in zip(states, steps, norms, adam_norms, strict=True)
+    ]
+
+
+def _rotated(state: dict[str, Any], matrix: Tensor) -> Tensor:
+    return state["output_basis"].mT @ matrix @ state["input_basis"]
+
+
+def _update_moments(
+    states: Sequence[dict[str, Any]],
+    gradients: Sequence[Tensor],
+    means: Sequence[Tensor],
+    beta: float,
+) -> None:
+    """Update running means of squares of gradients in the eigenbasis."""
+    known = [number for number, state in enumerate(states) if "moment" in state]
+    if known:
+        moments, seen = [states[n]["moment"] for n in known], [gradients[n] for n in known]
+        torch._foreach_mul_(moments, beta)
+        torch._foreach_addcmul_(moments, seen, seen, 1 - beta)
+    for state, gradient, mean in zip(states, gradients, means, strict=True):
+        if "moment" not in state:
+            state["moment"] = first_squares(gradient, mean, beta, state["step"])
+            state.pop("exp_avg_sq", None)  # of steps without factors

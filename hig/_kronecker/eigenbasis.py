@@ -112,57 +112,73 @@ class EigenbasisStep:
 
 def eigenbasis_steps(
     states: Sequence[dict[str, Any]],
-    gradients: Sequence[Tensor],
-    means: Sequence[Tensor],
-    beta: float,
-    eps: float,
+    columns: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
+    betas: Sequence[float],
+    eps: Sequence[float],
 ) -> list[EigenbasisStep]:
     """Update the second moments of layers and return their steps.
 
     Args:
         states: state of each layer, with ``step``, the number of gradients so far.
-        gradients: (groups, out, in) of each layer.
-        means: running means of the gradients, bias corrected, of the same shapes.
-        beta: decay of the second moments.
-        eps: as in Adam, added to the roots of the second moments.
+        columns: per layer the columns (groups, out, ...) of the gradient, and those of the running
+            mean of the gradients, bias corrected; each set joined along the last axis is of shape
+            (groups, out, in).
+        betas: decay of the second moments of each layer.
+        eps: as in Adam, added to the roots of the second moments, of each layer.
     """
-    inside = [_rotated(state, gradient) for state, gradient in zip(states, gradients, strict=True)]
-    steps = [_rotated(state, mean) for state, mean in zip(states, means, strict=True)]
-    _update_moments(states, inside, steps, beta)
+    if not states:
+        return []
+    pairs = [_rotated(state, *both) for state, both in zip(states, columns, strict=True)]
+    gradients, means = (list(matrices) for matrices in zip(*pairs, strict=True))
+    _update_moments(states, gradients, means, betas)
     roots = list(torch._foreach_sqrt([state["moment"] for state in states]))
-    torch._foreach_div_(roots, [(1 - beta ** state["step"]) ** 0.5 for state in states])
+    # The correction of the moments' bias is a factor of the layer, which grafting would remove: it
+    # is that of eps and of the norm alone.
+    steps = [state["step"] for state in states]
+    corrections = [(1 - beta**step) ** 0.5 for beta, step in zip(betas, steps, strict=True)]
     floors = list(torch._foreach_norm(roots, float("inf")))
     torch._foreach_mul_(floors, _FLOOR)
-    torch._foreach_add_(floors, eps)
+    torch._foreach_add_(floors, [e * c for e, c in zip(eps, corrections, strict=True)])
     torch._foreach_add_(roots, floors)
-    adam_norms = torch._foreach_norm(torch._foreach_div(steps, roots))
-    torch._foreach_pow_(roots, 2 * _SHARE)
-    torch._foreach_div_(steps, roots)
-    torch._foreach_mul_(steps, [state["scale"] for state in states])
-    norms = torch._foreach_norm(steps)
+    adam_norms = list(torch._foreach_norm(torch._foreach_div(means, roots)))
+    torch._foreach_mul_(adam_norms, corrections)
+    torch._foreach_sqrt_(roots)
+    directions = torch._foreach_div([state["scale"] for state in states], roots)
+    torch._foreach_mul_(directions, means)
+    norms = torch._foreach_norm(directions)
     return [
-        EigenbasisStep(state["output_basis"] @ step @ state["input_basis"].mT, norm, adam_norm)
-        for state, step, norm, adam_norm in zip(states, steps, norms, adam_norms, strict=True)
+        EigenbasisStep(state["output_basis"] @ inside @ state["input_basis"].mT, norm, adam_norm)
+        for state, inside, norm, adam_norm in zip(
+            states, directions, norms, adam_norms, strict=True
+        )
     ]
 
 
-def _rotated(state: dict[str, Any], matrix: Tensor) -> Tensor:
-    return state["output_basis"].mT @ matrix @ state["input_basis"]
+def _rotated(
+    state: dict[str, Any], gradient: Sequence[Tensor], mean: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return Q_Sᵀ G Q_A of gradient and mean, in two products for both."""
+    groups, fan_out, fan_in = state["scale"].shape
+    inside = state["output_basis"].mT @ torch.cat([*gradient, *mean], -1)
+    # Row o holds row o of the gradient, then that of the mean: as (2 out) rows in one product.
+    inside = inside.view(groups, 2 * fan_out, fan_in) @ state["input_basis"]
+    both = inside.view(groups, fan_out, 2, fan_in)
+    return both[:, :, 0], both[:, :, 1]
 
 
 def _update_moments(
     states: Sequence[dict[str, Any]],
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
-    beta: float,
+    betas: Sequence[float],
 ) -> None:
     """Update running means of squares of gradients in the eigenbasis."""
     known = [number for number, state in enumerate(states) if "moment" in state]
     if known:
         moments, seen = [states[n]["moment"] for n in known], [gradients[n] for n in known]
-        torch._foreach_mul_(moments, beta)
-        torch._foreach_addcmul_(moments, seen, seen, 1 - beta)
-    for state, gradient, mean in zip(states, gradients, means, strict=True):
+        torch._foreach_mul_(moments, [betas[n] for n in known])
+        torch._foreach_addcmul_(moments, seen, seen, [1 - betas[n] for n in known])
+    for state, gradient, mean, beta in zip(states, gradients, means, betas, strict=True):
         if "moment" not in state:
             state["moment"] = first_squares(gradient, mean, beta, state["step"])
             state.pop("exp_avg_sq", None)  # of steps without factors

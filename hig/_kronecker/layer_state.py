@@ -74,25 +74,24 @@ class LayerParameters:
     trained: tuple[Tensor, ...]
     state: dict[str, Any]
 
-    def joined(self, values: Mapping[Tensor, Tensor]) -> Tensor:
-        """Join values of weight and bias to a matrix (groups, out, in)."""
+    def columns(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Arrange values of the trained parameters as columns of a matrix (groups, out, in)."""
         groups, fan_out, _ = self.state["scale"].shape
         # Output channels are ordered by group: (groups * out, in, *kernel) -> (groups, out,
         # in * ...), the order of the patches. The bias is the last column, as in `input_factor`.
-        matrix = values[self.weight].reshape(groups, fan_out, -1)
-        if self.bias is None:
-            return matrix
-        # Frozen since the factors were made: no gradient, no step.
-        column = values[self.bias] if len(self.trained) > 1 else matrix.new_zeros(self.bias.shape)
-        return torch.cat([matrix, column.reshape(groups, fan_out, 1)], -1)
+        columns = [value.reshape(groups, fan_out, -1) for value in values]
+        if self.bias is not None and len(values) == 1:
+            # Frozen since the factors were made: no gradient, no step.
+            columns.append(columns[0].new_zeros(groups, fan_out, 1))
+        return columns
 
-    def split(self, matrix: Tensor) -> dict[Tensor, Tensor]:
-        """Return the parts of a matrix (groups, out, in) that belong to trained parameters."""
+    def split(self, matrix: Tensor) -> list[Tensor]:
+        """Return the parts of a matrix (groups, out, in) that belong to the trained parameters."""
         if self.bias is None:
-            return {self.weight: matrix.view_as(self.weight)}
-        parts = {self.weight: matrix[..., :-1].reshape(self.weight.shape)}
+            return [matrix.view_as(self.weight)]
+        parts = [matrix[..., :-1].reshape(self.weight.shape)]
         if len(self.trained) > 1:
-            parts[self.bias] = matrix[..., -1].reshape(self.bias.shape)
+            parts.append(matrix[..., -1].reshape(self.bias.shape))
         return parts
 
     def power(self) -> DampedPower:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hig._kronecker.adam import AdamStep, adam_step, checked_step_size, update_means
-from hig._kronecker.eigenbasis import EigenbasisStep, eigenbasis_steps
-from hig._kronecker.grafting import Squares, graft_factors
+from hig._kronecker.eigenbasis import eigenbasis_steps
+from hig._kronecker.grafting import graft_factors
 from hig._kronecker.layer_state import LayerParameters, layers_of
 from hig._step.param_groups import check_parameters_finite
 from hig._step.trial_step import restore_parameters
@@ -19,7 +19,7 @@ from hig._step.trial_step import restore_parameters
 __all__ = ["Moved", "move", "restored_after_errors"]
 
 Group = dict[str, Any]
-Directions = list[dict[Tensor, Tensor]]
+States = Mapping[Any, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,23 @@ class Moved:
     grafts: list[float]
 
 
+@dataclass(frozen=True)
+class _Directions:
+    """Directions of layers, with the squared norms that grafting compares.
+
+    Attributes:
+        parts: per layer, the direction of each trained parameter.
+        squares: per layer, squared norms of the parts of the direction, scalars.
+        adam_squares: per layer, squared norms of the parts of Adam's step, scalars.
+    """
+
+    parts: list[list[Tensor]]
+    squares: list[list[Tensor]]
+    adam_squares: list[list[Tensor]]
+
+
 def move(
-    states: Mapping[Any, dict[str, Any]],
+    states: States,
     groups: Sequence[Group],
     flat: Sequence[Tensor],
     gradients: Mapping[Tensor, Tensor],
@@ -65,14 +80,16 @@ def move(
     alone = [p for p in gradients if graft != "eigenbasis" or p not in covered]
     steps = {p: _adam_step(states[p], gradients[p], group_of[p]) for p in alone}
     if graft == "eigenbasis":
-        directions, squares, adam_squares = _eigenbasis(states, layers, gradients, group_of)
+        directions = _in_eigenbasis(states, layers, gradients, group_of)
     else:
-        directions, squares, adam_squares = _powers_of_means(layers, steps)
+        directions = _powers_of_means(layers, steps)
     by_adam = {p: step for p, step in steps.items() if p not in covered}
     others = [step.square() for step in by_adam.values()]
-    grafts, norm = graft_factors(graft, squares, adam_squares, others)
-    for direction_of, factor in zip(directions, grafts, strict=True):
-        for parameter, direction in direction_of.items():
+    sums = _sums([*directions.squares, *directions.adam_squares, others])
+    squares = sums[: len(layers)]
+    grafts = graft_factors(graft, squares, sums[len(layers) : -1])
+    for layer, parts, factor in zip(layers, directions.parts, grafts, strict=True):
+        for parameter, direction in zip(layer.trained, parts, strict=True):
             size = factor * float(group_of[parameter]["lr"])
             parameter.sub_(direction, alpha=checked_step_size(size, direction))
     for parameter, step in by_adam.items():
@@ -81,7 +98,8 @@ def move(
     # Even ordinary steps may overflow float16.
     narrow = [p for p in gradients if p.dtype == torch.float16]
     check_parameters_finite(narrow, math.inf if narrow else None)
-    return Moved(list(by_adam), len(layers), norm, grafts)
+    total = sums[-1] + sum(f**2 * square for f, square in zip(grafts, squares, strict=True))
+    return Moved(list(by_adam), len(layers), math.sqrt(total), grafts)
 
 
 def _adam_step(state: dict[str, Any], gradient: Tensor, group: Group) -> AdamStep:
@@ -90,48 +108,57 @@ def _adam_step(state: dict[str, Any], gradient: Tensor, group: Group) -> AdamSte
 
 def _powers_of_means(
     layers: Sequence[LayerParameters], steps: Mapping[Tensor, AdamStep]
-) -> tuple[Directions, Squares, Squares]:
-    """Return powers of the mean gradients, and the squared norms of these and of Adam's steps."""
-    directions = []
+) -> _Directions:
+    """Apply the powers of the factors to the mean gradients."""
+    parts = []
     for layer in layers:
-        layer.state.pop("moment", None)
-        means = {p: steps[p].mean / steps[p].correction for p in layer.trained}
-        directions.append(layer.split(layer.power()(layer.joined(means))))
-    squares = [[direction.square().sum() for direction in d.values()] for d in directions]
-    return directions, squares, [[steps[p].square() for p in layer.trained] for layer in layers]
+        layer.state.pop("moment", None)  # of steps in the eigenbasis
+        means = [steps[p].mean / steps[p].correction for p in layer.trained]
+        parts.append(layer.split(layer.power()(torch.cat(layer.columns(means), -1))))
+    squares = [[direction.square().sum() for direction in several] for several in parts]
+    adam_squares = [[steps[p].square() for p in layer.trained] for layer in layers]
+    return _Directions(parts, squares, adam_squares)
 
 
-def _eigenbasis(
-    states: Mapping[Any, dict[str, Any]],
+def _in_eigenbasis(
+    states: States,
     layers: Sequence[LayerParameters],
     gradients: Mapping[Tensor, Tensor],
     group_of: Mapping[Tensor, Group],
-) -> tuple[Directions, Squares, Squares]:
-    """Return directions by moments in the eigenbasis, and the squared norms with and without power.
+) -> _Directions:
+    """Take Adam's steps in the eigenbasis of the factors, with the rest of the power.
 
     The second moments of a layer have the betas and eps of its weight.
     """
     trained = [p for layer in layers for p in layer.trained]
-    firsts = [group_of[p]["betas"][0] for p in trained]
-    means = update_means([states[p] for p in trained], [gradients[p] for p in trained], firsts)
-    mean_of = dict(zip(trained, means, strict=True))
-    steps: dict[int, EigenbasisStep] = {}
-    settings = [(group_of[la.weight]["betas"][1], group_of[la.weight]["eps"]) for la in layers]
-    for beta, eps in dict.fromkeys(settings):
-        numbers = [n for n, its in enumerate(settings) if its == (beta, eps)]
-        found = eigenbasis_steps(
-            [layers[n].state for n in numbers],
-            [layers[n].joined(gradients) for n in numbers],
-            [layers[n].joined(mean_of) for n in numbers],
-            beta,
-            eps,
-        )
-        steps.update(zip(numbers, found, strict=True))
-    ordered = [steps[n] for n in range(len(layers))]
-    directions = [la.split(step.direction) for la, step in zip(layers, ordered, strict=True)]
+    own = [states[p] for p in trained]
+    layer_gradients = [gradients[p] for p in trained]
+    means = update_means(own, layer_gradients, [group_of[p]["betas"][0] for p in trained])
+    columns, begin = [], 0
+    for layer in layers:
+        end = begin + len(layer.trained)
+        columns.append((
+            layer.columns(layer_gradients[begin:end]), layer.columns(means[begin:end])
+        ))  # fmt: skip
+        begin = end
+    groups = [group_of[layer.weight] for layer in layers]
+    steps = eigenbasis_steps(
+        [layer.state for layer in layers],
+        columns,
+        [group["betas"][1] for group in groups],
+        [group["eps"] for group in groups],
+    )
+    parts = [layer.split(step.direction) for layer, step in zip(layers, steps, strict=True)]
     # A bias that is frozen at present takes its part of the norm with it.
-    squares = [[step.norm.square()] for step in ordered]
-    return directions, squares, [[step.adam_norm.square()] for step in ordered]
+    squares = [[step.norm.square()] for step in steps]
+    return _Directions(parts, squares, [[step.adam_norm.square()] for step in steps])
+
+
+def _sums(squares: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Sum lists of scalars, with one transfer from the device for all of them."""
+    flat = [square for several in squares for square in several]
+    values = iter(torch.stack([square.double() for square in flat]).tolist() if flat else ())
+    return [sum(next(values) for _ in several) for several in squares]
 
 
 @contextmanager

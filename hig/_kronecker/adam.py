@@ -68,9 +68,10 @@ class AdamStep:
         target = torch.view_as_real(parameter) if parameter.is_complex() else parameter
         target.addcdiv_(self.mean, self.denominator, value=-size)
 
-    def square(self) -> Tensor:
-        """Compute the squared norm of the step per unit of learning rate, a scalar."""
-        return (self.mean / self.denominator).square().sum() / self.correction**2
+    def norm(self) -> Tensor:
+        """Compute the norm of the step per unit of learning rate, a scalar."""
+        norm: Tensor = torch.linalg.vector_norm(self.mean / self.denominator) / self.correction
+        return norm
 
 
 def checked_step_size(size: float, parameter: Tensor) -> float:

@@ -10,15 +10,14 @@ power p is therefore that division and the remaining :math:`p - \tfrac12` on the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hig._kronecker.adam import first_squares
 
-__all__ = ["EigenbasisStep", "eigenbasis_steps", "followed_basis", "refresh_eigenbasis"]
+__all__ = ["EigenbasisSteps", "eigenbasis_steps", "followed_basis", "refresh_eigenbasis"]
 
 # Added to a factor, in units of its norm. Directions far below it are not told apart in one step
 # of the iteration. In return the basis depends smoothly on the factor: rounding errors, as of a sum
@@ -95,71 +94,63 @@ def _values(factor: Tensor, basis: Tensor) -> Tensor:
     return (factor @ basis).mul_(basis).sum(1).clamp_min_(0)
 
 
-@dataclass(frozen=True)
-class EigenbasisStep:
-    """Step of one layer before grafting.
+class EigenbasisSteps(NamedTuple):
+    """Steps of layers before grafting.
 
     Attributes:
-        direction: (groups, out, in), in the basis of the parameters.
-        norm: norm of the direction, a scalar.
-        adam_norm: norm of Adam's step in the eigenbasis, which has no further power, a scalar.
+        directions: of each layer (groups, out, in), in the basis of the parameters.
+        norms: norm of each direction, scalars.
+        adam_norms: norm of each layer's step of Adam in the eigenbasis, without the further power.
     """
 
-    direction: Tensor
-    norm: Tensor
-    adam_norm: Tensor
+    directions: list[Tensor]
+    norms: list[Tensor]
+    adam_norms: list[Tensor]
 
 
 def eigenbasis_steps(
     states: Sequence[dict[str, Any]],
-    columns: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]],
-    betas: Sequence[float],
+    columns: Sequence[Sequence[Tensor]],
+    beta: float,
     eps: Sequence[float],
-) -> list[EigenbasisStep]:
+) -> EigenbasisSteps:
     """Update the second moments of layers and return their steps.
 
     Args:
         states: state of each layer, with ``step``, the number of gradients so far.
-        columns: per layer the columns (groups, out, ...) of the gradient, and those of the running
-            mean of the gradients, bias corrected; each set joined along the last axis is of shape
-            (groups, out, in).
-        betas: decay of the second moments of each layer.
+        columns: per layer the columns (groups, out, ...) of the gradient, then those of the running
+            mean of the gradients, bias corrected; together of shape (groups, out, 2 in).
+        beta: decay of the second moments.
         eps: as in Adam, added to the roots of the second moments, of each layer.
     """
     if not states:
-        return []
-    pairs = [_rotated(state, *both) for state, both in zip(states, columns, strict=True)]
+        return EigenbasisSteps([], [], [])
+    pairs = [_rotated(state, both) for state, both in zip(states, columns, strict=True)]
     gradients, means = (list(matrices) for matrices in zip(*pairs, strict=True))
-    _update_moments(states, gradients, means, betas)
+    _update_moments(states, gradients, means, beta)
     roots = list(torch._foreach_sqrt([state["moment"] for state in states]))
     # The correction of the moments' bias is a factor of the layer, which grafting would remove: it
     # is that of eps and of the norm alone.
-    steps = [state["step"] for state in states]
-    corrections = [(1 - beta**step) ** 0.5 for beta, step in zip(betas, steps, strict=True)]
-    floors = list(torch._foreach_norm(roots, float("inf")))
-    torch._foreach_mul_(floors, _FLOOR)
-    torch._foreach_add_(floors, [e * c for e, c in zip(eps, corrections, strict=True)])
-    torch._foreach_add_(roots, floors)
+    corrections = [(1 - beta ** state["step"]) ** 0.5 for state in states]
+    torch._foreach_add_(roots, torch._foreach_norm(roots, float("inf")), alpha=_FLOOR)
+    torch._foreach_add_(roots, [e * c for e, c in zip(eps, corrections, strict=True)])
     adam_norms = list(torch._foreach_norm(torch._foreach_div(means, roots)))
     torch._foreach_mul_(adam_norms, corrections)
     torch._foreach_sqrt_(roots)
-    directions = torch._foreach_div([state["scale"] for state in states], roots)
-    torch._foreach_mul_(directions, means)
-    norms = torch._foreach_norm(directions)
-    return [
-        EigenbasisStep(state["output_basis"] @ inside @ state["input_basis"].mT, norm, adam_norm)
-        for state, inside, norm, adam_norm in zip(
-            states, directions, norms, adam_norms, strict=True
-        )
+    torch._foreach_div_(means, roots)
+    torch._foreach_mul_(means, [state["scale"] for state in states])
+    norms = list(torch._foreach_norm(means))
+    directions = [
+        state["output_basis"] @ inside @ state["input_basis"].mT
+        for state, inside in zip(states, means, strict=True)
     ]
+    return EigenbasisSteps(directions, norms, adam_norms)
 
 
-def _rotated(
-    state: dict[str, Any], gradient: Sequence[Tensor], mean: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _rotated(state: dict[str, Any], columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return Q_Sᵀ G Q_A of gradient and mean, in two products for both."""
     groups, fan_out, fan_in = state["scale"].shape
-    inside = state["output_basis"].mT @ torch.cat([*gradient, *mean], -1)
+    inside = state["output_basis"].mT @ torch.cat(list(columns), -1)
     # Row o holds row o of the gradient, then that of the mean: as (2 out) rows in one product.
     inside = inside.view(groups, 2 * fan_out, fan_in) @ state["input_basis"]
     both = inside.view(groups, fan_out, 2, fan_in)
@@ -170,15 +161,15 @@ def _update_moments(
     states: Sequence[dict[str, Any]],
     gradients: Sequence[Tensor],
     means: Sequence[Tensor],
-    betas: Sequence[float],
+    beta: float,
 ) -> None:
     """Update running means of squares of gradients in the eigenbasis."""
     known = [number for number, state in enumerate(states) if "moment" in state]
     if known:
         moments, seen = [states[n]["moment"] for n in known], [gradients[n] for n in known]
-        torch._foreach_mul_(moments, [betas[n] for n in known])
-        torch._foreach_addcmul_(moments, seen, seen, [1 - betas[n] for n in known])
-    for state, gradient, mean, beta in zip(states, gradients, means, betas, strict=True):
+        torch._foreach_mul_(moments, beta)
+        torch._foreach_addcmul_(moments, seen, seen, 1 - beta)
+    for state, gradient, mean in zip(states, gradients, means, strict=True):
         if "moment" not in state:
             state["moment"] = first_squares(gradient, mean, beta, state["step"])
             state.pop("exp_avg_sq", None)  # of steps without factors

@@ -1,5 +1,6 @@
 """Kronecker factors of all layers from one captured computation and one random probe."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,7 +137,7 @@ def _squares_are_finite(tensors: Sequence[Tensor]) -> bool:
     for tensor in tensors:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     squares = [torch.stack(torch._foreach_norm(several)).square() for several in by_dtype.values()]
-    return all(bool(torch.isfinite(several).all()) for several in squares)
+    return all(math.isfinite(square) for several in squares for square in several.tolist())
 
 
 def with_leading_axis(use: LayerUse) -> LayerUse:

@@ -136,7 +136,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         eps: float = 1e-8,
         graft: str | None = "eigenbasis",
         decay: float = 0.95,
-        probe_every: int = 10,
+        probe_every: int = 20,
         refresh_every: int = 50,
         metric_root: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
@@ -148,7 +148,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         check_number(damping, "damping", POSITIVE, "try 0.1")
         check_choice(graft, "graft", GRAFTS)
         check_number(decay, "decay", FRACTION, "try 0.95")
-        check_count(probe_every, "probe_every", "try 10")
+        check_count(probe_every, "probe_every", "try 20")
         check_count(refresh_every, "refresh_every", "try 50")
         if metric_root is not None:
             check_function(metric_root, "metric_root", "(outputs) -> outputs")
@@ -273,7 +273,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                     with clock.phase("update"):
                         moved = move(
                             self.state, self.param_groups, self._flat(), gradients,
-                            self._graft,
+                            self._graft, self._decay,
                         )  # fmt: skip
                 share.take_first(list(gradients))
             if probing:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -39,19 +40,9 @@ class Moved:
     grafts: list[float]
 
 
-@dataclass(frozen=True)
-class _Directions:
-    """Directions of layers, with the squared norms that grafting compares.
-
-    Attributes:
-        parts: per layer, the direction of each trained parameter.
-        squares: per layer, squared norms of the parts of the direction, scalars.
-        adam_squares: per layer, squared norms of the parts of Adam's step, scalars.
-    """
-
-    parts: list[list[Tensor]]
-    squares: list[list[Tensor]]
-    adam_squares: list[list[Tensor]]
+# Per layer: the direction of each trained parameter, the norms of parts of the direction, and those
+# of parts of Adam's step.
+_Directions = tuple[list[list[Tensor]], list[list[Tensor]], list[list[Tensor]]]
 
 
 def move(
@@ -60,6 +51,7 @@ def move(
     flat: Sequence[Tensor],
     gradients: Mapping[Tensor, Tensor],
     graft: str | None,
+    decay: float,
 ) -> Moved:
     """Update all parameters that have a gradient; after an error the caller restores them.
 
@@ -70,6 +62,7 @@ def move(
         gradients: by parameter, :func:`~hig._kronecker.adam.accumulable`.
         graft: "eigenbasis" if the second moments of layers are in the eigenbasis of their factors;
             see :func:`~hig._kronecker.grafting.graft_factors` for the others.
+        decay: decay of second moments in the eigenbasis.
 
     Raises:
         NonFiniteError: the step is too large for the dtype of a parameter.
@@ -80,16 +73,16 @@ def move(
     alone = [p for p in gradients if graft != "eigenbasis" or p not in covered]
     steps = {p: _adam_step(states[p], gradients[p], group_of[p]) for p in alone}
     if graft == "eigenbasis":
-        directions = _in_eigenbasis(states, layers, gradients, group_of)
+        parts, norms, adam_norms = _in_eigenbasis(states, layers, gradients, group_of, decay)
     else:
-        directions = _powers_of_means(layers, steps)
+        parts, norms, adam_norms = _powers_of_means(layers, steps)
     by_adam = {p: step for p, step in steps.items() if p not in covered}
-    others = [step.square() for step in by_adam.values()]
-    sums = _sums([*directions.squares, *directions.adam_squares, others])
+    others = [step.norm() for step in by_adam.values()]
+    sums = _sums_of_squares([*norms, *adam_norms, others])
     squares = sums[: len(layers)]
     grafts = graft_factors(graft, squares, sums[len(layers) : -1])
-    for layer, parts, factor in zip(layers, directions.parts, grafts, strict=True):
-        for parameter, direction in zip(layer.trained, parts, strict=True):
+    for layer, directions, factor in zip(layers, parts, grafts, strict=True):
+        for parameter, direction in zip(layer.trained, directions, strict=True):
             size = factor * float(group_of[parameter]["lr"])
             parameter.sub_(direction, alpha=checked_step_size(size, direction))
     for parameter, step in by_adam.items():
@@ -115,9 +108,8 @@ def _powers_of_means(
         layer.state.pop("moment", None)  # of steps in the eigenbasis
         means = [steps[p].mean / steps[p].correction for p in layer.trained]
         parts.append(layer.split(layer.power()(torch.cat(layer.columns(means), -1))))
-    squares = [[direction.square().sum() for direction in several] for several in parts]
-    adam_squares = [[steps[p].square() for p in layer.trained] for layer in layers]
-    return _Directions(parts, squares, adam_squares)
+    norms = [list(torch._foreach_norm(several)) for several in parts]
+    return parts, norms, [[steps[p].norm() for p in layer.trained] for layer in layers]
 
 
 def _in_eigenbasis(
@@ -125,10 +117,11 @@ def _in_eigenbasis(
     layers: Sequence[LayerParameters],
     gradients: Mapping[Tensor, Tensor],
     group_of: Mapping[Tensor, Group],
+    decay: float,
 ) -> _Directions:
     """Take Adam's steps in the eigenbasis of the factors, with the rest of the power.
 
-    The second moments of a layer have the betas and eps of its weight.
+    A layer has the eps of its weight.
     """
     trained = [p for layer in layers for p in layer.trained]
     own = [states[p] for p in trained]
@@ -137,28 +130,20 @@ def _in_eigenbasis(
     columns, begin = [], 0
     for layer in layers:
         end = begin + len(layer.trained)
-        columns.append((
-            layer.columns(layer_gradients[begin:end]), layer.columns(means[begin:end])
-        ))  # fmt: skip
+        columns.append(layer.columns(layer_gradients[begin:end]) + layer.columns(means[begin:end]))
         begin = end
-    groups = [group_of[layer.weight] for layer in layers]
-    steps = eigenbasis_steps(
-        [layer.state for layer in layers],
-        columns,
-        [group["betas"][1] for group in groups],
-        [group["eps"] for group in groups],
-    )
-    parts = [layer.split(step.direction) for layer, step in zip(layers, steps, strict=True)]
+    eps = [group_of[layer.weight]["eps"] for layer in layers]
+    steps = eigenbasis_steps([layer.state for layer in layers], columns, decay, eps)
+    parts = [layer.split(whole) for layer, whole in zip(layers, steps.directions, strict=True)]
     # A bias that is frozen at present takes its part of the norm with it.
-    squares = [[step.norm.square()] for step in steps]
-    return _Directions(parts, squares, [[step.adam_norm.square()] for step in steps])
+    return parts, [[norm] for norm in steps.norms], [[norm] for norm in steps.adam_norms]
 
 
-def _sums(squares: Sequence[Sequence[Tensor]]) -> list[float]:
-    """Sum lists of scalars, with one transfer from the device for all of them."""
-    flat = [square for several in squares for square in several]
-    values = iter(torch.stack([square.double() for square in flat]).tolist() if flat else ())
-    return [sum(next(values) for _ in several) for several in squares]
+def _sums_of_squares(norms: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Add up squares of lists of scalars, with one transfer from the device for all of them."""
+    flat = [norm for several in norms for norm in several]
+    values = iter(torch.stack(flat).tolist() if flat else ())
+    return [sum(norm * norm for norm in islice(values, len(several))) for several in norms]
 
 
 @contextmanager

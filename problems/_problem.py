@@ -53,6 +53,8 @@ class Settings:
         momentum: What the direction of a step keeps of the last one, in [0, 1); Jacobian methods
             for one loss only, as the next.
         momentum_kind: ``"plain"`` or ``"projected"``.
+        graft: Source of the length of a step, ``"eigenbasis"``, ``"layer"`` or ``"global"``;
+            Kronecker HIG only.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
             a cosine after a short warm-up; methods of first order and Kronecker HIG only.
         published: True for values from the publication of the problem, False for our own choice.
@@ -73,6 +75,7 @@ class Settings:
     step_rule: str | None = None
     momentum: float | None = None
     momentum_kind: str | None = None
+    graft: str | None = None
     schedule: str | None = None
     published: bool = False
 

@@ -167,5 +167,9 @@ def check_adam_group(group: dict[str, Any]) -> None:
 
 
 def trained_part(group: dict[str, Any]) -> dict[str, Any]:
-    """Copy a group without its frozen parameters, which may be of any dtype."""
-    return {**group, "params": [p for p in group["params"] if p.requires_grad]}
+    """Return the learning rate of a group and its parameters that are not frozen.
+
+    Frozen ones may be of any dtype. The parameters are an iterator, which costs nothing where the
+    learning rate is one of all dtypes.
+    """
+    return {"lr": group["lr"], "params": (p for p in group["params"] if p.requires_grad)}

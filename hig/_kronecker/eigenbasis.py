@@ -29,8 +29,8 @@ _SHIFT = 1e-4
 _FIRST = 8
 _SHARE = 0.25
 
-# Least root of a second moment, in units of the largest one of its layer. Coordinates of the
-# gradient that are zero but for rounding would otherwise move as far as the others.
+# Least root of a second moment, in units of their norm in its layer. Coordinates of the gradient
+# that are zero but for rounding would otherwise move as far as the others.
 _FLOOR = 1e-6
 
 
@@ -55,7 +55,14 @@ def followed_basis(factor: Tensor, basis: Tensor | None) -> Tensor:
     norm = torch.linalg.matrix_norm(factor, keepdim=True)
     factor = factor / torch.where(norm > 0, norm, 1)
     for _ in range(steps):
-        basis = torch.linalg.qr(torch.baddbmm(basis, factor, basis, beta=_SHIFT)).Q
+        product = factor @ basis
+        # A weak direction before a strong one would stay there until rounding errors have grown.
+        growth = (product * basis).sum(1).clamp_min_(0).add_(_SHIFT)
+        # Up to a factor of two, as ties may not be broken by rounding; not at powers of two, where
+        # symmetric factors have theirs.
+        order = (1.37 * growth).frexp().exponent.argsort(dim=-1, descending=True, stable=True)
+        columns = product.add_(basis, alpha=_SHIFT).gather(2, order[:, None].expand_as(product))
+        basis = torch.linalg.qr(columns).Q
     return basis
 
 
@@ -132,7 +139,7 @@ def eigenbasis_steps(
     # The correction of the moments' bias is a factor of the layer, which grafting would remove: it
     # is that of eps and of the norm alone.
     corrections = [(1 - beta ** state["step"]) ** 0.5 for state in states]
-    torch._foreach_add_(roots, torch._foreach_norm(roots, float("inf")), alpha=_FLOOR)
+    torch._foreach_add_(roots, torch._foreach_norm(roots), alpha=_FLOOR)
     torch._foreach_add_(roots, [e * c for e, c in zip(eps, corrections, strict=True)])
     adam_norms = list(torch._foreach_norm(torch._foreach_div(means, roots)))
     torch._foreach_mul_(adam_norms, corrections)

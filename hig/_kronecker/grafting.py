@@ -3,9 +3,7 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["GRAFTS", "graft_factors"]
-
-GRAFTS = ("eigenbasis", "layer", "global", None)
+__all__ = ["graft_factors"]
 
 
 def graft_factors(

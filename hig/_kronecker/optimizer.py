@@ -16,7 +16,6 @@ from hig._kronecker.adam import (
     trained_part,
 )
 from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
-from hig._kronecker.grafting import GRAFTS
 from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
 from hig._kronecker.layer_state import (
     check_state,
@@ -44,6 +43,7 @@ from hig._torch.ranks import ProcessGroup, check_process_group
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import (
     FRACTION,
+    GRAFTS,
     KAPPA,
     POSITIVE,
     REDUCTIONS,
@@ -146,7 +146,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         params = check_parameters(params, "params")
         check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
         check_number(damping, "damping", POSITIVE, "try 0.1")
-        check_choice(graft, "graft", GRAFTS)
+        check_choice(graft, "graft", (*GRAFTS, None))
         check_number(decay, "decay", FRACTION, "try 0.95")
         check_count(probe_every, "probe_every", "try 20")
         check_count(refresh_every, "refresh_every", "try 50")
@@ -248,8 +248,8 @@ class KroneckerHIG(torch.optim.Optimizer):
                 closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
                 contexts.enter_context(explained())
                 contexts.enter_context(without_autocast)
-                calls = ParameterCalls(parameters if probing else ())
-                watching = calls if probing else nullcontext()
+                calls = ParameterCalls(parameters) if probing else None
+                watching = nullcontext() if calls is None else calls
                 with clock.phase("forward"), torch.enable_grad(), watching:
                     outcome = call(closure)
                 loss, prediction = loss_and_prediction(outcome)
@@ -259,14 +259,14 @@ class KroneckerHIG(torch.optim.Optimizer):
             loss = share.whole_loss(loss.detach())
             factors: list[LayerFactors] = []
             thorough = False
-            if probing:
+            if calls is not None:
                 factors, thorough = self._probe(calls, prediction, gradients, share, clock)
             with clock.phase("gradient"):
                 gradients = share.whole_gradients(gradients)
             with torch.no_grad(), restored_after_errors(gradients):
                 with share.agreement():
                     check_finite(gradients, factors)
-                    if probing:
+                    if calls is not None:
                         self._explain(calls, factors, gradients, thorough)
                     with clock.phase("factors"):
                         refreshed = self._learn(factors, steps)

@@ -4,9 +4,11 @@ Vyas et al., *SOAP: Improving and Stabilizing Shampoo using Adam*, ICLR 2025, ar
 Adam in the eigenbasis of the factors of Shampoo, which are moments of the gradient. Here the basis
 is that of :math:`S \otimes A`: S knows how the simulator answers to each output of a layer.
 
-If the residuals are independent of the outputs' derivatives, the second moment of the gradient is
-proportional to :math:`J^T J`, and dividing by its root is a half power of :math:`S \otimes A`. A
-power p is therefore that division and the remaining :math:`p - \tfrac12` on the eigenvalues.
+If the residuals are independent of the derivatives of the outputs, the second moments v of the
+gradient in that basis are proportional to the eigenvalues :math:`\lambda` of :math:`S \otimes A`. A
+power :math:`\lambda^{-p}` may then be shared, :math:`v^{-s} \lambda^{s - p}`: v follows a spectrum
+that moves and knows of noise, :math:`\lambda` needs no gradients to know of weak directions. The
+share s = 1/4 trained best: s = 1/2, SOAP's, ended higher on all problems that were tried.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from hig._kronecker.adam import first_squares
 
 __all__ = ["EigenbasisSteps", "eigenbasis_steps", "followed_basis", "refresh_eigenbasis"]
 
-# Added to a factor, in units of its norm. Directions far below it are not told apart in one step
+# Added to a factor, in units of its trace. Directions far below it are not told apart in one step
 # of the iteration. In return the basis depends smoothly on the factor: rounding errors, as of a sum
 # over process ranks in another order, change it by 1e4 times as much, also where eigenvalues are
 # equal or zero and eigenvectors are arbitrary.
@@ -27,6 +29,8 @@ _SHIFT = 1e-4
 
 # Iterations from the basis of the parameters to the first eigenbasis.
 _FIRST = 8
+
+# Exponent s of second moments, see above.
 _SHARE = 0.25
 
 # Least root of a second moment, in units of their norm in its layer. Coordinates of the gradient
@@ -52,8 +56,9 @@ def followed_basis(factor: Tensor, basis: Tensor | None) -> Tensor:
         size = factor.shape[-1]
         basis, steps = torch.eye(size, dtype=factor.dtype, device=factor.device), _FIRST
         basis = basis.expand_as(factor)
-    norm = torch.linalg.matrix_norm(factor, keepdim=True)
-    factor = factor / torch.where(norm > 0, norm, 1)
+    # The trace, as the squares of a norm may be below the numbers of float32.
+    trace = factor.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    factor = factor / torch.where(trace > 0, trace, 1)
     for _ in range(steps):
         product = factor @ basis
         # A weak direction before a strong one would stay there until rounding errors have grown.
@@ -76,7 +81,7 @@ def refresh_eigenbasis(
             ``moment``, if there is one.
         outputs: S, (groups, out, out).
         inputs: A, (groups, in, in).
-        power: p; the scale has the exponent :math:`\tfrac12 - p`.
+        power: p; the scale has the exponent s - p.
         damping: added to the eigenvalues of the product, in units of their mean.
     """
     output_basis = followed_basis(outputs, state.get("output_basis"))

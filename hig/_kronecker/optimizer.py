@@ -7,15 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
-from hig._kronecker.adam import (
-    accumulable,
-    check_adam_group,
-    trained_part,
-)
+from hig._kronecker.adam import check_adam_group, trained_part
 from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
+from hig._kronecker.gradients import parameter_gradients
 from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
 from hig._kronecker.layer_state import (
     check_state,
@@ -36,9 +32,8 @@ from hig._step.closure import (
     explained,
     loss_and_prediction,
 )
-from hig._step.objective import loss_gradient
 from hig._step.param_groups import check_group_keys, check_group_lr
-from hig._torch.host import DeferredChecks, PhaseClock
+from hig._torch.host import PhaseClock
 from hig._torch.ranks import ProcessGroup, check_process_group
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import (
@@ -66,14 +61,20 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     For each linear or convolution layer G is the gradient of the loss with respect to its weight,
     the bias being a further column, A the second moment of its inputs and S that of the gradients
-    of its outputs for a random projection of the prediction. The step is
-    :math:`S^{-p} G A^{-p}` with p = 3/4 for the half-inverse, 1 for Gauss-Newton (K-FAC, arXiv
-    1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). A step takes one backward
-    pass for all samples, outputs and layers, and a second one in every ``probe_every`` steps. No
-    matrix grows with the batch, unlike in an exact step, so that any batch size is possible.
+    of its outputs for a random projection of the prediction; p is 3/4 for the half-inverse, 1 for
+    Gauss-Newton (K-FAC, arXiv 1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). A
+    step takes one backward pass for all samples, outputs and layers, and a second one in every
+    ``probe_every`` steps. No matrix grows with the batch, unlike in an exact step, so that any
+    batch size is possible.
 
-    The direction is applied to the running mean of the gradients and has the norm of the step
-    that Adam would take (grafting, arXiv 2002.11803), so learning rates are those of Adam.
+    By default two factors share the power, in the eigenbasis of S and A: the known spectrum and the
+    second moments v of the rotated gradients, which follow it where it moves (SOAP, arXiv
+    2409.11321, has the moments alone and takes its basis from the gradients). With m the mean
+    gradient there, the direction is :math:`\lambda^{1/4 - p}\, v^{-1/4}\, m`, as v is proportional
+    to the eigenvalues :math:`\lambda` of :math:`S \otimes A` where residuals are independent. Other
+    values of ``graft`` take :math:`S^{-p} m A^{-p}`. The step of a layer has the norm of Adam's
+    step there (grafting, arXiv 2002.11803), so learning rates are those of Adam or SOAP.
+
     A and S are moments over all positions at which a weight is used, whichever axis holds the
     samples: layers may be called with nodes of graphs, with time first, without a batch, or several
     times with different numbers of points. Other parameters, and layers whose calls cannot be
@@ -87,15 +88,18 @@ class KroneckerHIG(torch.optim.Optimizer):
         lr: factor of the step, in the units of Adam's.
         kappa: exponent in [-1, 1]: -0.5 is the half-inverse, -1 Gauss-Newton, 1 the gradient.
         damping: added to the eigenvalues of :math:`S \otimes A`, in units of their mean.
-        betas: decay of the means of gradients and of their squares.
+        betas: decay of the means of gradients and, where Adam has them, of their squares.
         eps: as in ``torch.optim.Adam``.
-        graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
-            does; None leaves the direction unchanged.
-        decay: decay of the running means S and A.
+        graft: "eigenbasis" for second moments in the eigenbasis of the factors, and the norm of
+            Adam's step there. Else the direction has the powers of the factors alone: "layer" if
+            each layer gets the norm of Adam's step, "global" if all together do; None leaves the
+            direction unchanged.
+        decay: decay of the running means S and A, and of second moments in their eigenbasis.
         probe_every: steps from one update of S and A to the next; each of the first steps
             updates them.
         refresh_every: steps from one decomposition of S and A to the next; early on they are
-            decomposed after 1, 2, 4, ... steps.
+            decomposed after 1, 2, 4, ... steps. The eigenbasis follows by one step of orthogonal
+            iteration, and the second moments follow the basis.
         metric_root: applies the symmetric root of the metric M in which the loss measures the
             outputs, if it is :math:`\tfrac12 r^T M r`, to a tensor of their shape: S is then that
             of :math:`M^{1/2} J`. None for a plain sum of squares.
@@ -148,7 +152,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         check_number(damping, "damping", POSITIVE, "try 0.1")
         check_choice(graft, "graft", (*GRAFTS, None))
         check_number(decay, "decay", FRACTION, "try 0.95")
-        check_count(probe_every, "probe_every", "try 20")
+        check_count(probe_every, "probe_every", "try 10")
         check_count(refresh_every, "refresh_every", "try 50")
         if metric_root is not None:
             check_function(metric_root, "metric_root", "(outputs) -> outputs")
@@ -253,7 +257,8 @@ class KroneckerHIG(torch.optim.Optimizer):
                 with clock.phase("forward"), torch.enable_grad(), watching:
                     outcome = call(closure)
                 loss, prediction = loss_and_prediction(outcome)
-                gradients = self._gradients(loss, prediction, parameters, probing, clock)
+                with clock.phase("gradient"):
+                    gradients = parameter_gradients(loss, prediction, parameters, probing)
                 share.check_finite(gradients)
             share.join(prediction, self._flat(), gradients, self._settings)
             loss = share.whole_loss(loss.detach())
@@ -305,32 +310,6 @@ class KroneckerHIG(torch.optim.Optimizer):
                 factors = factors_of_layers(calls.uses, prediction, probe, thorough)
                 share.check_finite(gradients, factors)
             return share.whole_factors(factors, self._flat()), thorough
-
-    def _gradients(
-        self,
-        loss: Tensor,
-        prediction: Tensor,
-        parameters: Sequence[Tensor],
-        probing: bool,
-        clock: PhaseClock,
-    ) -> dict[Tensor, Tensor]:
-        """Compute the gradients of all parameters that the prediction depends on, for moments."""
-        # The closure initializes lazy parameters that it uses, and may freeze others.
-        parameters = [p for p in parameters if p.requires_grad and not is_lazy(p)]
-        if not parameters:
-            raise ValueError(
-                "all parameters of the optimizer are frozen or uninitialized after the closure; "
-                "check that it runs the network whose parameters the optimizer holds"
-            )
-        with clock.phase("gradient"):
-            checks = DeferredChecks()
-            outward = loss_gradient(loss, prediction, parameters, False, checks)
-            checks.settle()
-            derivatives = torch.autograd.grad(
-                prediction, parameters, outward, retain_graph=probing, allow_unused=True
-            )
-        pairs = zip(parameters, derivatives, strict=True)
-        return {p: accumulable(g) for p, g in pairs if g is not None}
 
     # -- layers and reasons ----------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hig._kronecker.adam import first_squares
+from hig.errors import DecompositionError
 
 __all__ = ["EigenbasisSteps", "eigenbasis_steps", "followed_basis", "refresh_eigenbasis"]
 
@@ -50,6 +51,9 @@ def followed_basis(factor: Tensor, basis: Tensor | None) -> Tensor:
 
     Returns:
         (groups, n, n); unchanged but for signs if the factor is zero.
+
+    Raises:
+        DecompositionError: a QR decomposition fails.
     """
     steps = 1
     if basis is None:
@@ -67,8 +71,18 @@ def followed_basis(factor: Tensor, basis: Tensor | None) -> Tensor:
         # symmetric factors have theirs.
         order = (1.37 * growth).frexp().exponent.argsort(dim=-1, descending=True, stable=True)
         columns = product.add_(basis, alpha=_SHIFT).gather(2, order[:, None].expand_as(product))
-        basis = torch.linalg.qr(columns).Q
+        basis = _orthonormal(columns)
     return basis
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    try:
+        return torch.linalg.qr(columns).Q
+    except torch.linalg.LinAlgError as error:
+        raise DecompositionError(
+            f"the QR decomposition of a {tuple(columns.shape)} matrix failed ({error}); try "
+            "another batch, a smaller lr, or graft='layer'"
+        ) from error
 
 
 def refresh_eigenbasis(

@@ -9,6 +9,7 @@ from torch import nn
 import hig
 from hig._kronecker.eigenbasis import eigenbasis_steps, followed_basis, refresh_eigenbasis
 from hig._kronecker.layer_factors import random_probe
+from tests.faults import no_convergence
 from tests.textbook import flat, relative_error
 
 DOUBLE = {"dtype": torch.float64}
@@ -204,6 +205,11 @@ def test_a_weak_direction_does_not_stay_before_strong_ones():
     basis = followed_basis(factor[None], basis[None])[0]
     assert float((factor @ basis[:, -1]).norm() / factor.norm()) < 1e-12
     assert float((basis[:, -1] @ null.T).abs()) == pytest.approx(1, abs=1e-12)
+
+
+def test_a_decomposition_that_fails_is_named(monkeypatch):
+    with no_convergence(monkeypatch), pytest.raises(hig.DecompositionError, match="graft='layer'"):
+        followed_basis(spd(3), None)
 
 
 def test_a_factor_of_zero_leaves_the_basis_as_it_is():

@@ -12,8 +12,9 @@ def graft_factors(
     """Compute the factors that give directions the norms of Adam's steps.
 
     Args:
-        graft: "global" if all layers together get the norm of Adam's step, "layer" and "eigenbasis"
-            if each layer does; None leaves directions unchanged.
+        graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
+            does, "eigenbasis" for the geometric mean of both, in which all layers together have the
+            norm of Adam's step; None leaves directions unchanged.
         squares: squared norm of each layer's direction.
         adam_squares: squared norm of Adam's step of each layer, per unit of learning rate.
 
@@ -25,7 +26,14 @@ def graft_factors(
         return [1.0] * len(squares)
     if graft == "global":
         return [_ratio(sum(adam_squares), sum(squares))] * len(squares)
-    return [_ratio(*pair) for pair in zip(adam_squares, squares, strict=True)]
+    factors = [_ratio(*pair) for pair in zip(adam_squares, squares, strict=True)]
+    if graft == "layer":
+        return factors
+    # The spectrum knows which layers move the prediction more, and is off by as much as residuals
+    # are no noise: one norm each forgets it, one for all lets few layers take most of the step.
+    roots = [math.sqrt(factor) for factor in factors]
+    whole = sum(root * root * square for root, square in zip(roots, squares, strict=True))
+    return [root * _ratio(sum(adam_squares), whole) for root in roots]
 
 
 def _ratio(adam_square: float, square: float) -> float:

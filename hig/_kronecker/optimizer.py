@@ -72,8 +72,8 @@ class KroneckerHIG(torch.optim.Optimizer):
     2409.11321, has the moments alone and takes its basis from the gradients). With m the mean
     gradient there, the direction is :math:`\lambda^{1/4 - p}\, v^{-1/4}\, m`, as v is proportional
     to the eigenvalues :math:`\lambda` of :math:`S \otimes A` where residuals are independent. Other
-    values of ``graft`` take :math:`S^{-p} m A^{-p}`. The step of a layer has the norm of Adam's
-    step there (grafting, arXiv 2002.11803), so learning rates are those of Adam or SOAP.
+    values of ``graft`` take :math:`S^{-p} m A^{-p}`. The step has the norm of Adam's (grafting,
+    arXiv 2002.11803), so learning rates are those of Adam or SOAP.
 
     A and S are moments over all positions at which a weight is used, whichever axis holds the
     samples: layers may be called with nodes of graphs, with time first, without a batch, or several
@@ -91,9 +91,10 @@ class KroneckerHIG(torch.optim.Optimizer):
         betas: decay of the means of gradients and, where Adam has them, of their squares.
         eps: as in ``torch.optim.Adam``.
         graft: "eigenbasis" for second moments in the eigenbasis of the factors, and the norm of
-            Adam's step there. Else the direction has the powers of the factors alone: "layer" if
-            each layer gets the norm of Adam's step, "global" if all together do; None leaves the
-            direction unchanged.
+            Adam's step there; factors of layers are halfway, in the geometric mean, between the
+            next two. Else the direction has the powers of the factors alone: "layer" if each layer
+            gets the norm of Adam's step, "global" if all together do; None leaves the direction
+            unchanged.
         decay: decay of the running means S and A, and of second moments in their eigenbasis.
         probe_every: steps from one update of S and A to the next; each of the first steps
             updates them.

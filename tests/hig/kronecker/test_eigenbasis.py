@@ -83,7 +83,8 @@ class ByHand:
         parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
         gradients = torch.autograd.grad(loss_of(self.predict(inputs)), parameters)
         found, self.count = self.of_samples(inputs, self.count), self.count + 1
-        for number, layer in enumerate(self.layers):
+        changes, norms = [], []
+        for number in range(2):
             gradient = torch.cat([gradients[2 * number], gradients[2 * number + 1][:, None]], 1)
             factors, before = [], self.bases[number]
             for side in range(2):
@@ -114,11 +115,15 @@ class ByHand:
             products = torch.kron(*values)
             damped = products + self.damping * products.mean()
             direction = damped ** (-self.rest) * corrected / root.sqrt()
-            direction = direction * (corrected / root).norm() / direction.norm()
-            change = self.lr * (basis @ direction).view_as(gradient)
-            with torch.no_grad():
-                layer.weight -= change[:, :-1]
-                layer.bias -= change[:, -1]
+            norms.append((corrected / root).norm())
+            # The root of what would give this layer the norm of Adam's step.
+            direction = direction * (norms[-1] / direction.norm()).sqrt()
+            changes.append((basis @ direction).view_as(gradient))
+        factor = self.lr * torch.stack(norms).norm() / flat(changes).norm()
+        with torch.no_grad():
+            for layer, change in zip(self.layers, changes, strict=True):
+                layer.weight -= factor * change[:, :-1]
+                layer.bias -= factor * change[:, -1]
 
 
 @pytest.mark.parametrize("kappa", [-1.0, -0.5, 0.5, 1.0])

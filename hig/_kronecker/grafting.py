@@ -5,6 +5,9 @@ from collections.abc import Sequence
 
 __all__ = ["graft_factors"]
 
+# Most that the spectrum may make the step of a layer longer or shorter than Adam's.
+_APART = math.sqrt(2)
+
 
 def graft_factors(
     graft: str | None, squares: Sequence[float], adam_squares: Sequence[float]
@@ -13,8 +16,8 @@ def graft_factors(
 
     Args:
         graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
-            does, "eigenbasis" for the geometric mean of both, in which all layers together have the
-            norm of Adam's step; None leaves directions unchanged.
+            does, "eigenbasis" if all together do, and each up to about a factor of the root of
+            two; None leaves directions unchanged.
         squares: squared norm of each layer's direction.
         adam_squares: squared norm of Adam's step of each layer, per unit of learning rate.
 
@@ -29,11 +32,12 @@ def graft_factors(
     factors = [_ratio(*pair) for pair in zip(adam_squares, squares, strict=True)]
     if graft == "layer":
         return factors
-    # The spectrum knows which layers move the prediction more, and is off by as much as residuals
-    # are no noise: one norm each forgets it, one for all lets few layers take most of the step.
-    roots = [math.sqrt(factor) for factor in factors]
-    whole = sum(root * root * square for root, square in zip(roots, squares, strict=True))
-    return [root * _ratio(sum(adam_squares), whole) for root in roots]
+    # The spectrum knows which layers move the prediction more: one norm each forgets that. One for
+    # all lets few layers of some networks take nearly all of the step.
+    whole = _ratio(sum(adam_squares), sum(squares))
+    factors = [min(max(whole, factor / _APART), factor * _APART) for factor in factors]
+    total = sum(factor**2 * square for factor, square in zip(factors, squares, strict=True))
+    return [factor * _ratio(sum(adam_squares), total) for factor in factors]
 
 
 def _ratio(adam_square: float, square: float) -> float:

@@ -91,10 +91,10 @@ class KroneckerHIG(torch.optim.Optimizer):
         betas: decay of the means of gradients and, where Adam has them, of their squares.
         eps: as in ``torch.optim.Adam``.
         graft: "eigenbasis" for second moments in the eigenbasis of the factors, and the norm of
-            Adam's step there; factors of layers are halfway, in the geometric mean, between the
-            next two. Else the direction has the powers of the factors alone: "layer" if each layer
-            gets the norm of Adam's step, "global" if all together do; None leaves the direction
-            unchanged.
+            Adam's step there for all layers together, and for each within about a factor of the
+            root of two. Else the direction has the powers of the factors alone: "layer" if each
+            layer gets the norm of Adam's step, "global" if all together do; None leaves the
+            direction unchanged.
         decay: decay of the running means S and A, and of second moments in their eigenbasis.
         probe_every: steps from one update of S and A to the next; each of the first steps
             updates them.

@@ -116,9 +116,12 @@ class ByHand:
             damped = products + self.damping * products.mean()
             direction = damped ** (-self.rest) * corrected / root.sqrt()
             norms.append((corrected / root).norm())
-            # The root of what would give this layer the norm of Adam's step.
-            direction = direction * (norms[-1] / direction.norm()).sqrt()
             changes.append((basis @ direction).view_as(gradient))
+        # As long as Adam's step all together, and each within a factor of the root of two.
+        whole = torch.stack(norms).norm() / flat(changes).norm()
+        for number, (change, norm) in enumerate(zip(changes, norms, strict=True)):
+            own = norm / change.norm()
+            changes[number] = change * own * (whole / own).clamp(2**-0.5, 2**0.5)
         factor = self.lr * torch.stack(norms).norm() / flat(changes).norm()
         with torch.no_grad():
             for layer, change in zip(self.layers, changes, strict=True):

@@ -11,10 +11,20 @@ def test_each_layer_has_the_norm_of_adams_step_there():
     assert graft_factors("layer", [4.0, 0.25], [9.0, 1.0]) == [1.5, 2.0]
 
 
-def test_a_geometric_mean_of_both_has_the_norm_of_adams_step():
-    one, other = graft_factors("eigenbasis", [4.0, 0.25], [9.0, 1.0])
-    assert one / other == pytest.approx(math.sqrt(1.5 / 2.0), rel=1e-15)
-    assert 4.0 * one**2 + 0.25 * other**2 == pytest.approx(10, rel=1e-15)
+def test_layers_that_are_not_far_apart_have_one_factor():
+    found = graft_factors("eigenbasis", [4.0, 0.25], [9.0, 1.0])
+    assert found == pytest.approx(graft_factors("global", [4.0, 0.25], [9.0, 1.0]), rel=1e-15)
+
+
+@pytest.mark.parametrize("large", [1e2, 1e8])
+def test_no_layer_takes_the_steps_of_all_others(large):
+    """Of Adam's norm each layer keeps about what it has, however large one direction is."""
+    squares, adam_squares = [large**2, 1.0, 1.0], [4.0, 4.0, 4.0]
+    factors = graft_factors("eigenbasis", squares, adam_squares)
+    norms = [factor * square**0.5 for factor, square in zip(factors, squares, strict=True)]
+    assert sum(norm**2 for norm in norms) == pytest.approx(12, rel=1e-12)
+    assert norms[1] == norms[2] == pytest.approx(norms[0] / 2, rel=1e-12)
+    assert graft_factors("global", squares, adam_squares)[1] < 4 / large
 
 
 def test_one_layer_has_the_norm_of_adams_step_with_any_graft():

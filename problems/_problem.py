@@ -54,6 +54,8 @@ class Settings:
             Jacobian methods for one loss only, as the next two.
         momentum: What the direction of a step keeps of the last one, in [0, 1).
         momentum_kind: ``"plain"`` or ``"projected"``.
+        graft: Source of the length of a step, ``"eigenbasis"``, ``"layer"`` or ``"global"``;
+            Kronecker HIG only.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
             a cosine; Jacobian methods for one loss, and all others after a short warm-up.
         published: True for values from the publication of the problem, False for our own choice.
@@ -75,6 +77,7 @@ class Settings:
     sketch: int | Literal["auto"] | None = None
     momentum: float | None = None
     momentum_kind: str | None = None
+    graft: str | None = None
     schedule: str | None = None
     published: bool = False
 

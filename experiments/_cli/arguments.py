@@ -27,7 +27,7 @@ from experiments._run.clock import CLOCKS
 from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
 from experiments._run.options import DTYPES, Options
-from hig.arguments import ENGINES, MOMENTUM_KINDS, STEP_RULES
+from hig.arguments import ENGINES, GRAFTS, MOMENTUM_KINDS, STEP_RULES
 from hig.arguments import METHODS as DECOMPOSITIONS
 from problems import Problem, Settings
 
@@ -241,6 +241,11 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "choices": MOMENTUM_KINDS,
             "help": "keep all of the last direction, or only the part that the present Jacobian "
             "does not see (default: plain, with --sketch projected)",
+        },
+        "graft": {
+            "choices": GRAFTS,
+            "help": "where the length of a step comes from: Adam in the eigenbasis of the factors, "
+            "or the norm of Adam's step, for each layer or all together",
         },
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }

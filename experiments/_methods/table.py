@@ -176,7 +176,7 @@ METHODS = MappingProxyType(
         "khig": Method(
             "Kronecker HIG",
             hig.KroneckerHIG,
-            {"kappa": -0.5, "damping": 0.1, **_FIRST_ORDER},
+            {"kappa": -0.5, "damping": 0.1, "graft": "eigenbasis", **_FIRST_ORDER},
             closure="outputs",
         ),
         "multihig": Method(

@@ -1,5 +1,6 @@
 """Kronecker factors of all layers from one captured computation and one random probe."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -119,9 +120,9 @@ def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFact
             "the prediction depends on none of the parameters; check that the closure runs the "
             "network whose parameters the optimizer holds, and with gradients enabled"
         )
-    squares = [gradient.square().sum() for gradient in gradients.values()]
-    squares += [factor.square().sum() for each in factors for factor in (each.outputs, each.inputs)]
-    if bool(torch.isfinite(torch.stack([square.double() for square in squares])).all()):
+    if _squares_are_finite(
+        [*gradients.values(), *(f for each in factors for f in (each.outputs, each.inputs))]
+    ):
         return
     bad = [tuple(p.shape) for p, g in gradients.items() if not bool(torch.isfinite(g).all())]
     where = f" with respect to parameters of shape {bad[:6]}" if bad else ""
@@ -129,6 +130,14 @@ def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFact
         f"the derivative of the prediction holds NaN or Inf (or overflows when squared){where}; "
         "parameters are unchanged; check the simulator's derivative there"
     )
+
+
+def _squares_are_finite(tensors: Sequence[Tensor]) -> bool:
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    squares = [torch.stack(torch._foreach_norm(several)).square() for several in by_dtype.values()]
+    return all(math.isfinite(square) for several in squares for square in several.tolist())
 
 
 def with_leading_axis(use: LayerUse) -> LayerUse:

@@ -92,7 +92,7 @@ ARGUMENTS = {
         "damping": outside(POSITIVE),
         "betas": OTHERS | st.tuples(outside(FRACTION), outside(FRACTION)),
         "eps": outside(NON_NEGATIVE),
-        "graft": no_choice(None, "global", "layer"),
+        "graft": no_choice(None, "eigenbasis", "global", "layer"),
         "decay": outside(FRACTION),
         "probe_every": no_count(),
         "refresh_every": no_count(),

@@ -23,7 +23,7 @@ def test_every_method_has_settings():
 def test_settings_fit_the_options_of_the_method(name):
     settings = NonlinearOscillators.settings[name]
     options = {"rcond", "kappa", "damping", "engine", "method", "step_rule", "schedule"}
-    options |= {"momentum", "momentum_kind"}
+    options |= {"momentum", "momentum_kind", "graft"}
     for option in options - set(METHODS[name].options):
         assert getattr(settings, option) is None, f"{name} does not take {option}"
     complete = METHODS[name].complete(settings)
@@ -77,9 +77,12 @@ def test_kronecker_steps_get_their_options_and_report_on_no_jacobian():
     torch.manual_seed(0)
     network, inputs = nn.Linear(3, 2).double(), torch.randn(16, 3).double()
     method = METHODS["khig"]
-    settings = Settings(batch_size=16, lr=0.05, kappa=-1.0, damping=0.5, schedule="cosine")
+    settings = Settings(
+        batch_size=16, lr=0.05, kappa=-1.0, damping=0.5, graft="layer", schedule="cosine"
+    )
     optimizer = method.optimizer(list(network.parameters()), settings)
-    expected = hig.KroneckerHIG(network.parameters(), lr=0.05, kappa=-1.0, damping=0.5)
+    options = {"kappa": -1.0, "damping": 0.5, "graft": "layer"}
+    expected = hig.KroneckerHIG(network.parameters(), lr=0.05, **options)
 
     def closure():
         prediction = network(inputs)

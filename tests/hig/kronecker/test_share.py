@@ -37,6 +37,7 @@ CASES = {
     "sum": {"reduction": "sum"},
     "grafted by layer": {"graft": "layer"},
     "not grafted": {"graft": None},
+    "grafted together": {"graft": "global"},
     "other powers and means": {"kappa": -1.0, "betas": (0.8, 0.9), "damping": 0.01},
     "metric": {"metric_root": twice, "seed": 3},
     "two learning rates": {"rates": (0.01, 0.002)},
@@ -140,7 +141,7 @@ def metric_raises(rank):
 
 
 def factors_are_not_decomposed(rank):
-    case, power = Case(), layer_state.damped_power
+    case, power = Case(graft="layer"), layer_state.damped_power
 
     def fails(*arguments):
         raise hig.DecompositionError("no convergence")

@@ -187,7 +187,9 @@ class _BatchDiagnosis(JacobianOptimizer):
     ):
         # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)
-        options = StepOptions(engine=engine, chunk=chunk, step_rule="fixed", sketch=sketch)
+        options = StepOptions(
+            engine=engine, chunk=chunk, step_rule="fixed", momentum=0.0, sketch=sketch
+        )
         super().__init__(params, 1.0, first, options)
         self._filters = filters
 

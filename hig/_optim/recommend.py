@@ -141,7 +141,7 @@ class _OneBatch(JacobianOptimizer):
     """Optimiser that decomposes a Jacobian and takes no step."""
 
     def __init__(self, params: ParamsT):
-        options = StepOptions(step_rule="fixed", sketch="auto", process_group=None)
+        options = StepOptions(step_rule="fixed", momentum=0.0, sketch="auto", process_group=None)
         super().__init__(params, 1.0, HalfInverse(rcond="auto"), options)
 
     def _advance(self, attempts: Attempts, linearisation: Linearisation) -> StepReport:

@@ -95,6 +95,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._options = options
         self._rule = make_step_rule(step_rule)
         self._first_rule_state = dict(self._rule.state)
+        self._momenta = {sketched: options.momentum_of(sketched) for sketched in (True, False)}
         self._lineariser = Lineariser(options.engine, options.method, options.chunk)
         self._watch = Watch()
         self._spectra: list[GramSpectrum] = []
@@ -107,7 +108,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self.state[IDENTITY] = identity_of(
             self,
             step_rule=name_of_rule(step_rule),
-            momentum_kind=options.momentum_of(sketched=options.sketch is not None).kind,
+            momentum_kind=self._momenta[options.sketch is not None].kind,
         )
 
     def _new_record(self) -> RecordedLinearisation | None:
@@ -127,7 +128,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, for copies and pickles; torch's own has its public part alone."""
         private = (
-            "filter", "report", "_options", "_rule", "_first_rule_state",
+            "filter", "report", "_options", "_rule", "_first_rule_state", "_momenta",
             "_lineariser", "_watch", "_sketch",
         )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
@@ -431,7 +432,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
     ) -> PreviousDirection | None:
         """Return the previous direction; None without momentum."""
         sketched = linearisation.objectives[0].sketched
-        momentum = self._options.momentum_of(sketched)
+        momentum = self._momenta[sketched]
         if sketched and self._sketch is not None:
             momentum = momentum.after(self._sketch.state["steps"])
         if not momentum.factor:
@@ -453,7 +454,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
         last = checksum(stored)
         return digest(
             lrs, digest_of_filter(self.filter), engine, options.method, rule, last,
-            options.momentum, options.momentum_kind,
+            list(self._momenta.values()),
             "a function" if callable(options.sketch) else options.sketch, drawn,
         )  # fmt: skip
 

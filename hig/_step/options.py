@@ -48,7 +48,8 @@ class StepOptions:
         if self.chunk is not None:
             object.__setattr__(self, "chunk", check_count(self.chunk, "chunk", "or None"))
         if self.sketch is not None:
-            if self.sketch != "auto" and not callable(self.sketch):
+            automatic = isinstance(self.sketch, str) and self.sketch == "auto"
+            if not (automatic or callable(self.sketch)):
                 remedy = "'auto', a function, or None for all outputs"
                 object.__setattr__(self, "sketch", check_count(self.sketch, "sketch", remedy))
             if self.cuda_graph:

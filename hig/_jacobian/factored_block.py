@@ -13,7 +13,7 @@ have separate weights, so that their columns follow one another: a row is (group
 flattened as the weight is, then the bias (groups, out).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -315,8 +315,13 @@ class FactoredBlock:
             parts.append(self._bias_rows(samples))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def _pieces(self, samples: slice) -> Iterator[tuple[slice, Tensor]]:
-        """Yield some uses at a time, with their patches in float64; without a weight no patches."""
+    def _pieces(self, samples: slice) -> Iterable[tuple[slice, Tensor]]:
+        """Return some uses at a time, with their patches in float64; without a weight no patches."""
+        if self.uses == 1 and self.patches:  # of most layers, in the shortest way
+            return ((slice(None), self._patches(samples)),)
+        return self._several_pieces(samples)
+
+    def _several_pieces(self, samples: slice) -> Iterator[tuple[slice, Tensor]]:
         count = len(self.deltas[samples])
         per_use = 8 * count * self.groups * (self.outputs * self.fan_out + self.fan_in)
         most = max(1, COPY_BYTES // per_use)

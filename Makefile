@@ -51,6 +51,9 @@ figures: $(STAMP)
 	$(PY) -m plots.scaling study/scaling/scaling_parameters_*.pickle --out docs/images/scaling_parameters.png
 	$(PY) -m plots.scaling study/scaling/scaling_rows_*.pickle --out docs/images/scaling_rows.png
 	$(PY) -m plots.scaling study/scaling/scaling_fields_*.pickle --out docs/images/scaling_fields.png
+	$(PY) -m plots.scaling study/scaling/scaling_outputs_*.pickle --out docs/images/scaling_outputs.png
+	$(PY) -m plots.loss study/reaction_diffusion/*.pickle --out docs/images/reaction_diffusion_loss.png
+	$(PY) -m plots.flow study/reaction_diffusion/hig_seed0.pickle study/reaction_diffusion/adam_seed0.pickle --out docs/images/reaction_diffusion_flow.png
 	$(PY) -m plots.step_time study/step_time/*.pickle --out docs/images/poisson_step_time.png
 	$(PY) -m plots.diagnosis study/diagnosis/*.pickle --out docs/images/diagnosis.png
 	$(PY) -m plots.saturation study/saturation/*.pickle --log-x --out docs/images/toy_saturation.png
@@ -88,7 +91,7 @@ cuda: $(STAMP)
 	$(PY) -m pytest -m cuda
 	$(PY) -m experiments.benchmark --device cuda --rounds 31 --json $(CUDA)/benchmark.json
 	$(PY) -m experiments.phases --device cuda --json $(CUDA)/phases.json
-	for axis in parameters rows fields; do $(PY) -m experiments.scaling $$axis --device cuda --out $(CUDA); done
+	for axis in parameters rows fields outputs; do $(PY) -m experiments.scaling $$axis --device cuda --out $(CUDA); done
 	$(PY) -m plots.scaling $(CUDA)/scaling_*.pickle --out $(CUDA)/scaling.png
 
 clean:

@@ -16,6 +16,7 @@ FOLDERS: Mapping[str, str] = MappingProxyType(
         "poisson_source": "problems.PoissonSource",
         "cart_pole": "problems.CartPole",
         "burgers_control": "problems.BurgersControl",
+        "reaction_diffusion": "problems.ReactionDiffusion",
         "smoke_control": "problems.SmokeControl",
         "conditioning_toy": "problems.ConditioningToy",
         "pinn/burgers": "problems.pinn.Burgers",

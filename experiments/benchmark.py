@@ -38,7 +38,7 @@ from experiments._measure.timing import interleaved_seconds, median_ratio
 from experiments._problems import PROBLEMS
 from experiments._provenance import machine
 from experiments._run.batches import check_batch_size
-from experiments._run.clock import CLOCKS, seconds_of
+from experiments._run.clock import seconds_of
 
 # The published problems. A case that takes longer than its patience in seconds has fewer rounds.
 DEFAULT = ("nonlinear_oscillators", "quantum_dipole", "poisson")
@@ -208,12 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-size", type=positive_int, help="samples per step (default: the published one)"
     )
     command.add_machine(parser, threads=False)
-    parser.add_argument(
-        "--clock",
-        choices=tuple(CLOCKS),
-        default="wall",
-        help="clock; processor time of one thread is the time on a quiet machine",
-    )
+    command.add_clock(parser)
     command.add_json(parser)
     return parser
 

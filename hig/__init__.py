@@ -5,6 +5,7 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` to write its direction into ``
 """
 
 from hig import files, testing
+from hig._jacobian.controls import controls
 from hig._kronecker.optimizer import KroneckerHIG
 from hig._kronecker.report import KroneckerReport
 from hig._optim.diagnose import Diagnosis, Direction, diagnose
@@ -12,6 +13,7 @@ from hig._optim.half_inverse import half_inverse
 from hig._optim.hig import HIG, GaussNewton
 from hig._optim.levenberg_marquardt import LevenbergMarquardt
 from hig._optim.multi_hig import MultiHIG
+from hig._optim.recommend import Cost, Recommendation, recommend
 from hig._optim.record import record
 from hig._simulation.black_box import black_box
 from hig._simulation.linear_step import LinearStep
@@ -35,6 +37,7 @@ __version__ = "0.2.0"
 __all__ = [
     "HIG",
     "CorruptResultError",
+    "Cost",
     "Damped",
     "DecompositionError",
     "Diagnosis",
@@ -51,14 +54,17 @@ __all__ = [
     "MultiStepReport",
     "NonFiniteError",
     "RankError",
+    "Recommendation",
     "SampleDependenceError",
     "StepReport",
     "UnsafeResultError",
     "black_box",
+    "controls",
     "diagnose",
     "files",
     "half_inverse",
     "load_results",
+    "recommend",
     "record",
     "rollout",
     "save_results",

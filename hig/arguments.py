@@ -22,6 +22,7 @@ from hig.errors import described
 __all__ = [
     "ENGINES",
     "FRACTION",
+    "GRAFTS",
     "KAPPA",
     "METHODS",
     "MOMENTUM_KINDS",
@@ -49,6 +50,8 @@ METHODS = ("auto", "gram", "svd", "lanczos")
 STEP_RULES = ("fixed", "trust", "line_search")
 #: Kinds of momentum, for the argument ``momentum_kind``.
 MOMENTUM_KINDS = ("plain", "projected")
+#: Sources of the length of a Kronecker step, for the argument ``graft``; None is a further one.
+GRAFTS = ("eigenbasis", "layer", "global")
 #: Reductions of the loss over the samples of a batch, for the argument ``reduction``.
 REDUCTIONS = ("mean", "sum")
 

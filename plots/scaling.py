@@ -11,6 +11,7 @@ _AXES = {
     "parameters": "parameters",
     "rows": "rows of the Jacobian",
     "fields": "fields of 64 × 64 in a batch",
+    "outputs": "outputs of a sample",
 }
 
 _EPILOG = """\

@@ -49,6 +49,7 @@ _EXAMPLES = (
     ("trajectory", trajectory, {"state", "target", "control"}),
     ("density", density, {"density", "target_density"}),
     ("flow", flow, {"velocity", "force"}),
+    ("flow", flow, {"phase", "force"}),
     ("smoke", smoke, {"start", "uncontrolled", "prediction", "truth"}),
     ("fields", fields, {"prediction", "truth"}),
     ("solution", solution, {"points", "prediction", "solution"}),

@@ -25,6 +25,7 @@ from problems.cart_pole import CartPole
 from problems.conditioning_toy import ConditioningToy
 from problems.nonlinear_oscillators import NonlinearOscillators
 from problems.quantum_dipole import QuantumDipole
+from problems.reaction_diffusion import ReactionDiffusion
 
 if TYPE_CHECKING:
     from problems.burgers_control import BurgersControl
@@ -43,6 +44,7 @@ __all__ = [
     "PoissonSource",
     "Problem",
     "QuantumDipole",
+    "ReactionDiffusion",
     "Settings",
     "SeveralLosses",
     "SmokeControl",

@@ -50,11 +50,14 @@ class Settings:
         method: How the Jacobian is decomposed; Jacobian methods only.
         lanczos_steps: Most steps of the decomposition ``"lanczos"``; Jacobian methods only.
         step_rule: ``"fixed"``, ``"trust"`` or ``"line_search"``; Jacobian methods only.
-        momentum: What the direction of a step keeps of the last one, in [0, 1); Jacobian methods
-            for one loss only, as the next.
+        sketch: Rows per sample, directions of its outputs, or ``"auto"``; None for all outputs.
+            Jacobian methods for one loss only, as the next two.
+        momentum: What the direction of a step keeps of the last one, in [0, 1).
         momentum_kind: ``"plain"`` or ``"projected"``.
+        graft: Source of the length of a step, ``"eigenbasis"``, ``"layer"`` or ``"global"``;
+            Kronecker HIG only.
         schedule: ``"constant"``, or ``"cosine"`` for a step size that falls to a tenth along half
-            a cosine after a short warm-up; methods of first order and Kronecker HIG only.
+            a cosine; Jacobian methods for one loss, and all others after a short warm-up.
         published: True for values from the publication of the problem, False for our own choice.
 
     Raises:
@@ -71,8 +74,10 @@ class Settings:
     method: str | None = None
     lanczos_steps: int | None = None
     step_rule: str | None = None
+    sketch: int | Literal["auto"] | None = None
     momentum: float | None = None
     momentum_kind: str | None = None
+    graft: str | None = None
     schedule: str | None = None
     published: bool = False
 
@@ -91,6 +96,8 @@ class Settings:
                 check_number(value, name, within, remedy)
         if self.lanczos_steps is not None:
             check_count(self.lanczos_steps, "lanczos_steps", "give a number such as 300")
+        if self.sketch not in (None, "auto"):
+            check_count(self.sketch, "sketch", "give a number such as 4, or 'auto'")
 
 
 def parameter(default: int | float | bool | str, text: str, choices: Sequence[str] = ()):

@@ -96,6 +96,8 @@ class BurgersControl(Problem):
             "adam": Settings(batch_size=64, lr=1e-2, schedule="cosine"),
             "soap": Settings(batch_size=64, lr=3e-3),
             "khig": Settings(batch_size=64, lr=3e-3, schedule="cosine"),
+            "muon": Settings(batch_size=64, lr=1e-2),
+            "lbfgs": Settings(batch_size=1024, lr=1.0),
         }
     )
 

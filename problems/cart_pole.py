@@ -92,6 +92,8 @@ class CartPole(Problem):
             "adam": Settings(batch_size=32, lr=3e-3),
             "soap": Settings(batch_size=32, lr=1e-2),
             "khig": Settings(batch_size=32, lr=3e-3, schedule="cosine"),
+            "muon": Settings(batch_size=32, lr=1e-2),
+            "lbfgs": Settings(batch_size=1024, lr=1.0),
         }
     )
 

@@ -61,6 +61,10 @@ class ConditioningToy(Problem):
             # The loss is half the mean of squares: 128 is the full step for batches of 128.
             "lm": Settings(batch_size=128, lr=128.0, damping=1.0),
             "adam": Settings(batch_size=128, lr=1e-3),
+            "soap": Settings(batch_size=128, lr=1e-2),
+            "khig": Settings(batch_size=128, lr=3e-3, schedule="cosine"),
+            "muon": Settings(batch_size=128, lr=1e-2),
+            "lbfgs": Settings(batch_size=1024, lr=1.0),
         }
     )
 

@@ -116,6 +116,8 @@ class SmokeControl(Problem):
             "adam": Settings(batch_size=16, lr=1e-2),
             "soap": Settings(batch_size=16, lr=1e-2),
             "khig": Settings(batch_size=16, lr=3e-3, schedule="cosine"),
+            "muon": Settings(batch_size=16, lr=1e-2),
+            "lbfgs": Settings(batch_size=256, lr=1.0),
         }
     )
 

@@ -37,7 +37,7 @@ ROOMS = {
     "testing": GROUND | {"_simulation"},
     "_step": GROUND | {"_jacobian", "_spectral"},
     "_kronecker": GROUND | {"_step", "_jacobian"},
-    "_optim": GROUND | {"_step", "_jacobian", "_spectral", "conflictfree"},
+    "_optim": GROUND | {"_step", "_jacobian", "_spectral", "_kronecker", "conflictfree"},
 }
 MOST_FOLDERS = 11  # so that the first level of hig is read at a glance
 MOST_FILES_OF_A_STEP = 23

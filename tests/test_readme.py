@@ -89,12 +89,23 @@ REACHED = {
 }
 
 
+# Nothing is asked of what a page finds after so many steps: here it takes fewer.
+SHORTER = {"settings.md": ("islice(batches, 100)", "islice(batches, 15)")}
+
+
+def shortened(page, snippets):
+    """The snippets with short trainings."""
+    long, short = SHORTER.get(name_of(page), ("", ""))
+    assert not long or sum(snippet.count(long) for snippet in snippets) == 1
+    return [snippet.replace(long, short) if long else snippet for snippet in snippets]
+
+
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name_of)
 def test_snippets_of_a_page_run(page):
     torch.manual_seed(0)
     names = {"__name__": "page"}
     sys.modules["page"] = types.ModuleType("page")  # where dataclasses look for annotations
-    for snippet in snippets_of(page):
+    for snippet in shortened(page, snippets_of(page)):
         exec(compile(snippet, str(page), "exec", dont_inherit=True), names)
     assert REACHED.get(name_of(page), bool)(names)
 

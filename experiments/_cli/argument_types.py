@@ -52,6 +52,11 @@ def rcond_argument(text: str) -> float | str:
     return text if text == "auto" else _fraction(text, "1e-6 suits float32 Jacobians")
 
 
+def sketch_argument(text: str) -> int | str:
+    """Read a number of rows per sample, or "auto"; for argparse."""
+    return text if text == "auto" else positive_int(text, "4, or auto")
+
+
 def momentum_argument(text: str) -> float:
     """Read a momentum coefficient; for argparse."""
     return _fraction(text, "0.9 keeps much, 0 nothing")

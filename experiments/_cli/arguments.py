@@ -18,6 +18,7 @@ from experiments._cli.argument_types import (
     positive_int,
     rcond_argument,
     seed_argument,
+    sketch_argument,
     threads_argument,
 )
 from experiments._cli.parser import Parser
@@ -26,7 +27,7 @@ from experiments._run.clock import CLOCKS
 from experiments._run.faults import POLICIES
 from experiments._run.learning_rate import SCHEDULES
 from experiments._run.options import DTYPES, Options
-from hig.arguments import ENGINES, MOMENTUM_KINDS, STEP_RULES
+from hig.arguments import ENGINES, GRAFTS, MOMENTUM_KINDS, STEP_RULES
 from hig.arguments import METHODS as DECOMPOSITIONS
 from problems import Problem, Settings
 
@@ -225,21 +226,35 @@ def _add_settings(parser: argparse.ArgumentParser, method: str, defaults: Settin
             "cut-off",
         },
         "step_rule": {"choices": STEP_RULES, "help": "how the step size follows from --lr"},
+        "sketch": {
+            "type": sketch_argument,
+            "metavar": "K",
+            "help": "rows per sample, random directions of its outputs; auto chooses (default: all "
+            "outputs)",
+        },
         "momentum": {
             "type": momentum_argument,
             "metavar": "μ",
-            "help": "momentum coefficient",
+            "help": "momentum coefficient (default: 0, with --sketch 0.97)",
         },
         "momentum_kind": {
             "choices": MOMENTUM_KINDS,
             "help": "keep all of the last direction, or only the part that the present Jacobian "
-            "does not see",
+            "does not see (default: plain, with --sketch projected)",
+        },
+        "graft": {
+            "choices": GRAFTS,
+            "help": "where the length of a step comes from: Adam in the eigenbasis of the factors, "
+            "or the norm of Adam's step, for each layer or all together",
         },
         "schedule": {"choices": SCHEDULES, "help": "how the step size changes during the run"},
     }
     group = parser.add_argument_group("method")
     for name in _setting_names(method):
-        group.add_argument(_flag(name), default=getattr(defaults, name), **kinds[name])
+        default = getattr(defaults, name)
+        group.add_argument(
+            _flag(name), default=argparse.SUPPRESS if default is None else default, **kinds[name]
+        )
 
 
 def add_run(parser: argparse.ArgumentParser, out: Path) -> None:

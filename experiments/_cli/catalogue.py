@@ -12,7 +12,9 @@ from problems import Problem
 
 # Settings with a column of their own, and those shown only if they are not the method's default.
 _SHOWN = ("batch_size", "lr", "step_rule", "schedule")
-_RARE = ("engine", "method", "lanczos_steps", "momentum", "momentum_kind")
+_RARE = (
+    "engine", "method", "lanczos_steps", "sketch", "momentum", "momentum_kind", "graft",
+)  # fmt: skip
 _HEADER = ("method", "name", "batch", "lr", "step size", "values", "further settings")
 
 

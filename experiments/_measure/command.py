@@ -16,6 +16,7 @@ import hig
 from experiments._cli.argument_types import device_argument, positive_int, threads_argument
 from experiments._cli.parser import Parser
 from experiments._provenance import origin
+from experiments._run.clock import CLOCKS
 from experiments._saved.folders import make_folder, make_place
 
 Row = Mapping[str, object]
@@ -46,6 +47,16 @@ def add_machine(parser: argparse.ArgumentParser, threads: bool = True) -> None:
             metavar="N",
             help="CPU threads",
         )
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """Add ``--clock``."""
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="clock; processor time of one thread is the time on a quiet machine",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -52,14 +52,13 @@ def dense_case(rows: int, parameters: int, device: str) -> Case:
     return _least_squares(network, inputs, lambda found: found * scales, rows)
 
 
-def field_case(samples: int, device: str) -> Case:
-    """A U-Net that controls fields of 64 × 64, which then diffuse implicitly.
+def field_case(samples: int, device: str, size: int = 64) -> Case:
+    """A U-Net that controls fields of ``size`` × ``size``, which then diffuse implicitly.
 
-    Each sample has 4,096 rows.
+    Each sample has that many rows; the size is a multiple of four.
     """
     torch.manual_seed(0)
     network = UNet(channels=1, width=16).to(device)
-    size = 64
     fields = torch.randn(samples, 1, size, size).to(device)
     waves = 2 * math.pi * torch.fft.fftfreq(size, 1 / size).to(device)
     # Backward Euler for u_t = ν Δu on the periodic unit square.
@@ -69,6 +68,22 @@ def field_case(samples: int, device: str) -> Case:
         return torch.fft.irfft2(torch.fft.rfft2(found) * factor, s=(size, size))
 
     return _least_squares(network, fields, diffuse, samples * size**2)
+
+
+def side_of(outputs: int) -> int:
+    """Return the side of a field with so many points.
+
+    Raises:
+        ValueError: it is not a multiple of four.
+    """
+    side = math.isqrt(outputs)
+    if side**2 != outputs or side % 4:
+        near = max(4, 4 * round(outputs**0.5 / 4)) ** 2
+        raise ValueError(
+            f"outputs must be those of a square field whose side is a multiple of four, got "
+            f"{outputs}; try {near}"
+        )
+    return side
 
 
 def _least_squares(

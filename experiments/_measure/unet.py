@@ -22,11 +22,12 @@ class UNet(nn.Module):
     def forward(self, fields: Tensor) -> Tensor:
         """(B, channels, h, w) to the same shape; h and w multiples of four."""
         skips = []
-        for block in self.down:
+        *finer, coarsest = self.down
+        for block in finer:
             fields = block(fields)
             skips.append(fields)
             fields = nn.functional.avg_pool2d(fields, 2)
-        fields = skips.pop()
+        fields = coarsest(fields)
         for block in self.up:
             fields = interpolate(fields, scale_factor=2.0)
             fields = block(torch.cat([fields, skips.pop()], 1))

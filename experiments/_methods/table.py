@@ -51,7 +51,7 @@ class Method:
 
     label: str
     build: Callable[..., Optimizer]
-    options: Mapping[str, float | int | str] = field(default_factory=dict)
+    options: Mapping[str, float | int | str | None] = field(default_factory=dict)
     closure: Literal["backward", "outputs", "pairs", "losses", "turns"] = "backward"
 
     @property
@@ -81,7 +81,7 @@ class Method:
         steps = options.pop("lanczos_steps", None)
         if options.get("method") == "lanczos":
             options["method"] = hig.Lanczos(steps=steps)
-        if self.jacobian and self.closure == "outputs":  # MultiHIG steps in one process
+        if self.closure == "outputs":  # MultiHIG steps in one process
             options["reduction"] = reduction
         return self.build(parameters, lr=settings.lr, **options)
 
@@ -155,8 +155,9 @@ def _alternating(label: str, operator: Callable[[], GradientOperator]) -> Method
 
 
 _ROUTE = {"engine": "auto", "method": "auto", "lanczos_steps": 300, "step_rule": "fixed"}
-_ONE_LOSS = {**_ROUTE, "momentum": 0.0, "momentum_kind": "plain"}
-_FIRST_ORDER = {"schedule": "constant"}
+_CONSTANT = {"schedule": "constant"}
+_ONE_LOSS = {**_ROUTE, "sketch": None, "momentum": None, "momentum_kind": None, **_CONSTANT}
+_FIRST_ORDER = _CONSTANT
 
 METHODS = MappingProxyType(
     {
@@ -175,7 +176,7 @@ METHODS = MappingProxyType(
         "khig": Method(
             "Kronecker HIG",
             hig.KroneckerHIG,
-            {"kappa": -0.5, "damping": 0.1, **_FIRST_ORDER},
+            {"kappa": -0.5, "damping": 0.1, "graft": "eigenbasis", **_FIRST_ORDER},
             closure="outputs",
         ),
         "multihig": Method(

@@ -126,7 +126,8 @@ def _set_step_size(training: Training, epoch: float) -> None:
             done = epoch / options.epochs
         else:
             done = training.clock.seconds / options.time_budget
-        lr *= factor(settings.schedule, training.steps, done)
+        warms_up = not training.method.jacobian
+        lr *= factor(settings.schedule, training.steps, done, warms_up)
     set_learning_rate(training.optimizer, lr)
 
 

@@ -49,7 +49,7 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return name if value else f"no {name}"
     if isinstance(value, str):
-        return f"{name} {value}" if value == "auto" else value
+        return f"{name} {value}" if value == "auto" or name == "graft" else value
     if isinstance(value, tuple):
         return f"{name} {'-'.join(str(item) for item in value)}"
     return f"{name} {_number(value)}" if isinstance(value, float) else f"{name} {value}"

@@ -62,12 +62,7 @@ class Processes:
             self.rank, self.size = dist.get_rank(), dist.get_world_size()
 
     def check(self, problem: Problem, method: Method) -> None:
-        """Refuse, with a `ProcessesError`, several losses and methods of one process alone."""
-        if self.size > 1 and method.closure == "outputs" and not method.jacobian:
-            raise ProcessesError(
-                f"{method.label} runs in one process, got {self.size}; start it without torchrun, "
-                "or take hig"
-            )
+        """Refuse several losses, with a `ProcessesError`."""
         if self.size > 1 and (method.several_losses or isinstance(problem, SeveralLosses)):
             raise ProcessesError(
                 f"{problem.name} with {method.label} runs in one process, got {self.size}: several "

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from experiments._problems import make
-from experiments._study.table import SCHEDULES, TRUNCATED, TUNING_SEED, Preset
+from experiments._study.table import SCHEDULES, TRUNCATED, TUNING_SEED, Comparison, Preset
 
 # Settings such as {"lr": 3e-3, "schedule": "cosine"}; by folder and method those that have won.
 Point = Mapping[str, float | str]
@@ -47,9 +47,11 @@ class Job:
         return f"experiments.{self.folder.replace('/', '.')}.submit_{self.method}"
 
 
-def grid(preset: Preset, folder: str, method: str) -> list[Point]:
+def grid(preset: Preset, comparison: Comparison, method: str) -> list[Point]:
     """List the settings to try for a method: no fewer for one that sees no Jacobian."""
-    own = make(folder).settings[method]
+    if (chosen := comparison.grids.get(method)) is not None:
+        return [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
+    own = make(comparison.folder).settings[method]
     if method in TRUNCATED:
         return [
             {"lr": float(f"{factor * own.lr:g}"), "rcond": cutoff}
@@ -68,7 +70,7 @@ def final_jobs(
     preset: Preset, best: Mapping[tuple[str, str], Sequence[Point]]
 ) -> list[tuple[Job, Point]]:
     """Make jobs of the best points of the grid again, for as long as the reported runs."""
-    return _tried(preset, 1.0, lambda *of: best.get(of, ()))
+    return _tried(preset, 1.0, lambda comparison, method: best.get((comparison.folder, method), ()))
 
 
 def comparison_jobs(preset: Preset, winners: Winners) -> list[Job]:
@@ -118,7 +120,7 @@ def relay_jobs(preset: Preset, winners: Winners) -> list[Job]:
 
 
 def _tried(
-    preset: Preset, share: float, points: Callable[[str, str], Sequence[Point]]
+    preset: Preset, share: float, points: Callable[[Comparison, str], Sequence[Point]]
 ) -> list[tuple[Job, Point]]:
     return [
         (_job(preset, "tuning", folder, method, TUNING_SEED, share, (*own, *_line(point))), point)
@@ -126,7 +128,7 @@ def _tried(
         for folder in (comparison.folder,)
         for method in comparison.tuned
         for own in ((*comparison.common, *comparison.options.get(method, ())),)
-        for point in points(folder, method)
+        for point in points(comparison, method)
     ]
 
 

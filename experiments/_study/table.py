@@ -33,6 +33,8 @@ class Comparison:
         tuned: Those that are tuned first, on the grid.
         options: Further command line for each method, such as a step rule.
         common: Further command line for all.
+        grids: Values of each option of a method, in place of the grid of the preset; all
+            combinations are tried.
     """
 
     folder: str
@@ -40,6 +42,7 @@ class Comparison:
     tuned: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     common: tuple[str, ...] = ()
+    grids: Mapping[str, Mapping[str, tuple[float | str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,61 @@ _EQUATIONS = tuple(
 )
 
 
+# Exact steps of few outputs and sketched ones of many, against the best methods of first order.
+_CUTS = {"rcond": (1e-6, 1e-5, 1e-4, 1e-3, "auto"), "schedule": SCHEDULES}
+_SKETCHES = {"sketch": ("1", "2", "4", "8", "auto"), "schedule": SCHEDULES}
+_LBFGS = {"lr": (0.3, 1.0), "batch-size": ("64", "128", "256", "512", "1024")}
+_OTHERS = ("khig", "soap", "adam", "muon", "lbfgs")
+
+
+def _outputs(
+    folder: str, batch_size: int, first_order: int, grid: Mapping[str, tuple[float | str, ...]]
+) -> Comparison:
+    """Compare HIG, on ``batch_size`` samples, with methods of first order on others."""
+    batch = ("--batch-size", str(first_order))
+    return Comparison(
+        folder,
+        ("hig", *_OTHERS),
+        tuned=("hig", *_OTHERS),
+        options={"hig": (*_TRUST, "--batch-size", str(batch_size))}
+        | dict.fromkeys(_OTHERS[:-1], batch),
+        grids={"hig": grid, "lbfgs": _LBFGS},
+    )
+
+
+_MANY_OUTPUTS = (
+    _outputs("nonlinear_oscillators", 128, 128, _CUTS),
+    _outputs("quantum_dipole", 16, 16, _CUTS),
+    _outputs("conditioning_toy", 128, 128, _CUTS),
+    _outputs("poisson", 64, 64, _SKETCHES),
+    _outputs("burgers_control", 64, 16, _SKETCHES),
+    _outputs("smoke_control", 64, 16, _SKETCHES),
+    _outputs("cart_pole", 64, 16, _SKETCHES),
+)
+
+# One choice of sketches at a time, besides those of `experiments.directions`.
+_SKETCH = ("--step-rule", "trust", "--batch-size", "64")
+_OF_SKETCHES = tuple(
+    Ablation(name, "burgers_control", "hig", values, common)
+    for name, values, common in (
+        (
+            "sketch_batch",
+            {"--sketch": ("1", "2", "4", "8"), "--batch-size": ("32", "64", "128", "256")},
+            _TRUST,
+        ),
+        (
+            "sketch_momentum",
+            {"--momentum": ("0.5", "0.9", "0.97"), "--momentum-kind": ("plain", "projected")},
+            _SKETCH,
+        ),
+        ("sketch_no_momentum", {"--momentum": ("0",)}, _SKETCH),
+        ("sketch_rcond", {"--rcond": ("1e-5", "1e-4", "1e-3", "1e-2")}, _SKETCH),
+        ("sketch_schedule", {"--schedule": SCHEDULES}, _SKETCH),
+        ("sketch_average", {"--average": ("0.9", "0.99")}, _SKETCH),
+    )
+)
+
+
 _KAPPAS = ("-1", "-0.75", "-0.5", "-0.25", "0", "0.5", "1")
 _RCONDS = ("1e-10", "1e-8", "1e-6", "1e-4", "1e-2", "1e-1")
 
@@ -252,6 +310,16 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             finalists=2,
             ablation_seconds=0.15,
             robustness=Plan(),
+        ),
+        "outputs": Preset(
+            "outputs",
+            {comparison.folder: 60.0 for comparison in _MANY_OUTPUTS},
+            seeds=(0, 1, 2),
+            comparisons=_MANY_OUTPUTS,
+            ablations=_OF_SKETCHES,
+            rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+            tuning_seconds=0.2,
+            ablation_seconds=1 / 3,
         ),
         "paper": Preset(
             "paper",

@@ -12,6 +12,7 @@ _TITLES = {
     "pinn/beltrami": "Physics-informed network: Beltrami",
     "cart_pole": "Cart-pole",
     "burgers_control": "Control of Burgers' equation",
+    "reaction_diffusion": "Control of a reaction with diffusion",
     "smoke_control": "Smoke control",
 }
 _PLACES = {folder: place for place, folder in enumerate(_TITLES)}

@@ -27,7 +27,9 @@ def best_points(
     """
     best = {}
     for of, tried in _by_method(grid).items():
-        scores = [(_final(out / job.place), point["lr"], i) for i, (job, point) in enumerate(tried)]
+        scores = [
+            (_final(out / job.place), point.get("lr", 0), i) for i, (job, point) in enumerate(tried)
+        ]
         best[of] = [tried[i][1] for *_, i in sorted(scores)[:count]]
     return best
 
@@ -43,6 +45,7 @@ def finalists(
     found = {}
     for of, ranked in best_points(grid, out, len(grid)).items():
         cosines = [point for point in ranked if point.get("schedule") == "cosine"]
+        cosines = [point for point in cosines if "lr" in point]
         smaller = [point for point in cosines if point["lr"] < cosines[0]["lr"]]
         further = sorted(smaller, key=lambda point: point["lr"])[-1:]
         found[of] = ranked[:count] + [point for point in further if point not in ranked[:count]]

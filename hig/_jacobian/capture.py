@@ -1,8 +1,8 @@
 """Capture of every use of a parameter in a linear or convolution layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Self
 from weakref import ReferenceType, ref
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
+from hig._jacobian.controls import controls
 from hig._torch.buffers import WRITING_ARGUMENTS, may_write, written_by
 
-__all__ = ["Capture", "ForwardPass", "LayerUse"]
+__all__ = ["Capture", "Captured", "ForwardPass", "LayerUse"]
 
 _CONVOLUTIONS = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -79,6 +80,39 @@ class LayerUse:
         windows = windows.unflatten(0, inputs.shape[:2]).movedim(1, 2)
         return windows.flatten(2, 3)
 
+    def patch_pieces(self, samples: int, selection: slice, most: int) -> Iterator[Tensor]:
+        """Yield the same patches in float64, some positions at a time.
+
+        Patches of a large field leave the cache before a product reads them.
+
+        Args:
+            samples: B.
+            selection: the samples wanted, b of them.
+            most: positions in a piece; of a convolution at least those along all axes but one.
+
+        Yields:
+            (b, groups, u, in), u positions after those of the last piece, on the axis of
+            :meth:`patches`. Of a convolution they are transposed in memory.
+        """
+        inputs = self.input.unflatten(0, (samples, len(self.input) // samples))[selection]
+        if self.convolution is None:
+            vectors = inputs.reshape(len(inputs), 1, -1, self.input.shape[-1])
+            yield from (piece.double() for piece in vectors.split(most, 2))
+            return
+        views = self.convolution.views(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+        axes = len(self.convolution.kernel)
+        positions = views.shape[-axes:]
+        pieces: Iterable[Tensor]
+        if inputs.shape[1] * prod(positions) <= most:
+            pieces = [views.movedim(1, -axes - 1)]
+        else:
+            size = max(1, most // max(1, prod(positions[1:])))
+            of_repeats = (repeat.split(size, -axes) for repeat in views.unbind(1))
+            pieces = (piece.unsqueeze(-axes - 1) for parts in of_repeats for piece in parts)
+        for piece in pieces:  # (b, groups, channels, *kernel, repeats, *positions)
+            values = piece.new_empty(piece.shape, dtype=torch.float64).copy_(piece)
+            yield values.flatten(-axes - 1).flatten(2, -2).mT
+
     def patch_squares(self, samples: int, selection: slice) -> Tensor:
         """Return the squared norms (b, groups, positions) of the patches, in float64.
 
@@ -109,6 +143,25 @@ class LayerUse:
         return gradients.permute(1, 0, 3, 2, 5, 4).flatten(3, 4)
 
 
+@dataclass
+class Captured:
+    """What a capture has seen of a run.
+
+    Attributes:
+        uses: the layer uses.
+        named: tensors named by :func:`hig.controls`, each with its version.
+        last: the output of the last layer, with its version.
+    """
+
+    uses: list[LayerUse] = field(default_factory=list)
+    named: list[tuple[Tensor, int]] = field(default_factory=list)
+    last: tuple[Tensor, int] | None = None
+
+    def controls(self) -> list[tuple[Tensor, int]]:
+        """Return tensors through which alone a simulator may depend on the parameters."""
+        return self.named or ([] if self.last is None else [self.last])
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """One run of network and simulator, to be differentiated.
@@ -118,12 +171,23 @@ class ForwardPass:
         prediction: (B, ...) of this process, with its graph; D outputs per sample.
         parameters: the parameters, all requiring gradients.
         names: their names in messages.
+        controls: tensors through which alone the prediction may depend on the parameters, each
+            with its version; named ones, or the output of the last layer.
+        named: whether they are named.
     """
 
     uses: Sequence[LayerUse]
     prediction: Tensor
     parameters: Sequence[Tensor]
     names: Sequence[str]
+    controls: Sequence[tuple[Tensor, int]] = ()
+    named: bool = False
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether there may be fewer controls than outputs, or some were named."""
+        size = sum(tensor.numel() for tensor, _ in self.controls)
+        return self.named or 0 < size < self.prediction.numel()
 
 
 @dataclass(frozen=True)
@@ -136,19 +200,29 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int
 
-    def windows(self, inputs: Tensor) -> Tensor:
-        """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
+    def views(self, inputs: Tensor) -> Tensor:
+        """Unfold (N, C, *positions) to (N, groups, C / groups, *kernel, *output positions).
+
+        All but the padding is a view.
+        """
         axes = len(self.kernel)
         # ``F.pad`` takes the last axis first.
         flat_padding = [side for pair in reversed(self.padding) for side in pair]
-        windows = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
+        views = F.pad(inputs, flat_padding) if any(flat_padding) else inputs
         geometry = zip(self.kernel, self.stride, self.dilation, strict=True)
         for axis, (size, step, gap) in enumerate(geometry):
             # Each axis of positions leaves its window as a new last axis, thinned by the dilation.
-            windows = windows.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
-        # (N, C, *output positions, *kernel): the channels of a group go next to the kernel, in the
-        # order of the weight (out, C / groups, *kernel), so that both flatten alike.
-        windows = windows.unflatten(1, (self.groups, -1)).movedim(2, 2 + axes)
+            views = views.unfold(2 + axis, (size - 1) * gap + 1, step)[..., ::gap]
+        # The channels of a group go next to the kernel, in the order of the weight
+        # (out, C / groups, *kernel), so that both flatten alike.
+        views = views.unflatten(1, (self.groups, -1))
+        return views.movedim(tuple(range(3, 3 + axes)), tuple(range(-axes, 0)))
+
+    def windows(self, inputs: Tensor) -> Tensor:
+        """Unfold (N, C, *positions) to (N, groups, output positions, C / groups * kernel)."""
+        axes = len(self.kernel)
+        views = self.views(inputs)
+        windows = views.movedim(tuple(range(-axes, 0)), tuple(range(2, 2 + axes)))
         return windows.flatten(2 + axes).flatten(2, 1 + axes)
 
 
@@ -164,13 +238,13 @@ class Capture(TorchFunctionMode):
         parameters: the tensors to watch, by identity.
 
     Attributes:
-        uses: the recorded layer uses.
+        captured: the recorded layer uses, and the controls.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
         super().__init__()
         self._watched = {id(parameter) for parameter in parameters}
-        self.uses: list[LayerUse] = []
+        self.captured = Captured()
         self._written: dict[int, ReferenceType[Tensor]] = {}
         self._eager: list[AbstractContextManager[None]] = []  # one per nested use of the context
 
@@ -185,6 +259,11 @@ class Capture(TorchFunctionMode):
         """Stop to watch."""
         super().__exit__(*exception)
         self._eager.pop().__exit__(*exception)
+
+    @property
+    def uses(self) -> list[LayerUse]:
+        """The recorded layer uses."""
+        return self.captured.uses
 
     @property
     def has_written(self) -> bool:
@@ -210,6 +289,11 @@ class Capture(TorchFunctionMode):
                 func, dict(zip(_LAYER_ARGUMENTS, args, strict=False)) | (kwargs or {}), output
             )
             return output
+        if func is controls:
+            values: Tensor = func(*args, **(kwargs or {}))
+            if values.requires_grad and not _in_transform(values):
+                self.captured.named.append((values, values._version))
+            return values
         writes = may_write(func) in ("first", "any")
         if writes or (kwargs and not WRITING_ARGUMENTS.isdisjoint(kwargs)):
             with torch._C.DisableTorchFunctionSubclass():
@@ -233,6 +317,7 @@ class Capture(TorchFunctionMode):
             or _in_transform(output)
         ):
             return
+        self.captured.last = output, output._version
         self.uses.append(
             LayerUse(
                 weight=weight if weight_watched else None,

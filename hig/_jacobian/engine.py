@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
-from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Pair, Probe
+from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Key, Pair, Probe
 from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
 from hig._jacobian.layerwise import Layer, factor_bytes, find_layers, layer_blocks
 from hig._jacobian.products import ProductBlock
@@ -108,7 +108,8 @@ def build_jacobian(
         memory: exactness of layers in earlier steps.
         products: whether only products are needed, so that "rows" columns are never formed.
         checks: collects the conditions that factors are exact; their evaluation raises an
-            :class:`InexactLayersError`. None: evaluate them here, and fall back to rows.
+            :class:`InexactLayersError` unless rounding explains the difference. None: evaluate
+            them here, and fall back to rows.
         held_bytes: size up to which columns of the "rows" engine, or for ``products`` the factors
             of the "layerwise" one, are held.
 
@@ -223,27 +224,73 @@ def _exact_layers(
         return [], routes, {i for indices in layer_indices for i in indices if routes[i] == "rows"}
     probe = Probe(prediction, parameters, blocks)
     routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
-    candidates = [
-        (keys[place], (block, layer_indices[place]))
+    candidates = {
+        keys[place]: (block, layer_indices[place])
         for place, block in zip(tried, blocks, strict=True)
         if all(routes[index] == "rows" for index in layer_indices[place])
-    ]
-    allowed = [memory.allowed(key) for key, _ in candidates]
-    exact = [pair for _, pair in candidates]
+    }
+    look = _Look(probe, candidates, graph, memory)
+    exact = list(candidates.values())
     if checks is not None:
-        probe.expect(exact, allowed, checks)
+        probe.expect(exact, look.allowed, checks, look.later)
     else:
-        units = probe.units(exact, allowed)
-        exact = [pair for pair, unit in zip(exact, units, strict=True) if unit is not None]
-        for (key, _), rounding in zip(candidates, units, strict=True):
-            if rounding is None:
-                memory.record_failure(key, graph.operations)
-            else:
-                memory.record_success(key, rounding, lambda: graph.operations)
+        exact = look.exact()
     for _, indices in exact:
         for index in indices:
             routes[index] = "layerwise"
     return exact, routes, {i for indices in layer_indices for i in indices if routes[i] == "rows"}
+
+
+class _Look:
+    """Comparison of the factors of layers with a backward pass, remembered for later steps.
+
+    Args:
+        probe: the backward pass.
+        candidates: factors and parameter indices, by the key of the layer.
+        graph: the graph of the prediction.
+        memory: exactness of layers in earlier steps.
+
+    Attributes:
+        allowed: units of rounding by which each may differ without a closer look.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        candidates: Mapping[Key, Pair],
+        graph: "_Graph",
+        memory: ExactnessMemory,
+    ):
+        self._probe, self._candidates = probe, candidates
+        self._graph, self._memory = graph, memory
+        self.allowed = [memory.allowed(key) for key in candidates]
+        self._passed = False
+
+    def exact(self) -> list[Pair]:
+        """Return the exact ones, and remember which they are."""
+        pairs = list(self._candidates.values())
+        units = self._probe.units(pairs, self.allowed)
+        for key, rounding in zip(self._candidates, units, strict=True):
+            if rounding is None:
+                self._memory.record_failure(key, self._graph.operations)
+            else:
+                self._record_success(key, rounding)
+        return [pair for pair, unit in zip(pairs, units, strict=True) if unit is not None]
+
+    def later(self) -> None:
+        """Raise an :class:`InexactLayersError` unless all, which have been used, are exact."""
+        if self._passed:  # for another layer
+            return
+        units = self._probe.units(list(self._candidates.values()), self.allowed)
+        for key, rounding in zip(self._candidates, units, strict=True):
+            if rounding is None:
+                raise InexactLayersError
+            self._record_success(key, rounding)
+        self._memory.looks += 1
+        self._passed = True
+
+    def _record_success(self, key: Key, rounding: float) -> None:
+        self._memory.record_success(key, rounding, lambda: self._graph.operations)
 
 
 class _Graph:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +47,23 @@ Key = tuple[object, ...]
 Pair = tuple[FactoredBlock | FormedBlock, list[int]]
 
 
+class Checkable(Protocol):
+    """Columns of J that a probe can compare with a backward pass."""
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Precisions of what the columns are computed from."""
+        ...
+
+    def row_squares(self) -> Tensor:
+        """Squared norms of the rows, (n,) float64."""
+        ...
+
+    def vjp(self, weights: Tensor) -> Tensor:
+        """Jᵀ w: (n,) float64 -> (columns,) float64."""
+        ...
+
+
 class InexactLayersError(Exception):
     """Layer factors turned out to be inexact; the Jacobian must be built again."""
 
@@ -66,7 +84,7 @@ class Probe:
         self,
         prediction: Tensor,
         parameters: Sequence[Tensor],
-        blocks: Sequence[FactoredBlock | FormedBlock],
+        blocks: Sequence[Checkable],
     ):
         self._prediction, self._parameters = prediction, list(parameters)
         graph_dtypes = {prediction.dtype, *(parameter.dtype for parameter in parameters)}
@@ -92,7 +110,9 @@ class Probe:
             self._prediction, self._parameters, cotangent, retain_graph=True, allow_unused=True
         )
 
-    def units(self, pairs: Sequence[Pair], allowed: Sequence[float]) -> list[float | None]:
+    def units(
+        self, pairs: Sequence[tuple[Checkable, list[int]]], allowed: Sequence[float]
+    ) -> list[float | None]:
         """Return the difference of factors and gradients in units of rounding; None if inexact.
 
         Args:
@@ -107,9 +127,10 @@ class Probe:
             self._agrees(norm, finite, size, units)
             for (norm, finite), size, units in zip(differences, sizes, allowed, strict=True)
         ]
-        flags = torch.stack(near).tolist()
-        norms = torch.stack([norm for norm, _ in differences]).tolist()
-        scales = torch.stack(sizes).tolist()
+        norms = torch.stack([norm for norm, _ in differences])
+        agrees = torch.stack(near).to(norms)
+        # Together, so that the host waits once.
+        flags, norms, scales = torch.stack([agrees, norms, torch.stack(sizes)]).tolist()
         limits = [0.0] * len(pairs)
         if not all(flags):
             # Larger differences count as coupling even if rounding is as large: it would hide any.
@@ -126,12 +147,23 @@ class Probe:
         ]
 
     def expect(
-        self, pairs: Sequence[Pair], allowed: Sequence[float], checks: DeferredChecks
+        self,
+        pairs: Sequence[Pair],
+        allowed: Sequence[float],
+        checks: DeferredChecks,
+        otherwise: Callable[[], None],
     ) -> None:
-        """Add the same comparison to deferred checks, without reading anything."""
+        """Add the same comparison to deferred checks, without reading anything.
+
+        Args:
+            pairs: factors of layers, with the indices of their parameters.
+            allowed: units of rounding of each.
+            checks: collects the conditions.
+            otherwise: looks closer; called for each layer that differs by more.
+        """
         differences = zip(pairs, self._differences(pairs), allowed, strict=True)
         for (block, _), (norm, finite), units in differences:
-            checks.expect(self._agrees(norm, finite, self._sizes[id(block)], units), _raise_inexact)
+            checks.expect(self._agrees(norm, finite, self._sizes[id(block)], units), otherwise)
 
     def _agrees(self, norm: Tensor, finite: Tensor, size: Tensor, units: float) -> Tensor:
         # For a coarse dtype the usual units of rounding are no longer small.
@@ -141,7 +173,9 @@ class Probe:
         # Factors that are not finite pass: the Gram matrix reports them, with their samples.
         return (norm <= allowed) | ~finite
 
-    def _differences(self, pairs: Sequence[Pair]) -> list[tuple[Tensor, Tensor]]:
+    def _differences(
+        self, pairs: Sequence[tuple[Checkable, list[int]]]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Return the norm of the difference of each layer, and whether its factors are finite."""
         weights = self._cotangent.double().flatten()
         differences = []
@@ -170,10 +204,6 @@ def _concatenate(
 ) -> Tensor:
     present = [gradient for index in indices if (gradient := gradients[index]) is not None]
     return torch.cat([gradient.flatten().to(like) for gradient in present])
-
-
-def _raise_inexact() -> None:
-    raise InexactLayersError
 
 
 def _cotangent_of(prediction: Tensor, squares: Tensor | None, tiny: float) -> tuple[Tensor, Tensor]:
@@ -228,6 +258,7 @@ class ExactnessMemory:
         optimistic: whether factors may be used before they are verified; turned off once they
             were inexact.
         builds: number of Jacobians so far.
+        looks: number of closer looks at factors that were used before.
         failures: by inexact layer and the operations of the graph: the number of failures in a
             row, and the build of the next try.
         rounding: by layer with more than the usual rounding: the units of rounding allowed, the
@@ -236,6 +267,7 @@ class ExactnessMemory:
 
     optimistic: bool = True
     builds: int = 0
+    looks: int = 0
     failures: dict[Key, tuple[int, int]] = field(default_factory=dict)
     rounding: dict[Key, tuple[float, int, int]] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ have separate weights, so that their columns follow one another: a row is (group
 flattened as the weight is, then the bias (groups, out).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +35,13 @@ class Patches(Protocol):
 
     def __call__(self, samples: slice) -> Tensor:
         """Return the patches (b, groups, U, in) of a slice of samples."""
+        ...
+
+    def pieces(self, samples: slice, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of about ``most`` uses, with their patches (b, groups, u, in), float64.
+
+        At least one, in their order, and each use once.
+        """
         ...
 
     def squares(self, samples: slice) -> Tensor:
@@ -137,12 +144,20 @@ class FactoredBlock:
         return _channels(self.groups, self.fan_out, self.fan_in, width)
 
     def _columns(self, groups: slice, outs: slice) -> Tensor:
-        parts = []
-        for samples in self._chunks():
-            deltas = self.deltas[samples, :, groups, :, outs].double()
-            patches = self._patches(samples)[:, groups]
-            parts.append(_rows_of(deltas, patches))
+        parts = [self._weight_rows(samples, groups, outs) for samples in self._chunks()]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _weight_rows(
+        self, samples: slice, groups: slice = slice(None), outs: slice = slice(None)
+    ) -> Tensor:
+        """Return Σ_u δ_u ⊗ a_u of some samples, (b * D, g * o * in)."""
+        total: Tensor | None = None
+        for uses, patches in self._pieces(samples):
+            deltas = self.deltas[samples, :, groups, uses, outs].double()
+            rows = torch.einsum("bdguo,bgui->bdgoi", deltas, patches[:, groups])
+            total = rows if total is None else total.add_(rows)
+        assert total is not None  # there is at least one piece
+        return total.flatten(2).flatten(0, 1)
 
     def _add_bias(self, gram: Tensor) -> None:
         add_self_product(gram, self._all_bias_rows())
@@ -152,7 +167,7 @@ class FactoredBlock:
 
     def _bias_rows(self, samples: slice) -> Tensor:
         # A bias is added in every use: (b, D, groups, U, out) is summed over U.
-        return self.deltas[samples].double().sum(3).flatten(2).flatten(0, 1)
+        return self.deltas[samples].sum(3, dtype=torch.float64).flatten(2).flatten(0, 1)
 
     # -- with the samples of other process ranks -----------------------------------------------
 
@@ -219,20 +234,20 @@ class FactoredBlock:
         weights = weights.view(self.samples, 1, self.outputs)
         total: Tensor | None = None
         for samples in self._chunks():
-            deltas = self.deltas[samples].double()
-            # Sum over D first: (b, 1, D) @ (b, D, g * u * o) -> one delta (b, g, u, o) per sample.
-            delta = torch.bmm(weights[samples], deltas.flatten(2)).unflatten(2, deltas.shape[2:])
-            delta = delta.squeeze(1)
-            parts = []
-            if self.patches:
-                patches = self.patches(samples).double()
-                # (b, g, u, ·) -> (g, b * u, ·): one matrix product per group
-                left, right = (t.transpose(0, 1).flatten(1, 2) for t in (delta, patches))
-                parts.append(torch.bmm(left.mT, right).flatten())
-            if self.bias:
-                parts.append(delta.sum((0, 2)).flatten())
-            part = torch.cat(parts) if len(parts) > 1 else parts[0]
-            total = part if total is None else total.add_(part)
+            for uses, patches in self._pieces(samples):
+                deltas = self.deltas[samples, :, :, uses].double()
+                # Sum over D first: (b, 1, D) @ (b, D, g * u * o) -> one delta (b, g, u, o) each.
+                delta = torch.bmm(weights[samples], deltas.flatten(2))
+                delta = delta.unflatten(2, deltas.shape[2:]).squeeze(1)
+                parts = []
+                if self.patches:
+                    # (b, g, u, ·) -> (g, b * u, ·): one matrix product per group
+                    left, right = (t.transpose(0, 1).flatten(1, 2) for t in (delta, patches))
+                    parts.append(torch.bmm(left.mT, right).flatten())
+                if self.bias:
+                    parts.append(delta.sum((0, 2)).flatten())
+                part = torch.cat(parts) if len(parts) > 1 else parts[0]
+                total = part if total is None else total.add_(part)
         assert total is not None  # a batch has samples
         return total
 
@@ -243,14 +258,18 @@ class FactoredBlock:
         of_bias = bias.view(self.groups, 1, self.fan_out if self.bias else 0)
         parts = []
         for samples in self._chunks():
-            deltas = self.deltas[samples].double()
-            if self.patches:
-                patches = self.patches(samples).double()
-                change = torch.einsum("bgui,goi->bguo", patches, weight)
-                change = change.add_(of_bias) if self.bias else change
-            else:
-                change = of_bias.expand(deltas.shape[0], *deltas.shape[2:])
-            parts.append(torch.bmm(deltas.flatten(2), change.flatten(1).unsqueeze(2)).flatten())
+            total: Tensor | None = None
+            for uses, patches in self._pieces(samples):
+                deltas = self.deltas[samples, :, :, uses].double()
+                if self.patches:
+                    change = torch.einsum("bgui,goi->bguo", patches, weight)
+                    change = change.add_(of_bias) if self.bias else change
+                else:
+                    change = of_bias.expand(deltas.shape[0], *deltas.shape[2:])
+                part = torch.bmm(deltas.flatten(2), change.flatten(1).unsqueeze(2)).flatten()
+                total = part if total is None else total.add_(part)
+            assert total is not None  # there is at least one piece
+            parts.append(total)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def form_rows(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -261,18 +280,7 @@ class FactoredBlock:
             rows (samples, D), as if uses were orthogonal to one another.
         """
         for samples in self._chunks():
-            deltas = self.deltas[samples].double()
-            squares = deltas.square().sum(-1).flatten(2)
-            weights = squares.new_full((len(deltas), squares.shape[2]), float(self.bias))
-            parts = []
-            if self.patches:
-                patches = self.patches(samples).double()
-                weights += patches.square().sum(-1).flatten(1)
-                parts.append(_rows_of(deltas, patches))
-            if self.bias:
-                parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
-            rows = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            yield samples, rows, (squares @ weights.unsqueeze(2)).squeeze(2)
+            yield samples, self.rows(samples), self._row_squares(samples)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -285,26 +293,44 @@ class FactoredBlock:
         A sum over the uses alone, Σ_u |δ_u|² (|a_u|² + 1): no cancellation between uses makes it
         small, so that their rounding stays below its rounding unit.
         """
-        parts = []
-        for samples in self._chunks():
-            deltas = self.deltas[samples].double().square().sum(-1).flatten(2)
-            if self.patches:
-                patches = self.patches.squares(samples).flatten(1)
-                patches = patches + 1 if self.bias else patches
-            else:
-                patches = deltas.new_ones((len(deltas), deltas.shape[2]))
-            parts.append(torch.bmm(deltas, patches.unsqueeze(2)).flatten())
+        parts = [self._row_squares(samples).flatten() for samples in self._chunks()]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _row_squares(self, samples: slice) -> Tensor:
+        """Return the same of some samples, (b, D)."""
+        deltas = self.deltas[samples].double().square().sum(-1).flatten(2)
+        if self.patches:
+            patches = self.patches.squares(samples).flatten(1)
+            patches = patches + 1 if self.bias else patches
+        else:
+            patches = deltas.new_ones((len(deltas), deltas.shape[2]))
+        return torch.bmm(deltas, patches.unsqueeze(2)).squeeze(2)
 
     def rows(self, samples: slice) -> Tensor:
         """Return the rows of the given samples in float64: in float32 they would lose digits."""
-        deltas = self.deltas[samples].double()
         parts = []
         if self.patches:
-            parts.append(_rows_of(deltas, self.patches(samples).double()))
+            parts.append(self._weight_rows(samples))
         if self.bias:
-            parts.append(deltas.sum(3).flatten(2).flatten(0, 1))
+            parts.append(self._bias_rows(samples))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _pieces(self, samples: slice) -> Iterable[tuple[slice, Tensor]]:
+        """Return some uses at a time, with their patches in float64; without a weight no patches."""
+        if self.uses == 1 and self.patches:  # of most layers, in the shortest way
+            return ((slice(None), self._patches(samples)),)
+        return self._several_pieces(samples)
+
+    def _several_pieces(self, samples: slice) -> Iterator[tuple[slice, Tensor]]:
+        count = len(self.deltas[samples])
+        per_use = 8 * count * self.groups * (self.outputs * self.fan_out + self.fan_in)
+        most = max(1, COPY_BYTES // per_use)
+        if self.patches:
+            yield from self.patches.pieces(samples, most)
+            return
+        nothing = self.deltas.new_empty((count, self.groups, 0, 0), dtype=torch.float64)
+        for start in range(0, max(1, self.uses), most):
+            yield slice(start, start + most), nothing
 
     def _patches(self, samples: slice) -> Tensor:
         """Return the patches (b, groups, U, in) in float64, of a block with a weight."""
@@ -352,9 +378,3 @@ def _channels(groups: int, fan_out: int, fan_in: int, width: int) -> Iterator[tu
     for group in range(0, groups, step_groups):
         for out in range(0, fan_out, channels):
             yield slice(group, group + step_groups), slice(out, out + channels)
-
-
-def _rows_of(deltas: Tensor, patches: Tensor) -> Tensor:
-    """Return Σ_u δ_u ⊗ a_u: (b, D, g, U, o), (b, g, U, i) -> (b * D, g * o * i)."""
-    rows = torch.einsum("bdguo,bgui->bdgoi", deltas, patches)
-    return rows.flatten(2).flatten(0, 1)

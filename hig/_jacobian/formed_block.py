@@ -43,7 +43,9 @@ class FormedBlock(DenseBlock):
         matrix = self.matrix.unflatten(0, self._squares.shape)
         for samples, rows, squares in factors.form_rows():
             matrix[samples, outputs] = rows.unflatten(0, (-1, factors.outputs))
-            self._squares[samples, outputs] = squares
+            # Where uses add up, the rounding is that of the sum.
+            size = rows.square().sum(1).view_as(squares)
+            self._squares[samples, outputs] = torch.maximum(squares, size)
 
     def row_squares(self) -> Tensor:
         """Squared norms of the rows, (n,) float64, as if uses were orthogonal to one another."""

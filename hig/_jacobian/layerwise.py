@@ -20,8 +20,8 @@ from hig._torch.batched_vjp import BatchedVJP, output_cotangents
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
 
 
-# Factors of all layers up to this size are held; of larger ones small columns are formed instead.
-FACTOR_BYTES = 128 * 2**20
+# Columns are formed from the factors of so many backward passes at a time.
+FACTOR_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,37 @@ class LayerPatches:
         """Return the patches (b, groups, U, in) of a slice of samples."""
         # All calls of a layer are uses of one weight: they follow one another on the axis U, in
         # the order in which ``_block`` concatenates the deltas.
+        if self._are_vectors:
+            return torch.stack([use.input[samples] for use in self._uses], 1).unsqueeze(1)
         patches = [use.patches(self._samples, samples) for use in self._uses]
         return torch.cat(patches, dim=2) if len(patches) > 1 else patches[0]
 
+    def pieces(self, samples: slice, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield slices of about ``most`` uses, with their patches (b, groups, u, in), float64."""
+        start = 0
+        for patches in self._pieces(samples, most):
+            stop = start + patches.shape[2]
+            yield slice(start, stop), patches
+            start = stop
+
+    def _pieces(self, samples: slice, most: int) -> Iterator[Tensor]:
+        if self._are_vectors:
+            yield from (piece.double() for piece in self(samples).split(most, 2))
+            return
+        for use in self._uses:
+            yield from use.patch_pieces(self._samples, samples, most)
+
     def squares(self, samples: slice) -> Tensor:
         """Return the squared norms (b, groups, U) of these patches, float64."""
+        if self._are_vectors:
+            return self(samples).double().square().sum(-1)
         squares = [use.patch_squares(self._samples, samples) for use in self._uses]
         return torch.cat(squares, dim=2) if len(squares) > 1 else squares[0]
+
+    @property
+    def _are_vectors(self) -> bool:
+        """Whether each call has one vector per sample: then one operation arranges all of them."""
+        return _have_one_vector_each(self._uses, self._samples)
 
     @property
     def dtypes(self) -> set[torch.dtype]:
@@ -127,8 +151,8 @@ def layer_blocks(
 ) -> list[FactoredBlock | FormedBlock]:
     """Return the Jacobian columns of each layer, from D backward passes.
 
-    They are held as two factors. If the factors of all layers are large, the columns of layers
-    that have fewer numbers than their factors are formed while the passes run.
+    They are held as two factors, or formed while the passes run where that takes less memory: in
+    layers that use few weights in many places, such as convolutions over fields.
 
     Args:
         layers: from :func:`find_layers`.
@@ -138,13 +162,14 @@ def layer_blocks(
     if not layers:
         return []
     samples, outputs = len(prediction), prediction[0].numel()
-    large = factor_bytes(layers, prediction) > FACTOR_BYTES
-    formed = [large and _columns_are_smaller(layer, prediction) for layer in layers]
+    formed = [_columns_are_smaller(layer, prediction) for layer in layers]
     _check_room(layers, formed, prediction)
     held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
     blocks: list[FormedBlock | None] = [None] * len(layers)
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
-    for passes, gradients in _output_gradients(uses, prediction, backward):
+    batches = _output_gradients(uses, prediction, backward)
+    # Patches are unfolded once for all passes in a batch.
+    for passes, gradients in _joined(batches, FACTOR_BYTES) if any(formed) else batches:
         held.add(passes, outputs, gradients)
         for index, layer in enumerate(layers):
             if formed[index]:
@@ -252,13 +277,56 @@ def _output_gradients(
         )
 
 
+def _joined(
+    batches: Iterator[tuple[slice, dict[int, Tensor]]], enough: int
+) -> Iterator[tuple[slice, dict[int, Tensor]]]:
+    """Join batches of passes until their gradients have ``enough`` bytes."""
+    waiting: list[dict[int, Tensor]] = []
+    first = size = 0
+    for passes, gradients in batches:
+        waiting.append(gradients)
+        size += sum(part.numel() * part.element_size() for part in gradients.values())
+        if size >= enough:
+            yield slice(first, passes.stop), _concatenated(waiting)
+            first, size = passes.stop, 0
+        last = passes.stop
+    if waiting:
+        yield slice(first, last), _concatenated(waiting)
+
+
+def _concatenated(waiting: list[dict[int, Tensor]]) -> dict[int, Tensor]:
+    """Return the gradients of all batches of passes together; they are taken out of the list."""
+    if len(waiting) == 1:
+        return waiting.pop()
+    keys = list(waiting[0])
+    # One use after the other, so that no more than one of them is held twice.
+    joined = {key: torch.cat([gradients.pop(key) for gradients in waiting]) for key in keys}
+    waiting.clear()
+    return joined
+
+
 def _block(layer: Layer, deltas: Mapping[int, Tensor], samples: int) -> FactoredBlock:
+    patches = None if layer.weight is None else LayerPatches(layer.uses, samples)
+    fan_in = weight_matrix_shape(layer.uses[0])[2]
+    if _have_one_vector_each(layer.uses, samples):
+        stacked = torch.stack([deltas[id(use)] for use in layer.uses], 2)  # (D, B, U, out)
+        delta = stacked.transpose(0, 1).unsqueeze(2)
+        return FactoredBlock(delta, patches, fan_in, bias=layer.bias is not None)
     parts = [use.output_gradients(deltas[id(use)], samples) for use in layer.uses]
     if layer.weight is None:
         # A bias alone has no groups, and its uses may differ in theirs: (groups, out) becomes one
         # group of all channels.
         parts = [part.movedim(2, 3).flatten(3).unsqueeze(2) for part in parts]
     delta = torch.cat(parts, dim=3) if len(parts) > 1 else parts[0]
-    patches = None if layer.weight is None else LayerPatches(layer.uses, samples)
-    fan_in = weight_matrix_shape(layer.uses[0])[2]
     return FactoredBlock(delta, patches, fan_in, bias=layer.bias is not None)
+
+
+def _have_one_vector_each(uses: Sequence[LayerUse], samples: int) -> bool:
+    """Return whether all are calls of a linear layer on (B, in)."""
+    first = uses[0]
+    return len(uses) > 1 and all(
+        use.convolution is None
+        and use.input.shape == (samples, first.input.shape[-1])
+        and use.input.dtype == first.input.dtype
+        for use in uses
+    )

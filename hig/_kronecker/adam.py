@@ -1,5 +1,6 @@
 """Adam moments and updates."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ __all__ = [
     "adam_step",
     "check_adam_group",
     "checked_step_size",
+    "first_squares",
     "trained_part",
+    "update_means",
 ]
 
 
@@ -65,9 +68,10 @@ class AdamStep:
         target = torch.view_as_real(parameter) if parameter.is_complex() else parameter
         target.addcdiv_(self.mean, self.denominator, value=-size)
 
-    def square(self) -> Tensor:
-        """Compute the squared norm of the step per unit of learning rate, a scalar."""
-        return (self.mean / self.denominator).square().sum() / self.correction**2
+    def norm(self) -> Tensor:
+        """Compute the norm of the step per unit of learning rate, a scalar."""
+        norm: Tensor = torch.linalg.vector_norm(self.mean / self.denominator) / self.correction
+        return norm
 
 
 def checked_step_size(size: float, parameter: Tensor) -> float:
@@ -88,14 +92,56 @@ def adam_step(
 
     Kingma, Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, arXiv 1412.6980.
     """
-    if "step" not in state:
-        state["step"] = 0
-        state["exp_avg"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
-    state["step"] += 1
-    state["exp_avg"].lerp_(gradient, 1 - betas[0])
-    state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    (mean,) = update_means([state], [gradient], [betas[0]])
+    if "exp_avg_sq" in state:
+        state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    else:
+        state["exp_avg_sq"] = first_squares(gradient, mean, betas[1], state["step"])
     return AdamStep(state, betas, eps)
+
+
+def update_means(
+    states: Sequence[dict[str, Any]], gradients: Sequence[Tensor], betas: Sequence[float]
+) -> list[Tensor]:
+    """Update running means of :func:`accumulable` gradients; return them with bias correction.
+
+    Args:
+        states: state of each parameter; an empty one gets ``step`` and ``exp_avg``.
+        gradients: gradient of each parameter.
+        betas: decay of the mean of each parameter.
+    """
+    for state, gradient in zip(states, gradients, strict=True):
+        if "step" not in state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(gradient, memory_format=torch.preserve_format)
+        state["step"] += 1
+    for beta in dict.fromkeys(betas):
+        numbers = [number for number, its in enumerate(betas) if its == beta]
+        means = [states[number]["exp_avg"] for number in numbers]
+        torch._foreach_lerp_(means, [gradients[number] for number in numbers], 1 - beta)
+    corrections = [1 - beta ** state["step"] for state, beta in zip(states, betas, strict=True)]
+    if not states:
+        return []
+    return list(torch._foreach_div([state["exp_avg"] for state in states], corrections))
+
+
+def first_squares(gradient: Tensor, mean: Tensor, beta: float, step: int) -> Tensor:
+    """Return a first running mean of squares, without bias correction.
+
+    In a first step these are the squares of the gradient. Later, where the mean has a history, it
+    may be far above one gradient: with the larger of the two no entry moves further than in a first
+    step of Adam.
+
+    Args:
+        gradient: the gradient.
+        mean: running mean of the gradients, bias corrected.
+        beta: decay of the mean of squares.
+        step: number of gradients so far.
+    """
+    square = gradient.square()
+    if step > 1:
+        square = torch.maximum(square, mean.square())
+    return square.mul_(1 - beta**step)
 
 
 def check_adam_group(group: dict[str, Any]) -> None:
@@ -121,5 +167,9 @@ def check_adam_group(group: dict[str, Any]) -> None:
 
 
 def trained_part(group: dict[str, Any]) -> dict[str, Any]:
-    """Copy a group without its frozen parameters, which may be of any dtype."""
-    return {**group, "params": [p for p in group["params"] if p.requires_grad]}
+    """Return the learning rate of a group and its parameters that are not frozen.
+
+    Frozen ones may be of any dtype. The parameters are an iterator, which costs nothing where the
+    learning rate is one of all dtypes.
+    """
+    return {"lr": group["lr"], "params": (p for p in group["params"] if p.requires_grad)}

@@ -1,5 +1,6 @@
 """Reasons why a step with Kronecker factors leaves parameters to Adam, in words."""
 
+import json
 import operator
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,11 @@ from hig._kronecker.report import grouped, listed
 
 __all__ = ["Explanation", "ParameterCalls", "parameter_names"]
 
-_LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d)
+_LAYERS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
+_DERIVATIVES = frozenset({torch.autograd.grad, torch._VF._make_dual})
+_SEQUENCES = (list, tuple)
+# The innermost transform of torch.func, or None outside of all.
+_peek: Callable[[], object] = torch._C._functorch.peek_interpreter_stack
 _FUSED = (
     "gru", "gru_cell", "lstm", "lstm_cell", "multi_head_attention_forward", "rnn_relu",
     "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell",
@@ -55,32 +60,52 @@ class ParameterCalls(Capture):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run ``func`` and note what it does with watched parameters."""
-        known = len(self.uses)
-        output = super().__torch_function__(func, types, args, kwargs)
-        kwargs = kwargs or {}
+        if func in _LAYERS:
+            return self._call_layer(func, types, args, kwargs or {})
+        output = func(*args, **kwargs) if kwargs else func(*args)
+        # Simulators call thousands of functions, nearly all of them without a parameter.
+        if func not in _DERIVATIVES and not kwargs and _peek() is None:
+            ids = self._ids
+            for value in args:
+                if id(value) in ids or isinstance(value, _SEQUENCES):
+                    break
+            else:
+                return output
         if func is torch.autograd.grad:
-            if kwargs.get("create_graph", args[4:5] == (True,)):
+            if (kwargs or {}).get("create_graph", args[4:5] == (True,)):
                 self.derivatives[_DOUBLE_BACKWARD] = None
             return output
         if func is torch._VF._make_dual:
             self.derivatives[_FORWARD_MODE] = None
-        taken = self._watched_among(args)
-        if kwargs:
-            taken += self._watched_among(kwargs.values())
+        taken = self._watched_among([*args, *(kwargs or {}).values()])
+        if taken and _carries_graph(output):
+            self._note_function(func, taken, (), output)
+        return output
+
+    def _call_layer(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a layer, which is recorded, and note watched parameters that are no part of it."""
+        known = len(self.uses)
+        output = super().__torch_function__(func, types, args, kwargs)
+        taken = self._watched_among([*args, *kwargs.values()])
         if taken and _carries_graph(output):
             self._note_function(func, taken, self.uses[known:], output)
-            if func in _LAYERS:
-                self._note_weight(args[1] if len(args) > 1 else kwargs["weight"])
+            self._note_weight(args[1] if len(args) > 1 else kwargs["weight"])
         return output
 
     def _watched_among(self, values: Iterable[Any]) -> list[Tensor]:
         """Find the watched parameters among arguments and in lists of them, wrapped or not."""
-        inside = torch._C._functorch.peek_interpreter_stack() is not None
+        inside = _peek() is not None
         watched: list[Tensor] = []
         for value in values:
             if id(value) in self._ids:
                 watched.append(value)
-            elif isinstance(value, list | tuple):
+            elif isinstance(value, _SEQUENCES):
                 watched += [item for item in value if id(item) in self._ids]
             elif inside and isinstance(value, Tensor) and id(_unwrapped(value)) in self._ids:
                 watched.append(value)
@@ -177,6 +202,16 @@ class Explanation:
                 f"alone, the prediction depends on them {ways} too"
                 for ways, several in partial.items()
             ]
+
+    def as_text(self) -> str:
+        """Return reasons and remarks as one text, which :meth:`take_text` reads."""
+        return json.dumps([list(self.reasons.items()), self.remarks])
+
+    def take_text(self, text: str) -> None:
+        """Take the reasons and remarks of another process."""
+        if text != self.as_text():
+            reasons, self.remarks = json.loads(text)
+            self.reasons, self.last = dict(reasons), ([], {})
 
     def of(
         self, parameters: Iterable[Tensor], groups: Sequence[Mapping[str, Any]]

@@ -1,57 +1,43 @@
 """Norm grafting: the step length of Adam on another direction (arXiv 2002.11803)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+__all__ = ["graft_factors"]
 
-from hig._kronecker.adam import AdamStep
-
-__all__ = ["GRAFTS", "graft_factors"]
-
-GRAFTS = ("global", "layer", None)
+# Most that the spectrum may make the step of a layer longer or shorter than Adam's.
+_APART = math.sqrt(2)
 
 
 def graft_factors(
-    graft: str | None,
-    layers: Sequence[Mapping[Tensor, Tensor]],
-    steps: Mapping[Tensor, AdamStep],
-    others: Mapping[Tensor, AdamStep],
-) -> tuple[list[float], float]:
+    graft: str | None, squares: Sequence[float], adam_squares: Sequence[float]
+) -> list[float]:
     """Compute the factors that give directions the norms of Adam's steps.
 
     Args:
         graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
-            does; None leaves directions unchanged.
-        layers: the direction of each layer, by parameter.
-        steps: Adam's step of every parameter of these layers.
-        others: Adam's step of the other parameters, which it updates.
+            does, "eigenbasis" if all together do, and each up to about a factor of the root of
+            two; None leaves directions unchanged.
+        squares: squared norm of each layer's direction.
+        adam_squares: squared norm of Adam's step of each layer, per unit of learning rate.
 
     Returns:
-        Factors, one for each layer, and the norm of all steps together, both per unit of learning
-        rate. A direction that is zero has the factor zero.
+        Factors, one for each layer, per unit of learning rate. A direction that is zero has the
+        factor zero.
     """
-    squares = [[direction.square().sum() for direction in layer.values()] for layer in layers]
-    squares += [[steps[parameter].square() for parameter in layer] for layer in layers]
-    squares.append([step.square() for step in others.values()])
-    *numbers, other_squares = _sums(squares)
-    squared_norms, adam_squares = numbers[: len(layers)], numbers[len(layers) :]
+    if graft is None:
+        return [1.0] * len(squares)
     if graft == "global":
-        factors = [_ratio(sum(adam_squares), sum(squared_norms))] * len(layers)
-    elif graft == "layer":
-        factors = [_ratio(*pair) for pair in zip(adam_squares, squared_norms, strict=True)]
-    else:
-        factors = [1.0] * len(layers)
-    total = sum(factor**2 * square for factor, square in zip(factors, squared_norms, strict=True))
-    return factors, math.sqrt(total + other_squares)
-
-
-def _sums(squares: Sequence[Sequence[Tensor]]) -> list[float]:
-    """Sum lists of scalars, with one transfer from the device for all of them."""
-    flat = [square.double() for several in squares for square in several]
-    values = iter(torch.stack(flat).tolist())
-    return [sum(next(values) for _ in several) for several in squares]
+        return [_ratio(sum(adam_squares), sum(squares))] * len(squares)
+    factors = [_ratio(*pair) for pair in zip(adam_squares, squares, strict=True)]
+    if graft == "layer":
+        return factors
+    # The spectrum knows which layers move the prediction more: one norm each forgets that. One for
+    # all lets few layers of some networks take nearly all of the step.
+    whole = _ratio(sum(adam_squares), sum(squares))
+    factors = [min(max(whole, factor / _APART), factor * _APART) for factor in factors]
+    total = sum(factor**2 * square for factor, square in zip(factors, squares, strict=True))
+    return [factor * _ratio(sum(adam_squares), total) for factor in factors]
 
 
 def _ratio(adam_square: float, square: float) -> float:

@@ -1,5 +1,6 @@
 """Kronecker factors of all layers from one captured computation and one random probe."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ class LayerFactors:
         layer: weight, bias and uses.
         outputs: S, (groups, out, out).
         inputs: A, (groups, in, in); with a bias (groups, in + 1, in + 1).
+        rows: number of inputs, of which A is the mean.
         partial: weight or bias if the prediction also depends on it in another way; empty if
             this was not checked.
     """
@@ -31,26 +33,39 @@ class LayerFactors:
     layer: Layer
     outputs: Tensor
     inputs: Tensor
+    rows: int = 1
     partial: tuple[Tensor, ...] = ()
 
 
 def random_probe(
-    prediction: Tensor, seed: int, metric_root: Callable[[Tensor], Tensor] | None
+    prediction: Tensor,
+    seed: int,
+    metric_root: Callable[[Tensor], Tensor] | None,
+    place: tuple[int, int] | None = None,
 ) -> Tensor:
     r"""Draw random signs :math:`\epsilon`; with a metric M return :math:`M^{1/2} \epsilon`.
 
-    Signs of one seed are the same on any device; torch's generators are not used.
+    Signs of one seed are the same on any device, and those of a part of a batch are those of its
+    samples in the whole one; torch's generators are not used.
 
     Their second moment is M, so that the expected second moment of
     :math:`J^T M^{1/2} \epsilon` is :math:`J^T M J`.
+
+    Args:
+        prediction: (B, ...).
+        seed: seed of the signs.
+        metric_root: applies the root of the metric to a tensor of the shape of the prediction.
+        place: number of the first sample in the whole batch, and samples of that; None if the
+            prediction is that of the whole batch.
 
     Raises:
         ValueError: if the metric changes the shape.
     """
     generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same on every device
+    first, samples = place or (0, len(prediction))
     # Not on torch's default device, which need not be that of the generator.
-    signs = torch.randint(0, 2, prediction.shape, generator=generator, device="cpu")
-    probe = (2 * signs - 1).to(prediction)
+    signs = torch.randint(0, 2, (samples, *prediction.shape[1:]), generator=generator, device="cpu")
+    probe = (2 * signs[first : first + len(prediction)] - 1).to(prediction)
     if metric_root is None:
         return probe
     probe = metric_root(probe)
@@ -105,9 +120,9 @@ def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFact
             "the prediction depends on none of the parameters; check that the closure runs the "
             "network whose parameters the optimizer holds, and with gradients enabled"
         )
-    squares = [gradient.square().sum() for gradient in gradients.values()]
-    squares += [factor.square().sum() for each in factors for factor in (each.outputs, each.inputs)]
-    if bool(torch.isfinite(torch.stack([square.double() for square in squares])).all()):
+    if _squares_are_finite(
+        [*gradients.values(), *(f for each in factors for f in (each.outputs, each.inputs))]
+    ):
         return
     bad = [tuple(p.shape) for p, g in gradients.items() if not bool(torch.isfinite(g).all())]
     where = f" with respect to parameters of shape {bad[:6]}" if bad else ""
@@ -115,6 +130,14 @@ def check_finite(gradients: Mapping[Tensor, Tensor], factors: Sequence[LayerFact
         f"the derivative of the prediction holds NaN or Inf (or overflows when squared){where}; "
         "parameters are unchanged; check the simulator's derivative there"
     )
+
+
+def _squares_are_finite(tensors: Sequence[Tensor]) -> bool:
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    squares = [torch.stack(torch._foreach_norm(several)).square() for several in by_dtype.values()]
+    return all(math.isfinite(square) for several in squares for square in several.tolist())
 
 
 def with_leading_axis(use: LayerUse) -> LayerUse:
@@ -160,6 +183,7 @@ def _factors(
         layer,
         output_factor(outputs),
         input_factor(inputs, bias=layer.bias is not None),
+        inputs.shape[0] * inputs.shape[2],
         tuple(p for p in layer.parameters if id(p) in full and _differs(p, full, outputs, inputs)),
     )
 

@@ -1,21 +1,25 @@
 """State of a layer: running factors, their power and the direction; loading of saved states."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from hig._kronecker.adam import AdamStep, accumulation_dtype
+from hig._kronecker.adam import accumulation_dtype
+from hig._kronecker.eigenbasis import refresh_eigenbasis
 from hig._kronecker.factors import DampedPower, damped_power
 from hig._kronecker.layer_factors import LayerFactors
 from hig.errors import described
 
 __all__ = [
+    "LayerParameters",
     "check_state",
     "copied_state",
-    "layer_direction",
+    "layers_of",
+    "outline",
     "position",
     "refresh_power",
     "take_factors",
@@ -28,45 +32,105 @@ def take_factors(state: dict[str, Any], factors: LayerFactors, decay: float) -> 
         state["updates"] = 0
         state["inputs"] = torch.zeros_like(factors.inputs)
         state["outputs"] = torch.zeros_like(factors.outputs)
-        state.pop("scale", None)
+        for name in ("scale", "output_basis", "input_basis", "moment"):
+            state.pop(name, None)
     state["updates"] += 1
     state["inputs"].lerp_(factors.inputs, 1 - decay)
     state["outputs"].lerp_(factors.outputs, 1 - decay)
 
 
-def refresh_power(state: dict[str, Any], decay: float, power: float, damping: float) -> None:
-    """Decompose a layer's running factors, see :func:`~hig._kronecker.factors.damped_power`."""
+def refresh_power(
+    state: dict[str, Any], decay: float, power: float, damping: float, graft: str | None
+) -> None:
+    """Decompose a layer's running factors.
+
+    Approximately by :func:`~hig._kronecker.eigenbasis.refresh_eigenbasis` if ``graft`` is
+    "eigenbasis", else in full by :func:`~hig._kronecker.factors.damped_power`.
+    """
     # As in Adam: the means start at zero, and hold the weight 1 - decay^n after n updates.
     correction = 1 - decay ** state["updates"]
     outputs, inputs = state["outputs"] / correction, state["inputs"] / correction
+    if graft == "eigenbasis":
+        refresh_eigenbasis(state, outputs, inputs, power, damping)
+        return
     damped = damped_power(outputs, inputs, power, damping)
     state["output_basis"], state["input_basis"] = damped.outputs, damped.inputs
     state["scale"] = damped.scale
 
 
-def layer_direction(
-    state: Mapping[str, Any], steps: Mapping[Tensor, AdamStep], weight: Tensor, bias: Tensor | None
-) -> dict[Tensor, Tensor]:
-    """Precondition the mean gradient of a layer by its power; return it by parameter."""
-    power = DampedPower(state["output_basis"], state["input_basis"], state["scale"])
-    groups, fan_out, _ = power.scale.shape
-    # Output channels are ordered by group: (groups * out, in, *kernel) -> (groups, out, in * ...),
-    # the order of the patches. The bias is the last column, as in `input_factor`.
-    matrix = (steps[weight].mean / steps[weight].correction).reshape(groups, fan_out, -1)
-    trained = bias is not None and bias in steps
-    if bias is not None:  # frozen since the factors were made: no gradient, no step
-        column = steps[bias].mean / steps[bias].correction if trained else matrix.new_zeros(())
-        matrix = torch.cat([matrix, column.expand(bias.shape).reshape(groups, fan_out, 1)], -1)
-    directions = power(matrix)
-    if bias is None:
-        return {weight: directions.view_as(weight)}
-    parts = {weight: directions[..., :-1].reshape(weight.shape)}
-    return parts | ({bias: directions[..., -1].reshape(bias.shape)} if trained else {})
+@dataclass(frozen=True)
+class LayerParameters:
+    """Parameters of a layer with factors.
+
+    Attributes:
+        weight: its weight.
+        bias: its bias, or None.
+        trained: those of the two that have a gradient.
+        state: state of the layer, which lies at its weight.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    trained: tuple[Tensor, ...]
+    state: dict[str, Any]
+
+    def columns(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Arrange values of the trained parameters as columns of a matrix (groups, out, in)."""
+        groups, fan_out, _ = self.state["scale"].shape
+        # Output channels are ordered by group: (groups * out, in, *kernel) -> (groups, out,
+        # in * ...), the order of the patches. The bias is the last column, as in `input_factor`.
+        columns = [value.reshape(groups, fan_out, -1) for value in values]
+        if self.bias is not None and len(values) == 1:
+            # Frozen since the factors were made: no gradient, no step.
+            columns.append(columns[0].new_zeros(groups, fan_out, 1))
+        return columns
+
+    def split(self, matrix: Tensor) -> list[Tensor]:
+        """Return the parts of a matrix (groups, out, in) that belong to the trained parameters."""
+        if self.bias is None:
+            return [matrix.view_as(self.weight)]
+        parts = [matrix[..., :-1].reshape(self.weight.shape)]
+        if len(self.trained) > 1:
+            parts.append(matrix[..., -1].reshape(self.bias.shape))
+        return parts
+
+    def power(self) -> DampedPower:
+        """Return the power of the factors."""
+        names = ("output_basis", "input_basis", "scale")
+        return DampedPower(*(self.state[name] for name in names))
+
+
+def layers_of(
+    states: Mapping[Any, dict[str, Any]],
+    flat: Sequence[Tensor],
+    gradients: Mapping[Tensor, Tensor],
+) -> list[LayerParameters]:
+    """Find the layers with factors whose weight has a gradient.
+
+    Args:
+        states: state of each parameter.
+        flat: all parameters of the optimiser.
+        gradients: by parameter.
+    """
+    layers = []
+    for weight in gradients:
+        state = states[weight]
+        if "scale" in state:
+            bias = None if state["bias"] < 0 else flat[state["bias"]]
+            trained = (weight,) if bias is None or bias not in gradients else (weight, bias)
+            layers.append(LayerParameters(weight, bias, trained, state))
+    return layers
 
 
 def position(bias: Tensor | None, flat: Sequence[Tensor]) -> int:
     """Return the index of a bias among all parameters, which can be saved; -1 without a bias."""
     return next((i for i, parameter in enumerate(flat) if parameter is bias), -1)
+
+
+def outline(state: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Return the counts of a state and the shapes of its tensors, by name."""
+    shapes = {n: tuple(v.shape) if isinstance(v, Tensor) else v for n, v in state.items()}
+    return sorted(shapes.items())
 
 
 def check_state(state_dict: object, flat: Sequence[Tensor]) -> None:

@@ -1,6 +1,5 @@
 """Half-inverse gradients with a Kronecker factorisation: about the cost of Adam per step."""
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -8,28 +7,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
-from hig._kronecker.adam import (
-    accumulable,
-    adam_step,
-    check_adam_group,
-    checked_step_size,
-    trained_part,
-)
+from hig._kronecker.adam import check_adam_group, trained_part
 from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
-from hig._kronecker.grafting import GRAFTS, graft_factors
+from hig._kronecker.gradients import parameter_gradients
 from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
 from hig._kronecker.layer_state import (
     check_state,
     copied_state,
-    layer_direction,
+    outline,
     position,
     refresh_power,
     take_factors,
 )
 from hig._kronecker.report import KroneckerReport
+from hig._kronecker.share import Share
+from hig._kronecker.update import move, restored_after_errors
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
@@ -38,16 +32,16 @@ from hig._step.closure import (
     explained,
     loss_and_prediction,
 )
-from hig._step.objective import loss_gradient
-from hig._step.param_groups import check_group_keys, check_group_lr, check_parameters_finite
-from hig._step.trial_step import restore_parameters
-from hig._torch.host import DeferredChecks, PhaseClock
-from hig._torch.ranks import ProcessGroup, Ranks, check_process_group
+from hig._step.param_groups import check_group_keys, check_group_lr
+from hig._torch.host import PhaseClock
+from hig._torch.ranks import ProcessGroup, check_process_group
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import (
     FRACTION,
+    GRAFTS,
     KAPPA,
     POSITIVE,
+    REDUCTIONS,
     check_choice,
     check_count,
     check_function,
@@ -67,14 +61,20 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     For each linear or convolution layer G is the gradient of the loss with respect to its weight,
     the bias being a further column, A the second moment of its inputs and S that of the gradients
-    of its outputs for a random projection of the prediction. The step is
-    :math:`S^{-p} G A^{-p}` with p = 3/4 for the half-inverse, 1 for Gauss-Newton (K-FAC, arXiv
-    1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). A step takes one backward
-    pass for all samples, outputs and layers, and a second one in every ``probe_every`` steps. No
-    matrix grows with the batch, unlike in an exact step, so that any batch size is possible.
+    of its outputs for a random projection of the prediction; p is 3/4 for the half-inverse, 1 for
+    Gauss-Newton (K-FAC, arXiv 1503.05671) and 1/2 for the powers of Shampoo (arXiv 1802.09568). A
+    step takes one backward pass for all samples, outputs and layers, and a second one in every
+    ``probe_every`` steps. No matrix grows with the batch, unlike in an exact step, so that any
+    batch size is possible.
 
-    The direction is applied to the running mean of the gradients and has the norm of the step
-    that Adam would take (grafting, arXiv 2002.11803), so learning rates are those of Adam.
+    By default two factors share the power, in the eigenbasis of S and A: the known spectrum and the
+    second moments v of the rotated gradients, which follow it where it moves (SOAP, arXiv
+    2409.11321, has the moments alone and takes its basis from the gradients). With m the mean
+    gradient there, the direction is :math:`\lambda^{1/4 - p}\, v^{-1/4}\, m`, as v is proportional
+    to the eigenvalues :math:`\lambda` of :math:`S \otimes A` where residuals are independent. Other
+    values of ``graft`` take :math:`S^{-p} m A^{-p}`. The step has the norm of Adam's (grafting,
+    arXiv 2002.11803), so learning rates are those of Adam or SOAP.
+
     A and S are moments over all positions at which a weight is used, whichever axis holds the
     samples: layers may be called with nodes of graphs, with time first, without a batch, or several
     times with different numbers of points. Other parameters, and layers whose calls cannot be
@@ -88,21 +88,28 @@ class KroneckerHIG(torch.optim.Optimizer):
         lr: factor of the step, in the units of Adam's.
         kappa: exponent in [-1, 1]: -0.5 is the half-inverse, -1 Gauss-Newton, 1 the gradient.
         damping: added to the eigenvalues of :math:`S \otimes A`, in units of their mean.
-        betas: decay of the means of gradients and of their squares.
+        betas: decay of the means of gradients and, where Adam has them, of their squares.
         eps: as in ``torch.optim.Adam``.
-        graft: "global" if all layers together get the norm of Adam's step, "layer" if each layer
-            does; None leaves the direction unchanged.
-        decay: decay of the running means S and A.
+        graft: "eigenbasis" for second moments in the eigenbasis of the factors, and the norm of
+            Adam's step there for all layers together, and for each within about a factor of the
+            root of two. Else the direction has the powers of the factors alone: "layer" if each
+            layer gets the norm of Adam's step, "global" if all together do; None leaves the
+            direction unchanged.
+        decay: decay of the running means S and A, and of second moments in their eigenbasis.
         probe_every: steps from one update of S and A to the next; each of the first steps
             updates them.
         refresh_every: steps from one decomposition of S and A to the next; early on they are
-            decomposed after 1, 2, 4, ... steps.
+            decomposed after 1, 2, 4, ... steps. The eigenbasis follows by one step of orthogonal
+            iteration, and the second moments follow the basis.
         metric_root: applies the symmetric root of the metric M in which the loss measures the
             outputs, if it is :math:`\tfrac12 r^T M r`, to a tensor of their shape: S is then that
             of :math:`M^{1/2} J`. None for a plain sum of squares.
         seed: seed of the random projections; torch's generators are not used.
-        process_group: None if each process rank of torch.distributed takes its own step; the step
-            is not distributed, and "auto" refuses several process ranks.
+        process_group: see :class:`hig.HIG`: "auto", a group, or None for this process alone.
+            Several processes take the step of one on the samples of all together. ``metric_root``
+            then receives the outputs of the samples of its process.
+        reduction: "mean" if the loss is a mean over the samples of its process, "sum" if the losses
+            of all processes are added.
 
     Attributes:
         report: the :class:`hig.KroneckerReport` of the last step, None before the first.
@@ -132,18 +139,19 @@ class KroneckerHIG(torch.optim.Optimizer):
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        graft: str | None = "global",
+        graft: str | None = "eigenbasis",
         decay: float = 0.95,
-        probe_every: int = 10,
+        probe_every: int = 20,
         refresh_every: int = 50,
         metric_root: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         process_group: ProcessGroup = "auto",
+        reduction: str = "mean",
     ):
         params = check_parameters(params, "params")
         check_number(kappa, "kappa", KAPPA, "-0.5 is the half-inverse")
         check_number(damping, "damping", POSITIVE, "try 0.1")
-        check_choice(graft, "graft", GRAFTS)
+        check_choice(graft, "graft", (*GRAFTS, None))
         check_number(decay, "decay", FRACTION, "try 0.95")
         check_count(probe_every, "probe_every", "try 10")
         check_count(refresh_every, "refresh_every", "try 50")
@@ -151,12 +159,13 @@ class KroneckerHIG(torch.optim.Optimizer):
             check_function(metric_root, "metric_root", "(outputs) -> outputs")
         check_count(seed, "seed", "try 0", least=0)
         check_process_group(process_group)
+        check_choice(reduction, "reduction", REDUCTIONS)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
         self._power, self._damping = (1 - kappa) / 2, damping
         self._graft, self._decay = graft, decay
         self._probe_every, self._refresh_every = probe_every, refresh_every
         self._metric_root, self._seed = metric_root, seed
-        self._process_group = process_group
+        self._process_group, self._reduction = process_group, reduction
         self.report: KroneckerReport | None = None
         self._explanation = Explanation()
         self.state["count"] = {"steps": 0}
@@ -179,8 +188,9 @@ class KroneckerHIG(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return the complete state for copies and pickles; that of torch has public parts only."""
         private = (
-            "report", "_power", "_damping", "_graft", "_decay", "_probe_every", "_refresh_every",
-            "_metric_root", "_seed", "_process_group", "_explanation",
+            "report", "_power", "_damping", "_graft", "_decay", "_probe_every",
+            "_refresh_every", "_metric_root", "_seed", "_process_group", "_reduction",
+            "_explanation",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 
@@ -222,7 +232,7 @@ class KroneckerHIG(torch.optim.Optimizer):
                 It is called once. None is refused.
 
         Returns:
-            The loss before the step, detached.
+            The loss before the step, detached; with several processes that of the whole batch.
 
         Raises:
             NonFiniteError: loss, prediction or their derivatives hold NaN or Inf; neither
@@ -230,72 +240,77 @@ class KroneckerHIG(torch.optim.Optimizer):
                 the parameters; none has been changed.
             DecompositionError: the factors of a layer cannot be decomposed; no parameter has been
                 changed.
-            ValueError: the closure does not return a scalar loss and a prediction.
+            RankError: another process rank failed or was lost; no parameter has been changed.
+            ValueError: the closure does not return a scalar loss and a prediction, or process ranks
+                differ in parameters, settings or layers.
         """
-        closure = check_closure(closure)
-        if (size := Ranks(self._process_group).size) > 1:
-            raise ValueError(
-                f"KroneckerHIG steps in one process, and torch.distributed has {size}; pass "
-                "process_group=None to step in each process alone, or take HIG"
-            )
-        parameters, steps, clock = self._trainable(), self.state["count"]["steps"], PhaseClock()
+        steps, clock = self.state["count"]["steps"], PhaseClock()
+        share = Share(self._process_group, self._reduction)
         probing = steps * (1 - self._decay) < 1 or steps % self._probe_every == 0
-        calls = ParameterCalls(parameters if probing else ())
-        closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
-        with explained(), without_autocast:
-            with clock.phase("forward"), torch.enable_grad(), calls if probing else nullcontext():
-                outcome = call(closure)
-            loss, prediction = loss_and_prediction(outcome)
-            gradients = self._gradients(loss, prediction, parameters, probing, clock)
+        with ExitStack() as contexts:
+            with share.agreement():
+                closure, parameters = check_closure(closure), self._trainable()
+                closure, without_autocast = apart_from_autocast(closure, parameters[0].device)
+                contexts.enter_context(explained())
+                contexts.enter_context(without_autocast)
+                calls = ParameterCalls(parameters) if probing else None
+                watching = nullcontext() if calls is None else calls
+                with clock.phase("forward"), torch.enable_grad(), watching:
+                    outcome = call(closure)
+                loss, prediction = loss_and_prediction(outcome)
+                with clock.phase("gradient"):
+                    gradients = parameter_gradients(loss, prediction, parameters, probing)
+                share.check_finite(gradients)
+            share.join(prediction, self._flat(), gradients, self._settings)
+            loss = share.whole_loss(loss.detach())
             factors: list[LayerFactors] = []
+            thorough = False
+            if calls is not None:
+                factors, thorough = self._probe(calls, prediction, gradients, share, clock)
+            with clock.phase("gradient"):
+                gradients = share.whole_gradients(gradients)
+            with torch.no_grad(), restored_after_errors(gradients):
+                with share.agreement():
+                    check_finite(gradients, factors)
+                    if calls is not None:
+                        self._explain(calls, factors, gradients, thorough)
+                    with clock.phase("factors"):
+                        refreshed = self._learn(factors, steps)
+                    with clock.phase("update"):
+                        moved = move(
+                            self.state, self.param_groups, self._flat(), gradients,
+                            self._graft, self._decay,
+                        )  # fmt: skip
+                share.take_first(list(gradients))
             if probing:
-                with clock.phase("probe"), torch.no_grad():
-                    probe = random_probe(prediction, self._seed + steps, self._metric_root)
-                    # Also if powers are due: the first gradients may be zero by chance.
-                    known = calls.signature() == self._explanation.signature
-                    thorough = not known or self._due(steps)
-                    factors = factors_of_layers(calls.uses, prediction, probe, thorough)
-            check_finite(gradients, factors)
-            if probing:
-                self._explain(calls, factors, gradients, thorough)
-            loss = loss.detach()
-            with torch.no_grad():
-                with clock.phase("factors"):
-                    refreshed = self._learn(factors, steps)
-                with clock.phase("update"):
-                    by_adam, moved = self._move(gradients)
+                self._explanation.take_text(share.first_text(self._explanation.as_text()))
         self.state["count"]["steps"] = steps + 1
-        left = self._explanation.of(by_adam, self.param_groups)
+        left = self._explanation.of(moved.by_adam, self.param_groups)
         self.report = KroneckerReport(
-            loss, *moved, probing, refreshed, clock.seconds, left, list(self._explanation.remarks)
-        )
+            loss, moved.layers, len(moved.by_adam), moved.norm, moved.grafts, probing, refreshed,
+            clock.seconds, left, list(self._explanation.remarks), share.communication,
+        )  # fmt: skip
         return loss
 
-    def _gradients(
+    def _probe(
         self,
-        loss: Tensor,
+        calls: ParameterCalls,
         prediction: Tensor,
-        parameters: Sequence[Tensor],
-        probing: bool,
+        gradients: dict[Tensor, Tensor],
+        share: Share,
         clock: PhaseClock,
-    ) -> dict[Tensor, Tensor]:
-        """Compute the gradients of all parameters that the prediction depends on, for moments."""
-        # The closure initializes lazy parameters that it uses, and may freeze others.
-        parameters = [p for p in parameters if p.requires_grad and not is_lazy(p)]
-        if not parameters:
-            raise ValueError(
-                "all parameters of the optimizer are frozen or uninitialized after the closure; "
-                "check that it runs the network whose parameters the optimizer holds"
-            )
-        with clock.phase("gradient"):
-            checks = DeferredChecks()
-            outward = loss_gradient(loss, prediction, parameters, False, checks)
-            checks.settle()
-            derivatives = torch.autograd.grad(
-                prediction, parameters, outward, retain_graph=probing, allow_unused=True
-            )
-        pairs = zip(parameters, derivatives, strict=True)
-        return {p: accumulable(g) for p, g in pairs if g is not None}
+    ) -> tuple[list[LayerFactors], bool]:
+        """Compute the factors of the whole batch; return also whether ``partial`` is set."""
+        steps = self.state["count"]["steps"]
+        # Also if powers are due: the first gradients may be zero by chance.
+        known = calls.signature() == self._explanation.signature
+        thorough = share.on_any(not known or self._due(steps))
+        with clock.phase("probe"), torch.no_grad():
+            with share.agreement():
+                probe = random_probe(prediction, self._seed + steps, self._metric_root, share.place)
+                factors = factors_of_layers(calls.uses, prediction, probe, thorough)
+                share.check_finite(gradients, factors)
+            return share.whole_factors(factors, self._flat()), thorough
 
     # -- layers and reasons ----------------------------------------------------------------------
 
@@ -327,58 +342,24 @@ class KroneckerHIG(torch.optim.Optimizer):
             state["bias"] = position(layer_factors.layer.bias, flat)
             take_factors(state, layer_factors, self._decay)
             if due or "scale" not in state:
-                refresh_power(state, self._decay, self._power, self._damping)
+                refresh_power(state, self._decay, self._power, self._damping, self._graft)
                 refreshed = True
         return refreshed
 
-    # -- the step --------------------------------------------------------------------------------
+    # -- agreement of process ranks ---------------------------------------------------------------
 
-    def _move(
-        self, gradients: dict[Tensor, Tensor]
-    ) -> tuple[list[Tensor], tuple[int, int, float, list[float]]]:
-        """Update all parameters that have a gradient.
-
-        Returns:
-            The parameters updated by Adam; numbers of layers and of these parameters, norm of the
-            step per unit of learning rate, and the factor of each layer's direction.
-        """
-        groups = {p: group for group in self.param_groups for p in group["params"]}
-        steps = {
-            parameter: adam_step(
-                self.state[parameter],
-                gradient,
-                groups[parameter]["betas"],
-                groups[parameter]["eps"],
-            )
-            for parameter, gradient in gradients.items()
-        }
-        layers, flat = [], self._flat()
-        by_adam = dict(steps)
-        for weight in gradients:
-            state = self.state[weight]
-            if "scale" in state:
-                bias = None if state["bias"] < 0 else flat[state["bias"]]
-                layers.append(layer_direction(state, steps, weight, bias))
-                for parameter in layers[-1]:
-                    by_adam.pop(parameter, None)
-        grafts, norm = graft_factors(self._graft, layers, steps, by_adam)
-        start = [parameter.detach().clone() for parameter in gradients]
-        with ExitStack() as undo:  # restores all parameters if anything is raised
-            undo.callback(restore_parameters, gradients, start)
-            for layer, graft in zip(layers, grafts, strict=True):
-                for parameter, direction in layer.items():
-                    size = graft * float(groups[parameter]["lr"])
-                    parameter.sub_(direction, alpha=checked_step_size(size, direction))
-            for parameter, step in by_adam.items():
-                step.move(parameter, float(groups[parameter]["lr"]))
-            check_parameters_finite(
-                gradients, max(float(group["lr"]) for group in self.param_groups)
-            )
-            # Even ordinary steps may overflow float16.
-            narrow = [p for p in gradients if p.dtype == torch.float16]
-            check_parameters_finite(narrow, math.inf if narrow else None)
-            undo.pop_all()
-        return list(by_adam), (len(layers), len(by_adam), norm, grafts)
+    def _settings(self) -> tuple[object, ...]:
+        """Return settings and an outline of the state, to be equal on all process ranks."""
+        groups = [
+            (len(g["params"]), float(g["lr"]), *map(float, g["betas"]), float(g["eps"]))
+            for g in self.param_groups
+        ]
+        options = (
+            self._power, self._damping, self._graft, self._decay,
+            self._probe_every, self._refresh_every, self._metric_root is None, self._seed,
+        )  # fmt: skip
+        state = [outline(self.state.get(key, {})) for key in ("count", *self._flat())]
+        return groups, options, state
 
     def _flat(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from hig._torch.ranks import Communication
+
 __all__ = ["KroneckerReport", "grouped", "listed"]
 
 # Number of names that are written out.
@@ -29,6 +31,7 @@ class KroneckerReport:
         left_to_adam: why each of the ``others`` is not part of a preconditioned layer, by the
             name of the parameter.
         remarks: layers on whose parameters the prediction also depends in other ways.
+        communication: communication of this process rank in a distributed step, else None.
     """
 
     loss: Tensor
@@ -41,6 +44,7 @@ class KroneckerReport:
     seconds: dict[str, float] = field(default_factory=dict)
     left_to_adam: dict[str, str] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    communication: Communication | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -65,7 +69,10 @@ class KroneckerReport:
         if self.probed:
             parts.append("factors updated" + (", powers refreshed" if self.refreshed else ""))
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
-        return "; ".join([*parts, f"ms: {phases}", *self.notes])
+        parts.append(f"ms: {phases}")
+        if self.communication is not None:
+            parts.append(str(self.communication))
+        return "; ".join([*parts, *self.notes])
 
 
 def listed(names: Sequence[str]) -> str:

@@ -15,6 +15,8 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.row_map import FewerRows
+from hig._step.sketch import Directions
 from hig._step.trial_step import Attempts
 from hig._torch.buffers import Buffers
 from hig._torch.random_state import RandomState
@@ -83,6 +85,7 @@ class Diagnosis:
         noise: size up to which singular values may be rounding alone, in the same unit.
         directions: one for each exponent, in the order of ``kappas``.
         notes: deviations of the evaluations, in words.
+        fewer_rows: see :class:`hig.StepReport`.
     """
 
     loss: float
@@ -93,17 +96,20 @@ class Diagnosis:
     noise: float
     directions: list[Direction]
     notes: list[str] = field(default_factory=list)
+    fewer_rows: FewerRows | None = None
 
     def results(self) -> dict[str, object]:
         """Return all of it for `hig.save_results`; ``python -m plots.diagnosis FILE`` draws it."""
         directions = [asdict(d) | {"name": d.name} for d in self.directions]
-        return asdict(self) | {"directions": directions}
+        fewer = None if self.fewer_rows is None else self.fewer_rows._asdict()
+        return asdict(self) | {"directions": directions, "fewer_rows": fewer}
 
     def __str__(self) -> str:
         values = self.singular_values
         noisy = int((values <= self.noise).sum())
+        rows = "" if self.fewer_rows is None else f" ({self.fewer_rows})"
         lines = [
-            f"loss {self.loss:.4g}; J {self.rows} x {self.columns}, engine {self.engine}",
+            f"loss {self.loss:.4g}; J {self.rows} x {self.columns}{rows}, engine {self.engine}",
             f"singular values {values[0]:.2e} to {values[-1]:.2e}; {noisy} of {len(values)} may be "
             "rounding alone",
         ]
@@ -118,6 +124,7 @@ def diagnose(
     rcond: float | Literal["auto"] = "auto",
     engine: str | Engine = "auto",
     chunk: int | None = None,
+    sketch: int | Literal["auto"] | Directions | None = None,
 ) -> Diagnosis:
     """Diagnose one batch: which ``rcond``, step size and direction would suit it?
 
@@ -131,7 +138,7 @@ def diagnose(
         hig.save_results("batch.pickle", diagnosis.results())
         # python -m plots.diagnosis batch.pickle --out batch.png
 
-    ``params``, ``engine`` and ``chunk`` are those of :class:`hig.HIG`.
+    ``params``, ``engine``, ``chunk`` and ``sketch`` are those of :class:`hig.HIG`.
 
     Args:
         closure: returns ``(loss, prediction)``, see ``hig.HIG.step``.
@@ -150,7 +157,7 @@ def diagnose(
     filters = [HalfInverse(kappa=kappa, rcond=rcond) for kappa in kappas]
     if not filters:
         raise ValueError("kappas must name at least one exponent, got none; -0.5 is half-inverse")
-    diagnosing = _BatchDiagnosis(params, filters, engine, chunk)
+    diagnosing = _BatchDiagnosis(params, filters, engine, chunk, sketch)
     parameters = [p for group in diagnosing.param_groups for p in group["params"]]
     buffers = Buffers(parameters)
 
@@ -176,12 +183,14 @@ class _BatchDiagnosis(JacobianOptimizer):
         filters: Sequence[HalfInverse],
         engine: str | Engine,
         chunk: int | None,
+        sketch: int | Literal["auto"] | Directions | None,
     ):
         # The most demanding filter determines the accuracy of small singular values.
         first = min(filters, key=lambda filter: filter.kappa)
-        super().__init__(
-            params, 1.0, first, StepOptions(engine=engine, chunk=chunk, step_rule="fixed")
+        options = StepOptions(
+            engine=engine, chunk=chunk, step_rule="fixed", momentum=0.0, sketch=sketch
         )
+        super().__init__(params, 1.0, first, options)
         self._filters = filters
 
     def _measures(self) -> bool:
@@ -202,6 +211,7 @@ class _BatchDiagnosis(JacobianOptimizer):
             float(noise_level(values, report.dtype)),
             directions,
             self._watch.notes,
+            report.fewer_rows,
         )
         return report
 

@@ -12,6 +12,7 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.sketch import Directions
 from hig._step.step_rules import StepRule
 from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
@@ -39,7 +40,7 @@ class HIG(JacobianOptimizer):
             units of the loss: a sum instead of a mean over the batch needs a smaller one.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it in
             every step, just above the rounding of the parameters and the prediction; 3e-5 with
-            ``method="lanczos"``.
+            ``method="lanczos"``, and at least 1e-3 with a sketch.
         kappa: exponent in [-1, 1].
         engine: "auto" (layer by layer if that is exact, else row by row), "layerwise" (refuses
             layers without an exact result) or "rows" (any differentiable program); or a custom
@@ -52,15 +53,24 @@ class HIG(JacobianOptimizer):
             steeper filters than the half-inverse are damped at first), "line_search" or "fixed"; or
             a custom rule, an object with ``take(trial)``. None is "trust", and "fixed" if ``lr`` is
             given, for all parameters or for a group.
-        momentum: :math:`\mu` in [0, 1); with it the direction is
+        momentum: :math:`\mu` in [0, 1), None for 0, with a sketch for 0.97; the direction is
             :math:`d_k = J^\kappa g + \mu d_{k-1}`, before the step size. Step rules apply to the
             full direction. Momentum is reset if the direction is not a descent direction of the
             quadratic model, and after a rejected step.
-        momentum_kind: "plain", or "projected" to keep only the part of :math:`d_{k-1}` that the
-            Jacobian of this batch maps to zero, :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right
-            singular vectors that ``rcond`` keeps: as SPRING does (Goldshlager, Abrahamsen, Lin,
-            J. Comput. Phys. 2024, arXiv 2401.10190).
+        momentum_kind: "plain" (None without ``sketch``), or "projected" (None with it) to keep only
+            the part of :math:`d_{k-1}` that the Jacobian of this batch maps to zero,
+            :math:`\mu (1 - V_r V_r^T) d_{k-1}` with the right singular vectors that ``rcond``
+            keeps: as SPRING does (Goldshlager, Abrahamsen, Lin, J. Comput. Phys. 2024, arXiv
+            2401.10190). The memory of sketches, :math:`1 / (1 - \mu)`, begins at one step and
+            grows by one in ten.
         chunk: backward passes in one batch; None chooses by their memory, read off the graph.
+        sketch: k, for many outputs per sample: rows along k orthonormal directions of the outputs
+            of each sample in place of all D, the first along the gradient of its loss, the others
+            drawn in each step. k backward passes instead of D, and B·k rows; step rules see the
+            loss by all outputs, and its curvature by the rows. "auto" makes about 256 rows, fewer
+            where most of them are cut, and is exact for batches of few outputs. None for all. Or a
+            function that returns directions (batch, k - 1, D) besides the gradient (batch, D),
+            which it is given.
         process_group: the processes that step together, each on its own samples: a group of
             ``torch.distributed``, "auto" for the default group if there is one, or None for this
             process alone. All end with the same parameters, those of the step on the samples of
@@ -103,9 +113,10 @@ class HIG(JacobianOptimizer):
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
         step_rule: str | StepRule | None = None,
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
+        momentum: float | None = None,
+        momentum_kind: str | None = None,
         chunk: int | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -113,7 +124,7 @@ class HIG(JacobianOptimizer):
         filter = HalfInverse(kappa=kappa, rcond=rcond)
         options = StepOptions(
             engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk, sketch=sketch,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
@@ -125,7 +136,7 @@ class HIG(JacobianOptimizer):
         if not (damped and getattr(self._rule, "damps", False)):
             return super()._advance(attempts, linearisation)
         state = self.state.setdefault("damping", {"value": None})
-        steps = DampedSteps(state, self._rule, bool(self._momentum.factor))
+        steps = DampedSteps(state, self._rule, attempts.with_momentum)
         return steps.take(attempts, linearisation, self.filter)
 
 
@@ -144,9 +155,10 @@ class GaussNewton(HIG):
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
         step_rule: str | StepRule | None = None,
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
+        momentum: float | None = None,
+        momentum_kind: str | None = None,
         chunk: int | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -154,6 +166,6 @@ class GaussNewton(HIG):
         super().__init__(
             params, lr, rcond, kappa=-1.0,
             engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk, sketch=sketch,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from hig._step.linearisation import Linearisation
 from hig._step.optimizer import JacobianOptimizer
 from hig._step.options import StepOptions
 from hig._step.reports import StepReport
+from hig._step.sketch import Directions
 from hig._step.step_rules import StepRule
 from hig._step.trial_step import Attempts
 from hig._torch.ranks import ProcessGroup
@@ -70,9 +71,10 @@ class LevenbergMarquardt(JacobianOptimizer):
         engine: str | Engine = "auto",
         method: str | Lanczos = "auto",
         step_rule: str | StepRule | None = None,
-        momentum: float = 0.0,
-        momentum_kind: str = "plain",
+        momentum: float | None = None,
+        momentum_kind: str | None = None,
         chunk: int | None = None,
+        sketch: int | Literal["auto"] | Directions | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
         cuda_graph: bool = False,
@@ -81,7 +83,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         filter = Damped(rcond=rcond) if automatic else Damped(damping, rcond)  # type: ignore[arg-type]
         options = StepOptions(
             engine=engine, method=method, step_rule=step_rule,
-            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk,
+            momentum=momentum, momentum_kind=momentum_kind, chunk=chunk, sketch=sketch,
             process_group=process_group, reduction=reduction, cuda_graph=cuda_graph,
         )  # fmt: skip
         super().__init__(params, lr, filter, options)
@@ -109,7 +111,7 @@ class LevenbergMarquardt(JacobianOptimizer):
         state = self.state["damping"]
         if state["value"] is not None:
             state["value"] = self.filter.damping  # which may have been replaced
-        steps = DampedSteps(state, self._rule, bool(self._momentum.factor))
+        steps = DampedSteps(state, self._rule, attempts.with_momentum)
         report = steps.take(attempts, linearisation, self.filter)
         self.filter = Damped(state["value"], self.filter.rcond)
         return report

@@ -13,6 +13,7 @@ from hig._step.objective import Objective
 from hig._step.reports import MultiStepReport
 from hig._torch.host import PhaseClock
 from hig._torch.linalg import eigenvectors, with_cpu_fallback
+from hig._torch.ranks import Ranks
 from hig.conflictfree._gradient_operator import Operator, combine
 
 __all__ = ["SeparatePredictions", "SharedPrediction"]
@@ -39,11 +40,15 @@ class SharedPrediction:
     def step(self, filter: SpectralFilter) -> tuple[list[Tensor], Tensor]:
         """Return the combined direction per parameter, and the change of the outputs (n,)."""
         steps = [self.linearisation.step(filter, gradient) for gradient in self.gradients]
+        ranks = _ranks(self.linearisation)
         with self.linearisation.clock.phase("operator"):
             changes = torch.stack([change for _, change in steps])
             # d_i · M⁻¹ d_j = g_i · J d_j: inner products in the metric without forming it.
             gram = self.gradients @ changes.T
-            weights, self.cosines = _weights_and_cosines(0.5 * (gram + gram.T), self.operator)
+            with ranks.agreement():
+                found = _weights_and_cosines(0.5 * (gram + gram.T), self.operator)
+            # An operator may draw random numbers, others on each process rank.
+            weights, self.cosines = ranks.first_of(found)
             self.slopes = gram @ weights
             directions = [
                 sum(weight * part for weight, part in zip(weights, parts, strict=True))
@@ -112,7 +117,10 @@ class SeparatePredictions:
             matrix = torch.stack(
                 [torch.cat([d.flatten() for d in parts]) for parts in directions_of]
             )
-            combined, self.cosines = _combine(matrix, self.operator)
+            ranks = _ranks(self.parts[0])
+            with ranks.agreement():
+                found = _combine(matrix, self.operator)
+            combined, self.cosines = ranks.first_of(found)
         sizes = [direction.numel() for direction in directions_of[0]]
         pieces = zip(combined.split(sizes), directions_of[0], strict=True)
         directions = [piece.view_as(like) for piece, like in pieces]
@@ -159,6 +167,12 @@ class SeparatePredictions:
         losses = torch.stack([part.loss.reshape(()) for part in self.parts])
         parts = [part.report(filter) for part in self.parts]
         return MultiStepReport(losses, parts, self.cosines, self.slopes, self.clock.seconds)
+
+
+def _ranks(linearisation: Linearisation) -> Ranks:
+    """Return the process ranks that step together; this one alone if the step is not shared."""
+    split = linearisation.objective.split
+    return Ranks() if split is None else split.ranks
 
 
 def _combine(matrix: Tensor, operator: Operator) -> tuple[Tensor, Tensor]:

@@ -1,25 +1,28 @@
 """Spectral direction as ``.grad``, for any other optimiser."""
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from hig._jacobian.capture import Capture
+from hig._jacobian.capture import Capture, Captured
 from hig._jacobian.engine import Engine
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import SpectralFilter, check_filter
 from hig._spectral.lanczos import Lanczos
 from hig._step.closure import apart_from_autocast, explained
-from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.distributed import agreed_split, digest_of_filter, whole_batch
+from hig._step.fewer_rows import with_fewer_rows
 from hig._step.linearisation import Lineariser
 from hig._step.objective import StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import check_real
 from hig._step.reports import StepReport
+from hig._step.sketch import Directions, Sketch
 from hig._torch.autograd_graph import plain
 from hig._torch.batched_vjp import PassSizes
+from hig._torch.checksums import digest
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import ProcessGroup
 from hig._torch.threads import on_fitting_threads
@@ -72,7 +75,7 @@ class record:
 
     def __enter__(self) -> Self:
         """Start recording."""
-        self._capture.uses.clear()
+        self._capture.captured = Captured()
         self._spectra = []
         self._capture.__enter__()
         return self
@@ -92,6 +95,8 @@ class record:
         chunk: int | None = None,
         process_group: ProcessGroup = "auto",
         reduction: str = "mean",
+        sketch: int | Literal["auto"] | Directions | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         """Add the direction to ``.grad`` of each parameter, as ``loss.backward()`` would.
 
@@ -102,6 +107,9 @@ class record:
             prediction: (batch, ...).
             filter: ``hig.HalfInverse(...)``, ``hig.Damped(...)`` or a custom filter.
             process_group: see :class:`hig.HIG`; all processes have the same ``.grad``.
+            sketch: see :class:`hig.HIG`; draws one number from the global generator of torch, the
+                seed of the directions.
+            weights: of samples or outputs, see :meth:`hig.HIG.step`.
 
         Raises:
             NonFiniteError: loss, prediction or Jacobian hold NaN or Inf; ``.grad`` is unchanged.
@@ -112,7 +120,7 @@ class record:
         check_filter(filter)
         options = StepOptions(
             engine=engine, method=method, chunk=chunk, process_group=process_group,
-            reduction=reduction,
+            reduction=reduction, sketch=sketch,
         )  # fmt: skip
         ranks, count = ranks_of(process_group), len(self._parameters)
         step = StepContext(self._parameters, [1.0] * count, [None] * count, ranks, PhaseClock())
@@ -120,11 +128,23 @@ class record:
         self._spectra = []
         loss, prediction = plain(loss, "the loss"), plain(prediction, "the prediction")
         with step.agreement():
-            objective = objective_of(loss, prediction, self._capture.uses, step, curvature=False)
+            captured = self._capture.captured
+            objective = objective_of(loss, prediction, captured, step, curvature=False)
+            if weights is not None:
+                objective = objective.weighted(weights)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
+        drawn = None
+        if options.sketch is not None:
+            drawn = Sketch(options.sketch, {"seed": int(torch.randint(2**62, (), device="cpu"))})
+        split = None
         if ranks is not None:
-            objective = whole_batch(objective, ranks, reduction, digest_of_filter(filter))
+            settings = digest(digest_of_filter(filter), options.sketch)
+            prediction = objective.forward.prediction
+            split = agreed_split(prediction, self._parameters, ranks, settings)
+        objective = with_fewer_rows(objective, lineariser, drawn, step, split)
+        if split is not None:
+            objective = whole_batch(objective, split, reduction)
         _, without_autocast = apart_from_autocast(lambda: None, loss.device)
         with explained(), without_autocast:
             linearisation = lineariser.linearise(objective, filter, step.clock)

@@ -96,7 +96,9 @@ class HalfInverse:
         powers = singular_values.pow(self.kappa - 1)
         return powers / (1 + self.damping / singular_values.square()) if self.damping else powers
 
-    def resolved(self, singular_values: Tensor | None, dtype: torch.dtype) -> "HalfInverse":
+    def resolved(
+        self, singular_values: Tensor | None, dtype: torch.dtype, least: float = 0.0
+    ) -> "HalfInverse":
         """Return the same filter with a number for ``rcond``.
 
         Args:
@@ -104,6 +106,7 @@ class HalfInverse:
                 The largest is then taken for their root mean square, and float32 for a finer
                 dtype: smaller values take more products than J has rows.
             dtype: precision in which the Jacobian was computed.
+            least: the smallest cut-off to choose.
         """
         if not self.auto:
             return self
@@ -114,7 +117,7 @@ class HalfInverse:
             relative = noise_level(singular_values, dtype) / singular_values.max()
             rcond = float(relative.nan_to_num(0.0))
         found = copy(self)  # in range: nothing to check in every step
-        object.__setattr__(found, "rcond", min(rcond, MOST_CUT))
+        object.__setattr__(found, "rcond", min(max(rcond, least), MOST_CUT))
         object.__setattr__(found, "auto", False)
         return found
 

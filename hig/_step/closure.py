@@ -1,6 +1,6 @@
 """Closures: call, checks, and explanations of mistakes in closures of other optimisers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -14,10 +14,13 @@ from hig.errors import described
 __all__ = [
     "Closure",
     "apart_from_autocast",
+    "as_one",
     "call",
     "check_closure",
     "explained",
     "loss_and_prediction",
+    "loss_prediction_and_weights",
+    "weights_of",
 ]
 
 T = TypeVar("T")
@@ -85,9 +88,23 @@ def apart_from_autocast(
         # The cache holds casts of the parameters before they were moved.
         torch.clear_autocast_cache()
         with torch.autocast(device_type, dtype=dtype):
-            return closure()
+            outcome = closure()
+        if not isinstance(outcome, Iterator):
+            return outcome
+        return _each_under_autocast(outcome, device_type, dtype)  # type: ignore[return-value]
 
     return under_autocast, torch.autocast(device_type, enabled=False)
+
+
+def _each_under_autocast(parts: Iterator[T], device_type: str, dtype: torch.dtype) -> Iterator[T]:
+    """Yield the same, each computed under autocast."""
+    while True:
+        with torch.autocast(device_type, dtype=dtype):
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+        yield part
 
 
 def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
@@ -104,6 +121,39 @@ def loss_and_prediction(result: object) -> tuple[Tensor, Tensor]:
         )
     loss, prediction = result
     return plain(loss, "the loss"), plain(prediction, "the prediction")
+
+
+def loss_prediction_and_weights(result: object) -> tuple[Tensor, Tensor, Any]:
+    """Return the same with the weights of a triple, None for a pair."""
+    if isinstance(result, tuple) and len(result) == 3 and not any(map(_is_pair, result)):
+        return *loss_and_prediction(result[:2]), result[2]
+    return *loss_and_prediction(result), None
+
+
+def as_one(closure: Closure, reduction: str) -> Closure:
+    """Return a closure whose micro-batches are taken together: the loss and all predictions.
+
+    Args:
+        closure: the closure of a step.
+        reduction: "mean" or "sum", see :class:`hig.HIG`.
+    """
+
+    def whole() -> Any:
+        outcome: Any = closure()
+        if not isinstance(outcome, Iterator):
+            return outcome
+        pairs = [loss_prediction_and_weights(part)[:2] for part in outcome]
+        predictions = [prediction for _, prediction in pairs]
+        weights = weights_of([len(prediction) for prediction in predictions], reduction)
+        losses = [w * loss.reshape(()) for w, (loss, _) in zip(weights, pairs, strict=True)]
+        return torch.stack(losses).sum(), torch.cat(predictions)
+
+    return whole
+
+
+def weights_of(samples: Sequence[int], reduction: str) -> list[float]:
+    """Return the factor of the loss of each micro-batch in that of the whole batch."""
+    return [1.0 if reduction == "sum" else count / sum(samples) for count in samples]
 
 
 @contextmanager
@@ -136,6 +186,8 @@ def _next_node_number() -> int:
 def _last_node(outcome: Any) -> Any:
     """Return the graph node that computed the prediction; of several, the oldest."""
     several = isinstance(outcome, list | tuple) and all(map(_is_pair, outcome))
+    if isinstance(outcome, tuple) and len(outcome) == 3 and not several:
+        outcome = outcome[:2]  # with weights
     pairs = [pair for pair in (outcome if several else [outcome]) if _is_pair(pair)]
     places = [origin(plain(prediction, "the prediction")) for _, prediction in pairs]
     producers = [

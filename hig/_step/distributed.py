@@ -12,29 +12,28 @@ from hig._step.objective import Objective
 from hig._torch.checksums import checksum, digest
 from hig._torch.ranks import Ranks
 
-__all__ = ["digest_of_filter", "whole_batch"]
+__all__ = ["agreed_split", "digest_of_filter", "whole_batch"]
+
+# What differs, the value and the remedy.
+Facts = dict[str, tuple[int, str]]
 
 
-def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -> Objective:
+def whole_batch(local: Objective, split: BatchSplit, reduction: str) -> Objective:
     """Join the objectives of all process ranks.
 
     Args:
         local: objective of the samples of this process rank, its checks evaluated.
-        ranks: the process ranks of the step.
+        split: the samples of each process rank.
         reduction: "mean" or "sum", see :meth:`BatchSplit.weight`.
-        settings: digest of all settings of the step.
-
-    Raises:
-        ValueError: the process ranks differ in parameters, settings, or the shape per sample.
     """
-    prediction = local.forward.prediction
-    outputs = prediction[0].numel()
-    ranks.agree_on(_facts(outputs, prediction.dtype, local.forward.parameters, settings))
-    split = BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
+    split = replace(split, outputs=local.forward.prediction[0].numel())  # or fewer rows
     weight = split.weight(reduction)
+    row_map = local.row_map
     with torch.enable_grad():  # the curvature may be needed
         gradient = weight * local.gradient
-    total = ranks.sum_of(weight * float(local.loss.detach()))
+        if row_map is not None:
+            row_map = replace(row_map, gradient=weight * row_map.gradient)
+    total = split.ranks.sum_of(weight * float(local.loss.detach()))
     return replace(
         local,
         loss=torch.full_like(local.loss, total, requires_grad=False),
@@ -42,7 +41,33 @@ def whole_batch(local: Objective, ranks: Ranks, reduction: str, settings: int) -
         flat_gradient=split.gather_concatenated(gradient.detach().double().flatten()),
         split=split,
         weight=weight,
+        row_map=row_map,
     )
+
+
+def agreed_split(
+    prediction: Tensor,
+    parameters: Sequence[Tensor],
+    ranks: Ranks,
+    settings: int,
+    further: Facts | None = None,
+) -> BatchSplit:
+    """Return the samples of each process rank, after comparing what must be equal on all.
+
+    Args:
+        prediction: (B, ...) of this process rank.
+        parameters: the parameters of the step, real.
+        ranks: the process ranks of the step.
+        settings: digest of all settings of the step.
+        further: further facts that must be equal.
+
+    Raises:
+        ValueError: the process ranks differ in parameters, settings, or the shape per sample.
+    """
+    outputs = prediction[0].numel()
+    facts = _facts(outputs, prediction.dtype, parameters, settings)
+    ranks.agree_on(facts | (further or {}))
+    return BatchSplit(ranks, ranks.whole_numbers(len(prediction)), outputs)
 
 
 def digest_of_filter(filter: SpectralFilter) -> int:
@@ -56,9 +81,7 @@ def digest_of_filter(filter: SpectralFilter) -> int:
     )
 
 
-def _facts(
-    outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int
-) -> dict[str, tuple[int, str]]:
+def _facts(outputs: int, dtype: torch.dtype, parameters: Sequence[Tensor], settings: int) -> Facts:
     shapes = [(tuple(parameter.shape), parameter.dtype) for parameter in parameters]
     model = "build the same network on every process rank"
     return {
@@ -76,7 +99,7 @@ def _facts(
         "the checksum of the prediction's dtype": (digest(dtype), "compute in one dtype"),
         "the checksum of learning rates, filter and other settings": (
             settings,
-            "create the optimizer with the same arguments on every process rank, and step "
-            "schedulers on all",
+            "create the optimizer with the same arguments on every process rank, load the same "
+            "state and step schedulers on all",
         ),
     }

@@ -1,6 +1,6 @@
 """Parameters of earlier steps, for step rules that judge a step on the samples of later ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -59,13 +59,19 @@ class EarlierPoints:
             step.
         parameters: the parameters of the step.
         linearisation: the Jacobian at their present values.
+        last_change: finds the change of all outputs by the last step, if the Jacobian is of a
+            sketch of them.
     """
 
     def __init__(
-        self, state: dict[Any, Any], parameters: Sequence[Tensor], linearisation: Linearisation
+        self,
+        state: dict[Any, Any],
+        parameters: Sequence[Tensor],
+        linearisation: Linearisation,
+        last_change: Callable[[Sequence[Tensor]], Tensor | None] | None = None,
     ):
         self._state, self._parameters = state, parameters
-        self._linearisation = linearisation
+        self._linearisation, self._last_change = linearisation, last_change
         self._safe: Sequence[Tensor] | None = None
         self._forgotten = False
 
@@ -90,6 +96,12 @@ class EarlierPoints:
         start = self.values(Point.LAST)
         if start is None:
             return None
+        if self._last_change is not None:
+            change = self._last_change(start)
+            if change is None:
+                return None
+            slope, curvature = self._linearisation.along(change)
+            return slope, abs(curvature)
         step = [
             parameter.detach().double() - value.double()
             for parameter, value in zip(self._parameters, start, strict=True)

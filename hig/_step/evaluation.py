@@ -105,7 +105,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class _Value:
-    """Loss of the whole batch and predictions of this process at one point, without a graph."""
+    """Loss and predictions of this process at one point, without a graph.
+
+    The loss is that of the whole batch where those of all processes have been added.
+    """
 
     loss: float
     predictions: list[Tensor] = field(default_factory=list)
@@ -116,11 +119,10 @@ class Evaluation:
 
     Args:
         closure: the closure of the step.
-        loss: returns the loss in the result of the closure.
+        loss: returns the loss in the result of the closure, its share in that of the whole batch.
         predictions: returns the predictions in it, one for each objective.
         step: parameters and process ranks of the step.
         random_state: random state at the start of the step; None for rules that do not measure.
-        weight: factor of the loss of this process.
         watch: remembers what evaluations of this closure need.
     """
 
@@ -131,12 +133,11 @@ class Evaluation:
         predictions: Callable[[Any], list[Tensor]],
         step: StepContext,
         random_state: RandomState | None,
-        weight: float,
         watch: Watch,
     ):
         self._closure, self._loss, self._predictions = closure, loss, predictions
         self._step, self._random_state = step, random_state
-        self._weight, self._watch = weight, watch
+        self._watch = watch
         watch.draws |= random_state is not None and random_state.keep_used()
 
     def __call__(self) -> float:
@@ -146,6 +147,14 @@ class Evaluation:
             self._watch.graph = Graph.FULL
             value = self._with_full_graph()
         return value.loss
+
+    def predictions(self) -> list[Tensor]:
+        """Return the predictions of this process at the present parameters, without a graph."""
+        value = self._attempt(self._watch.graph, predictions=True)
+        if value is None:
+            self._watch.graph = Graph.FULL
+            value = self._with_full_graph(predictions=True)
+        return value.predictions
 
     def check(self, loss: Tensor, objectives: Sequence[Objective]) -> None:
         """Find out, if it is time to, which graph evaluations need and whether they repeat.
@@ -161,7 +170,7 @@ class Evaluation:
         # A process that was started again has made fewer evaluations than the others.
         if self._random_state is None or not self._on_any_rank(watch.check_is_due):
             return
-        known = _Value(float(loss), [o.forward.prediction.detach() for o in objectives])
+        known = _Value(float(loss), [o.closure_prediction.detach() for o in objectives])
         comparison = _Comparison(objectives, self._step)
         graph, value = Graph.NONE, self._attempt(Graph.NONE, predictions=True)
         if value is None:
@@ -193,7 +202,7 @@ class Evaluation:
             value = self._local_value(graph, predictions)
         if ranks is None:
             return value
-        numbers = [0.0, 1.0] if value is None else [self._weight * value.loss, 0.0]
+        numbers = [0.0, 1.0] if value is None else [value.loss, 0.0]
         local = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         losses, failures = torch.stack(ranks.every(local)).T.tolist()
         if value is None or any(failures):
@@ -247,12 +256,15 @@ class _Comparison:
 
     def __init__(self, objectives: Sequence[Objective], step: StepContext):
         self._ranks, self._change = step.ranks, 0.0
-        predictions = [objective.forward.prediction for objective in objectives]
+        predictions = [objective.closure_prediction for objective in objectives]
         dtypes = [coarsest_dtype(reachable_nodes(p), p.dtype) for p in predictions]
         dtypes += [objective.loss.dtype for objective in objectives]
         self._digits = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
         for objective, prediction in zip(objectives, predictions, strict=True):
-            largest, slopes = prediction.detach().abs().max(), objective.gradient.detach().abs()
+            largest, slopes = (
+                prediction.detach().abs().max(),
+                objective.closure_gradient.detach().abs(),
+            )
             self._change += float(slopes.double().sum() * largest.double())
         if self._ranks is not None:
             self._change = self._ranks.sum_of(self._change)

@@ -17,13 +17,16 @@ from hig._spectral.decomposition import Decomposition, GramSpectrum, choose_rout
 from hig._spectral.filters import HalfInverse, SpectralFilter
 from hig._spectral.lanczos import Krylov, Lanczos
 from hig._step.non_finite_jacobian import Places, refuse_non_finite
-from hig._step.objective import Objective, curvature_along
+from hig._step.objective import Objective
 from hig._step.reports import StepReport
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, PassSizes
 from hig._torch.host import PhaseClock
 
 __all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
+
+# Cut-off of sketches with rcond="auto": their small singular values are those of chance.
+_LEAST_CUT_OF_SKETCHES = 1e-3
 
 
 class QuadraticModel(NamedTuple):
@@ -91,7 +94,8 @@ class Linearisation:
         tensors = (forward.prediction, *forward.parameters)  # of mixed ones the coarsest counts
         dtype = max((t.dtype for t in tensors), key=lambda dtype: torch.finfo(dtype).eps)
         some = isinstance(self.decomposition, Krylov)
-        return filter.resolved(None if some else self.decomposition.singular_values, dtype)
+        least = _LEAST_CUT_OF_SKETCHES if self.objective.sketched else 0.0
+        return filter.resolved(None if some else self.decomposition.singular_values, dtype, least)
 
     def largest(self, filter: SpectralFilter, exact: bool = False) -> float:
         """Return the square of the largest singular value.
@@ -115,21 +119,37 @@ class Linearisation:
         return self.engine.jacobian.jvp(torch.cat(flat))
 
     def model(self, output_change: Tensor) -> QuadraticModel:
-        """Return the model along a change of the outputs (n,)."""
+        """Return the model along a change of the outputs, that of all rows, (n,) float64."""
         objective, split = self.objective, self.objective.split
-        local_change = output_change if split is None else output_change[split.local_rows]
-        curvature = curvature_along(objective.gradient, objective.forward.prediction, local_change)
+        local_change = objective.local_change(output_change)
+        curvature = objective.curvature(local_change)
+        weighted = (
+            local_change if objective.row_map is None else objective.row_map.weigh(local_change)
+        )
+        of_change = torch.stack([curvature, weighted @ weighted])
         loss = objective.loss.detach().double().reshape(())
         slope = objective.flat_gradient @ output_change
-        largest = self.decomposition.largest.double()
-        whole = torch.stack([loss, slope, largest, output_change @ output_change])
+        whole = torch.stack([loss, slope, self.decomposition.largest.double()])
         if split is None:
-            numbers = torch.cat([whole, curvature.reshape(1)])
+            numbers = torch.cat([whole, of_change])
         else:
-            summed = split.ranks.total(curvature).reshape(1)
-            numbers = split.ranks.first(torch.cat([whole, summed]))
-        loss_, slope_, largest_, length, curvature_ = numbers.tolist()
+            numbers = split.ranks.first(torch.cat([whole, split.ranks.total(of_change)]))
+        loss_, slope_, largest_, curvature_, length = numbers.tolist()
         return QuadraticModel(loss_, slope_, curvature_, largest_, length)
+
+    def along(self, change: Tensor) -> tuple[float, float]:
+        """Return slope and curvature of the loss along a change of the closure's outputs.
+
+        Args:
+            change: of the outputs in this process, float64, flat.
+        """
+        objective, split = self.objective, self.objective.split
+        slope = objective.closure_gradient.detach().double().flatten() @ change
+        numbers = torch.stack([slope, objective.curvature(change)])
+        if split is not None:
+            numbers = split.ranks.first(split.ranks.total(numbers))
+        first, second = numbers.tolist()
+        return first, second
 
     def rounding(self) -> float:
         """Return the change of the loss by a rounding of outputs and parameters."""
@@ -138,7 +158,9 @@ class Linearisation:
         # A rounding of the parameters changes the loss, and shows how large the numbers are whose
         # differences the outputs are.
         rms = _root_mean_square(parameters)
-        size = rms * (decomposition.squared_norm / self.engine.jacobian.shape[0]).sqrt()
+        fewer = objective.fewer_rows
+        outputs = self.engine.jacobian.shape[0] if fewer is None else fewer.samples * fewer.outputs
+        size = rms * (decomposition.squared_norm / outputs).sqrt()
         squared = _output_rounding(objective, size).square()
         pulled = rms * decomposition.pulled_norm(objective.flat_gradient).double()
         if split is not None:
@@ -180,6 +202,8 @@ class Linearisation:
             notes=[*self.notes, *decomposition.notes],
             dtype=self.objective.forward.prediction.dtype,
             communication=None if split is None else split.ranks.communication,
+            fewer_rows=self.objective.fewer_rows,
+            samples=self.objective.samples,
         )
 
 
@@ -198,8 +222,8 @@ def _output_rounding(objective: Objective, size: Tensor) -> Tensor:
         objective: the loss and outputs of this process.
         size: the size of such numbers.
     """
-    prediction = objective.forward.prediction.detach().double()
-    changes = objective.gradient.detach().double().abs() * (prediction.abs() + size)
+    prediction = objective.closure_prediction.detach().double()
+    changes = objective.closure_gradient.detach().double().abs() * (prediction.abs() + size)
     return changes.reshape(len(prediction), -1).sum(1).norm()
 
 
@@ -232,6 +256,7 @@ class Lineariser:
     Attributes:
         backward: runs the backward passes.
         memory: exactness of layers in earlier steps.
+        controls: the same of controls.
     """
 
     def __init__(
@@ -243,7 +268,17 @@ class Lineariser:
     ):
         self._engine, self._method = engine, method
         self.backward = BatchedVJP(chunk, sizes=PassSizes() if sizes is None else sizes)
-        self.memory = ExactnessMemory()
+        self.memory, self.controls = ExactnessMemory(), ExactnessMemory()
+
+    @property
+    def forms_rows(self) -> bool:
+        """Whether the engine is one of ours, and needs a backward pass for each row of a sample."""
+        return isinstance(self._engine, str) and not self.needs_graph
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the step multiplies with a Jacobian that is not formed."""
+        return self._method == "lanczos" or isinstance(self._method, Lanczos)
 
     def linearise(
         self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
@@ -280,18 +315,35 @@ class Lineariser:
         self.memory.optimistic = assembled.engine.layers_exact
         return assembled
 
+    def build(self, objective: Objective, clock: PhaseClock) -> EngineResult:
+        """Obtain the Jacobian of an objective, checked; errors as :meth:`linearise`."""
+        with clock.phase("jacobian"), torch.no_grad():
+            return build_jacobian(objective.forward, self._engine, self.backward, self.memory)
+
     def assemble(
-        self, objective: Objective, filter: SpectralFilter, clock: PhaseClock
+        self,
+        objective: Objective,
+        filter: SpectralFilter,
+        clock: PhaseClock,
+        result: EngineResult | None = None,
     ) -> AssembledGram:
-        """Obtain the Jacobian and the matrix to decompose; arguments and errors as `linearise`.
+        """Obtain the Jacobian and the matrix to decompose; errors as :meth:`linearise`.
 
         While unverified factors may be used there is no host synchronisation.
+
+        Args:
+            objective: the loss and the forward pass.
+            filter: the filter that will be applied first.
+            clock: clock of the step.
+            result: the Jacobian, if it is known.
         """
         forward, split, checks = objective.forward, objective.split, objective.checks
         dtype = forward.prediction.dtype
         products = choose_route((0, 0), dtype, filter, self._method) == "lanczos"
         with clock.phase("jacobian"), torch.no_grad():
-            if split is None:
+            if result is not None:
+                pass
+            elif split is None:
                 later = checks if self.memory.optimistic else None
                 result = build_jacobian(
                     forward, self._engine, self.backward, self.memory, products, later

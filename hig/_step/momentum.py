@@ -29,6 +29,10 @@ from hig.arguments import FRACTION, MOMENTUM_KINDS, check_choice, check_number
 __all__ = ["Momentum", "PreviousDirection"]
 
 
+# Steps after which the memory of sketched steps, 1 / (1 - momentum), is one step longer.
+_STEPS_PER_MEMORY = 10
+
+
 @dataclass(frozen=True)
 class Momentum:
     r"""Momentum coefficient, and the part of the previous direction it applies to.
@@ -48,6 +52,13 @@ class Momentum:
     def __post_init__(self) -> None:
         check_number(self.factor, "momentum", FRACTION, "0.9 keeps much, 0 nothing")
         check_choice(self.kind, "momentum_kind", MOMENTUM_KINDS)
+
+    def after(self, steps: int) -> "Momentum":
+        """Return the momentum with a memory no longer than a tenth of the steps so far, and one.
+
+        The first directions lead far from where the network stays, and are better forgotten.
+        """
+        return Momentum(min(self.factor, (steps - 1) / (steps - 1 + _STEPS_PER_MEMORY)), self.kind)
 
     def step(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn.parameter import is_lazy
 
-from hig._jacobian.capture import ForwardPass, LayerUse
+from hig._jacobian.capture import Captured, ForwardPass
 from hig._jacobian.distributed import BatchSplit
 from hig._step.closure import explained
+from hig._step.row_map import FewerRows, RowMap
+from hig._step.weights import checked_weights
 from hig._torch.autograd_graph import leaves, origin, reachable_nodes
 from hig._torch.host import DeferredChecks, PhaseClock
 from hig._torch.ranks import ProcessGroup, Ranks
@@ -44,6 +46,9 @@ class Objective:
         checks: deferred checks of loss, prediction and gradient.
         split: the samples of each process rank; None if this process steps alone.
         weight: factor of the loss of this process in that of the whole batch.
+        row_map: the outputs of the closure, if ``forward`` and ``gradient`` have other rows in
+            their place.
+        parts: the objectives of micro-batches, whose outputs these are, one after the other.
     """
 
     forward: ForwardPass
@@ -53,6 +58,99 @@ class Objective:
     checks: DeferredChecks
     split: BatchSplit | None = None
     weight: float = 1.0
+    row_map: RowMap | None = None
+    parts: Sequence["Objective"] = ()
+
+    @property
+    def closure_prediction(self) -> Tensor:
+        """Prediction of the closure, (B, ...)."""
+        return self.forward.prediction if self.row_map is None else self.row_map.prediction
+
+    @property
+    def closure_gradient(self) -> Tensor:
+        """Gradient of the loss with respect to it."""
+        return self.gradient if self.row_map is None else self.row_map.gradient
+
+    @property
+    def fewer_rows(self) -> FewerRows | None:
+        """Counts of the whole batch, if there are fewer rows than outputs."""
+        if self.row_map is None or self.row_map.directions is None:
+            return None
+        samples, directions, outputs = self.row_map.directions.shape
+        samples = samples if self.split is None else sum(self.split.samples)
+        return FewerRows(samples, directions, outputs, self.row_map.exact)
+
+    @property
+    def samples(self) -> int:
+        """B, of all processes together."""
+        return len(self.forward.prediction) if self.split is None else sum(self.split.samples)
+
+    @property
+    def sketched(self) -> bool:
+        """Whether the rows see a part of the outputs."""
+        return self.fewer_rows is not None and not self.fewer_rows.exact
+
+    def weighted(self, weights: Tensor) -> "Objective":
+        """Return the objective whose rows are the outputs times the roots of weights.
+
+        Args:
+            weights: (B,) or of any shape that broadcasts to that of the prediction.
+
+        Raises:
+            ValueError: weights are negative, not finite or of another shape, or the loss depends
+                on outputs of weight 0.
+        """
+        prediction, gradient = self.forward.prediction, self.gradient
+        weights = checked_weights(weights, prediction, gradient)
+        roots = weights.sqrt().reshape(len(prediction), -1)
+        row_map = RowMap(prediction, gradient, roots=roots)
+        with torch.enable_grad():
+            rows = roots * prediction.reshape(roots.shape)
+        return self._with(rows, row_map.weighted_gradient(), row_map)
+
+    def with_rows(self, rows: Tensor, directions: Tensor, exact: bool = False) -> "Objective":
+        """Return the objective with the part of its rows along some directions.
+
+        Args:
+            rows: (B, k), with its graph.
+            directions: (B, k, D), see :class:`~hig._step.row_map.RowMap`.
+            exact: see there.
+        """
+        row_map = self.row_map or RowMap(self.forward.prediction, self.gradient)
+        row_map = replace(row_map, directions=directions, exact=exact)
+        gradient = row_map.weighted_gradient().unsqueeze(-1)
+        return self._with(rows, (directions.double() @ gradient).squeeze(-1), row_map)
+
+    def _with(self, rows: Tensor, gradient: Tensor, row_map: RowMap) -> "Objective":
+        return replace(
+            self,
+            forward=replace(self.forward, prediction=rows),
+            gradient=gradient.to(rows.dtype),
+            flat_gradient=gradient.flatten(),
+            row_map=row_map,
+        )
+
+    def curvature(self, change: Tensor) -> Tensor:
+        """Return vᵀ H v of the samples of this process, see :func:`curvature_along`.
+
+        Args:
+            change: v, change of the outputs of the closure, float64.
+        """
+        if not self.parts:
+            return curvature_along(self.closure_gradient, self.closure_prediction, change)
+        sizes = [part.closure_prediction.numel() for part in self.parts]
+        pieces = zip(self.parts, change.split(sizes), strict=True)
+        return torch.stack([part.weight * part.curvature(piece) for part, piece in pieces]).sum()
+
+    def local_change(self, output_change: Tensor) -> Tensor:
+        """Return the change of the closure's outputs in this process, for one of all rows (n,).
+
+        With other rows the part of the change that they see, or an estimate of the whole: see
+        :meth:`~hig._step.row_map.RowMap.lift`.
+        """
+        if self.split is not None:
+            output_change = output_change[self.split.local_rows]
+        return output_change if self.row_map is None else self.row_map.lift(output_change)
 
 
 @dataclass(frozen=True)
@@ -81,7 +179,7 @@ class StepContext:
 def objective_of(
     loss: Tensor,
     prediction: Tensor,
-    uses: Sequence[LayerUse],
+    captured: Captured,
     step: StepContext,
     curvature: bool,
 ) -> Objective:
@@ -90,7 +188,7 @@ def objective_of(
     Args:
         loss: scalar.
         prediction: (B, ...), real floating point, with a graph.
-        uses: the captured layer calls.
+        captured: layer calls and controls.
         step: parameters and their names.
         curvature: keep the graph of the gradient, for products with the Hessian.
 
@@ -100,7 +198,9 @@ def objective_of(
     """
     checks = DeferredChecks()
     gradient = loss_gradient(loss, prediction, step.parameters, curvature, checks)
-    forward = ForwardPass(uses, prediction, step.parameters, names_of(step.parameters, step.names))
+    names = names_of(step.parameters, step.names)
+    controls, named = captured.controls(), bool(captured.named)
+    forward = ForwardPass(captured.uses, prediction, step.parameters, names, controls, named)
     return Objective(forward, loss, gradient, gradient.detach().double().flatten(), checks)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,22 +10,26 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from hig._jacobian.capture import Capture, LayerUse
+from hig._jacobian.capture import Capture, Captured
 from hig._spectral.decomposition import GramSpectrum
 from hig._spectral.filters import Damped, SpectralFilter
 from hig._step.closure import (
     Closure,
     apart_from_autocast,
+    as_one,
     call,
     check_closure,
     explained,
-    loss_and_prediction,
+    loss_prediction_and_weights,
 )
-from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.distributed import agreed_split, digest_of_filter, whole_batch
 from hig._step.earlier_points import EarlierPoints, Point, values_at, were_set
 from hig._step.evaluation import Evaluation, Watch
+from hig._step.fewer_rows import with_fewer_rows
+from hig._step.last_change import LastChange
 from hig._step.linearisation import Linearisation, Lineariser
-from hig._step.momentum import Momentum, PreviousDirection
+from hig._step.micro_batches import Part, each_part, joined, replayed
+from hig._step.momentum import PreviousDirection
 from hig._step.objective import Objective, StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
 from hig._step.param_groups import (
@@ -41,6 +45,7 @@ from hig._step.param_groups import (
 from hig._step.progress import Progress
 from hig._step.recorded import RecordedLinearisation
 from hig._step.reports import MultiStepReport, StepReport
+from hig._step.sketch import Sketch
 from hig._step.state_dicts import IDENTITY, copied_state, identity_of
 from hig._step.step_rules import make_step_rule, name_of_rule
 from hig._step.trial_step import Attempts, restore_parameters
@@ -90,15 +95,20 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._options = options
         self._rule = make_step_rule(step_rule)
         self._first_rule_state = dict(self._rule.state)
-        self._momentum = Momentum(options.momentum, options.momentum_kind)
+        self._momenta = {sketched: options.momentum_of(sketched) for sketched in (True, False)}
         self._lineariser = Lineariser(options.engine, options.method, options.chunk)
         self._watch = Watch()
         self._spectra: list[GramSpectrum] = []
         self._recorded = self._new_record()
         self.state["step_rule"] = self._rule.state
         self.state["progress"], self.state["points"] = {}, {}
+        self._sketch = None if options.sketch is None else Sketch(options.sketch)
+        if self._sketch is not None:
+            self.state["sketch"] = self._sketch.state
         self.state[IDENTITY] = identity_of(
-            self, step_rule=name_of_rule(step_rule), momentum_kind=options.momentum_kind
+            self,
+            step_rule=name_of_rule(step_rule),
+            momentum_kind=self._momenta[options.sketch is not None].kind,
         )
 
     def _new_record(self) -> RecordedLinearisation | None:
@@ -118,8 +128,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return all attributes, for copies and pickles; torch's own has its public part alone."""
         private = (
-            "filter", "report", "_options", "_rule", "_first_rule_state", "_momentum",
-            "_lineariser", "_watch",
+            "filter", "report", "_options", "_rule", "_first_rule_state", "_momenta",
+            "_lineariser", "_watch", "_sketch",
         )  # fmt: skip
         kept = {name: getattr(self, name) for name in private}
         # CUDA graphs and Gram matrices are not copied.
@@ -145,6 +155,9 @@ class JacobianOptimizer(torch.optim.Optimizer):
         self._rule.state.update(self._first_rule_state)
         self._rule.state.update(self.state["step_rule"])
         self.state["step_rule"] = self._rule.state
+        if self._sketch is not None:
+            self._sketch.state.update(self.state.get("sketch", {}))
+            self.state["sketch"] = self._sketch.state
         for name in ("progress", "points"):
             self.state.setdefault(name, {})
 
@@ -176,6 +189,12 @@ class JacobianOptimizer(torch.optim.Optimizer):
         Args:
             closure: returns ``(loss, prediction)``: a scalar and the (batch, ...) outputs it was
                 computed from. The loss may depend on the parameters through ``prediction`` alone.
+                With ``(loss, prediction, weights)``, (batch,) or (batch, ...), the rows of J are
+                those of ``weights.sqrt() * prediction``, the outputs of a loss whose terms have
+                these weights; 0 leaves missing observations out.
+                Or yields such pairs, one for each part of the batch, whose graphs then never exist
+                at one time: the step is that of the whole batch, with losses joined by
+                ``reduction`` of the optimizer.
                 Rules that evaluate the loss again call it again, without a graph unless it needs
                 one, and with the same numbers of the global generators of torch, NumPy and Python;
                 tensors that it then changes in place are restored. None is refused.
@@ -204,18 +223,19 @@ class JacobianOptimizer(torch.optim.Optimizer):
         closure, without_autocast = apart_from_autocast(closure, device)
         with explained(), without_autocast:
             linearisation, recovered = self._linearise_or_return(closure, step, random_state)
-            # Several losses have no objective of their own, and are not distributed.
-            weight = 1.0 if step.ranks is None else linearisation.objective.weight
+            closure = as_one(closure, self._options.reduction)
+            share = self._share(linearisation.objectives)
             evaluate = Evaluation(
-                closure, self._loss, self._predictions, step, random_state, weight, self._watch
+                closure, share, self._predictions, step, random_state, self._watch
             )
             if self._measures():
                 with step.clock.phase("update"):
                     evaluate.check(linearisation.loss, linearisation.objectives)
-            previous = self._previous_direction(step)
+            previous = self._previous_direction(step, linearisation)
             earlier = None
             if getattr(self._rule, "looks_back", False):
-                earlier = EarlierPoints(self.state, step.parameters, linearisation)
+                last_change = self._last_change(linearisation, step, evaluate)
+                earlier = EarlierPoints(self.state, step.parameters, linearisation, last_change)
             attempts = Attempts(linearisation, previous, step, self._measures(), evaluate, earlier)
             with torch.no_grad(), attempts:
                 report = self._advance(attempts, linearisation)
@@ -226,6 +246,8 @@ class JacobianOptimizer(torch.optim.Optimizer):
         if getattr(self._rule, "data_changed", False):
             progress.restart(number)
         progress.add(number)
+        if self._sketch is not None and isinstance(report, StepReport):
+            self._sketch.adapt(report)
         report.notes.extend([*recovered, *self._watch.notes, *progress.notes()])
         self.report = report
         self._spectra = linearisation.spectra()
@@ -233,16 +255,23 @@ class JacobianOptimizer(torch.optim.Optimizer):
 
     # -- hooks for subclasses --------------------------------------------------------------------
 
-    def _linearise(
-        self, outcome: Any, uses: Sequence[LayerUse], step: StepContext
-    ) -> Linearisation:
+    def _linearise(self, outcome: Any, captured: Captured, step: StepContext) -> Linearisation:
         """Linearise the result of the closure."""
-        objective = self._objective(outcome, uses, step)
+        if isinstance(outcome, Iterator):
+            return self._linearise_parts(outcome, step)
+        objective = self._objective(outcome, captured, step)
         return self._lineariser.linearise(objective, self.filter, step.clock)
 
     def _loss(self, outcome: Any) -> Tensor:
         """Return the loss in the result of the closure."""
         return outcome[0]
+
+    def _share(self, objectives: Sequence[Objective]) -> Callable[[Any], Tensor]:
+        """Return what finds the share of this process in the loss of the whole batch."""
+        weight = objectives[0].weight
+        if weight == 1:
+            return self._loss
+        return lambda outcome: weight * plain(self._loss(outcome), "the loss").detach().double()
 
     def _predictions(self, outcome: Any) -> list[Tensor]:
         """Return the prediction of each objective in the result of the closure."""
@@ -290,7 +319,7 @@ class JacobianOptimizer(torch.optim.Optimizer):
             # Not the error itself: with this frame it would be a cycle, and keep the graph alive.
             message = str(error)
         reason = message.partition("; parameters are unchanged")[0]
-        linearisation = self._linearise_at(safe, partial(random_state.replay, closure), step)
+        linearisation = self._linearise_at(safe, partial(replayed, closure, random_state), step)
         if linearisation is None:
             raise NonFiniteError(message)
         for parameter in step.parameters:  # momentum of the steps that are given up
@@ -315,6 +344,39 @@ class JacobianOptimizer(torch.optim.Optimizer):
                 restore_parameters(step.parameters, present)
         return linearisation
 
+    def _linearise_parts(self, stream: Iterator[Any], step: StepContext) -> Linearisation:
+        """Linearise a closure that yields its batch in parts."""
+        lineariser = self._lineariser
+        if step.ranks is not None:
+            raise ValueError(
+                f"micro-batches step in one process, and torch.distributed has {step.ranks.size}; "
+                "return (loss, prediction) for the samples of each process, or pass "
+                "process_group=None to step in each process alone"
+            )
+        if lineariser.needs_graph:
+            raise ValueError(
+                "micro-batches are freed one after the other, and method='lanczos' differentiates "
+                "all of them again and again: use method='gram', or return (loss, prediction)"
+            )
+
+        def take(compute: Callable[[], Any]) -> Part:
+            capture = Capture(step.parameters)
+            with step.clock.phase("forward"), capture, torch.enable_grad():
+                outcome = compute()
+            self._watch.writes |= capture.has_written
+            captured = capture.captured
+            if self._sketch is not None:  # of the outputs in all parts, or in none
+                captured = Captured(captured.uses)
+            objective = self._objective(outcome, captured, step)
+            objective.checks.settle()
+            return Part(objective, lineariser.build(objective, step.clock))
+
+        parts = each_part(stream, take)
+        names = parts[0].objective.forward.names
+        objective, result = joined(parts, self._options.reduction, step.parameters, names)
+        assembled = lineariser.assemble(objective, self.filter, step.clock, result)
+        return lineariser.decompose(assembled, self.filter, step.clock)
+
     def _linearise_closure(self, closure: Closure, step: StepContext) -> Linearisation:
         """Run the closure, or replay a record of it, and linearise its result."""
         if self._recorded is None:
@@ -329,31 +391,53 @@ class JacobianOptimizer(torch.optim.Optimizer):
             step.clock,
         )
 
-    def _run(self, closure: Closure, step: StepContext) -> tuple[Any, list[LayerUse]]:
-        """Return the result of a closure, and the layer uses while it runs."""
+    def _run(self, closure: Closure, step: StepContext) -> tuple[Any, Captured]:
+        """Return the result of a closure, and what was captured while it ran."""
         capture = Capture(step.parameters)
         with step.agreement(), step.clock.phase("forward"), capture:
             outcome = call(closure)
         self._watch.writes |= capture.has_written
-        return outcome, capture.uses
+        return outcome, capture.captured
 
-    def _objective(self, outcome: Any, uses: Sequence[LayerUse], step: StepContext) -> Objective:
+    def _objective(self, outcome: Any, captured: Captured, step: StepContext) -> Objective:
         """Return the objective of the result of a closure."""
-        ranks = step.ranks
+        ranks, options = step.ranks, self._options
         with step.agreement(), step.clock.phase("loss gradient"):
-            loss, prediction = loss_and_prediction(outcome)
-            objective = objective_of(loss, prediction, uses, step, self._measures())
+            loss, prediction, weights = loss_prediction_and_weights(outcome)
+            objective = objective_of(loss, prediction, captured, step, self._measures())
+            if weights is not None:
+                objective = objective.weighted(weights)
             if ranks is not None:  # before the first collective
                 objective.checks.settle()
-        if ranks is None:
-            return objective
-        return whole_batch(objective, ranks, self._options.reduction, self._settings())
+        split = None
+        if ranks is not None:
+            prediction, parameters = objective.forward.prediction, objective.forward.parameters
+            split = agreed_split(prediction, parameters, ranks, self._settings())
+        # What is recorded decides nothing.
+        if self._recorded is None and (self._sketch or objective.forward.has_controls):
+            objective = with_fewer_rows(objective, self._lineariser, self._sketch, step, split)
+        return objective if split is None else whole_batch(objective, split, options.reduction)
 
-    def _previous_direction(self, step: StepContext) -> PreviousDirection | None:
-        """Return the previous direction; None without momentum."""
-        if not self._momentum.factor:
+    def _last_change(
+        self, linearisation: Linearisation, step: StepContext, evaluate: Evaluation
+    ) -> LastChange | None:
+        """Return what finds the change by the last step; None if the Jacobian has all rows."""
+        objective = linearisation.objectives[0]
+        if self._sketch is None or not objective.sketched:
             return None
-        return PreviousDirection(self._momentum, self.state, step.parameters)
+        return LastChange(objective, step.parameters, evaluate, self._sketch)
+
+    def _previous_direction(
+        self, step: StepContext, linearisation: Linearisation
+    ) -> PreviousDirection | None:
+        """Return the previous direction; None without momentum."""
+        sketched = linearisation.objectives[0].sketched
+        momentum = self._momenta[sketched]
+        if sketched and self._sketch is not None:
+            momentum = momentum.after(self._sketch.state["steps"])
+        if not momentum.factor:
+            return None
+        return PreviousDirection(momentum, self.state, step.parameters)
 
     def _settings(self) -> int:
         """Return a digest of all settings of a step, to be equal on all process ranks."""
@@ -361,14 +445,18 @@ class JacobianOptimizer(torch.optim.Optimizer):
         lrs = [float(group["lr"]) for group in self.param_groups]
         damping = self.state.get("damping", {}).get("value")
         rule = type(self._rule).__name__, self._rule.state, damping, options.reduction
+        # The seed of the first process serves all.
+        drawn = None if self._sketch is None else self._sketch.state | {"seed": 0}
         engine = engine if isinstance(engine, str) else type(engine).__name__
         flat = [parameter for group in self.param_groups for parameter in group["params"]]
         # Missing after steps without a direction to keep, on all ranks alike.
         stored = [value for p in flat for value in self.state.get(p, {}).values()]
         last = checksum(stored)
         return digest(
-            lrs, digest_of_filter(self.filter), engine, options.method, rule, self._momentum, last
-        )
+            lrs, digest_of_filter(self.filter), engine, options.method, rule, last,
+            list(self._momenta.values()),
+            "a function" if callable(options.sketch) else options.sketch, drawn,
+        )  # fmt: skip
 
     def _context(self) -> StepContext:
         """Return the trained parameters and their learning rates, after checking them."""

@@ -46,8 +46,11 @@ class RecordedLinearisation:
         lineariser = self._lineariser
         with clock.phase("replay"):
             assembled = self._recording(key, lambda: lineariser.assemble(evaluate(), filter, clock))
+        looks = lineariser.memory.looks
         try:
             linearisation = lineariser.decompose(assembled, filter, clock, replayed=True)
+            if lineariser.memory.looks > looks:  # the next record allows for more rounding
+                self._recording = GraphedFunction()
         except InexactLayersError as error:
             # It may have been rounding: then the next record allows for it.
             objective = replace(assembled.objective, checks=DeferredChecks())

@@ -7,12 +7,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hig._step.row_map import FewerRows
 from hig._torch.ranks import Communication
 
 __all__ = ["MultiStepReport", "StepReport"]
 
 # Side of a Gram matrix whose decomposition takes longer than a hundred products with the Jacobian.
 LARGE_SIDE = 1024
+# Rows of a batch, and of each sample, from which on a sketch costs far less.
+MANY_ROWS, MANY_OUTPUTS = 512, 4
 
 
 @dataclass
@@ -23,7 +26,7 @@ class StepReport:
         loss: the loss before the step.
         engine: "layerwise", "rows", "products", or two joined by "+".
         route: "row_gram" (J Jᵀ), "column_gram" (Jᵀ J), "svd" or "lanczos".
-        rows: n, outputs of all samples together.
+        rows: n, outputs of all samples together, unless there are fewer rows.
         columns: P, parameters the prediction depends on.
         spectrum: function that returns the singular values.
         rcond: relative cut-off in force, never below the resolution of the route; 0 if nothing is
@@ -39,6 +42,9 @@ class StepReport:
         notes: deviations and their reasons, in words.
         dtype: precision in which the Jacobian was computed.
         communication: communication of this process rank in a distributed step, else None.
+        fewer_rows: counts of samples, rows of each and its outputs, if there are fewer rows than
+            outputs: those of the controls, or of a sketch; else None.
+        samples: B, of all processes together; 0 if it is not known.
     """
 
     loss: Tensor
@@ -56,6 +62,8 @@ class StepReport:
     notes: list[str] = field(default_factory=list)
     dtype: torch.dtype = torch.float64
     communication: Communication | None = None
+    fewer_rows: FewerRows | None = None
+    samples: int = 0
 
     @cached_property
     def singular_values(self) -> Tensor:
@@ -83,6 +91,8 @@ class StepReport:
             f"(J {self.rows} x {self.columns}, rcond {self.rcond:.1e})",
             f"engine {self.engine}, route {self.route}",
         ]
+        if self.fewer_rows is not None:
+            parts.append(f"rows {self.rows} = {self.fewer_rows}")
         if self.step_size is not None:
             parts.append(f"step size {self.step_size:.3g}")
         if self.gain_ratio is not None:
@@ -97,13 +107,27 @@ class StepReport:
             parts.append(str(self.communication))
         return "; ".join(parts + self.notes + self._hints())
 
+    def _part_of(self, phase: str) -> float:
+        """Return the part of a phase in the time of the step."""
+        return self.seconds.get(phase, 0.0) / (sum(self.seconds.values()) or 1.0)
+
     def _hints(self) -> list[str]:
-        """Return advice on settings, judging by the spectrum."""
+        """Return advice on settings, judging by the spectrum and by where the time went."""
         side, rank = min(self.rows, self.columns), self.rank
         hints: list[str] = []
+        if self.fewer_rows is None and self.rows > max(MANY_ROWS, MANY_OUTPUTS * self.samples):
+            part = (
+                self._part_of("jacobian") + self._part_of("gram") + self._part_of("decomposition")
+            )
+            if part > 0.5 and self.samples:
+                hints.append(
+                    f"{part:.0%} of the time went into {self.rows // self.samples} rows of each "
+                    "sample: sketch='auto' takes few of them, and hig.recommend compares"
+                )
         if not self.rcond or self.route == "lanczos":
             return hints
-        if self.route != "svd" and side >= LARGE_SIDE and 8 * rank <= side:
+        long = self._part_of("decomposition") > 0.5
+        if self.route != "svd" and side >= LARGE_SIDE and 8 * rank <= side and long:
             hints.append("few singular values of many are kept: method='lanczos' finds them faster")
         values = self.singular_values
         if rank <= 1 < side and bool(values[0] > 0):
@@ -150,6 +174,11 @@ class MultiStepReport:
         return self.losses.sum()
 
     @property
+    def communication(self) -> Communication | None:
+        """Communication of this process rank in a distributed step, else None."""
+        return self.parts[0].communication
+
+    @property
     def smallest_cosine(self) -> float:
         """Smallest cosine; positive if the combined direction conflicts with no loss."""
         return float(self.cosines.min())
@@ -171,5 +200,8 @@ class MultiStepReport:
         if self.gain_ratio is not None:
             text.append(f"gain ratio {self.gain_ratio:.2f}")
         phases = ", ".join(f"{name} {1e3 * value:.1f}" for name, value in self.seconds.items())
+        text.append(f"ms: {phases}")
+        if self.communication is not None:
+            text.append(str(self.communication))
         notes = [note for part in self.parts for note in part.notes]
-        return "; ".join([*text, f"ms: {phases}", *notes, *self.notes])
+        return "; ".join([*text, *notes, *self.notes])

@@ -50,6 +50,7 @@ class Trial:
         earlier: parameters of earlier steps; None for rules that do not look back.
         tries: step sizes that a rule should try before it gives up.
         damped: whether the direction has a damping that can fall.
+        sketched: whether the curvature is that of a part of the outputs.
 
     Attributes:
         notes: what the rule noticed, for the report.
@@ -73,12 +74,13 @@ class Trial:
         earlier: EarlierPoints | None = None,
         tries: int = MOST_TRIES,
         damped: bool = False,
+        sketched: bool = False,
     ):
         self._resolution, self._rounding = resolution, rounding
         self.lr, self.loss, self.slope, self.curvature = lr, loss, slope, abs(curvature)
         self.largest, self.attempt, self._earlier = largest, attempt, earlier
         self.damped_step = damped_step
-        self.tries, self.damped = tries, damped
+        self.tries, self.damped, self.sketched = tries, damped, sketched
         self.notes: list[str] = []
         self.returned = False
         self._parameters, self._directions, self._evaluate = parameters, directions, evaluate
@@ -270,9 +272,15 @@ class Attempts:
             self._parameters, directions, max(self._lrs), loss, slope, curvature, self._evaluate,
             resolution, self._linearisation.rounding, largest, damped_step, self._count,
             self._earlier, tries, damped,
+            self._linearisation.objectives[0].sketched,
         )  # fmt: skip
         self._count += 1
         return self._trial
+
+    @property
+    def with_momentum(self) -> bool:
+        """Whether directions contain momentum."""
+        return self._previous is not None
 
     def _direction(self, filter: SpectralFilter) -> tuple[list[Tensor], QuadraticModel]:
         """Return one direction per parameter, and the quadratic model along it."""
@@ -284,7 +292,9 @@ class Attempts:
         if any(lr != most for lr in self._lrs):
             scales = [lr / most for lr in self._lrs]
             directions = [d * scale for d, scale in zip(directions, scales, strict=True)]
-        return directions, self._linearisation.model(change) if self._measures else _NO_MODEL
+        if not self._measures:
+            return directions, _NO_MODEL
+        return directions, self._linearisation.model(change)
 
     def accept(self, step_size: float | None) -> None:
         """Keep the present parameters.

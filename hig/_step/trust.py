@@ -12,6 +12,9 @@ __all__ = ["UNSEEN", "Trust"]
 _LEAST_PART = 1 / 16
 # With a fraction below this, four times this for damped directions, each step is measured.
 _CAUTIOUS = 1 / 16
+# The curvature that few directions of the outputs see is a tenth or a hundredth of that of all, and
+# so is a usual fraction.
+_CAUTIOUS_OF_SKETCHES = 1 / 512
 # Neither bound falls below these: fourteen good steps lead from there back to the fraction below
 # which each step is measured, ten to a ceiling of 1. Near the end of training most directions are
 # wrong for other samples in one step, and right in many: the ceiling stays higher then.
@@ -150,7 +153,9 @@ class Trust:
         warm_up, period = self.warm_up, self.period
         if trial.damped:  # the damping follows what is measured, and must not fall too fast
             warm_up, period = warm_up // 3, (period + 1) // 2
-        fraction = 4 * _CAUTIOUS if trial.damped else _CAUTIOUS
+        fraction = _CAUTIOUS_OF_SKETCHES if trial.sketched else _CAUTIOUS
+        if trial.damped:
+            fraction *= 4
         careful = state["rejected"] or state["doubtful"] or state["fraction"] < fraction
         return earlier < warm_up or earlier % period == 0 or careful
 

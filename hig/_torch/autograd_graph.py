@@ -23,19 +23,20 @@ Edge = tuple[Node, int]
 _ORIGIN = "_hig_origin"
 
 
-def reachable_nodes(tensor: Tensor, stop: Edge | None = None) -> set[Node]:
+def reachable_nodes(tensor: Tensor, *stops: Edge) -> set[Node]:
     """Return all nodes of the graph of a tensor, those of its leaves included.
 
     Args:
         tensor: any tensor; empty for one without a graph.
-        stop: node and output number at which the walk stops.
+        stops: nodes and output numbers at which the walk stops.
     """
     first = (tensor.grad_fn, tensor.output_nr)
-    waiting = [] if first[0] is None or first == stop else [first[0]]
+    waiting = [] if first[0] is None or first in stops else [first[0]]
     seen = set(waiting)
     while waiting:
-        for following, output in waiting.pop().next_functions:
-            if following is None or following in seen or (following, output) == stop:
+        for edge in waiting.pop().next_functions:
+            following = edge[0]
+            if following is None or following in seen or edge in stops:
                 continue
             seen.add(following)
             waiting.append(following)

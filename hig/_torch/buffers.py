@@ -113,7 +113,7 @@ class Buffers(TorchFunctionMode):
         Once such a tensor is gone, its id is that of a younger one. The exception are attributes:
         ``.grad`` may be older than its wrapper in Python, which has the id.
         """
-        made = list(_tensors(result))
+        made = _tensors(result)
         if not made:
             return
         if getattr(func, "__name__", "") == "__get__" and id(args[0]) not in self._made:
@@ -245,12 +245,14 @@ def may_write(func: Callable[..., Any]) -> str:
     return "alias" if name in _ALIASES else ""
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    """Yield all tensors in nested tuples, lists and dictionaries."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))
+def _tensors(values: Any) -> list[Tensor]:
+    """Return all tensors in nested tuples, lists and dictionaries."""
+    found, pending = [], [values]
+    for value in pending:  # which grows; called for every operation, so without recursion
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            pending.extend(value)
+        elif isinstance(value, dict):
+            pending.extend(value.values())
+    return found

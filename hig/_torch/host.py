@@ -1,8 +1,9 @@
 """Deferred checks of device tensors, evaluated in one host synchronisation, and a phase clock."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,16 +54,29 @@ class PhaseClock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside the context under ``name``."""
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that counts the time inside it under ``name``."""
+        return _Phase(self.seconds, name)
+
+
+class _Phase:
+    """Context of one phase; a class, as generators cost several times as much in each step."""
+
+    __slots__ = ("_mark", "_name", "_seconds", "_start")
+
+    def __init__(self, seconds: dict[str, float], name: str):
+        self._seconds, self._name = seconds, name
+        self._mark: record_function | None = None
+
+    def __enter__(self) -> None:
         # Outside of the profiler its marks would cost more than the clock.
-        profiled = torch.autograd._profiler_enabled()
-        mark = record_function(f"hig: {name}") if profiled else nullcontext()
-        start = time.perf_counter()
-        try:
-            with mark:
-                yield
-        finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+        if torch.autograd._profiler_enabled():
+            self._mark = record_function(f"hig: {self._name}")
+            self._mark.__enter__()
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: Any) -> None:
+        elapsed = time.perf_counter() - self._start
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + elapsed
+        if self._mark is not None:
+            self._mark.__exit__(*exception)

@@ -48,6 +48,14 @@ class RandomState:
         finally:
             _restore_host(present)
 
+    def restore(self) -> None:
+        """Set the generators to the remembered state."""
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+        if self._host is not None:
+            _restore_host(self._host)
+
     def _replay_torch(self, function: Callable[[], Result]) -> Result:
         devices = [self._device] if self._cuda is not None else []
         with torch.random.fork_rng(devices=devices):

@@ -112,6 +112,17 @@ class Ranks:
             return tensors
         return self.first(torch.cat(list(tensors))).split([len(tensor) for tensor in tensors])
 
+    def first_text(self, text: str) -> str:
+        """Return the text of the first process rank, of any length."""
+        if self.size == 1:
+            return text
+        data = text.encode()
+        length = self.whole_numbers(len(data))[0]
+        if not length:
+            return ""
+        local = list(data[:length].ljust(length, b"\0"))
+        return _as_text(self.first(torch.tensor(local, dtype=torch.uint8, device="cpu")))
+
     def sum_of(self, number: float) -> float:
         """Return the sum of a number of each process rank, added in their order: the same bits."""
         if self.size == 1:

@@ -10,10 +10,11 @@ from problems import Problem, SeveralLosses
 SINGLE = {name for name, method in METHODS.items() if not method.several_losses}
 OF_POINTS = {"adam", "hig", "gn", "lm"} | (set(METHODS) - SINGLE)
 FEWER = {
-    "smoke_control": {"hig", "gn", "adam", "soap", "khig"},
-    "burgers_control": {"hig", "gn", "adam", "soap", "khig"},
-    "cart_pole": {"hig", "gn", "lm", "khig", "adam", "soap"},
-    "conditioning_toy": {"hig", "gn", "lm", "adam"},
+    "smoke_control": {"hig", "gn", "khig", "adam", "soap", "muon", "lbfgs"},
+    "burgers_control": {"hig", "gn", "khig", "adam", "soap", "muon", "lbfgs"},
+    "reaction_diffusion": {"hig", "gn", "lm", "khig", "adam", "soap", "muon", "lbfgs"},
+    "cart_pole": {"hig", "gn", "lm", "khig", "adam", "soap", "muon", "lbfgs"},
+    "conditioning_toy": {"hig", "gn", "lm", "khig", "adam", "soap", "muon", "lbfgs"},
 }
 EXPERIMENTS = Path(experiments.__file__).parent
 

@@ -22,6 +22,7 @@ SMALL = {
     "poisson_source": FIELDS,
     "cart_pole": ["--batch-size=4", "--train-size=8", "--test-size=4", "--time-steps=12"],
     "burgers_control": ["--batch-size=4", "--train-size=8", "--test-size=4", "--time-steps=4"],
+    "reaction_diffusion": ["--batch-size=4", "--train-size=8", "--test-size=4", "--window-steps=2"],
     "smoke_control": FIELDS,
     "conditioning_toy": ["--batch-size=4", "--train-size=8"],
     **{f"pinn/{name}": POINTS for name in ("burgers", "schroedinger", "kovasznay", "beltrami")},

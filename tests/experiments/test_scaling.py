@@ -9,6 +9,8 @@ from experiments._measure.scaling_point import STEPS, build, measure
 from experiments._measure.unet import UNet
 from experiments._provenance import machine
 
+FIXED = {"rows": 8, "parameters": 1000, "samples": 2}
+
 
 @pytest.mark.parametrize("parameters", [10_000, 123_456, 1_000_000])
 def test_dense_networks_have_the_wished_size(parameters):
@@ -48,7 +50,7 @@ def test_unet_keeps_shapes_and_is_periodic():
 
 @pytest.mark.parametrize("method", STEPS)
 def test_a_point(method):
-    case = build("rows", 16, "cpu", rows=8, parameters=1000)
+    case = build("rows", 16, "cpu", FIXED)
     found = measure(case, method, 2, "cpu")
     assert found["rows"] == 16
     assert found["columns"] == pytest.approx(1000, rel=0.05)
@@ -56,8 +58,36 @@ def test_a_point(method):
 
 
 def test_the_other_axis_stays():
-    assert build("parameters", 1000, "cpu", rows=8, parameters=9).rows == 8
-    assert build("fields", 1, "cpu", rows=8, parameters=9).rows == 4096
+    assert build("parameters", 1000, "cpu", FIXED).rows == 8
+    assert build("fields", 1, "cpu", FIXED).rows == 4096
+    case = build("outputs", 64, "cpu", FIXED)
+    assert case.rows == 128
+    assert case.closure()[1].shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("outputs", "near"), [(4, 16), (36, 64), (60, 64), (1000, 1024)])
+def test_outputs_that_make_no_field(outputs, near, capsys):
+    with pytest.raises(SystemExit):
+        scaling.main(["outputs", "--sizes", str(outputs)])
+    assert f"multiple of four, got {outputs}; try {near}" in capsys.readouterr().err
+
+
+def test_sketched_and_exact_steps_of_growing_fields(tmp_path, monkeypatch):
+    monkeypatch.setitem(scaling.SIZES, "outputs", (16, 64))
+    monkeypatch.setitem(scaling.LARGEST, ("outputs", "hig"), 16)
+    line = ["outputs", "--rounds", "1", "--threads", "1", "--samples", "2", "--sketch", "3"]
+    scaling.main([*line, "--clock", "processor", "--out", str(tmp_path)])
+    found = {path.stem: hig.load_results(path) for path in tmp_path.glob("*.pickle")}
+    sizes = {name: results["size"].tolist() for name, results in found.items()}
+    assert sizes == {
+        "scaling_outputs_hig": [16],
+        "scaling_outputs_sketch": [16, 64],
+        "scaling_outputs_adam": [16, 64],
+    }
+    sketched = found["scaling_outputs_sketch"]
+    assert sketched["rows"].tolist() == [32, 128]
+    assert (sketched["label"], sketched["clock"]) == ("HIG, sketch", "processor")
+    assert sketched["fixed"]["sketch"] == 3 and sketched["fixed"]["samples"] == 2
 
 
 def test_result_files_and_the_command_to_draw_them(tmp_path, capsys):

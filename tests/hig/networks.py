@@ -118,6 +118,19 @@ class SharedWithTwoBiases(nn.Module):
         return linear(x, self.other, self.biases[0])
 
 
+class FewControls(nn.Module):
+    """Two controls before a nonlinear simulator with seven outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.controller = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
+
+    def forward(self, x):
+        controls = self.controller(x)
+        times = torch.linspace(0.5, 2, 7, dtype=x.dtype, device=x.device)
+        return torch.sin(controls[:, :1] * times) + controls[:, 1:] * times.square()
+
+
 def mlp():
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 
@@ -185,6 +198,7 @@ LAYERED = {
     "in place": (InPlace, (4,)),
     "flattened tokens": (FlattenedTokens, (3, 2)),
     "shared": (SharedWithTwoBiases, (4,)),
+    "few controls": (FewControls, (4,)),
 }
 # Some parameters need the other route.
 MIXED = {

@@ -71,13 +71,14 @@ COMMON = {
     "engine": ENGINE,
     "method": METHOD,
     "step_rule": RULE,
-    "momentum": outside(FRACTION),
-    "momentum_kind": no_choice("plain", "projected"),
+    "momentum": outside(FRACTION).filter(lambda value: value is not None),
+    "momentum_kind": no_choice("plain", "projected", None),
+    "sketch": no_count().filter(lambda value: value is not None and not callable(value)),
     "chunk": no_count().filter(lambda value: value is not None),
     "process_group": OTHERS.filter(lambda value: value is not None),
     "reduction": no_choice("mean", "sum"),
 }
-FOR_ONE_LOSS = ("reduction", "momentum", "momentum_kind")
+FOR_ONE_LOSS = ("reduction", "momentum", "momentum_kind", "sketch")
 FOR_SEVERAL = {name: values for name, values in COMMON.items() if name not in FOR_ONE_LOSS}
 FILTER = {"rcond": outside(FRACTION), "kappa": outside(KAPPA)}
 ARGUMENTS = {
@@ -92,7 +93,7 @@ ARGUMENTS = {
         "damping": outside(POSITIVE),
         "betas": OTHERS | st.tuples(outside(FRACTION), outside(FRACTION)),
         "eps": outside(NON_NEGATIVE),
-        "graft": no_choice(None, "global", "layer"),
+        "graft": no_choice(None, "eigenbasis", "global", "layer"),
         "decay": outside(FRACTION),
         "probe_every": no_count(),
         "refresh_every": no_count(),

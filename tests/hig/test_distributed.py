@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 import hig
+from hig.conflictfree import ConFIG_update
 from tests.hig import networks, processes
 from tests.textbook import flat, relative_error
 
@@ -53,11 +54,16 @@ CASES = {
     ),
     "Gauss-Newton": (hig.GaussNewton, {"network": "layer norm", **GRAM}),
     "damped": (hig.LevenbergMarquardt, {"steps": 3, "damping": 1e-2}),
+    "sketch": (hig.HIG, {"steps": 3, "sketch": 1, **PROJECTED, **TRUST}),
+    # 210 samples of three outputs: one direction of each.
+    "sketch, auto": (hig.HIG, {"steps": 2, "sketch": "auto", "scale": 30, **TRUST}),
+    "controls, trust": (hig.HIG, {"network": "few controls", "steps": 3, **PROJECTED, **TRUST}),
+    "damped, sketch": (hig.LevenbergMarquardt, {"steps": 3, "sketch": 2, "damping": 1e-2}),
     "damped, many samples": (hig.LevenbergMarquardt, {**MANY, "rcond": 0.0, "damping": 1e-2}),
 }
 WITH_FOUR = [
     "conv2d", "attention", "mlp by rows", "many samples", "svd", "products", "trust", "sum",
-    "damped",
+    "damped", "sketch",
 ]  # fmt: skip
 
 
@@ -228,17 +234,115 @@ def on_changing_batches(kind, chosen, group):
     return flat(model.parameters()), seen
 
 
-CHECKS = (uneven_layers, recorded, without_gradients_enabled, page, floor, later_samples)
+def of_parts(model, inputs, walls, reduction):
+    """Losses of two parts of the rows, and the number of rows that each is a mean over."""
+    both = model(torch.cat([inputs, walls]))
+    inside, boundary = both.split([len(inputs), len(walls)])
+    sizes = (1, 1) if reduction == "mean" else (len(inputs) / 7, len(walls) / 7)
+    return [
+        (sizes[0] * inside.square().mean(), both),
+        (sizes[1] * (boundary - 1).square().mean(), both),
+    ]
+
+
+def of_columns(model, inputs, walls, reduction):
+    prediction = model(inputs)
+    first = prediction[:, :1].square().mean()
+    return [(first, prediction), ((prediction - 1).square().mean(), prediction)]
+
+
+def of_predictions(model, inputs, walls, reduction):
+    pairs = [(model(inputs).tanh(), 0.0), (model(walls).square(), 0.5)]
+    return [((p - target).square().mean(), p) for p, target in pairs]
+
+
+def drawn(matrix):
+    """An operator that draws from the generator of its process."""
+    return torch.rand(len(matrix), dtype=matrix.dtype) @ matrix
+
+
+# name -> losses, arguments
+SEVERAL = {
+    "several losses of columns": (of_columns, TRUST),
+    "several losses of columns by rows": (of_columns, {"engine": "rows", **GRAM}),
+    "several losses of parts, added": (of_parts, {"reduction": "sum", **GRAM}),
+    "several predictions": (of_predictions, TRUST),
+    "several predictions along a line": (
+        of_predictions,
+        {**GRAM, "step_rule": "line_search", "lr": 0.5},
+    ),
+}
+
+
+SEVERAL_WITH_FOUR = ["several losses of columns", "several predictions"]
+
+
+def train_several(losses, group, reduction="mean", operator=ConFIG_update, **options):
+    torch.manual_seed(0)
+    model = networks.build("narrow")[0]
+    inputs, walls = torch.randn(2, 7, 4, dtype=torch.float64)
+    if group is not None:  # other numbers of each: 4 and 5, 3 and 2
+        inputs = inputs[share()]
+        walls = walls.split([5, 2] if dist.get_world_size() == 2 else [2, 1, 3, 1])[dist.get_rank()]
+    optimizer = hig.MultiHIG(
+        model.parameters(), operator=operator, process_group=group, reduction=reduction, **options
+    )
+    start = flat(model.parameters())
+    torch.manual_seed(0 if group is None else dist.get_rank())
+    found = []
+    for _ in range(3):
+        optimizer.step(lambda: losses(model, inputs, walls, reduction))
+        report = optimizer.report
+        found += [*report.losses.tolist(), *report.cosines.tolist(), *report.slopes.tolist()]
+    return flat(model.parameters()) - start, torch.tensor(found, dtype=torch.float64), report
+
+
+def compare_several(name):
+    losses, options = SEVERAL[name]
+    (moved, numbers, report), alone = (
+        train_several(losses, group, **options) for group in ("auto", None)
+    )
+    return {
+        "bytes": moved.numpy().tobytes(),
+        "errors": [relative_error(moved, alone[0]), relative_error(numbers, alone[1])],
+        "steps": [report.step_size, alone[2].step_size],
+        "notes": str(report),
+        "communication": [report.communication, alone[2].communication],
+    }
+
+
+def drawn_operator(rank):
+    return [train_several(f, "auto", operator=drawn, **GRAM)[0].tolist() for f in (
+        of_columns, of_predictions
+    )]  # fmt: skip
+
+
+def means_of_parts(rank):
+    return [train_several(f, "auto", **GRAM)[2].parts[0].notes for f in (of_parts, of_columns)]
+
+
+CHECKS = (
+    drawn_operator,
+    means_of_parts,
+    uneven_layers,
+    recorded,
+    without_gradients_enabled,
+    page,
+    floor,
+    later_samples,
+)
 OTHERS = {f.__name__: f for f in CHECKS}
 
 
 def in_two(rank):
     found = {name: compare(name) for name in CASES}
+    found |= {name: compare_several(name) for name in SEVERAL}
     return found | {name: check(rank) for name, check in OTHERS.items()}
 
 
 def in_four(rank):
-    return {name: compare(name) for name in WITH_FOUR}
+    found = {name: compare(name) for name in WITH_FOUR}
+    return found | {name: compare_several(name) for name in SEVERAL_WITH_FOUR}
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +375,40 @@ def test_two_processes_take_the_step_of_one(two, name):
 @pytest.mark.parametrize("name", WITH_FOUR)
 def test_four_processes_take_the_step_of_one(four, name):
     check_equal([rank[name] for rank in four])
+
+
+def check_several(found):
+    assert len({rank["bytes"] for rank in found}) == 1
+    for rank in found:
+        assert max(rank["errors"]) < 1e-10
+        assert rank["steps"][0] == pytest.approx(rank["steps"][1], rel=1e-9)
+        here, alone = rank["communication"]
+        assert here.ranks == len(found) and alone is None
+        assert f"{len(found)} processes:" in rank["notes"]
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_two_processes_step_for_several_losses(two, name):
+    check_several([rank[name] for rank in two])
+
+
+@pytest.mark.parametrize("name", SEVERAL_WITH_FOUR)
+def test_four_processes_step_for_several_losses(four, name):
+    check_several([rank[name] for rank in four])
+
+
+def test_operators_that_draw_give_the_same_step(two):
+    first, second = (rank["drawn_operator"] for rank in two)
+    assert first == second
+
+
+def test_means_of_parts_are_noted(two):
+    for parts, columns in (rank["means_of_parts"] for rank in two):
+        assert [note.partition(", which")[0] for note in parts] == [
+            f"loss {index} depends on {numbers} of the 9 and 5 samples of the process ranks"
+            for index, numbers in enumerate(("4 and 3", "5 and 2"))
+        ]
+        assert columns == []
 
 
 def test_layers_that_differ_go_row_by_row(two):

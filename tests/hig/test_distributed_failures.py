@@ -120,6 +120,14 @@ def other_last_direction(rank):
     return case.raised()
 
 
+def other_sketch(rank):
+    return Case(sketch=1 + rank).raised()
+
+
+def sketch_on_one_rank_only(rank):
+    return Case(sketch=(None, "auto")[rank]).raised()
+
+
 def other_parameters_used(rank):
     case = Case()
 
@@ -148,20 +156,27 @@ def layerwise_on_one_rank_only(rank):
         return type(error).__name__, str(error), True
 
 
-def several_predictions(rank):
-    case = Case()
-    case.optimizer = hig.MultiHIG(case.model.parameters())
-    refused = case.raised(lambda: [case.closure()])
-    case.optimizer = hig.MultiHIG(case.model.parameters(), process_group=None)
-    return refused, case.raised(lambda: [case.closure()])
+def several_losses(rank):
+    """Another number of them, other operators, and one that cannot be combined; then steps."""
+    case, parameters = Case(), lambda: case.model.parameters()
+
+    def raises(matrix):
+        if rank == 1:
+            raise KeyError("no weight")
+        return matrix.sum(0)
+
+    case.optimizer = hig.MultiHIG(parameters())
+    found = [case.raised(lambda: [case.closure()] * (1 + rank))]
+    case.optimizer = hig.MultiHIG(parameters(), operator=(added, raises)[rank])
+    found.append(case.raised(lambda: [case.closure(), case.closure()]))
+    case.optimizer = hig.MultiHIG(parameters(), operator=raises)
+    found.append(case.raised(lambda: [case.closure(), case.closure()]))
+    case.optimizer = hig.MultiHIG(parameters(), process_group=None)
+    return found, case.raised(lambda: [case.closure()])
 
 
-def kronecker_factors(rank):
-    case = Case()
-    case.optimizer = hig.KroneckerHIG(case.model.parameters())
-    refused = case.raised()
-    case.optimizer = hig.KroneckerHIG(case.model.parameters(), process_group=None)
-    return refused, case.raised()
+def added(matrix):
+    return matrix.sum(0)
 
 
 def group_of_others(rank):
@@ -176,8 +191,8 @@ def group_of_others(rank):
 FAILURES = {f.__name__: f for f in (
     closure_raises, second_evaluation_raises, nan_in_prediction, nan_in_jacobian, other_weights,
     other_network, other_outputs, other_dtype, other_rate, other_last_direction,
-    other_parameters_used,
-    layerwise_on_one_rank_only, several_predictions, kronecker_factors, group_of_others,
+    other_sketch, sketch_on_one_rank_only, other_parameters_used,
+    layerwise_on_one_rank_only, several_losses, group_of_others,
 )}  # fmt: skip
 
 
@@ -233,6 +248,8 @@ def test_nan_on_one_rank_is_a_non_finite_error_on_all(two, name, guilty, text):
         ("other_dtype", "shapes and dtypes of the parameters"),
         ("other_rate", "learning rates, filter and other settings .* schedulers on all"),
         ("other_last_direction", "learning rates, filter and other settings"),
+        ("other_sketch", "learning rates, filter and other settings"),
+        ("sketch_on_one_rank_only", "learning rates, filter and other settings"),
         ("other_parameters_used", "the Jacobian's columns .* same network"),
     ],
 )
@@ -249,15 +266,13 @@ def test_an_engine_that_one_rank_refuses_is_refused_by_all(two):
     assert other[1].startswith("on process rank 1: the layerwise engine")
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [("several_predictions", "MultiHIG"), ("kronecker_factors", "KroneckerHIG")],
-)
-def test_what_is_not_shared_steps_in_one_process(two, name, optimizer):
-    for refused, alone in (rank[name] for rank in two):
-        assert refused[0] == "ValueError"
-        expected = f"{optimizer} steps in one process, and torch.distributed has 2"
-        assert refused[1].startswith(expected)
+def test_several_losses_that_differ(two):
+    for rank, ((number, operator, failed), alone) in enumerate(r["several_losses"] for r in two):
+        assert number[0] == operator[0] == "ValueError"
+        assert "the number of losses must be the same" in number[1]
+        assert operator[1].startswith("for loss 0 of 2: the checksum of learning rates")
+        assert failed[0] == ("RankError", "KeyError")[rank] and "no weight" in failed[1]
+        assert number[2] and operator[2] and failed[2]
         assert alone is None
 
 

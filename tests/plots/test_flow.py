@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from plots import flow
-from plots._files import load
+from plots._files import PlotError, load
 
 
 def test_velocity_force_and_profiles(full_run):
@@ -40,6 +40,18 @@ def test_velocity_force_and_profiles(full_run):
         assert 0 < places[0].x0 - places[1].x1 < 0.1 * places[1].width
         assert (places[0].y0, places[0].y1) == pytest.approx((places[1].y0, places[1].y1))
     assert [one.get_xlabel() for one in (velocity, force, profile)] == ["", "time", "position"]
+
+
+def test_a_phase(full_run):
+    files = [load(full_run) for _ in range(2)]
+    example = files[1].results["example"]
+    for name in ("velocity", "uncontrolled_velocity", "target_velocity"):
+        example[name.replace("velocity", "phase")] = example.pop(name)
+    figure = flow.draw(files[1:])
+    assert figure.axes[0].child_axes[0].get_ylabel() == figure.axes[2].get_ylabel() == "phase"
+    np.testing.assert_array_equal(figure.axes[2].lines[0].get_ydata(), example["target_phase"][0])
+    with pytest.raises(PlotError, match="different quantities, phase and velocity; draw"):
+        flow.draw(files)
 
 
 def test_files_side_by_side_share_the_colours(full_run):

@@ -52,7 +52,9 @@ def test_unfit_files(tmp_path):
     with pytest.raises(PlotError, match=r"must be 4 positive numbers, found .*measure again"):
         scaling.draw([file])
     file = measured(tmp_path, axis="colour")
-    with pytest.raises(PlotError, match="grows 'colour', not one of parameters, rows, fields"):
+    with pytest.raises(
+        PlotError, match="grows 'colour', not one of parameters, rows, fields, outputs"
+    ):
         scaling.draw([file])
     file.results.pop("axis")
     with pytest.raises(PlotError, match=r"Give the result files of python -m experiments\.scaling"):

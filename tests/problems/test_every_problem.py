@@ -11,6 +11,7 @@ from problems import (
     Poisson,
     PoissonSource,
     QuantumDipole,
+    ReactionDiffusion,
     SmokeControl,
 )
 from problems.multitask import Toy
@@ -29,6 +30,7 @@ PUBLISHED = {
     Poisson(**SIZES): {"hig": (64, 0.01, 1e-5), "adam": (64, 3e-4, None)},
     PoissonSource(**SIZES): {},
     QuantumDipole(**SIZES): {"hig": (16, 0.5, 1e-5), "adam": (256, 5e-4, None)},
+    ReactionDiffusion(window_steps=1, **SIZES): {},
     SmokeControl(size=8, time_steps=2, **SIZES): {},
 }
 

@@ -16,6 +16,7 @@ from experiments._cli.argument_types import (
     positive_int,
     rcond_argument,
     seed_argument,
+    sketch_argument,
     threads_argument,
 )
 
@@ -30,6 +31,8 @@ MOST_HERE = MOST_THREADS * os.cpu_count()
         (positive_float, "3e-4", 3e-4),
         (rcond_argument, "auto", "auto"),
         (rcond_argument, "0", 0.0),
+        (sketch_argument, "4", 4),
+        (sketch_argument, "auto", "auto"),
         (momentum_argument, "0.9", 0.9),
         (average_argument, "0.8", 0.8),
         (kappa_argument, "-1", -1.0),
@@ -52,6 +55,8 @@ def test_values(kind, text, value):
         (positive_float, "0", "must be positive and finite, got 0; give a number such as 0.5"),
         (positive_float, "nan", "must be positive and finite, got nan"),
         (positive_float, "inf", "must be positive and finite, got inf"),
+        (sketch_argument, "0", "must be at least 1, got 0; give a number such as 4, or auto"),
+        (sketch_argument, "all", "must be a whole number, got 'all'; give a number such as 4"),
         (average_argument, "0", "must be between 0 and 1, got 0; 0.8 averages"),
         (seed_argument, "4294967296", "must be from 0 to 2**32 - 1, got 4294967296"),
         (threads_argument, "0", "must be at least 1, got 0; give a number such as 1"),

@@ -10,6 +10,7 @@ from experiments import (
     benchmark,
     derivatives,
     phases,
+    revisions,
     scaling,
     shared_step,
     step_time,
@@ -35,12 +36,10 @@ def submit_parser(folder, method=None):
 SUBMIT = [("nonlinear_oscillators", method) for method in NonlinearOscillators.settings]
 SUBMIT += [(folder, None) for folder in FOLDERS if folder != "nonlinear_oscillators"]
 (SUBCOMMANDS,) = command._parser()._subparsers._group_actions
+MEASURING = (benchmark, derivatives, phases, revisions, scaling, shared_step, step_time, study)
 PARSERS = {f"{folder} {method or ''}": submit_parser(folder, method) for folder, method in SUBMIT}
 PARSERS |= SUBCOMMANDS.choices
-PARSERS |= {
-    module.__name__: module._parser()
-    for module in (benchmark, derivatives, phases, scaling, shared_step, step_time, study)
-}
+PARSERS |= {module.__name__: module._parser() for module in MEASURING}
 
 
 def takes_any_text(action):
@@ -134,6 +133,7 @@ COMMANDS = {
     "step_time": step_time.main,
     "shared_step": shared_step.main,
     "derivatives": derivatives.main,
+    "revisions": revisions.main,
 }
 LINES = [
     ("hig", "--epochs 0", "--epochs: must be at least 1, got 0; give a number such as 10"),
@@ -175,8 +175,11 @@ LINES = [
     ("scaling", "rows --sizes 8 6", "rows must be a multiple of 4, .* got 6; try 24"),
     ("scaling", "parameters --rows 6", "rows must be a multiple of 4, .* got 6; try 24"),
     ("scaling", "rows --out file", "--out must be a folder"),
+    ("scaling", "outputs --sizes 16 100", "multiple of four, got 100; try 64"),
+    ("revisions", "missing poisson", "holds no package hig: 'missing'; make a checkout by git"),
+    ("revisions", "file poisson", "holds no package hig: 'file'"),
     ("step_time", "x", "invalid choice: 'x'"),
-    ("step_time", "conditioning_toy --methods soap", "has no settings for soap; it has them for"),
+    ("step_time", "conditioning_toy --methods sgd", "has no settings for sgd; it has them for"),
     ("step_time", "conditioning_toy --out file", "--out must be a folder"),
     ("step_time", "conditioning_toy --memory 1e-9 --methods hig --out new", "was measured; give"),
     ("shared_step", "x", "invalid choice: 'x'"),

@@ -1,3 +1,4 @@
+import functools
 import os
 import runpy
 import shlex
@@ -12,7 +13,8 @@ import hig
 from experiments import submit
 from experiments._cli import submit as submit_module
 from experiments._problems import make
-from problems import DataError, NonlinearOscillators
+from problems import DataError, NonlinearOscillators, poisson
+from problems.pinn import Burgers, Schroedinger
 
 ROOT = Path(experiments.__file__).parents[1]
 SCRIPTS = ROOT / "experiments" / "nonlinear_oscillators"
@@ -28,6 +30,7 @@ SMALL = {  # the options of a small run
     "quantum_dipole": ["--batch-size=4", "--train-size=8", "--time-steps=4"],
     "cart_pole": ["--batch-size=4", "--train-size=8", "--time-steps=12"],
     "burgers_control": ["--batch-size=4", "--train-size=8", "--time-steps=4"],
+    "reaction_diffusion": ["--batch-size=4", "--train-size=8", "--window-steps=2"],
     "conditioning_toy": ["--batch-size=4", "--train-size=8"],
     "multitask/toy": ["--start=3"],
     **{
@@ -71,6 +74,17 @@ def test_data_that_cannot_be_read_are_an_error_message(tmp_path, monkeypatch):
     assert stop.value.code == "error: there are no faces; get some"
 
 
+@pytest.fixture(scope="module")
+def quick_data():
+    """Few fields to draw from, and the test data of a problem once for all its methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(poisson, "POOL", 8)
+        for problem in (Burgers, Schroedinger):
+            patch.setattr(problem, "solution", functools.cache(problem.solution))
+        yield
+
+
+@pytest.mark.usefixtures("quick_data")
 @pytest.mark.parametrize("problem", SMALL)
 def test_scripts_of_a_problem(problem, tmp_path, monkeypatch):
     folder = ROOT / "experiments" / problem

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import hig
 from experiments import Options, run
 from experiments._methods import METHODS, MuonAdamW
 from experiments._run import setup
@@ -33,6 +34,11 @@ def test_warm_up_of_100_steps_or_a_hundredth_of_the_run():
     assert all(value > 0 for value in long + short)
 
 
+def test_no_warm_up_of_steps_that_begin_short_by_themselves():
+    assert factor("cosine", 0, 0.0, warms_up=False) == 1
+    assert factor("cosine", 0, 0.5, warms_up=False) == factor("cosine", 5000, 0.5)
+
+
 def test_all_groups_are_set():
     network = torch.nn.Linear(2, 2)
     optimizer = MuonAdamW(list(network.parameters()), lr=0.1)
@@ -60,6 +66,24 @@ def test_a_run_follows_the_schedule(length, tmp_path, monkeypatch):
     assert seen[-1] < 2e-4
 
 
-def test_only_methods_of_first_order_have_a_schedule():
+def test_a_jacobian_run_follows_the_schedule_without_a_warm_up(tmp_path, monkeypatch):
+    seen = []
+    original = hig.HIG.step
+
+    def step(self, closure):
+        seen.append(self.param_groups[0]["lr"])
+        return original(self, closure)
+
+    monkeypatch.setattr(hig.HIG, "step", step)
+    monkeypatch.setattr(setup, "TrainingClock", SteppingClock)
+    settings = replace(TINY.settings["hig"], batch_size=4, schedule="cosine", lr=0.5)
+    run(TINY, "hig", settings, Options(out=tmp_path, quiet=True, time_budget=24.0))
+    assert seen[0] == 0.5
+    assert seen == sorted(seen, reverse=True)
+    assert 0.05 <= seen[-1] < 0.1
+
+
+def test_jacobians_of_several_losses_have_no_schedule():
     assert "schedule" in METHODS["adam"].options
-    assert "schedule" not in METHODS["hig"].options
+    assert "schedule" in METHODS["hig"].options
+    assert "schedule" not in METHODS["multihig"].options

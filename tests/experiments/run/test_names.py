@@ -56,6 +56,12 @@ def test_changed_settings(settings, name, file):
         assert path(PROBLEM, "hig", differences, OPTIONS) == expected
 
 
+def test_a_graft_is_named():
+    settings = PROBLEM.settings["khig"]
+    differences = deviations(PROBLEM, "khig", replace(settings, graft="global"), OPTIONS)
+    assert label("khig", differences) == "Kronecker HIG (graft global)"
+
+
 @pytest.mark.parametrize("name", ["lr", "rcond"])
 def test_numbers_that_differ_anywhere_have_files_of_their_own(name):
     def file(value):

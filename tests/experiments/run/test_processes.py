@@ -58,6 +58,7 @@ def torchrun(script, *arguments, out, count=2):
 METHOD_ARGUMENTS = {
     "hig": ["--lr=0.1", "--step-rule=trust", "--rcond=1e-3", "--save-weights", "--tensorboard"],
     "adam": ["--lr=0.01"],
+    "khig": ["--lr=0.01"],
 }
 
 
@@ -85,14 +86,19 @@ def test_torchrun_gives_the_results_of_one_process(tmp_path):
     assert_results_of_one_process(hig.load_results(path), "hig", tmp_path / "one")
 
 
-def adam_of_several(rank, folder):
-    line = [*SMALL, *METHOD_ARGUMENTS["adam"], "--quiet", f"--out={folder}"]
-    return submit(NonlinearOscillators(), "adam", line)
+def run_of_several(rank, folder, methods):
+    lines = {
+        method: [*SMALL, *METHOD_ARGUMENTS[method], "--quiet", f"--out={folder}"]
+        for method in methods
+    }
+    return [submit(NonlinearOscillators(), method, line) for method, line in lines.items()]
 
 
-def test_a_shared_batch_gives_adam_the_step_of_one_process(tmp_path):
-    first, _ = on_processes(adam_of_several, 2, tmp_path, tmp_path / "two")
-    assert_results_of_one_process(first, "adam", tmp_path / "one")
+def test_a_shared_batch_gives_the_step_of_one_process(tmp_path):
+    methods = ["adam", "khig"]
+    first, _ = on_processes(run_of_several, 2, tmp_path, tmp_path / "two", methods)
+    for method, results in zip(methods, first, strict=True):
+        assert_results_of_one_process(results, method, tmp_path / "one")
 
 
 SHAKEN = Shaken(time_steps=8, dt=0.5, train_size=16, test_size=6)
@@ -195,12 +201,6 @@ def test_several_losses_are_not_shared(method):
     with pytest.raises(ProcessesError, match=r"several losses are not a mean .* without torchrun"):
         of(1, 2).check(Toy(), METHODS[method])
     Processes().check(Toy(), METHODS[method])
-
-
-def test_factored_steps_are_not_shared():
-    with pytest.raises(ProcessesError, match=r"runs in one process, got 2; .* or take hig"):
-        of(1, 2).check(TINY, METHODS["khig"])
-    of(1, 2).check(TINY, METHODS["hig"])
 
 
 def test_without_torchrun_there_is_no_group():

@@ -6,6 +6,7 @@ import torch
 from hig._jacobian import blocks as blocks_module
 from hig._jacobian.blocks import DenseBlock, JointJacobian, add_self_product, sample_chunks
 from hig._jacobian.factored_block import FactoredBlock
+from tests.hig.jacobian.test_factored_block import Given
 from tests.textbook import relative_error
 
 SCRATCH = [1, 100, 1000, blocks_module.SCRATCH_BYTES]
@@ -90,7 +91,7 @@ def joint_of_three(samples=5, outputs=2):
     first = randn(samples * outputs, 3, dtype=torch.float32)
     last = randn(samples * outputs, 4, seed=4)
     deltas, patches = randn(samples, outputs, 1, 1, 2, seed=5), randn(samples, 1, 1, 3, seed=6)
-    factored = FactoredBlock(deltas, lambda chosen: patches[chosen], 3, bias=True)
+    factored = FactoredBlock(deltas, Given(patches), 3, bias=True)
     inner = torch.einsum("bdo,bi->bdoi", deltas[:, :, 0, 0], patches[:, 0, 0]).flatten(2)
     inner = torch.cat([inner, deltas[:, :, 0, 0]], dim=2).flatten(0, 1)
     blocks = [DenseBlock(first, outputs), factored, DenseBlock(last, outputs)]

@@ -82,6 +82,18 @@ def assert_factors(use, output, samples=SAMPLES):
             assert relative_error(deltas[:, d].sum((0, 2)).flatten(), total) < 1e-13
     for chosen in [slice(0, 1), slice(1, samples)]:
         assert torch.equal(use.patches(samples, chosen), patches[chosen])
+        for most in (1, 3, 4, 1000):
+            pieces = list(use.patch_pieces(samples, chosen, most))
+            assert torch.equal(torch.cat(pieces, 2), patches[chosen])
+            assert len(pieces) == 1 if most == 1000 else len(pieces) <= patches.shape[2]
+
+
+def test_pieces_are_small_and_of_double_precision():
+    layer, field = nn.Conv2d(2, 3, 3, padding=1), torch.randn(SAMPLES, 2, 8, 5)
+    _, (use,) = watch(lambda: layer(field), *layer.parameters())
+    pieces = list(use.patch_pieces(SAMPLES, slice(1, 3), 11))
+    assert [piece.shape for piece in pieces] == 4 * [(2, 1, 10, 18)]  # two of the eight lines each
+    assert {piece.dtype for piece in pieces} == {torch.float64}
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -14,6 +14,7 @@ from torch.func import jacrev, vmap
 
 import hig
 from hig._jacobian.exactness import FIRST
+from hig._step.linearisation import Lineariser
 from tests.textbook import flat, relative_error, textbook_jacobian, textbook_power
 
 
@@ -305,6 +306,29 @@ def test_the_tolerance_of_a_solver_is_no_coupling(dtype):
     assert optimizer._lineariser.memory.optimistic
     optimizer.step(lambda: closure(coupling=1e3 * tolerance))
     assert optimizer.report.engine == "rows"
+
+
+def test_rounding_is_looked_at_without_a_second_jacobian(monkeypatch):
+    """Factors that have been used stay, if two more backward passes show that it is rounding."""
+    network, _, _ = scaled(Plain, "none")
+    optimizer = hig.HIG(network.parameters(), lr=1e-3, rcond=1e-2)
+    inputs, tolerance = torch.randn(6, 5, dtype=torch.float64), 1e3 * torch.finfo(torch.double).eps
+
+    def closure(coupling=0.0):
+        p = network(inputs)
+        prediction = Solver.apply(p + coupling * p.roll(1, 0), tolerance)
+        return prediction.square().sum(1).mean(), prediction
+
+    with monkeypatch.context() as patched:
+        patched.delattr(Lineariser, "assemble_checked")
+        for _ in range(FIRST):
+            optimizer.step(closure)
+            assert optimizer.report.engine == "layerwise"
+    looks = optimizer._lineariser.memory.looks
+    assert 0 < looks < FIRST
+    optimizer.step(lambda: closure(coupling=1e3 * tolerance))
+    assert optimizer.report.engine == "rows"
+    assert optimizer._lineariser.memory.looks == looks
 
 
 class Passes:

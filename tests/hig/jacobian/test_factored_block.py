@@ -33,13 +33,32 @@ def randn(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+class Given:
+    """Patches that are given as they are, (B, groups, U, in)."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __call__(self, samples):
+        return self.values[samples]
+
+    def pieces(self, samples, most):
+        chosen = self.values[samples].double()
+        for start in range(0, chosen.shape[2], most):
+            piece = chosen[:, :, start : start + most]
+            yield slice(start, start + piece.shape[2]), piece
+
+    def squares(self, samples):
+        return self.values[samples].double().square().sum(-1)
+
+
 def factored(size, kind, dtype=torch.float64):
     """A block and its columns in float64, written out use by use."""
     samples, outputs, groups, uses, fan_in, fan_out = SIZES[size]
     with_weight, with_bias = KINDS[kind]
     deltas = randn(samples, outputs, groups, uses, fan_out, dtype=dtype)
     inputs = randn(samples, groups, uses, fan_in, dtype=dtype, seed=1)
-    patches = (lambda chosen: inputs[chosen]) if with_weight else None
+    patches = Given(inputs) if with_weight else None
     rows = []
     for b in range(samples):
         for d in range(outputs):
@@ -67,9 +86,10 @@ def branch(request, monkeypatch):
 
 @pytest.fixture(params=[1, 500, 64 * 2**20])
 def scratch(request, monkeypatch):
-    """Scratch sizes at which the loops over samples, channels and groups have many turns."""
-    monkeypatch.setattr(blocks_module, "SCRATCH_BYTES", request.param)
-    monkeypatch.setattr(factored_block_module, "SCRATCH_BYTES", request.param)  # imported by value
+    """Scratch sizes at which the loops over samples, uses, channels and groups have many turns."""
+    for module in (blocks_module, factored_block_module):  # imported by value
+        monkeypatch.setattr(module, "SCRATCH_BYTES", request.param)
+        monkeypatch.setattr(module, "COPY_BYTES", request.param)
     return request.param
 
 
@@ -119,7 +139,7 @@ def test_factors_may_differ_in_dtype():
 def test_the_branch_is_chosen_by_cost():
     def chosen(samples, outputs, uses, fan_in, fan_out):
         deltas = torch.empty(samples, outputs, 1, uses, fan_out)
-        return FactoredBlock(deltas, lambda _: None, fan_in, False)._cross_terms_are_cheaper()
+        return FactoredBlock(deltas, Given(None), fan_in, False)._cross_terms_are_cheaper()
 
     assert chosen(16, 4, 1, 50, 50)  # a plain layer: Khatri-Rao
     assert not chosen(16, 4, 100, 5, 5)  # a small kernel at many positions
@@ -131,7 +151,7 @@ def test_float32_factors_keep_small_singular_values(route):
     """Of an ill-conditioned layer: forming its rows in float32 would cost three digits."""
     deltas = (randn(100, 2, 1, 1, 5) * torch.logspace(0, -2, 5)).float()
     inputs = (randn(100, 1, 1, 6, seed=1) * torch.logspace(0, -4, 6)).float()
-    block = FactoredBlock(deltas, lambda chosen: inputs[chosen], 6, bias=True)
+    block = FactoredBlock(deltas, Given(inputs), 6, bias=True)
     exact = torch.einsum("bdo,bi->bdoi", deltas[:, :, 0, 0].double(), inputs[:, 0, 0].double())
     exact = torch.cat([exact.flatten(2), deltas[:, :, 0, 0].double()], dim=2).flatten(0, 1)
     values = torch.linalg.svdvals(exact)
@@ -169,7 +189,7 @@ def test_the_columns_are_never_held(monkeypatch, kind, uses, groups, fan):
     with_weight, with_bias = KINDS[kind]
     deltas = randn(samples, outputs, groups, uses, fan, dtype=torch.float32)
     inputs = randn(samples, groups, uses, fan, dtype=torch.float32)
-    patches = (lambda chosen: inputs[chosen]) if with_weight else None
+    patches = Given(inputs) if with_weight else None
     block = FactoredBlock(deltas, patches, fan, with_bias)
     n = samples * outputs
     weights, direction = randn(n), randn(block.columns)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import hig
-from hig._kronecker.fallback_reasons import parameter_names
+from hig._kronecker.fallback_reasons import Explanation, parameter_names
 from tests.hig.networks import MIXED, build, least_squares
 
 X = torch.linspace(-1, 1, 32).reshape(8, 4)
@@ -289,3 +289,14 @@ def test_what_a_first_step_cannot_show_is_found_later():
     nn.init.zeros_(network[2].weight)
     optimizer, _ = stepped(network, lambda n: derivative(n, values=True), steps=5)
     assert any("0.weight" in remark for remark in optimizer.report.remarks)
+
+
+def test_reasons_of_another_process_are_taken():
+    own, other = (Explanation(reasons={0: text}, remarks=[]) for text in ("one", "two"))
+    parameter = nn.Parameter(torch.zeros(2))
+    groups = [{"params": [parameter], "param_names": ["a"]}]
+    assert own.of([parameter], groups) == {"a": "one"}
+    own.take_text(own.as_text())
+    assert own.of([parameter], groups) == {"a": "one"}
+    own.take_text(other.as_text())
+    assert own.of([parameter], groups) == {"a": "two"}

@@ -316,3 +316,10 @@ def test_images_one_by_one(module):
         steps.append(step_of(optimizer, squares_of(predict)))
         assert (optimizer.report.layers, optimizer.report.others) == (2, 0)
     assert relative_error(*steps) < 1e-8
+
+
+def test_a_part_of_a_batch_has_the_signs_of_its_samples():
+    whole = random_probe(torch.zeros(7, 2, 3, **DOUBLE), 5, None)
+    assert whole.abs().eq(1).all() and len(set(whole.flatten().tolist())) == 2
+    part = random_probe(torch.zeros(3, 2, 3, **DOUBLE), 5, None, (2, 7))
+    assert torch.equal(part, whole[2:5])

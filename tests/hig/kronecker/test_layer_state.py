@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import hig
+from hig._kronecker.layer_state import outline
 from tests.hig.networks import build, least_squares
 
 HALF = [torch.float16, torch.bfloat16]
@@ -134,3 +135,8 @@ def test_states_that_do_not_fit_change_nothing(make, error, text):
         for name, value in state.items():
             now = after["state"][key][name]
             assert torch.equal(now, value) if torch.is_tensor(value) else now == value
+
+
+def test_an_outline_has_counts_and_shapes():
+    state = {"step": 3, "exp_avg": torch.ones(2, 3)}
+    assert outline(state) == [("exp_avg", (2, 3)), ("step", 3)]

@@ -3,11 +3,13 @@
 import torch
 
 from hig import KroneckerReport
+from hig._torch.ranks import Communication
 
 
-def report(graft, probed=False, refreshed=False):
+def report(graft, probed=False, refreshed=False, **others):
     seconds = {"forward": 0.002}
-    return str(KroneckerReport(torch.tensor(0.5), 2, 1, 1.5, graft, probed, refreshed, seconds))
+    loss = torch.tensor(0.5)
+    return str(KroneckerReport(loss, 2, 1, 1.5, graft, probed, refreshed, seconds, **others))
 
 
 def test_text():
@@ -19,6 +21,8 @@ def test_text():
     assert "grafted" not in report([])
     assert "factors updated;" in report([1.0], probed=True)
     assert "factors updated, powers refreshed;" in report([1.0], probed=True, refreshed=True)
+    exchanged = report([1.0], communication=Communication(2, 7, 1000, 0.004))
+    assert exchanged.endswith("ms: forward 2.0; 2 processes: 7 exchanges, 0.001 MB, 4.0 ms")
 
 
 def test_what_is_left_to_adam_is_grouped_by_reason():

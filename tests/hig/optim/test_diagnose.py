@@ -10,6 +10,7 @@ from torch import nn
 import hig
 from hig._spectral.filters import noise_level
 from hig._torch.random_state import RandomState
+from tests.hig.networks import build, least_squares
 from tests.textbook import relative_error, textbook_jacobian
 
 
@@ -187,3 +188,15 @@ def test_generators_of_numpy_and_python_are_left_as_they_were(draw):
     diagnosis = hig.diagnose(network.parameters(), drawing)
     assert len(set(seen)) == 1 and not diagnosis.notes
     assert before.replay(draw) == draw() == seen[0]
+
+
+def test_a_sketch_has_fewer_rows_and_the_loss_of_all_outputs():
+    network, inputs = build("mlp")
+    closure = least_squares(network, inputs)
+    outputs = closure()[1].shape[1]
+    diagnosis = hig.diagnose(network.parameters(), closure, sketch=1)
+    assert (diagnosis.rows, diagnosis.fewer_rows) == (len(inputs), (len(inputs), 1, outputs, False))
+    assert f"({len(inputs)} samples x 1 of {outputs} outputs)" in str(diagnosis)
+    # The model has the curvature of all of them.
+    for direction in diagnosis.directions:
+        assert direction.achieved[0] == pytest.approx(direction.predicted[0], rel=0.02)

@@ -52,7 +52,7 @@ class Linear:
 
     def __init__(self, jacobian, gradient, clock, loss):
         self.jacobian, self.clock = jacobian, clock
-        self.objective = SimpleNamespace(flat_gradient=gradient)
+        self.objective = SimpleNamespace(flat_gradient=gradient, split=None)
         self.loss = torch.tensor(loss, dtype=torch.float64)
 
     def step(self, filter, gradient=None):

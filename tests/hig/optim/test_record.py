@@ -85,3 +85,19 @@ def test_a_parameter_given_twice_counts_once():
         loss, prediction = closure()
     record.backward(loss, prediction, filter=hig.HalfInverse())
     assert torch.equal(flat(p.grad for p in network.parameters()), expected)
+
+
+def test_a_sketch_draws_its_seed():
+    network, inputs = build("mlp")
+    closure, options = least_squares(network, inputs), {"filter": hig.HalfInverse(rcond=1e-4)}
+    outputs = closure()[1].shape[1]
+    found = []
+    for seed, sketch in ((0, 1), (0, 1), (1, 1), (0, outputs), (0, None)):
+        network.zero_grad()
+        torch.manual_seed(seed)
+        report = recorded(network, closure, sketch=sketch, **options).report
+        found.append(flat(p.grad for p in network.parameters()).clone())
+        assert report.rows == len(inputs) * (sketch or outputs)
+    # One direction is along the gradient, whatever is drawn.
+    assert torch.equal(found[0], found[1]) and relative_error(found[0], found[2]) < 1e-12
+    assert torch.equal(found[3], found[4]) and not torch.equal(found[0], found[4])

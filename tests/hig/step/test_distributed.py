@@ -6,7 +6,7 @@ import torch
 import hig
 from hig._jacobian.capture import Capture
 from hig._spectral.filters import Damped, HalfInverse
-from hig._step.distributed import digest_of_filter, whole_batch
+from hig._step.distributed import agreed_split, digest_of_filter, whole_batch
 from hig._step.objective import StepContext, objective_of
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import Ranks
@@ -38,7 +38,7 @@ def objective_at(network, inputs, target, reduction, ranks=None):
         prediction = network(inputs)
     loss = loss_of(prediction, target, reduction)
     step = StepContext(parameters, [1.0], [None] * len(parameters), ranks, PhaseClock())
-    return objective_of(loss, prediction, capture.uses, step, curvature=True)
+    return objective_of(loss, prediction, capture.captured, step, curvature=True)
 
 
 def on_all(samples, reduction, settings=lambda rank: 7, change=lambda rank, network: None):
@@ -56,7 +56,9 @@ def on_all(samples, reduction, settings=lambda rank: 7, change=lambda rank, netw
         start = sum(samples[:rank])
         chosen = slice(start, start + samples[rank])
         objective = objective_at(networks[rank], inputs[chosen], target[chosen], reduction, ranks)
-        return whole_batch(objective, ranks, reduction, settings(rank))
+        forward = objective.forward
+        agreed = agreed_split(forward.prediction, forward.parameters, ranks, settings(rank))
+        return whole_batch(objective, agreed, reduction)
 
     return together(samples, 3, local), expected
 

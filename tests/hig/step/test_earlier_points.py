@@ -1,6 +1,7 @@
 """Earlier parameters in the steps of the trust rule: the last point and the safe one."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -11,83 +12,7 @@ from torch import nn
 import hig
 from hig._step.earlier_points import EarlierPoints, Point
 from tests.hig.networks import build, least_squares
-from tests.textbook import flat
-
-RETURN = "back to the parameters before them"
-KINDS = {
-    "hig": lambda p: hig.HIG(p, step_rule="trust"),
-    "hig momentum": lambda p: hig.HIG(p, step_rule="trust", momentum=0.5),
-    "gn": lambda p: hig.GaussNewton(p, step_rule="trust", rcond=1e-3),
-    "gn projected": lambda p: hig.GaussNewton(
-        p, step_rule="trust", rcond=1e-3, momentum=0.5, momentum_kind="projected"
-    ),
-    "lm": lambda p: hig.LevenbergMarquardt(p, step_rule="trust"),
-    "lm momentum": lambda p: hig.LevenbergMarquardt(p, step_rule="trust", momentum=0.5),
-    # Products need the graph at the present parameters, which a look elsewhere ends.
-    "gn lanczos": lambda p: hig.GaussNewton(
-        p, step_rule="trust", rcond=1e-3, method="lanczos", engine="rows"
-    ),
-    "multi": lambda p: hig.MultiHIG(p, step_rule="trust"),
-}
-EACH = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-MULTI = hig.MultiHIG
-
-
-def move(network, place):
-    """Set the parameters to copies of a vector."""
-    nn.utils.vector_to_parameters(place.clone(), network.parameters())
-
-
-class Run:
-    """A network that is trained on batches whose target may be its own output elsewhere."""
-
-    def __init__(self, make, dtype=torch.float64):
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).to(dtype)
-        self.optimizer = make(self.network.parameters())
-
-    def closure(self, number, target=None, calls=None):
-        """Batch of a number; the target is a constant, or that of other parameters."""
-        generator = torch.Generator().manual_seed(number)
-        dtype = next(self.network.parameters()).dtype
-        inputs = torch.randn(5, 4, generator=generator, dtype=torch.float64).to(dtype)
-        wanted = torch.ones((), dtype=dtype)
-        if target is not None:
-            other = copy.deepcopy(self.network)
-            move(other, target)
-            wanted = other(inputs).detach()
-
-        def closure():
-            if calls is not None:
-                calls()
-            prediction = self.network(inputs)
-            loss = (prediction - wanted).square().sum()
-            pair = loss, prediction
-            return [pair] if isinstance(self.optimizer, MULTI) else pair
-
-        return closure
-
-    def step(self, number, target=None, calls=None):
-        """Take a step; return whether it went back to the safe point."""
-        self.optimizer.step(self.closure(number, target, calls))
-        return any(RETURN in note for note in self.optimizer.report.notes)
-
-    def warm(self, steps=6):
-        """Take some steps; return the parameters before the last that are the safe point."""
-        for number in range(steps):
-            self.step(number)
-        return self.point(Point.SAFE)
-
-    def point(self, point):
-        states = [self.optimizer.state.get(p, {}) for p in self.network.parameters()]
-        return None if any(point not in s for s in states) else flat(s[point] for s in states)
-
-    def at(self):
-        return flat(self.network.parameters()).clone()
-
-    def stored(self):
-        """Everything that is kept per parameter."""
-        return [dict(self.optimizer.state.get(p, {})) for p in self.network.parameters()]
+from tests.hig.step.earlier_runs import EACH, KINDS, MULTI, Run, move, warm
 
 
 def equal(first, second):
@@ -101,8 +26,7 @@ def equal(first, second):
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_batch_that_was_much_better_there_leads_back_exactly(make, dtype):
-    run = Run(make, dtype)
-    safe = run.warm()
+    run, safe = warm(make, dtype)
     before, rule = run.at(), run.optimizer.state["step_rule"]
     assert not torch.equal(safe, before)
     ceiling = rule["ceiling"]
@@ -127,8 +51,7 @@ def test_a_little_better_is_not_enough(make):
     """The loss must be a third higher than there: a quarter of the higher one."""
     losses = {}
     for share in (0.6, 0.9):
-        run = Run(make)
-        safe = run.warm()
+        run, safe = warm(make)
         present = run.at()
         # Between the two points, nearer to the safe one by little or much.
         target = present + share * (safe - present)
@@ -186,8 +109,7 @@ def test_an_interruption_at_any_evaluation_changes_nothing(make, returns, error)
     """Also while the loss is evaluated at the safe point."""
     interrupted = 0
     for last in range(1, 12):
-        run = Run(make)
-        safe = run.warm()
+        run, safe = warm(make)
         parameters, stored = run.at(), copy.deepcopy(run.stored())
         countdown = iter(range(last, -1, -1))
 
@@ -209,36 +131,41 @@ def test_an_interruption_at_any_evaluation_changes_nothing(make, returns, error)
     assert interrupted >= (2 if returns else 3)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 7, 8, 16])
+def train(run, numbers):
+    """Some batches lead back."""
+    for number in numbers:
+        safe = run.point(Point.SAFE)
+        target = safe if number in (7, 15) and safe is not None else None
+        run.step(number, target=target)
+
+
+SAVED = [0, 1, 7, 8, 16]  # just before, at and after a return
+
+
+@functools.cache
+def saved_on_the_way(make):
+    """A run of twenty steps, and by number of steps: its states, a copy, and a pickle."""
+    run, saved = Run(make), {}
+    for steps in range(20):
+        if steps in SAVED:
+            file = io.BytesIO()
+            torch.save([run.network.state_dict(), run.optimizer.state_dict()], file)
+            saved[steps] = file.getvalue(), run.copy(), pickle.dumps((run.network, run.optimizer))
+        train(run, [steps])
+    return run, saved
+
+
+@pytest.mark.parametrize("steps", SAVED)
 @EACH
 def test_a_run_resumes_to_the_last_bit_from_any_step(make, steps):
-    """Some batches lead back: saved just before, at and after that."""
-
-    def train(run, numbers):
-        for number in numbers:
-            safe = run.point(Point.SAFE)
-            target = safe if number in (7, 15) and safe is not None else None
-            run.step(number, target=target)
-
-    run = Run(make)
-    train(run, range(steps))
-    loaded = Run(make)
-    file = io.BytesIO()
-    torch.save([run.network.state_dict(), run.optimizer.state_dict()], file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
+    run, saved = saved_on_the_way(make)
+    states, copied, pickled = saved[steps]
+    loaded, unpickled = Run(make), Run(make)
+    weights, state = torch.load(io.BytesIO(states), weights_only=True)
     loaded.network.load_state_dict(weights)
     loaded.optimizer.load_state_dict(state)
-    twins = [loaded]
-    for pair in (
-        copy.deepcopy((run.network, run.optimizer)),
-        pickle.loads(pickle.dumps((run.network, run.optimizer))),
-    ):
-        twin = Run(make)
-        twin.network, twin.optimizer = pair
-        twins.append(twin)
-    train(run, range(steps, 20))
-    for twin in twins:
+    unpickled.network, unpickled.optimizer = pickle.loads(pickled)
+    for twin in (loaded, copied.copy(), unpickled):
         train(twin, range(steps, 20))
         assert torch.equal(twin.at(), run.at())
         assert equal(twin.stored(), run.stored())
@@ -247,8 +174,7 @@ def test_a_run_resumes_to_the_last_bit_from_any_step(make, steps):
 
 
 def test_points_that_were_given_out_do_not_change():
-    run = Run(KINDS["hig"])
-    run.warm()
+    run, _ = warm(KINDS["hig"])
     given = dict(run.optimizer.state_dict()["state"][0])
     kept = copy.deepcopy(given)
     for number in range(10, 20):
@@ -258,8 +184,7 @@ def test_points_that_were_given_out_do_not_change():
 
 @pytest.mark.parametrize("point", Point)
 def test_points_of_another_network_are_refused(point):
-    run, other = Run(KINDS["hig"]), Run(KINDS["hig"])
-    run.warm()
+    (run, _), other = warm(KINDS["hig"]), Run(KINDS["hig"])
     state = copy.deepcopy(run.optimizer.state_dict())
     state["state"][2][point.value] = torch.zeros(7, 7)
     before = copy.deepcopy(other.optimizer.state_dict())
@@ -271,8 +196,7 @@ def test_points_of_another_network_are_refused(point):
 @EACH
 def test_a_parameter_that_joins_has_no_earlier_values(make):
     """A point that is not known for all of them is not used."""
-    run = Run(make)
-    run.warm()
+    run, _ = warm(make)
     # As part of the prediction, so that it belongs to the joint Jacobian.
     scale = nn.Parameter(torch.ones(2, dtype=torch.float64))
     run.optimizer.add_param_group({"params": [scale]})
@@ -288,8 +212,7 @@ def test_a_parameter_that_joins_has_no_earlier_values(make):
 @EACH
 def test_what_thaws_has_no_earlier_values(make):
     """Points of other steps than those of the rest would be one that never was."""
-    run = Run(make)
-    run.warm()
+    run, _ = warm(make)
     frozen = list(run.network[0].parameters())
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -30,7 +30,7 @@ def linearised(name, filter, engine="auto", method="auto", wrap=lambda predictio
         loss, prediction = closure()
     names = [name for name, _ in network.named_parameters()]
     step = StepContext(parameters, [1.0] * len(parameters), names, None, PhaseClock())
-    objective = objective_of(loss, prediction, capture.uses, step, curvature=True)
+    objective = objective_of(loss, prediction, capture.captured, step, curvature=True)
     lineariser = Lineariser(engine, method, None)
     found = lineariser.linearise(objective, filter, step.clock)
     return found, textbook_jacobian(prediction, parameters), closure
@@ -131,7 +131,7 @@ def test_the_rounding_covers_that_of_a_float32_loss_near_an_exact_fit(residuals)
     with Capture(parameters) as capture:
         loss, prediction = closure()
     step = StepContext(parameters, [1.0] * 6, [None] * 6, None, PhaseClock())
-    objective = objective_of(loss, prediction, capture.uses, step, curvature=True)
+    objective = objective_of(loss, prediction, capture.captured, step, curvature=True)
     found = Lineariser("auto", "auto", None).linearise(objective, Damped(1.0), step.clock)
     found.step(Damped(1.0))
     rounding = found.rounding()
@@ -155,7 +155,8 @@ def test_a_step_makes_the_host_wait_once(name):
     optimizer.step(closure)
     with Transfers() as transfers:
         optimizer.step(closure)
-    assert transfers.count == 1
+    # Whether the rows of controls replace those of the outputs decides what is computed next.
+    assert transfers.count == 1 + (optimizer.report.fewer_rows is not None)
 
 
 def test_a_cut_off_below_what_the_route_resolves_is_raised_and_said():

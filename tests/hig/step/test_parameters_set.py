@@ -7,7 +7,7 @@ import torch
 
 import hig
 from hig._step.earlier_points import Point
-from tests.hig.step.test_earlier_points import EACH, KINDS, Run, move
+from tests.hig.step.earlier_runs import EACH, KINDS, Run, move, warm
 
 BEGINS_AGAIN = "the step rule begins again from them"
 
@@ -20,8 +20,7 @@ def notes_after(run, number, **step):
 @EACH
 def test_parameters_that_were_set_are_not_put_back(make):
     """Loaded or initialised again, and then trained on with the same optimiser."""
-    run = Run(make)
-    safe = run.warm(12)
+    run, safe = warm(make, steps=12)
     start = safe + 3 * torch.randn_like(safe)
     move(run.network, start)
     assert any(BEGINS_AGAIN in note for note in notes_after(run, 100, target=safe))
@@ -34,8 +33,7 @@ def test_parameters_that_were_set_are_not_put_back(make):
 def test_a_higher_loss_at_set_parameters_is_a_new_run_and_a_lower_one_goes_on():
     bounds = []
     for length in (3.0, 0.03):
-        run = Run(KINDS["hig"])
-        run.warm(30)
+        run, _ = warm(KINDS["hig"], steps=30)
         rule = run.optimizer.state["step_rule"]
         before = rule["fraction"], rule["ceiling"]
         assert before[0] > 0.5
@@ -70,8 +68,7 @@ def test_what_is_done_to_the_parameters_after_every_step_is_part_of_the_training
 
 
 def test_a_loss_that_is_not_finite_at_set_parameters_is_an_error():
-    run = Run(KINDS["hig"])
-    run.warm()
+    run, _ = warm(KINDS["hig"])
     move(run.network, torch.full_like(run.at(), 1e200))
     with pytest.raises(hig.NonFiniteError):
         run.step(100)
@@ -79,8 +76,7 @@ def test_a_loss_that_is_not_finite_at_set_parameters_is_an_error():
 
 
 def test_a_resumed_run_sees_that_its_parameters_were_set():
-    run, resumed = Run(KINDS["lm"]), Run(KINDS["lm"])
-    run.warm()
+    (run, _), resumed = warm(KINDS["lm"]), Run(KINDS["lm"])
     move(resumed.network, run.at())
     resumed.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict()))
     assert not any(BEGINS_AGAIN in note for note in notes_after(resumed, 10))

@@ -8,6 +8,7 @@ import torch
 
 import hig
 from hig._step.reports import StepReport
+from hig._step.row_map import FewerRows
 from hig._torch.ranks import Communication
 from tests.hig.networks import build, least_squares
 from tests.textbook import textbook_jacobian
@@ -94,12 +95,35 @@ def test_the_smaller_side_bounds_the_rank():
         ({"rcond": 0.0}, False),
         ({"route": "lanczos"}, False),
         ({"rcond": 1e-9}, False),  # keeps all
+        ({"seconds": {"jacobian": 9.0, "decomposition": 1.0}}, False),
     ],
 )
 def test_few_values_of_many_are_a_case_for_products_alone(changes, expected):
     values = torch.cat([torch.ones(128), torch.full((896,), 1e-3)]).double()
     large = {"rows": 1024, "columns": 2000, "rcond": 1e-2, "spectrum": lambda: values}
+    large |= {"seconds": {"jacobian": 1.0, "decomposition": 9.0}}
     assert ("method='lanczos' finds them faster" in str(report(**(large | changes)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"rcond": 0.0}, True),
+        ({"samples": 0}, False),
+        ({"samples": 512}, False),  # three outputs each
+        ({"rows": 512, "samples": 64}, False),
+        ({"seconds": {"forward": 9.0, "jacobian": 1.0}}, False),
+        ({"seconds": {}}, False),
+        ({"fewer_rows": FewerRows(128, 12, 30, True)}, False),
+    ],
+)
+def test_time_that_goes_into_many_outputs_is_a_case_for_a_sketch(changes, expected):
+    large = {"rows": 1536, "columns": 2000, "samples": 128, "rcond": 1e-2}
+    large |= {"seconds": {"forward": 1.0, "jacobian": 9.0}}
+    large |= {"spectrum": lambda: torch.ones(1536).double()}
+    text = str(report(**(large | changes)))
+    assert ("went into 12 rows of each sample: sketch='auto' takes few" in text) == expected
 
 
 @pytest.mark.parametrize(

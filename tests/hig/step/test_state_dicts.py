@@ -1,6 +1,7 @@
 """States of optimisers: refused where they are another's, and shared with nobody."""
 
 import copy
+import functools
 import io
 import pickle
 
@@ -39,6 +40,16 @@ def stepped(make, steps=2):
     return optimizer
 
 
+@functools.cache
+def _stepped_once(name, steps):
+    return stepped((MAKE | OTHERS)[name], steps)
+
+
+def stepped_copy(name, steps=2):
+    """Return a copy of one that has taken the steps: for tests that ask for many pairs."""
+    return copy.deepcopy(_stepped_once(name, steps))
+
+
 def tensors_in(value):
     if isinstance(value, torch.Tensor):
         yield value
@@ -53,8 +64,8 @@ def tensors_in(value):
 def test_the_state_of_another_is_refused(name, other, steps):
     if name == other:
         return
-    optimizer = stepped(MAKE[name])
-    state = stepped((MAKE | OTHERS)[other], steps).state_dict()
+    optimizer = stepped_copy(name)
+    state = stepped_copy(other, steps).state_dict()
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ValueError, match="another"):
         optimizer.load_state_dict(state)

@@ -35,6 +35,7 @@ def test_alone(group):
     assert ranks.every(tensor)[0] is tensor
     assert ranks.total(tensor) is tensor and ranks.first(tensor) is tensor
     assert ranks.sum_of(0.5) == 0.5
+    assert ranks.first_text("any") == "any"
     with pytest.raises(KeyError), ranks.agreement():
         raise KeyError
     assert ranks.communication == Communication(1)
@@ -79,6 +80,18 @@ def test_facts_that_differ():
         ValueError, match=r"^b must be the same on all process ranks, got 4 on rank 0, 5 "
     ):
         ranks.agree_on({"a": (3, "?"), "b": (4, "make it so")})
+
+
+def test_a_text_of_the_first_process():
+    class Second(Two):
+        def every(self, tensor):
+            return super().every(tensor)[::-1]
+
+        def first(self, tensor):
+            return self._answers.pop(0)[: len(tensor)]
+
+    assert Second(torch.tensor([6]), text("größe"[:4])).first_text("a longer one") == "größ"
+    assert Second(torch.tensor([0])).first_text("some") == ""
 
 
 def test_what_is_no_process_group():

@@ -1,0 +1,1 @@
+"""Training runs on the control of a reaction with diffusion."""

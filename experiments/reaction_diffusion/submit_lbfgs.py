@@ -1,0 +1,7 @@
+"""Train the control of a reaction with diffusion with L-BFGS."""
+
+from experiments import submit
+from problems import ReactionDiffusion
+
+if __name__ == "__main__":
+    submit(ReactionDiffusion(), "lbfgs")

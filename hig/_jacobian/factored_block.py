@@ -316,7 +316,7 @@ class FactoredBlock:
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def _pieces(self, samples: slice) -> Iterable[tuple[slice, Tensor]]:
-        """Return some uses at a time, with their patches in float64; without a weight no patches."""
+        """Return some uses at a time, with their patches in float64, none without a weight."""
         if self.uses == 1 and self.patches:  # of most layers, in the shortest way
             return ((slice(None), self._patches(samples)),)
         return self._several_pieces(samples)

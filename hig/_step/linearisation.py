@@ -25,9 +25,6 @@ from hig._torch.host import PhaseClock
 
 __all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
 
-# Cut-off of sketches with rcond="auto": their small singular values are those of chance.
-_LEAST_CUT_OF_SKETCHES = 1e-3
-
 
 class QuadraticModel(NamedTuple):
     """Quadratic model of the loss along a change v of the outputs.
@@ -94,8 +91,8 @@ class Linearisation:
         tensors = (forward.prediction, *forward.parameters)  # of mixed ones the coarsest counts
         dtype = max((t.dtype for t in tensors), key=lambda dtype: torch.finfo(dtype).eps)
         some = isinstance(self.decomposition, Krylov)
-        least = _LEAST_CUT_OF_SKETCHES if self.objective.sketched else 0.0
-        return filter.resolved(None if some else self.decomposition.singular_values, dtype, least)
+        values = None if some else self.decomposition.singular_values
+        return filter.resolved(values, dtype, self.objective.least_cut)
 
     def largest(self, filter: SpectralFilter, exact: bool = False) -> float:
         """Return the square of the largest singular value.

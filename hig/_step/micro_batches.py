@@ -115,6 +115,7 @@ def joined(
         flat_gradient=flat,
         checks=DeferredChecks(),
         row_map=_joined_map(objectives),
+        least_cut=max(objective.least_cut for objective in objectives),
         parts=objectives,
     )
     columns = [parameter.numel() for parameter in parameters]

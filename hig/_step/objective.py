@@ -49,6 +49,7 @@ class Objective:
         row_map: the outputs of the closure, if ``forward`` and ``gradient`` have other rows in
             their place.
         parts: the objectives of micro-batches, whose outputs these are, one after the other.
+        least_cut: smallest cut-off that ``rcond="auto"`` may choose.
     """
 
     forward: ForwardPass
@@ -60,6 +61,7 @@ class Objective:
     weight: float = 1.0
     row_map: RowMap | None = None
     parts: Sequence["Objective"] = ()
+    least_cut: float = 0.0
 
     @property
     def closure_prediction(self) -> Tensor:

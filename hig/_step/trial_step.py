@@ -200,6 +200,20 @@ class Trial:
         best = self.slope / self.curvature if self.curvature > 0 else self.lr
         return self.predicted_gain(best) > self.unseen
 
+    def gain_ratio_at(self, step_size: float) -> float:
+        """Return the gain ratio at another step size, by the curvature that this one has shown.
+
+        NaN if that is lost in rounding, or if the model predicts no gain there.
+        """
+        if step_size == self.step_size:
+            return self.gain_ratio()
+        achieved = self.loss - self.measure(self.step_size)
+        excess = self.step_size * self.slope - achieved
+        predicted = self.predicted_gain(step_size)
+        if 0.5 * self.step_size**2 * self.curvature <= self.unseen or predicted <= self.unseen:
+            return math.nan
+        return (step_size * self.slope - excess * (step_size / self.step_size) ** 2) / predicted
+
     def gain_ratio(self) -> float:
         """Return the achieved over the predicted decrease of the loss at the present step size.
 

@@ -44,7 +44,7 @@ UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
 class Trust:
     r"""Share of the Cauchy step, bounded by a fraction for this batch and a ceiling for all others.
 
-    :math:`\eta = \min(\mathrm{lr} \cdot a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is
+    :math:`\eta = \mathrm{lr} \min(a, b)\, (g \cdot v) / |v^T H v|`, where the quotient is
     the Cauchy step, the minimiser of the quadratic model along the step. It is that of the batch,
     but no longer than :math:`\langle g \cdot v \rangle / \langle |v^T H v| \rangle`, the
     minimiser of the mean of the models of recent batches: the Cauchy step of a batch of easy
@@ -186,9 +186,10 @@ class Trust:
         """Return the part of the Cauchy step to take."""
         if self._is_chosen_by_damping(trial):
             return min(trial.lr, 1.0)
-        share: float = trial.lr * self.state["fraction"]
+        more, less = max(trial.lr, 1.0), min(trial.lr, 1.0)
+        share: float = more * self.state["fraction"]
         others = trial.curvature > 0 and self.state["reach"] != _SAME
-        return min(share, self.state["ceiling"]) if others else share
+        return less * (min(share, self.state["ceiling"]) if others else share)
 
     def _take_measured(self, trial: Trial, cauchy: float) -> float:
         """Take a step that does not raise the loss, shorter and shorter; return its gain ratio."""
@@ -203,7 +204,9 @@ class Trust:
             if not ratio < 0:
                 state["doubtful"] = ratio > _DOUBTFUL
                 state["share"], state["end"] = share, trial.measure(trial.step_size)
-                self._adapt_fraction(share / trial.lr, ratio)
+                # As if the learning rate were 1: else a schedule that lowers it would raise a.
+                whole = trial.gain_ratio_at(trial.step_size / min(trial.lr, 1.0))
+                self._adapt_fraction(share / trial.lr, ratio if math.isnan(whole) else whole)
                 return ratio
             state["rejected"] = True
             # As a part of the share that was tried: the ceiling may have been the lower bound.

@@ -133,6 +133,17 @@ def test_the_ratio_of_the_whole_step_follows_from_any_step(step_size, curvature)
     assert trial.whole_ratio() == pytest.approx(achieved / (2 - 0.5 * 2), rel=1e-6)
 
 
+@pytest.mark.parametrize("other", [0.2, 0.5, 1.5])
+@pytest.mark.parametrize("curvature", [0.5, 2.0, 6.0])
+def test_the_ratio_of_another_step_follows_from_this_one(other, curvature):
+    trial, losses = quadratic()
+    losses.append(5 - 2 * 0.5 + 0.5 * curvature * 0.5**2)
+    trial.move(0.5)
+    achieved, predicted = 2 * other - 0.5 * curvature * other**2, 2 * other - other**2
+    assert trial.gain_ratio_at(other) == pytest.approx(achieved / predicted)
+    assert math.isnan(trial.gain_ratio_at(2.5))  # no gain is predicted there
+
+
 def test_the_ratio_of_the_whole_step_may_be_lost_in_rounding():
     trial, losses = quadratic(rounding=1e-4)
     losses.append(5 - 2e-3)

@@ -404,6 +404,24 @@ def test_the_mean_model_follows_damped_steps_on_one_batch():
     assert (rule.state["slope"], rule.state["curvature"]) == (trial.slope, trial.curvature)
 
 
+@pytest.mark.parametrize("ceiling", [0.05, 1.0])
+def test_a_schedule_shortens_steps_and_leaves_what_the_rule_has_found(ceiling):
+    """The curvature is three times that of the model: a fraction near a third."""
+    found, shares = [], []
+    for lr in (1.0, 0.1):
+        rule = without_ceiling()
+        for _ in range(40):
+            rule.state["ceiling"] = ceiling
+            trial = parabola(lr=lr)[1]
+            trial.curvature /= 3
+            rule.take(trial)
+        found.append(rule.state["fraction"])
+        shares.append(rule.state["share"])
+    if ceiling == 1:
+        assert 0.15 < found[0] < 0.5 and found[1] == pytest.approx(found[0], rel=0.4)
+    assert shares[1] == pytest.approx(0.1 * shares[0], rel=0.4)
+
+
 @pytest.mark.parametrize("lr", [1e-3, 1.0])
 def test_a_small_learning_rate_is_noted_once(lr):
     network = nn.Linear(3, 2)

@@ -40,7 +40,7 @@ class HIG(JacobianOptimizer):
             units of the loss: a sum instead of a mean over the batch needs a smaller one.
         rcond: singular values ``s <= rcond * s_max`` are cut; in [0, 1). "auto" chooses it in
             every step, just above the rounding of the parameters and the prediction; 3e-5 with
-            ``method="lanczos"``, and with a sketch from 1e-3 down to 1e-4.
+            ``method="lanczos"``, and at least 1e-4 with a sketch.
         kappa: exponent in [-1, 1].
         engine: "auto" (layer by layer if that is exact, else row by row), "layerwise" (refuses
             layers without an exact result) or "rows" (any differentiable program); or a custom

@@ -34,8 +34,8 @@ _STRIDE = 0x9E3779B97F4A7C15
 # Rows of a batch with k = "auto" at first, at least and at most; and steps from one look at the
 # part of them that a cut-off keeps to the next.
 _ROWS, _FEWEST, _MOST, _LOOK = 256, 64, 512, 16
-# Cut-off with rcond="auto" in the first step and in late ones, and steps in which it halves first.
-_FIRST_CUT, _LAST_CUT, _STEPS_OF_CUT = 1e-3, 1e-4, 30
+# Smallest cut-off with rcond="auto": smaller singular values of few rows are those of chance.
+_LEAST_CUT = 1e-4
 
 
 @dataclass
@@ -108,11 +108,7 @@ class Sketch:
         directions = orthonormal_directions(flat, random).to(prediction.dtype)
         with torch.enable_grad():
             rows = (directions @ prediction.reshape(samples, outputs, 1)).squeeze(-1)
-        return replace(objective.with_rows(rows, directions), least_cut=self._least_cut())
-
-    def _least_cut(self) -> float:
-        """Return the cut-off of rcond="auto"; the weakest directions wait for the strong ones."""
-        return max(_FIRST_CUT / (1 + self.state["steps"] / _STEPS_OF_CUT), _LAST_CUT)
+        return replace(objective.with_rows(rows, directions), least_cut=_LEAST_CUT)
 
     def _random(
         self, like: Tensor, count: int, counts: Sequence[int], ranks: Ranks | None

@@ -1,5 +1,8 @@
 """Code under ``torch.compile`` gives the same steps, in a closure or as a closure."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -72,21 +75,38 @@ def test_compiled_parts(network, place, backend, rule):
     assert engine == same_engine
 
 
+# In a process of its own: what torch.compile does depends on all that was compiled before.
+CONTINUES = """
+import torch
+from torch import nn
+
+import hig
+
+compiled = []
+
+
+def backend(graph, inputs):
+    compiled.append(graph)
+    return graph.forward
+
+
+network = nn.Linear(3, 2)
+wrapped, inputs = torch.compile(network, backend=backend), torch.randn(4, 3)
+
+
+def closure():
+    prediction = wrapped(inputs)
+    return prediction.square().mean(), prediction
+
+
+hig.HIG(network.parameters(), lr=0.1, step_rule="fixed").step(closure)
+inside = len(compiled)
+wrapped(inputs)
+print(inside, len(compiled))
+"""
+
+
 def test_compilation_continues_outside_of_a_step():
-    compiled = []
-
-    def backend(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    network = nn.Linear(3, 2)
-    wrapped, inputs = torch.compile(network, backend=backend), torch.randn(4, 3)
-
-    def closure():
-        prediction = wrapped(inputs)
-        return prediction.square().mean(), prediction
-
-    hig.HIG(network.parameters(), lr=0.1, step_rule="fixed").step(closure)
-    assert not compiled
-    wrapped(inputs)
-    assert compiled
+    command = [sys.executable, "-c", CONTINUES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "1"]

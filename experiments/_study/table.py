@@ -190,7 +190,7 @@ def _outputs(
         folder,
         ("hig", *_OTHERS),
         tuned=("hig", *_OTHERS),
-        options={"hig": (*_TRUST, "--batch-size", str(batch_size))}
+        options={"hig": (*_TRUST, "--batch-size", str(batch_size), "--rcond", "auto")}
         | dict.fromkeys(_OTHERS[:-1], batch),
         grids={"hig": grid, "lbfgs": _LBFGS},
     )
@@ -207,14 +207,14 @@ _MANY_OUTPUTS = (
 )
 
 # One choice of sketches at a time, besides those of `experiments.directions`.
-_SKETCH = ("--step-rule", "trust", "--batch-size", "64")
+_SKETCH = ("--step-rule", "trust", "--batch-size", "64", "--rcond", "auto")
 _OF_SKETCHES = tuple(
     Ablation(name, "burgers_control", "hig", values, common)
     for name, values, common in (
         (
             "sketch_batch",
             {"--sketch": ("1", "2", "4", "8"), "--batch-size": ("32", "64", "128", "256")},
-            _TRUST,
+            (*_TRUST, "--rcond", "auto"),
         ),
         (
             "sketch_momentum",

@@ -33,12 +33,6 @@ hypothesis.settings.load_profile("hig")
 set_hypothesis_home_dir(tempfile.mkdtemp(prefix="hypothesis-"))
 
 
-@pytest.fixture
-def empty_compiler():
-    """Forget what ``torch.compile`` has made: after eight times it leaves a code as it is."""
-    torch.compiler.reset()
-
-
 def pytest_terminal_summary(terminalreporter):
     """Report how many faults were injected, where any were."""
     if TALLY["injected"]:

@@ -8,7 +8,7 @@ step of all outputs; k = 1 keeps one row per sample, the gradient of its loss.
 "auto" chooses k by the rows of the whole batch, whose cube a decomposition costs: as many as make
 about 256 of them, and all outputs if those have no more than twice as many. Where a cut-off keeps
 less than a quarter of the rows there are half as many from then on, down to 64; where it keeps more
-than three quarters twice as many, up to 512.
+than three quarters twice as many again.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ Directions = Callable[[Tensor], Tensor]
 
 # Seeds of steps are apart by this: an odd number, so that no two of 2 ** 63 are equal.
 _STRIDE = 0x9E3779B97F4A7C15
-# Rows of a batch with k = "auto" at first, at least and at most; and steps from one look at the
-# part of them that a cut-off keeps to the next.
-_ROWS, _FEWEST, _MOST, _LOOK = 256, 64, 512, 16
+# Rows of a batch with k = "auto" at first and at least, and steps from one look at the part of them
+# that a cut-off keeps to the next.
+_ROWS, _FEWEST, _LOOK = 256, 64, 16
 # Smallest cut-off with rcond="auto": smaller singular values of few rows are those of chance.
 _LEAST_CUT = 1e-4
 
@@ -83,7 +83,7 @@ class Sketch:
         if kept < 0.25 and report.fewer_rows.rows > 1:
             state["rows"] = max(state["rows"] // 2, _FEWEST)
         elif kept > 0.75:
-            state["rows"] = min(state["rows"] * 2, _MOST)
+            state["rows"] = min(state["rows"] * 2, _ROWS)
 
     def __call__(
         self, objective: Objective, counts: Sequence[int], ranks: Ranks | None

@@ -318,9 +318,8 @@ def _far_above(loss: float, high: float | None) -> bool:
 
 def _rate_note(lr: float) -> str:
     return (
-        f"lr={lr:.2g} limits steps to that share of the minimiser of their quadratic model: leave "
-        "it at 1 with step_rule='trust'; a learning rate in units of the loss is one for "
-        "step_rule='fixed'"
+        f"lr={lr:.2g} takes that part of the steps that the rule finds: leave it at 1 with "
+        "step_rule='trust'; a learning rate in units of the loss is one for step_rule='fixed'"
     )
 
 

@@ -12,7 +12,6 @@ from tests.textbook import flat
 
 # ``torch.compile`` itself warns of what it meets, and of nothing that concerns a step.
 pytestmark = [
-    pytest.mark.usefixtures("empty_compiler"),
     pytest.mark.filterwarnings("default::UserWarning"),
     pytest.mark.filterwarnings("ignore:Using .torch.compile.module.* global hooks:UserWarning"),
 ]

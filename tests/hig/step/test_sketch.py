@@ -220,10 +220,10 @@ def test_auto_halves_rows_that_are_cut_and_doubles_those_that_are_kept():
         assert sketch.state["rows"] == expected
     for _ in range(3):
         sketch.adapt(report(0.9))
-    assert sketch.state["rows"] == 512
+    assert sketch.state["rows"] == 256
     sketch.adapt(report(0.2, rows=1))  # one row per sample is the least
     sketch.adapt(report(0.2, rcond=0.0))  # of a damped step
-    assert sketch.state["rows"] == 512
+    assert sketch.state["rows"] == 256
     other = Sketch(4)
     other.adapt(report(0.2))
     assert "rows" not in other.state

@@ -304,7 +304,7 @@ def test_only_the_published_settings_are_called_published(options):
 def test_a_note_is_shown_with_its_step_when_it_first_comes(quiet, options, capsys):
     chosen = replace(settings("hig"), lr=1e-3, step_rule="trust")
     results = run(TINY, "hig", chosen, replace(options, quiet=quiet))
-    text = "lr=0.001 limits steps"
+    text = "lr=0.001 takes that part of the steps"
     assert sum(text in note for note in results["notes"]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if text in line]
     assert [line.strip().startswith("step 1: ") for line in lines] == [] if quiet else [True]

@@ -18,7 +18,8 @@ from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Key, Pair, Probe
 from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
-from hig._jacobian.layerwise import Layer, factor_bytes, find_layers, layer_blocks
+from hig._jacobian.graph_layers import GraphLayer, GraphLayers
+from hig._jacobian.layerwise import AnyLayer, factor_bytes, find_layers, layer_blocks
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
 from hig._torch.autograd_graph import leaves, reachable_nodes
@@ -124,19 +125,22 @@ def build_jacobian(
     prediction, samples = forward.prediction, len(forward.prediction)
     notes, graph = [], _Graph(forward)
     memory.builds += 1
-    layers = [] if engine == "rows" else find_layers(forward.uses, samples)
+    layers: Sequence[AnyLayer] = [] if engine == "rows" else find_layers(forward.uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
     if too_large:
         notes.append(f"products by autograd: factors of {factor_bytes(layers, prediction):.1e} B")
         layers = []
     if engine == "layerwise":  # decides by this step alone
         memory.failures.clear()
-    exact, routes, inexact = _exact_layers(layers, graph, backward, memory, checks)
+        memory.replaced.clear()
+    search = _Search(graph, backward, memory, checks, held_bytes)
+    search.run(layers, by_graph=engine != "rows" and not too_large)
+    exact, routes, inexact = search.exact, search.routes, search.inexact
     blocks: list[Block] = [block for block, _ in exact]
     order = [index for _, indices in exact for index in indices]
     fallback = [index for index, route in enumerate(routes) if route == "rows"]
     if fallback and engine != "rows" and not too_large:
-        reasons = _reasons(fallback, inexact, graph)
+        reasons = _reasons(fallback, inexact, graph, search.reasons)
         if engine == "layerwise":
             raise SampleDependenceError(_refusal(reasons))
         notes += _notes_on_fallback(reasons, products)
@@ -174,71 +178,149 @@ def _by_custom_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
     return EngineResult(jacobian, indices, [name] * len(indices))
 
 
-def _reasons(fallback: Sequence[int], inexact: set[int], graph: "_Graph") -> dict[str, list[str]]:
+def _reasons(
+    fallback: Sequence[int], inexact: set[int], graph: "_Graph", of_graph: Mapping[int, str]
+) -> dict[str, list[str]]:
     """Return the names of the parameters without an exact layer, by the reason."""
     forward, samples = graph.forward, len(graph.forward.prediction)
     why = inexactness_reason(graph.nodes, forward.prediction.dtype) if inexact else ""
     reasons: dict[str, list[str]] = {}
     for index in fallback:
-        reason = why
-        if index not in inexact:
+        if index in of_graph:
+            reason = of_graph[index]
+        elif index in inexact:
+            reason = why
+        else:
             reason = fallback_reason(forward.parameters[index], forward.uses, samples)
         reasons.setdefault(reason, []).append(forward.names[index])
     return reasons
 
 
-def _exact_layers(
-    layers: Sequence[Layer],
-    graph: "_Graph",
-    backward: BatchedVJP,
-    memory: ExactnessMemory,
-    checks: DeferredChecks | None,
-) -> tuple[list[Pair], list[str], set[int]]:
-    """Return the factors of the exact layers.
+class _Search:
+    """Search for layers with exact factors.
+
+    Layers are those calls that were seen, and for parameters without one the products of the graph.
 
     Args:
-        layers: the layers.
         graph: the graph of the prediction.
         backward: runs the passes.
         memory: exactness of layers in earlier steps; inexact ones are tried seldom.
         checks: collects the conditions that they are exact; None evaluates them here.
+        held_bytes: size up to which columns are formed.
 
-    Returns:
-        Factors and parameter indices of each exact layer; the route of every parameter, "rows" for
-        those without an exact layer; and the parameter indices of inexact layers.
+    Attributes:
+        exact: factors and parameter indices of each exact layer.
+        routes: the route of every parameter, "rows" for those without an exact layer.
+        inexact: the parameter indices of inexact layers.
+        reasons: why the graph has no layer for a parameter, by its index.
     """
-    prediction, parameters = graph.forward.prediction, graph.forward.parameters
-    positions = {id(parameter): index for index, parameter in enumerate(parameters)}
-    layer_indices = [[positions[id(p)] for p in layer.parameters] for layer in layers]
-    keys = [
-        (*indices, *layer.structure, prediction.shape[1:])
-        for indices, layer in zip(layer_indices, layers, strict=True)
-    ]
-    tried = list(range(len(layers)))
-    if memory.failures:
-        tried = [place for place in tried if not memory.skips(keys[place], graph.operations)]
-    # Before the probe: batched passes cache values in the graph that make one more pass cheap.
-    blocks = layer_blocks([layers[place] for place in tried], prediction, backward)
-    if not blocks:
-        routes = ["rows" if graph.reaches(p) else "unused" for p in parameters]
-        return [], routes, {i for indices in layer_indices for i in indices if routes[i] == "rows"}
-    probe = Probe(prediction, parameters, blocks)
-    routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
-    candidates = {
-        keys[place]: (block, layer_indices[place])
-        for place, block in zip(tried, blocks, strict=True)
-        if all(routes[index] == "rows" for index in layer_indices[place])
-    }
-    look = _Look(probe, candidates, graph, memory)
-    exact = list(candidates.values())
-    if checks is not None:
-        probe.expect(exact, look.allowed, checks, look.later)
-    else:
-        exact = look.exact()
-    for _, indices in exact:
-        for index in indices:
-            routes[index] = "layerwise"
-    return exact, routes, {i for indices in layer_indices for i in indices if routes[i] == "rows"}
+
+    def __init__(
+        self,
+        graph: "_Graph",
+        backward: BatchedVJP,
+        memory: ExactnessMemory,
+        checks: DeferredChecks | None,
+        held_bytes: int,
+    ):
+        self._graph, self._backward, self._memory = graph, backward, memory
+        self._checks, self._held_bytes = checks, held_bytes
+        self._parameters = graph.forward.parameters
+        self._positions = {id(parameter): i for i, parameter in enumerate(self._parameters)}
+        self.exact: list[Pair] = []
+        self.routes: list[str] = []
+        self.inexact: set[int] = set()
+        self.reasons: dict[int, str] = {}
+
+    def run(self, called: Sequence[AnyLayer], by_graph: bool) -> None:
+        """Find the exact layers.
+
+        Args:
+            called: the layers whose calls were seen.
+            by_graph: whether the graph is searched for others.
+        """
+        memory, operations = self._memory, lambda: self._graph.operations
+        keys = {id(layer): self._key(layer) for layer in called}
+        known = bool(memory.failures or memory.replaced)
+        tried = [layer for layer in called if not (known and memory.skips(keys[id(layer)], operations()))]
+        found = GraphLayers()
+        covered = {i for layer in tried for i in self._indices(layer)}
+        others = [i for i in range(len(self._parameters)) if i not in covered]
+        if by_graph and others and self._graph.forward.prediction.grad_fn is not None:
+            found = memory.found.find(self._graph.forward, others)
+            self.reasons = dict(found.reasons)
+            found.layers[:] = [layer for layer in found.layers if self._is_tried(layer, known)]
+        failed = self._compare(tried, found)
+        skipped = [keys[id(layer)] for layer in called if layer not in tried]
+        if not failed:
+            # The graph has exact layers in place of the others: these need not be tried again.
+            exact = {i for _, indices in self.exact for i in indices}
+            memory.replaced.update(key for key in skipped if exact.issuperset(_indices_of(key)))
+        elif by_graph and any(key in failed for key in keys.values()):
+            self.run(called, by_graph)
+
+    def _is_tried(self, layer: GraphLayer, known: bool) -> bool:
+        key = self._key(layer)
+        if known and self._memory.skips(key, self._graph.operations):
+            (index,) = self._indices(layer)
+            self.inexact.add(index)
+            return False
+        numbers = self._graph.forward.prediction.numel() * layer.parameter.numel()
+        return not layer.must_be_formed or 8 * numbers <= self._held_bytes
+
+    def _compare(self, called: Sequence[AnyLayer], found: GraphLayers) -> set[Key]:
+        """Compare the factors of layers with a backward pass; return the keys of inexact ones."""
+        prediction = self._graph.forward.prediction
+        # Before the probe: batched passes cache values in the graph that make one more cheap.
+        layers = [*called, *found.layers]
+        if found.passes is None:
+            blocks = layer_blocks(layers, prediction, self._backward)
+        else:
+            blocks = layer_blocks(called, prediction, self._backward)
+            blocks += layer_blocks(found.layers, prediction, self._backward, found.passes)
+        self.exact = []
+        if not blocks:
+            reached = map(self._graph.reaches, self._parameters)
+            self.routes = ["rows" if depends else "unused" for depends in reached]
+            return set()
+        probe = Probe(prediction, self._parameters, blocks)
+        self.routes = ["unused" if gradient is None else "rows" for gradient in probe.gradients]
+        candidates = {
+            self._key(layer): (block, self._indices(layer))
+            for layer, block in zip(layers, blocks, strict=True)
+            if all(self.routes[index] == "rows" for index in self._indices(layer))
+        }
+        look = _Look(probe, candidates, self._graph, self._memory)
+        self.exact = list(candidates.values())
+        failed: set[Key] = set()
+        if self._checks is not None:
+            probe.expect(self.exact, look.allowed, self._checks, look.later)
+        else:
+            self.exact = look.exact()
+            passed = {id(block) for block, _ in self.exact}
+            failed = {key for key, (block, _) in candidates.items() if id(block) not in passed}
+            if failed and found.layers:
+                self._memory.found.forget()  # it may be another graph of the same shapes
+        for _, indices in self.exact:
+            for index in indices:
+                self.routes[index] = "layerwise"
+        self.inexact |= {i for key in failed for i in _indices_of(key)}
+        self.inexact = {index for index in self.inexact if self.routes[index] == "rows"}
+        return failed
+
+    def _indices(self, layer: AnyLayer) -> list[int]:
+        return [self._positions[id(parameter)] for parameter in layer.parameters]
+
+    def _key(self, layer: AnyLayer) -> Key:
+        shape = self._graph.forward.prediction.shape[1:]
+        return tuple(self._indices(layer)), *layer.structure, shape
+
+
+def _indices_of(key: Key) -> list[int]:
+    """Return the parameter indices of a layer by its key."""
+    indices = key[0]
+    assert isinstance(indices, tuple)
+    return list(indices)
 
 
 class _Look:

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
+from hig._jacobian.graph_layers import FoundLayers
+from hig._jacobian.rearranged_block import RearrangedBlock
 from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes
 from hig._torch.host import DeferredChecks
 
@@ -44,7 +46,7 @@ COARSEST_CHECKED = torch.finfo(torch.float32).eps
 SMALLEST = 2.0**-40
 
 Key = tuple[object, ...]
-Pair = tuple[FactoredBlock | FormedBlock, list[int]]
+Pair = tuple[FactoredBlock | FormedBlock | RearrangedBlock, list[int]]
 
 
 class Checkable(Protocol):
@@ -263,6 +265,8 @@ class ExactnessMemory:
             row, and the build of the next try.
         rounding: by layer with more than the usual rounding: the units of rounding allowed, the
             number of measurements, and the build of the next one.
+        found: what is known of the graphs of earlier steps.
+        replaced: inexact layers in whose place the graph has exact ones.
     """
 
     optimistic: bool = True
@@ -270,9 +274,13 @@ class ExactnessMemory:
     looks: int = 0
     failures: dict[Key, tuple[int, int]] = field(default_factory=dict)
     rounding: dict[Key, tuple[float, int, int]] = field(default_factory=dict)
+    found: FoundLayers = field(default_factory=FoundLayers)
+    replaced: set[Key] = field(default_factory=set)
 
     def skips(self, layer: Key, operations: Hashable) -> bool:
         """Return whether a layer is known to be inexact and its next try is still to come."""
+        if layer in self.replaced:
+            return True
         _, next_try = self.failures.get((layer, operations), (0, 0))
         return self.builds < next_try
 

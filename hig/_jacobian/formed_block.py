@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hig._jacobian.blocks import DenseBlock
 from hig._jacobian.factored_block import FactoredBlock, part_widths
+from hig._jacobian.rearranged_block import RearrangedBlock
 
 __all__ = ["FormedBlock"]
 
@@ -25,27 +26,37 @@ class FormedBlock(DenseBlock):
         like: the first factors, of some of the outputs; they determine the columns.
     """
 
-    def __init__(self, samples: int, outputs: int, like: FactoredBlock):
-        matrix = like.deltas.new_zeros((samples * outputs, like.columns), dtype=torch.float64)
+    def __init__(self, samples: int, outputs: int, like: FactoredBlock | RearrangedBlock):
+        own = like if isinstance(like, FactoredBlock) else like.factors
+        matrix = own.deltas.new_zeros((samples * outputs, like.columns), dtype=torch.float64)
         super().__init__(matrix, outputs)
         # Precisions of the factors.
-        self.dtypes = {like.deltas.dtype} | {part.dtype for part in like.factors()}
+        self.dtypes = {own.deltas.dtype} | {part.dtype for part in own.factors()}
         self._squares = matrix.new_zeros((samples, outputs))
-        self._shape = (like.groups, like.fan_out, like.fan_in, like.bias)
+        self._shape = (1, like.columns, 1, False)
+        if isinstance(like, FactoredBlock):
+            self._shape = (like.groups, like.fan_out, like.fan_in, like.bias)
 
-    def add(self, outputs: slice, factors: FactoredBlock) -> None:
-        """Fill in the rows of some outputs of all samples.
+    def add(self, outputs: slice, *factors: FactoredBlock | RearrangedBlock) -> None:
+        """Fill in the rows of some outputs of all samples: the sum of those of some factors.
 
         Args:
             outputs: a slice of the D outputs.
             factors: the factors of these outputs alone.
         """
-        matrix = self.matrix.unflatten(0, self._squares.shape)
-        for samples, rows, squares in factors.form_rows():
-            matrix[samples, outputs] = rows.unflatten(0, (-1, factors.outputs))
-            # Where uses add up, the rounding is that of the sum.
-            size = rows.square().sum(1).view_as(squares)
-            self._squares[samples, outputs] = torch.maximum(squares, size)
+        matrix, sizes = self.matrix.unflatten(0, self._squares.shape), self._squares
+        first, *others = factors
+        for samples, rows, squares in first.form_rows():
+            matrix[samples, outputs] = rows.unflatten(0, squares.shape)
+            sizes[samples, outputs] = squares
+        for other in others:
+            self.dtypes |= other.dtypes
+            for samples, rows, squares in other.form_rows():
+                matrix[samples, outputs] += rows.unflatten(0, squares.shape)
+                sizes[samples, outputs] += squares
+        # Where uses add up, the rounding is that of the sum.
+        sums = matrix[:, outputs].square().sum(-1)
+        sizes[:, outputs] = torch.maximum(sizes[:, outputs], sums)
 
     def row_squares(self) -> Tensor:
         """Squared norms of the rows, (n,) float64, as if uses were orthogonal to one another."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from hig._jacobian.capture import LayerUse, weight_matrix_shape
 from hig._jacobian.factored_block import FactoredBlock, columns_are_smaller
 from hig._jacobian.formed_block import FormedBlock
+from hig._jacobian.graph_layers import Factors, GraphLayer, GraphUse
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, output_cotangents
 
@@ -47,6 +48,25 @@ class Layer:
     def structure(self) -> tuple[object, ...]:
         """Geometry that distinguishes layers of the same parameters, whatever the batch."""
         return tuple((use.convolution, use.input.ndim, use.input.dtype) for use in self.uses)
+
+    @property
+    def must_be_formed(self) -> bool:
+        """Whether the columns are a sum that has no factors of its own."""
+        return False
+
+    def numbers(self, outputs: int) -> int:
+        """Return the numbers that the factors consist of, with the gradients of D outputs."""
+        numbers = outputs * sum(use.output_shape.numel() for use in self.uses)
+        if self.weight is not None:
+            numbers += sum(use.input.numel() for use in self.uses)
+        return numbers
+
+    def factors(self, gradients: Mapping[int, Tensor], samples: int) -> list[FactoredBlock]:
+        """Return the factors, from the gradients of the uses."""
+        return [_block(self, gradients, samples)]
+
+
+AnyLayer = Layer | GraphLayer
 
 
 class LayerPatches:
@@ -139,7 +159,7 @@ def find_layers(uses: Sequence[LayerUse], samples: int) -> list[Layer]:
     return [layer for layer in layers if _is_expressible(layer, samples)]
 
 
-def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
+def factor_bytes(layers: Sequence[AnyLayer], prediction: Tensor) -> int:
     """Return the bytes of the gradients of all layer outputs, D times the outputs."""
     uses = {id(use): use for layer in layers for use in layer.uses}.values()
     numbers = sum(use.output_shape.numel() for use in uses) * prediction[0].numel()
@@ -147,21 +167,28 @@ def factor_bytes(layers: Sequence[Layer], prediction: Tensor) -> int:
 
 
 def layer_blocks(
-    layers: Sequence[Layer], prediction: Tensor, backward: BatchedVJP
-) -> list[FactoredBlock | FormedBlock]:
+    layers: Sequence[AnyLayer],
+    prediction: Tensor,
+    backward: BatchedVJP,
+    cotangents: Tensor | None = None,
+) -> list[Factors | FormedBlock]:
     """Return the Jacobian columns of each layer, from D backward passes.
 
     They are held as two factors, or formed while the passes run where that takes less memory: in
     layers that use few weights in many places, such as convolutions over fields.
 
     Args:
-        layers: from :func:`find_layers`.
+        layers: from :func:`find_layers` and :class:`hig._jacobian.graph_layers.FoundLayers`.
         prediction: (B, ...), with a graph; D outputs per sample.
         backward: runs the passes.
+        cotangents: other passes than one for each output, (passes, B, ...), whose gradients are
+            needed together.
     """
     if not layers:
         return []
     samples, outputs = len(prediction), prediction[0].numel()
+    if cotangents is not None:
+        return _of_all_passes(layers, prediction, backward, cotangents)
     formed = [_columns_are_smaller(layer, prediction) for layer in layers]
     _check_room(layers, formed, prediction)
     held = _HeldGradients(layer.uses for layer, f in zip(layers, formed, strict=True) if not f)
@@ -173,17 +200,37 @@ def layer_blocks(
         held.add(passes, outputs, gradients)
         for index, layer in enumerate(layers):
             if formed[index]:
-                factors = _block(layer, gradients, samples)
-                block = blocks[index] or FormedBlock(samples, outputs, factors)
-                block.add(passes, factors)
+                factors = layer.factors(gradients, samples)
+                block = blocks[index] or FormedBlock(samples, outputs, factors[0])
+                block.add(passes, *factors)
                 blocks[index] = block
     return [
-        block or _block(layer, held.gradients, samples)
+        block or layer.factors(held.gradients, samples)[0]
         for layer, block in zip(layers, blocks, strict=True)
     ]
 
 
-def _check_room(layers: Sequence[Layer], formed: Sequence[bool], prediction: Tensor) -> None:
+def _of_all_passes(
+    layers: Sequence[AnyLayer], prediction: Tensor, backward: BatchedVJP, cotangents: Tensor
+) -> list[Factors | FormedBlock]:
+    """Return the columns of layers whose samples are told apart by all passes together."""
+    samples, outputs = len(prediction), prediction[0].numel()
+    uses = list({id(use): use for layer in layers for use in layer.uses}.values())
+    held = _HeldGradients([uses])
+    for passes, gradients in _output_gradients(uses, prediction, backward, cotangents):
+        held.add(passes, len(cotangents), gradients)
+    blocks: list[Factors | FormedBlock] = []
+    for layer in layers:
+        factors = layer.factors(held.gradients, samples)
+        block: Factors | FormedBlock = factors[0]
+        if layer.must_be_formed:
+            block = FormedBlock(samples, outputs, factors[0])
+            block.add(slice(0, outputs), *factors)
+        blocks.append(block)
+    return blocks
+
+
+def _check_room(layers: Sequence[AnyLayer], formed: Sequence[bool], prediction: Tensor) -> None:
     """Raise if the factors and columns of the layers do not fit into memory."""
     of_layers = list(zip(layers, formed, strict=True))
     held = factor_bytes([layer for layer, meanwhile in of_layers if not meanwhile], prediction)
@@ -213,7 +260,7 @@ class _HeldGradients:
         gradients: by the identity of the use.
     """
 
-    def __init__(self, uses: Iterable[Sequence[LayerUse]]):
+    def __init__(self, uses: Iterable[Sequence[LayerUse | GraphUse]]):
         self._wanted = {id(use) for of_layer in uses for use in of_layer}
         self.gradients: dict[int, Tensor] = {}
 
@@ -229,14 +276,14 @@ class _HeldGradients:
             self.gradients[key][passes] = gradient
 
 
-def _columns_are_smaller(layer: Layer, prediction: Tensor) -> bool:
+def _columns_are_smaller(layer: AnyLayer, prediction: Tensor) -> bool:
     """Return whether the columns of a layer in float64 are smaller than its factors."""
+    if layer.must_be_formed:
+        return True
     samples, outputs = len(prediction), prediction[0].numel()
-    numbers = outputs * sum(use.output_shape.numel() for use in layer.uses)
-    if layer.weight is not None:
-        numbers += sum(use.input.numel() for use in layer.uses)
     columns = sum(parameter.numel() for parameter in layer.parameters)
-    return columns_are_smaller(numbers * prediction.element_size() // samples, outputs, columns)
+    held = layer.numbers(outputs) * prediction.element_size() // samples
+    return columns_are_smaller(held, outputs, columns)
 
 
 def _uses_by_parameter(uses: Sequence[LayerUse], role: str) -> dict[int, tuple[Tensor, list[int]]]:
@@ -257,19 +304,26 @@ def _is_expressible(layer: Layer, samples: int) -> bool:
 
 
 def _output_gradients(
-    uses: Sequence[LayerUse], prediction: Tensor, backward: BatchedVJP
+    uses: Sequence[LayerUse | GraphUse],
+    prediction: Tensor,
+    backward: BatchedVJP,
+    cotangents: Tensor | None = None,
 ) -> Iterator[tuple[slice, dict[int, Tensor]]]:
-    """Yield gradients (k, *output_shape), k outputs at a time, by the identity of the use."""
-    outputs = prediction[0].numel()
+    """Yield gradients (k, *output_shape), k passes at a time, by the identity of the use."""
     edges = [use.edge for use in uses]
     size = sum(use.output_shape.numel() for use in uses) * prediction.element_size()
-    batches = backward.gradients(prediction, edges, outputs, output_cotangents(prediction), size)
+    if cotangents is None:
+        count, of_passes = prediction[0].numel(), output_cotangents(prediction)
+    else:
+        given = cotangents
+        count, of_passes = len(given), lambda start, stop: given[start:stop]
+    batches = backward.gradients(prediction, edges, count, of_passes, size)
     for passes, gradients in batches:
-        count = passes.stop - passes.start
+        number = passes.stop - passes.start
         yield (
             passes,
             {
-                id(use): prediction.new_zeros((count, *use.output_shape))
+                id(use): prediction.new_zeros((number, *use.output_shape))
                 if gradient is None
                 else gradient
                 for use, gradient in zip(uses, gradients, strict=True)

@@ -242,7 +242,10 @@ class _Search:
         memory, operations = self._memory, lambda: self._graph.operations
         keys = {id(layer): self._key(layer) for layer in called}
         known = bool(memory.failures or memory.replaced)
-        tried = [layer for layer in called if not (known and memory.skips(keys[id(layer)], operations()))]
+        skipped = {
+            id(layer) for layer in called if known and memory.skips(keys[id(layer)], operations())
+        }
+        tried = [layer for layer in called if id(layer) not in skipped]
         found = GraphLayers()
         covered = {i for layer in tried for i in self._indices(layer)}
         others = [i for i in range(len(self._parameters)) if i not in covered]
@@ -251,11 +254,11 @@ class _Search:
             self.reasons = dict(found.reasons)
             found.layers[:] = [layer for layer in found.layers if self._is_tried(layer, known)]
         failed = self._compare(tried, found)
-        skipped = [keys[id(layer)] for layer in called if layer not in tried]
         if not failed:
             # The graph has exact layers in place of the others: these need not be tried again.
             exact = {i for _, indices in self.exact for i in indices}
-            memory.replaced.update(key for key in skipped if exact.issuperset(_indices_of(key)))
+            left = (keys[place] for place in skipped)
+            memory.replaced.update(key for key in left if exact.issuperset(_indices_of(key)))
         elif by_graph and any(key in failed for key in keys.values()):
             self.run(called, by_graph)
 
@@ -292,14 +295,22 @@ class _Search:
         }
         look = _Look(probe, candidates, self._graph, self._memory)
         self.exact = list(candidates.values())
-        failed: set[Key] = set()
+        # Of a layer without influence of its bias, say, the graph has the weight alone.
+        failed = {
+            self._key(layer)
+            for layer in layers
+            if {self.routes[index] for index in self._indices(layer)} == {"rows", "unused"}
+        }
+        for key in failed:
+            self._memory.record_failure(key, self._graph.operations)
         if self._checks is not None:
             probe.expect(self.exact, look.allowed, self._checks, look.later)
         else:
             self.exact = look.exact()
             passed = {id(block) for block, _ in self.exact}
-            failed = {key for key, (block, _) in candidates.items() if id(block) not in passed}
-            if failed and found.layers:
+            inexact = {key for key, (block, _) in candidates.items() if id(block) not in passed}
+            failed |= inexact
+            if inexact and found.layers:
                 self._memory.found.forget()  # it may be another graph of the same shapes
         for _, indices in self.exact:
             for index in indices:

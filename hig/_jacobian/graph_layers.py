@@ -41,6 +41,7 @@ class GraphUse:
         self._product, self._places, self._passes = product, places, passes
         self._consumer = consumer
         self.edge = GradientEdge(consumer.node, 0)
+        self._of_complex = bool(consumer.node._input_metadata[0].dtype.is_complex)
         self.output_shape = torch.Size(consumer.node._input_metadata[0].shape)
 
     def deltas(self, gradients: Tensor) -> Tensor:
@@ -50,12 +51,14 @@ class GraphUse:
             arranged = arranged * scale
         if self._passes > 1:
             arranged = arranged.transpose(0, 1).flatten(1, 2).unsqueeze(0)
-        return self._places.take(arranged, 2).permute(2, 0, 1, 3, 4)
+        taken = self._places.take(arranged, 2).permute(2, 0, 1, 3, 4)
+        return real_deltas(taken, self._product) if taken.is_complex() else taken
 
     def numbers(self, outputs: int) -> int:
         """Return the numbers of the factors, with the gradients of D outputs."""
         _, fan_in, fan_out = self._product.entries.shape
         size = self.output_shape.numel()
+        size = 4 * size if self._of_complex else size
         return outputs * size + (0 if self._product.ones else size // fan_out * fan_in)
 
     def operand(self) -> Tensor | None:
@@ -65,7 +68,26 @@ class GraphUse:
         operand = self._product.operand(self._consumer.node).detach()  # (groups, m, in)
         if self._passes > 1:
             operand = operand.repeat(1, self._passes, 1)
-        return self._places.take(operand, 1).transpose(0, 1)
+        taken = self._places.take(operand, 1).transpose(0, 1)
+        if not taken.is_complex() and not self._of_complex:
+            return taken
+        imaginary = taken.imag if taken.is_complex() else torch.zeros_like(taken)
+        return torch.cat([taken.real, imaginary], 2)
+
+
+def real_deltas(deltas: Tensor, product: Product) -> Tensor:
+    r"""Return gradients of complex products as those of real ones, (B, D, groups, 2 U, out).
+
+    The gradient of w by z = a w is :math:`\bar a \delta`: with the real part of a as the other
+    factor the gradients are those of real and imaginary part of :math:`\delta`, with the imaginary
+    part of a those of :math:`-i \delta`. Of a real w it is the real part alone.
+    """
+    if not product.entries.is_complex():
+        parts = [deltas.real] if product.ones else [deltas.real, deltas.imag]
+    else:
+        turned = [deltas] if product.ones else [deltas, -1j * deltas]
+        parts = [torch.view_as_real(part.resolve_conj()).flatten(-2) for part in turned]
+    return torch.cat(parts, 3)
 
 
 class GatheredPatches:
@@ -181,7 +203,7 @@ class GraphLayer:
 
     def factors(self, gradients: Mapping[int, Tensor], samples: int) -> list[Factors]:
         """Return the factors, whose sum the columns are, from the gradients of the uses."""
-        return [share.factors(gradients, self.parameter.numel()) for share in self.shares]
+        return [share.factors(gradients, real_size(self.parameter)) for share in self.shares]
 
 
 @dataclass
@@ -271,6 +293,10 @@ class FoundLayers:
         reasons = {wanted[index]: reason for index, reason in recipe.reasons.items()}
         return GraphLayers(layers, passes, reasons)
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Copy and pickle nothing: another process finds the layers of its own graphs."""
+        return FoundLayers, ()
+
     def forget(self) -> None:
         """Forget all: a graph was other than it looked."""
         self._recipes.clear()
@@ -293,7 +319,7 @@ def _recipe(
     tried = [
         i
         for i, consumer in enumerate(consumers)
-        if consumer.parameter not in reasons and not parameters[consumer.parameter].is_complex()
+        if consumer.parameter not in reasons
     ]
     kept = [products[i] for i in tried]
     edges = [(consumers[i].node, 0) for i in tried]
@@ -308,13 +334,13 @@ def _recipe(
         index, product = consumers[i].parameter, products[i]
         if index in reasons or product is None:
             continue
-        _join(shares.setdefault(index, []), i, product, parameters[index].numel())
+        _join(shares.setdefault(index, []), i, product, real_size(parameters[index]))
     return _Recipe(products, Plan(found.passes, places), shares, reasons)
 
 
 def _join(shares: list[_SharePlan], i: int, product: Product, size: int) -> None:
     """Add a product to those with the same entries, or as another share."""
-    columns = product.entries.mT.flatten()  # (groups, out, in)
+    columns = product.columns
     in_order: Tensor | None = columns
     if torch.equal(columns, torch.arange(size, device="cpu")):
         in_order = None
@@ -323,6 +349,11 @@ def _join(shares: list[_SharePlan], i: int, product: Product, size: int) -> None
             share.members.append(i)
             return
     shares.append(_SharePlan(in_order, tuple(product.entries.shape), product.ones, [i]))
+
+
+def real_size(parameter: Tensor) -> int:
+    """Return the number of real numbers that a parameter consists of."""
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
 def _readable(name: str) -> str:

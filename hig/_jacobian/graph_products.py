@@ -30,7 +30,8 @@ class Product:
     """One product of a graph, in the common form; holds no tensor of the graph.
 
     Attributes:
-        entries: entry of the flat parameter for each weight, (G, in, out) int64.
+        entries: entry of the flat parameter for each weight, (G, in, out), as
+            :meth:`hig._jacobian.origins.Consumer.entries` has them.
         operand: takes the node, returns the other factor (G, m, in); None if that is one.
         arrange: takes gradients (k, *output shape), returns them as (k, G, m, out).
     """
@@ -38,6 +39,17 @@ class Product:
     entries: Tensor
     operand: Callable[[Node], Tensor] | None
     arrange: Arrange
+
+    @property
+    def columns(self) -> Tensor:
+        """Entry of the flat parameter for each column, (groups, out, in) flattened, int64.
+
+        A complex weight has two columns, next to one another on the axis ``out``.
+        """
+        entries = self.entries
+        if entries.is_complex():
+            entries = torch.view_as_real(entries).flatten(-2)
+        return entries.mT.flatten().long()
 
     @property
     def ones(self) -> bool:
@@ -50,7 +62,7 @@ class Product:
         Weights that were repeated for several groups are used once with more places.
         """
         groups = len(self.entries)
-        flat = self.entries.flatten(1)
+        flat = self.entries.real.flatten(1) if self.entries.is_complex() else self.entries.flatten(1)
         firsts, inverse, counts = flat[:, 0].unique(return_inverse=True, return_counts=True)
         if len(firsts) == groups:
             return self
@@ -73,6 +85,13 @@ class Product:
         )
 
 
+    def with_outputs(self) -> "Product":
+        """Return a sum, of one group for each entry, as one group with an output for each."""
+        if self.entries.shape[1:] != (1, 1):
+            return self
+        return Product(self.entries.view(1, 1, -1), None, lambda g: self.arrange(g).transpose(1, 3))
+
+
 def product_of(node: Node, position: int, entries: Tensor) -> Product | None:
     """Return the product that a node computes with the operand at a position.
 
@@ -86,7 +105,8 @@ def product_of(node: Node, position: int, entries: Tensor) -> Product | None:
     """
     make = _KINDS.get(node.name())
     found = None if make is None else make(node, position, entries)
-    return None if found is None else found.regrouped()
+    found = None if found is None else found.regrouped()
+    return found if found is None or found.operand is not None else found.with_outputs()
 
 
 def _matrix_product(left: int, saved: tuple[str, str], scaled: bool) -> Callable[..., Any]:
@@ -174,13 +194,15 @@ def _elementwise(node: Node, entries: Tensor, factor: Operand | None) -> Product
         moved = tensor.permute(0, *(1 + axis for axis in (*weighted, *places)))
         return moved.reshape(len(tensor), len(weights), count)
 
-    if factor is None:
-        return Product(weights.view(1, 1, -1), None, lambda g: matrix(g).mT.unsqueeze(1))
-
     def operand(node: Node) -> Tensor:
+        assert factor is not None
         return matrix(factor(node).expand(shape)[None])[0].unsqueeze(-1)
 
-    return Product(weights.view(-1, 1, 1), operand, lambda gradient: matrix(gradient).unsqueeze(-1))
+    return Product(
+        weights.view(-1, 1, 1),
+        None if factor is None else operand,
+        lambda gradient: matrix(gradient).unsqueeze(-1),
+    )
 
 
 def _is_constant(entries: Tensor, axis: int) -> bool:
@@ -198,6 +220,10 @@ def _entrywise_product(node: Node, position: int, entries: Tensor) -> Product:
     return _elementwise(
         node, entries, lambda node: node._saved_other if position == 0 else node._saved_self
     )
+
+
+def _rectified(node: Node, position: int, entries: Tensor) -> Product:
+    return _elementwise(node, entries, lambda node: node._saved_self.clamp(max=0))
 
 
 def _quotient(node: Node, position: int, entries: Tensor) -> Product:
@@ -290,6 +316,22 @@ def _convolution(node: Node, position: int, entries: Tensor) -> Product | None:
     )
 
 
+def _bilinear(node: Node, position: int, entries: Tensor) -> Product | None:
+    """Return the product of :func:`torch.nn.functional.bilinear`: both inputs, multiplied."""
+    axes = [[1, 3], [0], [1, 2]], [2, 3]
+    found = [
+        [int(axis) for axis in getattr(node, f"_saved_expand{i}")] for i in (1, 2, 3)
+    ], [int(axis) for axis in node._saved_sumdim]
+    if position != 1 or found != axes:
+        return None
+
+    def operand(node: Node) -> Tensor:
+        first, second = node._saved_i1, node._saved_i3
+        return (first.unsqueeze(2) * second.unsqueeze(1)).flatten(1).unsqueeze(0)
+
+    return Product(entries.flatten(1).mT.unsqueeze(0), operand, lambda g: g.unsqueeze(1))
+
+
 def _embedding(node: Node, position: int, entries: Tensor) -> Product | None:
     if node._saved_scale_grad_by_freq or node._saved_sparse or len(entries) > _LARGEST_VOCABULARY:
         return None
@@ -334,4 +376,6 @@ _KINDS: dict[str, Callable[[Node, int, Tensor], Product | None]] = {
     "CudnnBatchNormBackward0": _normalisation(_batch_normalised, _of_channels),
     "ConvolutionBackward0": _convolution,
     "EmbeddingBackward0": _embedding,
+    "TrilinearBackward0": _bilinear,
+    "PreluKernelBackward0": _rectified,
 }

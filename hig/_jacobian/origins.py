@@ -52,9 +52,18 @@ class Consumer:
         return scale
 
     def entries(self) -> Tensor:
-        """Return the entry of the flat parameter at each place of the operand, int64."""
+        """Return the entry of the flat parameter at each place of the operand, float64.
+
+        A complex parameter has two real entries for each number, as :func:`torch.view_as_real`
+        arranges them. A place that holds a complex number has them as real and imaginary part.
+        """
         leaf, _ = self.chain[-1]
-        entries = torch.arange(leaf.variable.numel(), device="cpu").view(leaf.variable.shape)
+        parameter = leaf.variable
+        size = parameter.numel() * (2 if parameter.is_complex() else 1)
+        entries = torch.arange(size, device="cpu", dtype=torch.float64)
+        if parameter.is_complex():
+            entries = torch.view_as_complex(entries.view(-1, 2))
+        entries = entries.view(parameter.shape)
         for node, number in reversed(self.chain[:-1]):
             shape = torch.Size(node._input_metadata[number].shape)
             entries = _ARRANGED.get(node.name(), _reshaped)(node, number, entries, shape)
@@ -109,7 +118,7 @@ def _behind(node: Node) -> Edge | None:
     """Return the edge whose entries a node arranges in another way, or only scales and shifts."""
     name = node.name()
     if name in _CHAINED:
-        return node.next_functions[0] if len(node.next_functions) == 1 else None
+        return node.next_functions[0] if _is_plain_copy(node) else None
     if name not in _WITH_CONSTANT:
         return None
     edges = [edge for edge in node.next_functions if edge[0] is not None]
@@ -119,6 +128,17 @@ def _behind(node: Node) -> Edge | None:
     same = node._input_metadata[0].shape == following._input_metadata[number].shape
     constant = _factor(node)
     return edges[0] if same and (isinstance(constant, float) or constant.ndim == 0) else None
+
+
+def _is_plain_copy(node: Node) -> bool:
+    """Return whether a node has one operand, and makes no complex numbers of real ones."""
+    if len(node.next_functions) != 1:
+        return False
+    if node.name() != "ToCopyBackward0":
+        return True
+    following, number = node.next_functions[0]
+    own, other = node._input_metadata[0].dtype, following._input_metadata[number].dtype
+    return bool(own.is_complex == other.is_complex)
 
 
 def _factor(node: Node) -> Any:
@@ -188,6 +208,12 @@ _ARRANGED: dict[str, Arranged] = {
     "RepeatBackward0": _repeated,
     "SelectBackward0": _selected,
     "SliceBackward0": _sliced,
+    "RealBackward0": lambda node, number, entries, shape: entries.real,
+    "ImagBackward0": lambda node, number, entries, shape: entries.imag,
+    "ViewAsComplexBackward0": lambda node, number, entries, shape: torch.view_as_complex(
+        entries.contiguous()
+    ),
+    "ViewAsRealBackward0": lambda node, number, entries, shape: torch.view_as_real(entries),
     "FlipBackward0": lambda node, number, entries, shape: entries.flip(
         tuple(_signed(dim) for dim in node._saved_dims)
     ),

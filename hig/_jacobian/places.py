@@ -78,7 +78,7 @@ def find_plan(
         arranged: takes gradients (k, *output shape) of a product to (k, G, m, out).
     """
     samples = len(prediction)
-    if samples == 1:
+    if samples == 1 or not edges:
         return Plan(None, [Places(None, None, 1)] * len(edges))
     owners = _Tagged(prediction, edges, arranged).owners(
         torch.arange(prediction.numel(), device="cpu").view(samples, -1)
@@ -191,8 +191,11 @@ class _Tagged:
             gradients, self._arranged, self._edges, strict=True
         ):
             shape = node._input_metadata[number].shape
-            given = like.new_zeros(shape) if gradient is None else gradient
+            dtype = node._input_metadata[number].dtype
+            given = like.new_zeros(shape, dtype=dtype) if gradient is None else gradient
             matrix = arrange(given[None])[0]
+            if matrix.is_complex():
+                matrix = torch.view_as_real(matrix.resolve_conj()).flatten(-2)
             found.append((None if gradient is None else matrix.double(), matrix.shape[1]))
         return found
 

@@ -44,6 +44,11 @@ class LayerUse:
     convolution: "Convolution | None" = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the output, as its input has it."""
+        return self.input.dtype
+
+    @property
     def groups(self) -> int:
         """Number of convolution groups; 1 for a linear layer."""
         return 1 if self.convolution is None else self.convolution.groups

@@ -18,8 +18,14 @@ from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Key, Pair, Probe
 from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
-from hig._jacobian.graph_layers import GraphLayer, GraphLayers
-from hig._jacobian.layerwise import AnyLayer, factor_bytes, find_layers, layer_blocks
+from hig._jacobian.graph_layers import GraphLayer, GraphLayers, real_size
+from hig._jacobian.layerwise import (
+    AnyLayer,
+    factor_bytes,
+    find_layers,
+    layer_blocks,
+    of_each_sample,
+)
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
 from hig._torch.autograd_graph import leaves, reachable_nodes
@@ -265,22 +271,27 @@ class _Search:
     def _is_tried(self, layer: GraphLayer, known: bool) -> bool:
         key = self._key(layer)
         if known and self._memory.skips(key, self._graph.operations):
-            (index,) = self._indices(layer)
-            self.inexact.add(index)
+            self.inexact.update(self._indices(layer))
             return False
-        numbers = self._graph.forward.prediction.numel() * layer.parameter.numel()
+        columns = sum(map(real_size, layer.parameters))
+        numbers = self._graph.forward.prediction.numel() * columns
         return not layer.must_be_formed or 8 * numbers <= self._held_bytes
 
     def _compare(self, called: Sequence[AnyLayer], found: GraphLayers) -> set[Key]:
         """Compare the factors of layers with a backward pass; return the keys of inexact ones."""
         prediction = self._graph.forward.prediction
         # Before the probe: batched passes cache values in the graph that make one more cheap.
-        layers = [*called, *found.layers]
+        by_outputs = [layer for layer in found.layers if layer.by_outputs]
+        others = [layer for layer in found.layers if not layer.by_outputs]
+        layers = [*called, *others, *by_outputs]
         if found.passes is None:
-            blocks = layer_blocks(layers, prediction, self._backward)
+            blocks = layer_blocks([*called, *others], prediction, self._backward)
         else:
             blocks = layer_blocks(called, prediction, self._backward)
-            blocks += layer_blocks(found.layers, prediction, self._backward, found.passes)
+            blocks += layer_blocks(others, prediction, self._backward, found.passes)
+        if by_outputs:
+            passes = of_each_sample(prediction)
+            blocks += layer_blocks(by_outputs, prediction, self._backward, passes)
         self.exact = []
         if not blocks:
             reached = map(self._graph.reaches, self._parameters)

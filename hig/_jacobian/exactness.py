@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
-from hig._jacobian.graph_layers import FoundLayers
+from hig._jacobian.found_layers import FoundLayers
 from hig._jacobian.rearranged_block import RearrangedBlock
 from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes
 from hig._torch.host import DeferredChecks

@@ -283,6 +283,11 @@ class FactoredBlock:
             yield samples, self.rows(samples), self._row_squares(samples)
 
     @property
+    def like(self) -> Tensor:
+        """Any tensor on the device."""
+        return self.deltas
+
+    @property
     def dtypes(self) -> set[torch.dtype]:
         """Precisions in which the factors were computed."""
         return {self.deltas.dtype} | (self.patches.dtypes if self.patches else set())

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from hig._jacobian.blocks import DenseBlock
 from hig._jacobian.factored_block import FactoredBlock, part_widths
+from hig._jacobian.pulled_block import PulledBlock
 from hig._jacobian.rearranged_block import RearrangedBlock
 
-__all__ = ["FormedBlock"]
+__all__ = ["Factors", "FormedBlock"]
+
+Factors = FactoredBlock | RearrangedBlock | PulledBlock
 
 
 class FormedBlock(DenseBlock):
@@ -26,18 +29,17 @@ class FormedBlock(DenseBlock):
         like: the first factors, of some of the outputs; they determine the columns.
     """
 
-    def __init__(self, samples: int, outputs: int, like: FactoredBlock | RearrangedBlock):
-        own = like if isinstance(like, FactoredBlock) else like.factors
-        matrix = own.deltas.new_zeros((samples * outputs, like.columns), dtype=torch.float64)
+    def __init__(self, samples: int, outputs: int, like: Factors):
+        matrix = like.like.new_zeros((samples * outputs, like.columns), dtype=torch.float64)
         super().__init__(matrix, outputs)
         # Precisions of the factors.
-        self.dtypes = {own.deltas.dtype} | {part.dtype for part in own.factors()}
+        self.dtypes = set(like.dtypes)
         self._squares = matrix.new_zeros((samples, outputs))
         self._shape = (1, like.columns, 1, False)
         if isinstance(like, FactoredBlock):
             self._shape = (like.groups, like.fan_out, like.fan_in, like.bias)
 
-    def add(self, outputs: slice, *factors: FactoredBlock | RearrangedBlock) -> None:
+    def add(self, outputs: slice, *factors: Factors) -> None:
         """Fill in the rows of some outputs of all samples: the sum of those of some factors.
 
         Args:
@@ -57,6 +59,13 @@ class FormedBlock(DenseBlock):
         # Where uses add up, the rounding is that of the sum.
         sums = matrix[:, outputs].square().sum(-1)
         sizes[:, outputs] = torch.maximum(sizes[:, outputs], sums)
+
+    def with_samples_second(self) -> "FormedBlock":
+        """Return the block of outputs and samples that have changed places."""
+        squares = self._squares
+        self.matrix = self.matrix.unflatten(0, squares.shape).transpose(0, 1).flatten(0, 1)
+        self._squares, self._outputs = squares.T.contiguous(), len(squares)
+        return self
 
     def row_squares(self) -> Tensor:
         """Squared norms of the rows, (n,) float64, as if uses were orthogonal to one another."""

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from hig._jacobian.capture import LayerUse, weight_matrix_shape
 from hig._jacobian.factored_block import FactoredBlock, columns_are_smaller
-from hig._jacobian.formed_block import FormedBlock
-from hig._jacobian.graph_layers import Factors, GraphLayer, GraphUse
+from hig._jacobian.formed_block import Factors, FormedBlock
+from hig._jacobian.graph_layers import GraphLayer, real_size
+from hig._jacobian.graph_uses import GraphUse
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, output_cotangents
 
-__all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks"]
+__all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks", "of_each_sample"]
 
 
 # Columns are formed from the factors of so many backward passes at a time.
@@ -223,11 +224,21 @@ def _of_all_passes(
     for layer in layers:
         factors = layer.factors(held.gradients, samples)
         block: Factors | FormedBlock = factors[0]
-        if layer.must_be_formed:
+        if isinstance(layer, GraphLayer) and layer.by_outputs:
+            turned = FormedBlock(outputs, samples, factors[0])
+            turned.add(slice(0, samples), *factors)
+            block = turned.with_samples_second()
+        elif layer.must_be_formed:
             block = FormedBlock(samples, outputs, factors[0])
             block.add(slice(0, outputs), *factors)
         blocks.append(block)
     return blocks
+
+
+def of_each_sample(prediction: Tensor) -> Tensor:
+    """Return cotangents (B, B, ...), each selecting all outputs of one sample."""
+    eye = torch.eye(len(prediction), dtype=prediction.dtype, device=prediction.device)
+    return eye.view(*eye.shape, *(1,) * (prediction.ndim - 1)).expand(-1, *prediction.shape)
 
 
 def _check_room(layers: Sequence[AnyLayer], formed: Sequence[bool], prediction: Tensor) -> None:
@@ -235,7 +246,7 @@ def _check_room(layers: Sequence[AnyLayer], formed: Sequence[bool], prediction: 
     of_layers = list(zip(layers, formed, strict=True))
     held = factor_bytes([layer for layer, meanwhile in of_layers if not meanwhile], prediction)
     columns = sum(
-        p.numel() for layer, meanwhile in of_layers if meanwhile for p in layer.parameters
+        real_size(p) for layer, meanwhile in of_layers if meanwhile for p in layer.parameters
     )
     needed = held + 8 * prediction.numel() * columns
     if needed < memory.CHECKED_BYTES:
@@ -281,7 +292,7 @@ def _columns_are_smaller(layer: AnyLayer, prediction: Tensor) -> bool:
     if layer.must_be_formed:
         return True
     samples, outputs = len(prediction), prediction[0].numel()
-    columns = sum(parameter.numel() for parameter in layer.parameters)
+    columns = sum(map(real_size, layer.parameters))
     held = layer.numbers(outputs) * prediction.element_size() // samples
     return columns_are_smaller(held, outputs, columns)
 
@@ -323,7 +334,7 @@ def _output_gradients(
         yield (
             passes,
             {
-                id(use): prediction.new_zeros((number, *use.output_shape))
+                id(use): prediction.new_zeros((number, *use.output_shape), dtype=use.dtype)
                 if gradient is None
                 else gradient
                 for use, gradient in zip(uses, gradients, strict=True)

@@ -1,11 +1,14 @@
 """Operands of a graph that are a parameter, or its entries in another arrangement.
 
 Between a parameter and the operation that multiplies it stand transposes, views, slices and the
-like. Followed from the parameter they say which entry of it each entry of the operand is.
+like. Followed from the parameter they say which entry of it each entry of the operand is. Results
+that parameters alone determine, such as the weight of a parametrisation, count as parameters too if
+they are asked for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,9 +16,34 @@ from torch import Tensor
 
 from hig._torch.autograd_graph import Edge, Node
 
-__all__ = ["Consumer", "find_consumers"]
+__all__ = ["Consumer", "Walk"]
 
 Arranged = Callable[[Any, int, Tensor, torch.Size], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tensor that operands are arrangements of.
+
+    Attributes:
+        number: index of a parameter, or -1 - number of the node of a derived tensor.
+        shape: its shape.
+        dtype: its dtype.
+    """
+
+    number: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is a parameter, and not derived from parameters."""
+        return self.number >= 0
+
+    @property
+    def size(self) -> int:
+        """Number of its real entries: two for each complex number."""
+        return self.shape.numel() * (2 if self.dtype.is_complex else 1)
 
 
 @dataclass(frozen=True)
@@ -25,13 +53,13 @@ class Consumer:
     Attributes:
         node: the node of the operation.
         position: number of the operand.
-        parameter: index of the parameter.
-        chain: edges from the operand to the parameter, that of the parameter last.
+        source: the parameter, or a tensor that is derived from parameters alone.
+        chain: edges from the operand to the source, without that of the source.
     """
 
     node: Node
     position: int
-    parameter: int
+    source: Source
     chain: tuple[Edge, ...]
 
     @property
@@ -40,78 +68,134 @@ class Consumer:
         output = self.node._input_metadata[0]
         names = tuple(node.name() for node, _ in self.chain)
         shape, dtype = tuple(output.shape), output.dtype
-        return self.parameter, self.node.name(), self.position, shape, dtype, names
+        return self.source.number, self.node.name(), self.position, shape, dtype, names
 
     @property
     def scale(self) -> Tensor | float:
         """Factor of the entries in the operand."""
         scale: Tensor | float = 1.0
-        for node, _ in self.chain[:-1]:
+        for node, _ in self.chain:
             if (factor := _factor(node)) is not None:
                 scale = factor * scale
         return scale
 
     def entries(self) -> Tensor:
-        """Return the entry of the flat parameter at each place of the operand, float64.
+        """Return the entry of the flat source at each place of the operand, float64.
 
-        A complex parameter has two real entries for each number, as :func:`torch.view_as_real`
+        A complex source has two real entries for each number, as :func:`torch.view_as_real`
         arranges them. A place that holds a complex number has them as real and imaginary part.
         """
-        leaf, _ = self.chain[-1]
-        parameter = leaf.variable
-        size = parameter.numel() * (2 if parameter.is_complex() else 1)
-        entries = torch.arange(size, device="cpu", dtype=torch.float64)
-        if parameter.is_complex():
+        source = self.source
+        entries = torch.arange(source.size, device="cpu", dtype=torch.float64)
+        if source.dtype.is_complex:
             entries = torch.view_as_complex(entries.view(-1, 2))
-        entries = entries.view(parameter.shape)
-        for node, number in reversed(self.chain[:-1]):
+        entries = entries.view(source.shape)
+        for node, number in reversed(self.chain):
             shape = torch.Size(node._input_metadata[number].shape)
             entries = _ARRANGED.get(node.name(), _reshaped)(node, number, entries, shape)
         return entries
 
 
-def find_consumers(prediction: Tensor, parameters: Sequence[Tensor]) -> Iterator[Consumer]:
-    """Yield all operations of a graph that a parameter is an operand of, in a fixed order.
+class Walk:
+    """Walk over a graph that finds where parameters are used.
 
     Args:
         prediction: with a graph.
         parameters: leaves of it.
+
+    Attributes:
+        nodes: all nodes but those of leaves; the same order for graphs of the same structure.
     """
-    indices = {id(parameter): index for index, parameter in enumerate(parameters)}
-    chains: dict[Edge, tuple[int, tuple[Edge, ...]] | None] = {}
 
-    def origin(edge: Edge) -> tuple[int, tuple[Edge, ...]] | None:
-        if edge not in chains:
-            chains[edge] = _origin(edge, indices, origin)
-        return chains[edge]
-
-    root = prediction.grad_fn
-    waiting, seen = [root], {root}
-    while waiting:
-        node = waiting.pop()
-        for position, edge in enumerate(node.next_functions):
-            following = edge[0]
-            if following is None:
-                continue
-            found = origin(edge)
-            if found is not None:
-                yield Consumer(node, position, *found)
-            elif following not in seen:
+    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor]):
+        self._parameters = parameters
+        self._indices = {id(parameter): index for index, parameter in enumerate(parameters)}
+        root = prediction.grad_fn
+        self.nodes: list[Node] = []
+        waiting, seen = [root], {root}
+        while waiting:
+            node = waiting.pop()
+            self.nodes.append(node)
+            for following, _ in node.next_functions:
+                if following is None or following in seen or hasattr(following, "variable"):
+                    continue
                 seen.add(following)
                 waiting.append(following)
 
+    @cached_property
+    def numbers(self) -> dict[Node, int]:
+        """The number of each node."""
+        return {node: number for number, node in enumerate(self.nodes)}
 
-def _origin(
-    edge: Edge, indices: dict[int, int], origin: Callable[[Edge], Any]
-) -> tuple[int, tuple[Edge, ...]] | None:
-    node, _ = edge
-    variable = getattr(node, "variable", None)
-    if variable is not None:
-        index = indices.get(id(variable))
-        return None if index is None else (index, (edge,))
-    following = _behind(node)
-    found = None if following is None else origin(following)
-    return None if found is None else (found[0], (edge, *found[1]))
+    def consumers(self, derived: Collection[int] = ()) -> Iterator[Consumer]:
+        """Yield all operations that a source is an operand of, in a fixed order.
+
+        Args:
+            derived: numbers of nodes whose result parameters alone determine: a source of its own.
+        """
+        origins = self._origins(derived)
+        for node in self.nodes:
+            if origins.of((node, 0)) is not None:
+                continue  # an arrangement itself, or derived
+            for position, edge in enumerate(node.next_functions):
+                if edge[0] is not None and (found := origins.of(edge)) is not None:
+                    yield Consumer(node, position, *found)
+
+    def determined(self, node: Node, derived: Collection[int]) -> bool:
+        """Return whether nothing with a graph but parameters enters a node, of one result."""
+        if len(node._input_metadata) != 1:
+            return False
+        origins = self._origins(derived)
+        edges = [edge for edge in node.next_functions if edge[0] is not None]
+        return bool(edges) and all(origins.of(edge) is not None for edge in edges)
+
+    def parameters_of(self, number: int) -> list[int]:
+        """Return the indices of the parameters that a node depends on."""
+        waiting, seen, found = [self.nodes[number]], set(), set()
+        while waiting:
+            for following, _ in waiting.pop().next_functions:
+                if following is None or following in seen:
+                    continue
+                seen.add(following)
+                variable = getattr(following, "variable", None)
+                if variable is None:
+                    waiting.append(following)
+                elif id(variable) in self._indices:
+                    found.add(self._indices[id(variable)])
+        return sorted(found)
+
+    def _origins(self, derived: Collection[int]) -> "_Origins":
+        return _Origins(self._indices, self._parameters, {self.nodes[i]: i for i in derived})
+
+
+class _Origins:
+    """Sources that edges of a graph are arrangements of."""
+
+    def __init__(
+        self, indices: dict[int, int], parameters: Sequence[Tensor], derived: dict[Node, int]
+    ):
+        self._indices, self._parameters, self._derived = indices, parameters, derived
+        self._known: dict[Edge, tuple[Source, tuple[Edge, ...]] | None] = {}
+
+    def of(self, edge: Edge) -> tuple[Source, tuple[Edge, ...]] | None:
+        """Return the source of an edge, and the chain of arrangements to it; None if it has none."""
+        if edge not in self._known:
+            self._known[edge] = self._find(edge)
+        return self._known[edge]
+
+    def _find(self, edge: Edge) -> tuple[Source, tuple[Edge, ...]] | None:
+        node, number = edge
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            index = self._indices.get(id(variable))
+            return None if index is None else (Source(index, variable.shape, variable.dtype), ())
+        if node in self._derived:
+            result = node._input_metadata[0]
+            shape = torch.Size(result.shape)
+            return Source(-1 - self._derived[node], shape, result.dtype), ()
+        following = _behind(node)
+        found = None if following is None else self.of(following)
+        return None if found is None else (found[0], (edge, *found[1]))
 
 
 def _behind(node: Node) -> Edge | None:
@@ -125,7 +209,8 @@ def _behind(node: Node) -> Edge | None:
     if len(edges) != 1 or node.next_functions[0][0] is None and name == "DivBackward0":
         return None
     following, number = edges[0]
-    same = node._input_metadata[0].shape == following._input_metadata[number].shape
+    own, other = node._input_metadata[0], following._input_metadata[number]
+    same = own.shape == other.shape and own.dtype.is_complex == other.dtype.is_complex
     constant = _factor(node)
     return edges[0] if same and (isinstance(constant, float) or constant.ndim == 0) else None
 

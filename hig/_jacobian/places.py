@@ -61,10 +61,13 @@ class Plan:
         passes: cotangents (passes, *prediction.shape); None for one for each output of a sample.
         places: those of each product, None where samples influence one another. With ``passes``
             a sample is an entry of the prediction, and places are counted pass by pass.
+        by_outputs: whether they are places of each output, which all samples share: then it takes
+            a pass for each sample.
     """
 
     passes: Tensor | None
     places: list[Places | None]
+    by_outputs: list[bool]
 
 
 def find_plan(
@@ -79,13 +82,20 @@ def find_plan(
     """
     samples = len(prediction)
     if samples == 1 or not edges:
-        return Plan(None, [Places(None, None, 1)] * len(edges))
-    owners = _Tagged(prediction, edges, arranged).owners(
-        torch.arange(prediction.numel(), device="cpu").view(samples, -1)
-    )
-    if prediction.numel() == samples and any(owner is None for owner in owners):
+        return Plan(None, [Places(None, None, 1)] * len(edges), [False] * len(edges))
+    tagged = _Tagged(prediction, edges, arranged)
+    rows = torch.arange(prediction.numel(), device="cpu").view(samples, -1)
+    owners = tagged.owners(rows)
+    coupled = any(owner is None for owner in owners)
+    if coupled and prediction.numel() == samples:
         return _plan_by_parts(prediction, edges, arranged)
-    return Plan(None, [None if owner is None else _places(owner, samples) for owner in owners])
+    others = tagged.owners(rows.T) if coupled else owners
+    places, by_outputs = [], []
+    for owner, other in zip(owners, others, strict=True):
+        by_outputs.append(owner is None and other is not None)
+        found, count = (other, rows.shape[1]) if by_outputs[-1] else (owner, samples)
+        places.append(None if found is None else _places(found, count, prediction.device))
+    return Plan(None, places, by_outputs)
 
 
 def _plan_by_parts(
@@ -93,7 +103,7 @@ def _plan_by_parts(
 ) -> Plan:
     """Plan passes for rows of which several belong to one point: they take different passes."""
     parts = _parts(prediction)
-    nothing = Plan(None, [None] * len(edges))
+    nothing = Plan(None, [None] * len(edges), [False] * len(edges))
     if not 1 < len(parts) <= MOST_PARTS:
         return nothing
     tagged = _Tagged(prediction, edges, arranged)
@@ -130,7 +140,7 @@ def _plan_by_parts(
                 of_pass = torch.where(owner >= 0, parts[number][owner], of_pass)
             joined.append(of_pass)
         found.append(_places(torch.cat(joined), prediction.numel(), prediction.device))
-    return Plan(cotangents.view(-1, *prediction.shape), found)
+    return Plan(cotangents.view(-1, *prediction.shape), found, [False] * len(edges))
 
 
 def _known(owner: Tensor | None) -> Tensor:
@@ -230,9 +240,7 @@ def _completed(owner: Tensor, count: int) -> Tensor:
     return owner
 
 
-def _places(
-    owner: Tensor, samples: int, device: torch.device | None = None
-) -> Places | None:
+def _places(owner: Tensor, samples: int, device: torch.device) -> Places | None:
     """Return the places of each sample; None if the samples differ too much in their number."""
     places = len(owner)
     if places % samples == 0:
@@ -251,7 +259,8 @@ def _places(
     index = torch.zeros((samples, most), dtype=torch.int64)
     index[present] = order
     del starts
-    return Places(index, None if bool(present.all()) else present, samples)
+    every = bool(present.all())
+    return Places(index.to(device), None if every else present.to(device), samples)
 
 
 def _parts(prediction: Tensor) -> list[Tensor]:

@@ -24,9 +24,9 @@ class RearrangedBlock:
         self._places = places.to(factors.deltas.device)
 
     @property
-    def factors(self) -> FactoredBlock:
-        """The factors, in their own order."""
-        return self._factors
+    def like(self) -> Tensor:
+        """Any tensor on the device."""
+        return self._factors.deltas
 
     def add_gram(self, gram: Tensor) -> None:
         """Add J Jᵀ to ``gram``: the order of the columns does not matter if each is there once."""

@@ -1,0 +1,276 @@
+"""Search for the layers of a graph, done once for graphs of the same structure.
+
+What a program calls need not be a layer: derivatives of a network, recurrent cells and scales of
+normalisations multiply weights too. The autograd graph knows every such product, and the other
+factor of each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hig._jacobian.capture import ForwardPass
+from hig._jacobian.graph_layers import GraphLayer, GraphLayers, Pull, Share, real_size
+from hig._jacobian.graph_products import Product, product_of
+from hig._jacobian.graph_uses import GraphUse
+from hig._jacobian.origins import Consumer, Source, Walk
+from hig._jacobian.places import Places, Plan, find_plan
+
+__all__ = ["FoundLayers"]
+
+# Graphs remembered.
+MOST = 16
+# Rounds in which weights are found that other weights determine.
+ROUNDS = 16
+COUPLED = "samples influence one another"
+
+
+class FoundLayers:
+    """Finds the layers of graphs, and remembers what is known of those of the same structure."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[object, _Recipe] = {}
+
+    def find(self, forward: ForwardPass, wanted: Sequence[int]) -> GraphLayers:
+        """Find the layers of some parameters.
+
+        Args:
+            forward: prediction and parameters.
+            wanted: indices of the parameters.
+        """
+        prediction = forward.prediction
+        parameters = [forward.parameters[index] for index in wanted]
+        walk = Walk(prediction, parameters)
+        key = (
+            tuple(prediction.shape), prediction.dtype, tuple(wanted), len(walk.nodes),
+            *(consumer.structure for consumer in walk.consumers()),
+        )  # fmt: skip
+        recipe = self._recipes.pop(key, None)
+        if recipe is None:
+            recipe = _Cook(prediction, parameters, walk).recipe()
+        self._recipes[key] = recipe
+        while len(self._recipes) > MOST:
+            del self._recipes[next(iter(self._recipes))]
+        return _layers(recipe, walk, parameters, wanted, hash(key))
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Copy and pickle nothing: another process finds the layers of its own graphs."""
+        return FoundLayers, ()
+
+    def forget(self) -> None:
+        """Forget all: a graph was other than it looked."""
+        self._recipes.clear()
+
+
+@dataclass(frozen=True)
+class _Members:
+    """Products that are to be one :class:`Share`: their numbers."""
+
+    source: Source
+    columns: Tensor | None
+    shape: tuple[int, ...]
+    ones: bool
+    numbers: list[int]
+
+    def takes(self, source: Source, product: Product, columns: Tensor | None) -> bool:
+        """Return whether a product has the same weights."""
+        same = self.source, self.shape, self.ones
+        if same != (source, tuple(product.entries.shape), product.ones):
+            return False
+        if columns is None or self.columns is None:
+            return columns is self.columns
+        return torch.equal(columns, self.columns)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """What is known of graphs of one structure: holds no tensor of any of them."""
+
+    derived: frozenset[int]
+    products: list[Product | None]
+    plan: Plan
+    layers: list[tuple[list[int], list[_Members], bool]]
+    reasons: dict[int, str]
+
+
+def _layers(
+    recipe: _Recipe,
+    walk: Walk,
+    parameters: Sequence[Tensor],
+    wanted: Sequence[int],
+    key: int,
+) -> GraphLayers:
+    """Return the layers of a graph by the recipe for its structure."""
+    consumers = list(walk.consumers(recipe.derived))
+    passes = recipe.plan.passes
+    count = 1 if passes is None else len(passes)
+    layers = []
+    for indices, groups, by_outputs in recipe.layers:
+        own = [parameters[index] for index in indices]
+        first, width = _columns(own)
+        shares = []
+        for members in groups:
+            uses = []
+            for number in members.numbers:
+                product, places = recipe.products[number], recipe.plan.places[number]
+                assert product is not None and places is not None
+                uses.append(GraphUse(consumers[number], product, places, count))
+            source = members.source
+            if source.is_parameter:
+                columns = members.columns
+                if len(indices) > 1:
+                    start = first[indices.index(source.number)]
+                    flat = torch.arange(source.size) if columns is None else columns
+                    columns = flat + start
+                shares.append(Share(columns, uses, width))
+                continue
+            of = [index for index in walk.parameters_of(-1 - source.number) if index in indices]
+            pull = Pull(
+                walk.nodes[-1 - source.number],
+                [parameters[index] for index in of],
+                [first[indices.index(index)] for index in of],
+                width,
+            )
+            shares.append(Share(members.columns, uses, source.size, pull))
+        numbers = tuple(wanted[index] for index in indices)
+        layers.append(GraphLayer(own, shares, (*numbers, key), by_outputs))
+    reasons = {wanted[index]: reason for index, reason in recipe.reasons.items()}
+    return GraphLayers(layers, passes, reasons)
+
+
+def _columns(parameters: Sequence[Tensor]) -> tuple[list[int], int]:
+    """Return the first column of each parameter, and the number of columns."""
+    first, width = [], 0
+    for parameter in parameters:
+        first.append(width)
+        width += real_size(parameter)
+    return first, width
+
+
+@dataclass
+class _Round:
+    """Consumers of one set of sources, and what was found of them."""
+
+    consumers: list[Consumer]
+    products: list[Product | None]
+    plan: Plan
+    reasons: dict[int, str] = field(default_factory=dict)
+
+
+class _Cook:
+    """Search for the products of a graph and the samples of their places.
+
+    Args:
+        prediction: (B, ...), with a graph.
+        parameters: the parameters whose layers are searched.
+        walk: the walk over the graph.
+    """
+
+    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor], walk: Walk):
+        self._prediction, self._parameters, self._walk = prediction, parameters, walk
+
+    def recipe(self) -> _Recipe:
+        """Return what is found."""
+        derived: frozenset[int] = frozenset()
+        found = first = self._round(derived)
+        for _ in range(ROUNDS):
+            more = {
+                self._walk.numbers[found.consumers[i].node]
+                for i in found.reasons
+                if self._walk.determined(found.consumers[i].node, derived)
+            }
+            if not more:
+                break
+            derived |= more
+            found = self._round(derived)
+        recipe = self._assembled(derived, found)
+        if not recipe.reasons or found is first:
+            return recipe
+        # What parameters alone determine may be a whole network of which nothing is gained.
+        plain = self._assembled(frozenset(), first)
+        return plain if self._left(plain) <= self._left(recipe) else recipe
+
+    def _left(self, recipe: _Recipe) -> int:
+        """Return the number of entries of the parameters without a layer."""
+        return sum(self._parameters[index].numel() for index in recipe.reasons)
+
+    def _round(self, derived: frozenset[int]) -> _Round:
+        consumers = list(self._walk.consumers(derived))
+        products = [product_of(c.node, c.position, c.entries()) for c in consumers]
+        reasons = {
+            i: f"it is used by {_readable(consumer.node.name())}, which is no product that can be "
+            "told apart by sample"
+            for i, (consumer, product) in enumerate(zip(consumers, products, strict=True))
+            if product is None
+        }
+        tried = [i for i, product in enumerate(products) if product is not None]
+        arranged = [product.arrange for product in products if product is not None]
+        plan = find_plan(self._prediction, [(consumers[i].node, 0) for i in tried], arranged)
+        places: list[Places | None] = [None] * len(consumers)
+        by_outputs = [False] * len(consumers)
+        for place, i in enumerate(tried):
+            places[i], by_outputs[i] = plan.places[place], plan.by_outputs[place]
+            if places[i] is None:
+                reasons[i] = COUPLED
+        return _Round(consumers, products, Plan(plan.passes, places, by_outputs), reasons)
+
+    def _assembled(self, derived: frozenset[int], found: _Round) -> _Recipe:
+        """Group the products by the parameters that they are columns of."""
+        depends = [self._indices(consumer.source) for consumer in found.consumers]
+        reasons: dict[int, str] = {}
+        for i, reason in found.reasons.items():
+            for index in depends[i]:
+                reasons.setdefault(index, reason)
+        groups = _connected(depends)
+        layers = []
+        for indices in groups:
+            members = [i for i, of in enumerate(depends) if set(of) <= indices]
+            refused = next((reasons[index] for index in sorted(indices) if index in reasons), None)
+            kinds = {found.plan.by_outputs[i] for i in members}
+            if refused is None and len(kinds) > 1:
+                refused = COUPLED
+            if refused is not None:
+                reasons.update(dict.fromkeys(indices, refused))
+                continue
+            shares: list[_Members] = []
+            for i in members:
+                product = found.products[i]
+                assert product is not None
+                _join(shares, i, found.consumers[i].source, product)
+            layers.append((sorted(indices), shares, kinds.pop()))
+        return _Recipe(derived, found.products, found.plan, layers, reasons)
+
+    def _indices(self, source: Source) -> list[int]:
+        if source.is_parameter:
+            return [source.number]
+        return self._walk.parameters_of(-1 - source.number)
+
+
+def _connected(sets: Sequence[Sequence[int]]) -> list[set[int]]:
+    """Return the unions of sets that have members in common."""
+    unions: list[set[int]] = []
+    for members in sets:
+        joined = set(members)
+        for union in [union for union in unions if union & joined]:
+            joined |= union
+            unions.remove(union)
+        unions.append(joined)
+    return unions
+
+
+def _join(shares: list[_Members], i: int, source: Source, product: Product) -> None:
+    """Add a product to those with the same weights, or as another share."""
+    columns: Tensor | None = product.columns
+    if torch.equal(product.columns, torch.arange(source.size)):
+        columns = None
+    for share in shares:
+        if share.takes(source, product, columns):
+            share.numbers.append(i)
+            return
+    shares.append(_Members(source, columns, tuple(product.entries.shape), product.ones, [i]))
+
+
+def _readable(name: str) -> str:
+    return name.removesuffix("0").removesuffix("Backward")

@@ -18,7 +18,7 @@ from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Key, Pair, Probe
 from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
-from hig._jacobian.graph_layers import GraphLayer, GraphLayers, real_size
+from hig._jacobian.graph_layers import GraphLayer, GraphLayers
 from hig._jacobian.layerwise import (
     AnyLayer,
     factor_bytes,
@@ -32,6 +32,7 @@ from hig._torch.autograd_graph import leaves, reachable_nodes
 from hig._torch.batched_vjp import BatchedVJP
 from hig._torch.host import DeferredChecks
 from hig._torch.memory import keep_freed_pieces
+from hig._torch.real_numbers import real_size
 from hig.arguments import ENGINES, check_choice
 from hig.errors import SampleDependenceError, described
 
@@ -168,7 +169,7 @@ def _by_custom_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
     prediction, name = forward.prediction, type(engine).__name__
     with torch.enable_grad():  # it may differentiate with pieces of the prediction
         matrix = engine.jacobian(forward)
-    shape = prediction.numel(), sum(parameter.numel() for parameter in forward.parameters)
+    shape = prediction.numel(), sum(map(real_size, forward.parameters))
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
         raise TypeError(
             f"{name}.jacobian must return a real floating-point tensor, got {described(matrix)}"
@@ -267,6 +268,9 @@ class _Search:
             memory.replaced.update(key for key in left if exact.issuperset(_indices_of(key)))
         elif by_graph and any(key in failed for key in keys.values()):
             self.run(called, by_graph)
+            return
+        self.inexact |= {i for layer in called for i in self._indices(layer)}
+        self.inexact = {index for index in self.inexact if self.routes[index] == "rows"}
 
     def _is_tried(self, layer: GraphLayer, known: bool) -> bool:
         key = self._key(layer)
@@ -327,7 +331,6 @@ class _Search:
             for index in indices:
                 self.routes[index] = "layerwise"
         self.inexact |= {i for key in failed for i in _indices_of(key)}
-        self.inexact = {index for index in self.inexact if self.routes[index] == "rows"}
         return failed
 
     def _indices(self, layer: AnyLayer) -> list[int]:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.capture import ForwardPass
-from hig._jacobian.graph_layers import GraphLayer, GraphLayers, Pull, Share, real_size
+from hig._jacobian.graph_layers import GraphLayer, GraphLayers, Pull, Share
 from hig._jacobian.graph_products import Product, product_of
 from hig._jacobian.graph_uses import GraphUse
 from hig._jacobian.origins import Consumer, Source, Walk
 from hig._jacobian.places import Places, Plan, find_plan
+from hig._torch.real_numbers import real_size
 
 __all__ = ["FoundLayers"]
 

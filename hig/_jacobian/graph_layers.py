@@ -13,8 +13,9 @@ from hig._jacobian.graph_uses import GatheredPatches, GraphUse
 from hig._jacobian.pulled_block import PulledBlock
 from hig._jacobian.rearranged_block import RearrangedBlock
 from hig._torch.autograd_graph import Node
+from hig._torch.real_numbers import real_view
 
-__all__ = ["GraphLayer", "GraphLayers", "Pull", "Share", "real_size"]
+__all__ = ["GraphLayer", "GraphLayers", "Pull", "Share"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Pull:
         )
         pulled = rows.new_zeros((len(rows), self.width))
         for gradient, start in zip(gradients, self.columns, strict=True):
-            flat = torch.view_as_real(gradient) if gradient.is_complex() else gradient
-            flat = flat.reshape(len(rows), -1)
+            flat = real_view(gradient).reshape(len(rows), -1)
             pulled[:, start : start + flat.shape[1]] = flat
         return pulled
 
@@ -149,8 +149,3 @@ class GraphLayers:
     layers: list[GraphLayer] = field(default_factory=list)
     passes: Tensor | None = None
     reasons: dict[int, str] = field(default_factory=dict)
-
-
-def real_size(parameter: Tensor) -> int:
-    """Return the number of real numbers that a parameter consists of."""
-    return parameter.numel() * (2 if parameter.is_complex() else 1)

@@ -62,7 +62,9 @@ class Product:
         Weights that were repeated for several groups are used once with more places.
         """
         groups = len(self.entries)
-        flat = self.entries.real.flatten(1) if self.entries.is_complex() else self.entries.flatten(1)
+        flat = (
+            self.entries.real.flatten(1) if self.entries.is_complex() else self.entries.flatten(1)
+        )
         firsts, inverse, counts = flat[:, 0].unique(return_inverse=True, return_counts=True)
         if len(firsts) == groups:
             return self
@@ -83,7 +85,6 @@ class Product:
             None if operand is None else lambda node: joined(operand(node), 0),
             lambda gradient: joined(self.arrange(gradient), 1),
         )
-
 
     def with_outputs(self) -> "Product":
         """Return a sum, of one group for each entry, as one group with an output for each."""
@@ -248,9 +249,7 @@ def _normalisation(
         if position == 0:
             return None
         shape = features(node, torch.Size(node._input_metadata[0].shape))
-        return _elementwise(
-            node, entries.reshape(shape), normalised if position == 1 else None
-        )
+        return _elementwise(node, entries.reshape(shape), normalised if position == 1 else None)
 
     return make
 
@@ -301,7 +300,9 @@ def _convolution(node: Node, position: int, entries: Tensor) -> Product | None:
         return geometry.windows(inputs).transpose(0, 1).flatten(1, 2)
 
     def vectors(outputs: Tensor) -> Tensor:  # the same of one position each
-        return outputs.flatten(2).unflatten(1, (geometry.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        return (
+            outputs.flatten(2).unflatten(1, (geometry.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        )
 
     if node._saved_transposed:  # the weight takes each input to a patch of the output
         return Product(
@@ -319,9 +320,10 @@ def _convolution(node: Node, position: int, entries: Tensor) -> Product | None:
 def _bilinear(node: Node, position: int, entries: Tensor) -> Product | None:
     """Return the product of :func:`torch.nn.functional.bilinear`: both inputs, multiplied."""
     axes = [[1, 3], [0], [1, 2]], [2, 3]
-    found = [
-        [int(axis) for axis in getattr(node, f"_saved_expand{i}")] for i in (1, 2, 3)
-    ], [int(axis) for axis in node._saved_sumdim]
+    found = (
+        [[int(axis) for axis in getattr(node, f"_saved_expand{i}")] for i in (1, 2, 3)],
+        [int(axis) for axis in node._saved_sumdim],
+    )
     if position != 1 or found != axes:
         return None
 

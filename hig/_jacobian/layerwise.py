@@ -14,10 +14,13 @@ from torch import Tensor
 from hig._jacobian.capture import LayerUse, weight_matrix_shape
 from hig._jacobian.factored_block import FactoredBlock, columns_are_smaller
 from hig._jacobian.formed_block import Factors, FormedBlock
-from hig._jacobian.graph_layers import GraphLayer, real_size
+from hig._jacobian.graph_layers import GraphLayer
 from hig._jacobian.graph_uses import GraphUse
+from hig._jacobian.pulled_block import PulledBlock
+from hig._jacobian.rearranged_block import RearrangedBlock
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, output_cotangents
+from hig._torch.real_numbers import real_size
 
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks", "of_each_sample"]
 
@@ -62,12 +65,13 @@ class Layer:
             numbers += sum(use.input.numel() for use in self.uses)
         return numbers
 
-    def factors(self, gradients: Mapping[int, Tensor], samples: int) -> list[FactoredBlock]:
+    def factors(self, gradients: Mapping[int, Tensor], samples: int) -> list[Factors]:
         """Return the factors, from the gradients of the uses."""
         return [_block(self, gradients, samples)]
 
 
 AnyLayer = Layer | GraphLayer
+Columns = FactoredBlock | RearrangedBlock | FormedBlock
 
 
 class LayerPatches:
@@ -172,7 +176,7 @@ def layer_blocks(
     prediction: Tensor,
     backward: BatchedVJP,
     cotangents: Tensor | None = None,
-) -> list[Factors | FormedBlock]:
+) -> list[Columns]:
     """Return the Jacobian columns of each layer, from D backward passes.
 
     They are held as two factors, or formed while the passes run where that takes less memory: in
@@ -206,32 +210,43 @@ def layer_blocks(
                 block.add(passes, *factors)
                 blocks[index] = block
     return [
-        block or layer.factors(held.gradients, samples)[0]
+        block or _own_factors(layer, held.gradients, samples)
         for layer, block in zip(layers, blocks, strict=True)
     ]
 
 
+def _own_factors(
+    layer: AnyLayer, gradients: Mapping[int, Tensor], samples: int
+) -> FactoredBlock | RearrangedBlock:
+    """Return the factors of a layer whose columns need not be formed."""
+    (factors,) = layer.factors(gradients, samples)
+    assert not isinstance(factors, PulledBlock)
+    return factors
+
+
 def _of_all_passes(
     layers: Sequence[AnyLayer], prediction: Tensor, backward: BatchedVJP, cotangents: Tensor
-) -> list[Factors | FormedBlock]:
+) -> list[Columns]:
     """Return the columns of layers whose samples are told apart by all passes together."""
     samples, outputs = len(prediction), prediction[0].numel()
     uses = list({id(use): use for layer in layers for use in layer.uses}.values())
     held = _HeldGradients([uses])
     for passes, gradients in _output_gradients(uses, prediction, backward, cotangents):
         held.add(passes, len(cotangents), gradients)
-    blocks: list[Factors | FormedBlock] = []
+    blocks: list[Columns] = []
     for layer in layers:
-        factors = layer.factors(held.gradients, samples)
-        block: Factors | FormedBlock = factors[0]
         if isinstance(layer, GraphLayer) and layer.by_outputs:
+            factors = layer.factors(held.gradients, samples)
             turned = FormedBlock(outputs, samples, factors[0])
             turned.add(slice(0, samples), *factors)
-            block = turned.with_samples_second()
+            blocks.append(turned.with_samples_second())
         elif layer.must_be_formed:
-            block = FormedBlock(samples, outputs, factors[0])
-            block.add(slice(0, outputs), *factors)
-        blocks.append(block)
+            factors = layer.factors(held.gradients, samples)
+            formed = FormedBlock(samples, outputs, factors[0])
+            formed.add(slice(0, outputs), *factors)
+            blocks.append(formed)
+        else:
+            blocks.append(_own_factors(layer, held.gradients, samples))
     return blocks
 
 
@@ -307,6 +322,10 @@ def _uses_by_parameter(uses: Sequence[LayerUse], role: str) -> dict[int, tuple[T
 
 
 def _is_expressible(layer: Layer, samples: int) -> bool:
+    if any(use.input.is_complex() for use in layer.uses):
+        return False
+    if any(parameter.is_complex() for parameter in layer.parameters):
+        return False
     if not all(use.has_batch(samples) for use in layer.uses):
         return False
     if layer.weight is None:

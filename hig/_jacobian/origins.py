@@ -110,7 +110,7 @@ class Walk:
     def __init__(self, prediction: Tensor, parameters: Sequence[Tensor]):
         self._parameters = parameters
         self._indices = {id(parameter): index for index, parameter in enumerate(parameters)}
-        root = prediction.grad_fn
+        root: Node = prediction.grad_fn
         self.nodes: list[Node] = []
         waiting, seen = [root], {root}
         while waiting:
@@ -178,13 +178,13 @@ class _Origins:
         self._known: dict[Edge, tuple[Source, tuple[Edge, ...]] | None] = {}
 
     def of(self, edge: Edge) -> tuple[Source, tuple[Edge, ...]] | None:
-        """Return the source of an edge, and the chain of arrangements to it; None if it has none."""
+        """Return the source of an edge, if it has one, and the arrangements up to it."""
         if edge not in self._known:
             self._known[edge] = self._find(edge)
         return self._known[edge]
 
     def _find(self, edge: Edge) -> tuple[Source, tuple[Edge, ...]] | None:
-        node, number = edge
+        node, _ = edge
         variable = getattr(node, "variable", None)
         if variable is not None:
             index = self._indices.get(id(variable))
@@ -206,7 +206,7 @@ def _behind(node: Node) -> Edge | None:
     if name not in _WITH_CONSTANT:
         return None
     edges = [edge for edge in node.next_functions if edge[0] is not None]
-    if len(edges) != 1 or node.next_functions[0][0] is None and name == "DivBackward0":
+    if len(edges) != 1 or (node.next_functions[0][0] is None and name == "DivBackward0"):
         return None
     following, number = edges[0]
     own, other = node._input_metadata[0], following._input_metadata[number]
@@ -311,7 +311,9 @@ _ARRANGED: dict[str, Arranged] = {
     "UnbindBackward0": _unbound,
 }
 _SCALES: dict[str, Callable[[Node], Any]] = {
-    "MulBackward0": lambda node: node._saved_other if node.next_functions[0][0] else node._saved_self,
+    "MulBackward0": lambda node: (
+        node._saved_other if node.next_functions[0][0] else node._saved_self
+    ),
     "MulBackward1": lambda node: float(node._saved_other),
     "DivBackward0": lambda node: 1 / node._saved_other,
     "DivBackward1": lambda node: 1 / float(node._saved_other),

@@ -70,9 +70,7 @@ class Plan:
     by_outputs: list[bool]
 
 
-def find_plan(
-    prediction: Tensor, edges: Sequence[Edge], arranged: Sequence[Arrange]
-) -> Plan:
+def find_plan(prediction: Tensor, edges: Sequence[Edge], arranged: Sequence[Arrange]) -> Plan:
     """Find the samples that all places of some products belong to.
 
     Args:
@@ -98,9 +96,7 @@ def find_plan(
     return Plan(None, places, by_outputs)
 
 
-def _plan_by_parts(
-    prediction: Tensor, edges: Sequence[Edge], arranged: Sequence[Arrange]
-) -> Plan:
+def _plan_by_parts(prediction: Tensor, edges: Sequence[Edge], arranged: Sequence[Arrange]) -> Plan:
     """Plan passes for rows of which several belong to one point: they take different passes."""
     parts = _parts(prediction)
     nothing = Plan(None, [None] * len(edges), [False] * len(edges))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hig._jacobian.rows import StreamedBlock
 from hig._torch.batched_vjp import BatchedVJP
+from hig._torch.real_numbers import from_real, real_size
 from hig.errors import out_of_memory
 
 __all__ = ["ProductBlock"]
@@ -33,9 +34,9 @@ class ProductBlock(StreamedBlock):
             ValueError: the graph cannot be differentiated twice.
         """
         cotangent, gradients = self._transposed
-        sizes = [parameter.numel() for parameter in self._parameters]
+        sizes = list(map(real_size, self._parameters))
         parts = [
-            part.to(gradient.dtype).view_as(gradient)
+            from_real(part, gradient)
             for part, gradient in zip(direction.split(sizes), gradients, strict=True)
         ]
         used = [(g, part) for g, part in zip(gradients, parts, strict=True) if g.requires_grad]

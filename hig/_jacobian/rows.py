@@ -8,6 +8,7 @@ from torch import Tensor
 from hig._jacobian.blocks import Block, DenseBlock
 from hig._torch.batched_vjp import BatchedVJP, dense, one_hot_cotangents
 from hig._torch.memory import check_room
+from hig._torch.real_numbers import real_size, real_view
 
 __all__ = ["StreamedBlock", "rows_block"]
 
@@ -35,7 +36,7 @@ def rows_block(
     block = StreamedBlock(prediction, parameters, backward, held_bytes)
     if prediction.numel() * block.columns * prediction.element_size() > held_bytes:
         return block
-    everything = [(index, 0, p.numel()) for index, p in enumerate(parameters)]
+    everything = [(index, 0, real_size(p)) for index, p in enumerate(parameters)]
     matrix = block.columns_of(everything, 0, prediction.numel())
     return DenseBlock(matrix, outputs=prediction[0].numel())
 
@@ -61,7 +62,7 @@ class StreamedBlock:
         self._held_bytes = held_bytes
         self._outputs = prediction[0].numel()
         self._cotangents = one_hot_cotangents(prediction)
-        self.columns = sum(parameter.numel() for parameter in parameters)
+        self.columns = sum(map(real_size, parameters))
 
     def columns_of(self, pieces: Sequence[tuple[int, int, int]], start: int, stop: int) -> Tensor:
         """Return rows ``start:stop`` of the columns of some (parameter, first, last) pieces."""
@@ -70,7 +71,7 @@ class StreamedBlock:
         self._check_room((stop - start) * sum(sizes))
         matrix = self._prediction.new_zeros((stop - start, sum(sizes)))
         parts = matrix.split(sizes, dim=1)
-        size = sum(parameter.numel() for parameter in inputs) * matrix.element_size()
+        size = sum(map(real_size, inputs)) * matrix.element_size()
         passes = self._backward.gradients(
             self._prediction,
             inputs,
@@ -82,7 +83,7 @@ class StreamedBlock:
         for rows, gradients in passes:
             for part, gradient, (_, first, last) in zip(parts, gradients, pieces, strict=True):
                 if gradient is not None:
-                    part[rows] = gradient.reshape(len(gradient), -1)[:, first:last]
+                    part[rows] = real_view(gradient).reshape(len(gradient), -1)[:, first:last]
         return matrix
 
     def add_gram(self, gram: Tensor) -> None:
@@ -94,7 +95,7 @@ class StreamedBlock:
         """Jᵀ w by one backward pass, in the precision of the graph."""
         cotangent = weights.to(self._prediction.dtype).view_as(self._prediction)
         return torch.cat(
-            [gradient.double().flatten() for gradient in self.vjp_per_parameter(cotangent)]
+            [real_view(part).double().flatten() for part in self.vjp_per_parameter(cotangent)]
         )
 
     def vjp_per_parameter(
@@ -124,7 +125,7 @@ class StreamedBlock:
 
     def rows(self, samples: slice) -> Tensor:
         """Return the rows of the given samples, all columns."""
-        everything = [(index, 0, p.numel()) for index, p in enumerate(self._parameters)]
+        everything = [(index, 0, real_size(p)) for index, p in enumerate(self._parameters)]
         return self.columns_of(
             everything, samples.start * self._outputs, samples.stop * self._outputs
         )
@@ -153,7 +154,7 @@ class StreamedBlock:
 
     def _matrices(self, width: int) -> Iterator[Tensor]:
         rows = self._prediction.numel()
-        for pieces in _pieces([parameter.numel() for parameter in self._parameters], width):
+        for pieces in _pieces(list(map(real_size, self._parameters)), width):
             yield self.columns_of(pieces, 0, rows)
 
 

@@ -25,6 +25,7 @@ from hig._torch.batched_vjp import PassSizes
 from hig._torch.checksums import digest
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import ProcessGroup
+from hig._torch.real_numbers import from_real
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import check_parameters
 from hig.errors import described
@@ -152,7 +153,7 @@ class record:
                 directions, _ = linearisation.step(filter)
         with torch.no_grad():
             for parameter, direction in zip(self._parameters, directions, strict=True):
-                direction, before = direction.to(parameter.dtype), parameter.grad
+                direction, before = from_real(direction, parameter), parameter.grad
                 if before is None:
                     parameter.grad = direction
                 elif before.layout == torch.strided:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hig._step.linearisation import Linearisation
+from hig._torch.real_numbers import real_view
 
 __all__ = ["EarlierPoints", "Point", "values_at", "were_set"]
 
@@ -103,7 +104,7 @@ class EarlierPoints:
             slope, curvature = self._linearisation.along(change)
             return slope, abs(curvature)
         step = [
-            parameter.detach().double() - value.double()
+            real_view(parameter).double() - value.double()
             for parameter, value in zip(self._parameters, start, strict=True)
         ]
         model = self._linearisation.model(self._linearisation.output_change(step))
@@ -143,7 +144,7 @@ class EarlierPoints:
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
-    return torch.cat([value.detach().flatten() for value in values])
+    return torch.cat([real_view(value).flatten() for value in values])
 
 
 def _length(vector: Tensor) -> float:

@@ -22,6 +22,7 @@ from hig._step.reports import StepReport
 from hig._torch import memory
 from hig._torch.batched_vjp import BatchedVJP, PassSizes
 from hig._torch.host import PhaseClock
+from hig._torch.real_numbers import real_size, real_view
 
 __all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
 
@@ -77,10 +78,12 @@ class Linearisation:
             flat, output_change = self.decomposition.step(self.resolved(filter), gradient)
             if split is not None:  # equal up to rounding; from here on bit for bit
                 flat, output_change = split.ranks.first_of((flat, output_change))
-            directions = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-            sizes = [parameters[index].numel() for index in self.engine.order]
+            # Of complex ones real and imaginary parts, (..., 2).
+            views = [real_view(parameter) for parameter in parameters]
+            directions = [torch.zeros_like(view, dtype=torch.float64) for view in views]
+            sizes = [views[index].numel() for index in self.engine.order]
             for index, part in zip(self.engine.order, flat.split(sizes), strict=True):
-                directions[index] = part.view_as(parameters[index])
+                directions[index] = part.view_as(views[index])
         return directions, output_change
 
     def resolved(self, filter: SpectralFilter) -> SpectralFilter:
@@ -205,8 +208,8 @@ class Linearisation:
 
 
 def _root_mean_square(parameters: Sequence[Tensor]) -> Tensor:
-    norms = [torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for p in parameters]
-    return torch.stack(norms).norm() / sum(p.numel() for p in parameters) ** 0.5
+    norms = [torch.linalg.vector_norm(real_view(p), dtype=torch.float64) for p in parameters]
+    return torch.stack(norms).norm() / sum(map(real_size, parameters)) ** 0.5
 
 
 def _output_rounding(objective: Objective, size: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from hig._step.objective import Objective
 from hig._step.row_map import RowMap
 from hig._torch.host import DeferredChecks
 from hig._torch.random_state import RandomState
+from hig._torch.real_numbers import real_size
 
 __all__ = ["Part", "each_part", "joined", "replayed"]
 
@@ -118,7 +119,7 @@ def joined(
         least_cut=max(objective.least_cut for objective in objectives),
         parts=objectives,
     )
-    columns = [parameter.numel() for parameter in parameters]
+    columns = list(map(real_size, parameters))
     return objective, stacked([part.result for part in parts], columns)
 
 

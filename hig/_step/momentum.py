@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hig._spectral.filters import Damped, HalfInverse, SpectralFilter
 from hig._step.linearisation import Linearisation
+from hig._torch.real_numbers import real_view
 from hig.arguments import FRACTION, MOMENTUM_KINDS, check_choice, check_number
 
 __all__ = ["Momentum", "PreviousDirection"]
@@ -141,7 +142,7 @@ class PreviousDirection:
             directions, change = linearisation.step(filter)
         # In the dtype of the parameters, to which a loaded state is cast.
         pairs = zip(directions, self._parameters, strict=True)
-        self._newest = [direction.to(parameter.dtype) for direction, parameter in pairs]
+        self._newest = [direction.to(real_view(parameter).dtype) for direction, parameter in pairs]
         return directions, change
 
     def commit(self, step_size: float | None) -> None:
@@ -159,4 +160,6 @@ def _previous_directions(state: dict[Any, Any], parameters: Sequence[Tensor]) ->
     if all(direction is None for direction in remembered):
         return []
     pairs = zip(remembered, parameters, strict=True)
-    return [torch.zeros_like(p) if direction is None else direction for direction, p in pairs]
+    return [
+        torch.zeros_like(real_view(p)) if direction is None else direction for direction, p in pairs
+    ]

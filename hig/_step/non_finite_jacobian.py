@@ -8,6 +8,7 @@ import torch
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.engine import EngineResult
 from hig._torch.ranks import Ranks
+from hig._torch.real_numbers import real_size
 from hig.errors import NonFiniteError
 
 __all__ = ["Places", "refuse_non_finite"]
@@ -49,7 +50,7 @@ def _non_finite_places(places: Places) -> str:
             bad_columns.append(bad)
     if not bad_samples:
         return ""
-    sizes = [places.forward.parameters[index].numel() for index in engine.order]
+    sizes = [real_size(places.forward.parameters[index]) for index in engine.order]
     flags = torch.stack(bad_columns).any(0).split(sizes)
     names = places.forward.names
     named = [names[i] for i, flag in zip(engine.order, flags, strict=True) if bool(flag.any())]

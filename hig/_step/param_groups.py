@@ -80,9 +80,9 @@ def has_lr(params: Iterable[Any]) -> bool:
 
 def check_real(parameter: Tensor) -> None:
     """Raise a `TypeError` for a parameter that is trained and is not real."""
-    if parameter.requires_grad and not parameter.is_floating_point():
+    if parameter.requires_grad and not (parameter.is_floating_point() or parameter.is_complex()):
         raise TypeError(
-            f"parameters must be real floating point, got {parameter.dtype}; freeze it "
+            f"parameters must be floating point, got {parameter.dtype}; freeze it "
             "(requires_grad_(False)), or train its real and imaginary parts as one real parameter "
             "(torch.view_as_real); for a network that exists the page 'Not supported' has a module "
             "that does so for all of its parameters (torch.func.functional_call)"

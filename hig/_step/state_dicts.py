@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hig._torch.real_numbers import real_view
+
 __all__ = ["IDENTITY", "copied_state", "identity_of"]
 
 # Key of the identity in a state.
@@ -64,8 +66,9 @@ def _describe(identity: Mapping[str, str]) -> str:
 def _check_shapes(state: Mapping[Any, Any], parameters: Sequence[Tensor]) -> None:
     """Raise unless what is stored for each parameter, a direction or a point, has its shape."""
     for index, parameter in enumerate(parameters):
+        shapes = (parameter.shape, real_view(parameter).shape)
         for name, value in state.get(index, {}).items():
-            if isinstance(value, Tensor) and value.shape != parameter.shape:
+            if isinstance(value, Tensor) and value.shape not in shapes:
                 raise ValueError(
                     f"the state holds a {name.replace('_', ' ')} of shape {tuple(value.shape)} for "
                     f"parameter {index} of shape {tuple(parameter.shape)}: it is that of another "

@@ -15,6 +15,7 @@ from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
+from hig._torch.real_numbers import real_view
 
 __all__ = ["MOST_TRIES", "Attempts", "Trial", "restore_parameters"]
 
@@ -98,7 +99,7 @@ class Trial:
     def start(self) -> list[Tensor]:
         """Values of the parameters before the step."""
         if self._start is None:
-            self._start = [parameter.detach().clone() for parameter in self._parameters]
+            self._start = [real_view(parameter).clone() for parameter in self._parameters]
         return self._start
 
     def move(self, step_size: float) -> None:
@@ -109,7 +110,7 @@ class Trial:
         for parameter, start, direction in zip(
             self._parameters, self.start, self._directions, strict=True
         ):
-            parameter.copy_(start - step_size * direction)
+            real_view(parameter).copy_(start - step_size * direction)
         self.step_size = step_size
 
     def whole_ratio(self) -> float:
@@ -233,7 +234,7 @@ class Trial:
 def restore_parameters(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
     """Copy values into parameters."""
     for parameter, value in zip(parameters, values, strict=True):
-        parameter.copy_(value)
+        real_view(parameter).copy_(real_view(value))
 
 
 class Attempts:

@@ -17,7 +17,7 @@ from torch import Tensor
 from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Key, Pair, Probe
-from hig._jacobian.fallback_reasons import fallback_reason, inexactness_reason
+from hig._jacobian.fallback_reasons import coupling_reason
 from hig._jacobian.graph_layers import GraphLayer, GraphLayers
 from hig._jacobian.layerwise import (
     AnyLayer,
@@ -147,7 +147,7 @@ def build_jacobian(
     order = [index for _, indices in exact for index in indices]
     fallback = [index for index, route in enumerate(routes) if route == "rows"]
     if fallback and engine != "rows" and not too_large:
-        reasons = _reasons(fallback, inexact, graph, search.reasons)
+        reasons = _reasons(fallback, graph, search.reasons)
         if engine == "layerwise":
             raise SampleDependenceError(_refusal(reasons))
         notes += _notes_on_fallback(reasons, products)
@@ -186,19 +186,13 @@ def _by_custom_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
 
 
 def _reasons(
-    fallback: Sequence[int], inexact: set[int], graph: "_Graph", of_graph: Mapping[int, str]
+    fallback: Sequence[int], graph: "_Graph", of_graph: Mapping[int, str]
 ) -> dict[str, list[str]]:
     """Return the names of the parameters without an exact layer, by the reason."""
-    forward, samples = graph.forward, len(graph.forward.prediction)
-    why = inexactness_reason(graph.nodes, forward.prediction.dtype) if inexact else ""
+    forward = graph.forward
     reasons: dict[str, list[str]] = {}
     for index in fallback:
-        if index in of_graph:
-            reason = of_graph[index]
-        elif index in inexact:
-            reason = why
-        else:
-            reason = fallback_reason(forward.parameters[index], forward.uses, samples)
+        reason = of_graph.get(index) or coupling_reason(graph.nodes, forward.prediction.dtype)
         reasons.setdefault(reason, []).append(forward.names[index])
     return reasons
 
@@ -219,7 +213,8 @@ class _Search:
         exact: factors and parameter indices of each exact layer.
         routes: the route of every parameter, "rows" for those without an exact layer.
         inexact: the parameter indices of inexact layers.
-        reasons: why the graph has no layer for a parameter, by its index.
+        reasons: why the graph has no layer for a parameter, by its index, other than that samples
+            influence one another.
     """
 
     def __init__(
@@ -261,6 +256,13 @@ class _Search:
             self.reasons = dict(found.reasons)
             found.layers[:] = [layer for layer in found.layers if self._is_tried(layer, known)]
         failed = self._compare(tried, found)
+        by_now = {self._key(layer) for layer in found.layers} & failed
+        if by_now and found.remembered:  # another graph of the same shapes
+            memory.found.forget()
+            for key in by_now:
+                memory.forget_failure(key, operations())
+            self.run(called, by_graph)
+            return
         if not failed:
             # The graph has exact layers in place of the others: these need not be tried again.
             exact = {i for _, indices in self.exact for i in indices}
@@ -278,8 +280,12 @@ class _Search:
             self.inexact.update(self._indices(layer))
             return False
         columns = sum(map(real_size, layer.parameters))
-        numbers = self._graph.forward.prediction.numel() * columns
-        return not layer.must_be_formed or 8 * numbers <= self._held_bytes
+        needed = 8 * self._graph.forward.prediction.numel() * columns
+        if not layer.must_be_formed or needed <= self._held_bytes:
+            return True
+        reason = f"its columns would take {needed:.1e} B"
+        self.reasons.update(dict.fromkeys(self._indices(layer), reason))
+        return False
 
     def _compare(self, called: Sequence[AnyLayer], found: GraphLayers) -> set[Key]:
         """Compare the factors of layers with a backward pass; return the keys of inexact ones."""
@@ -323,10 +329,7 @@ class _Search:
         else:
             self.exact = look.exact()
             passed = {id(block) for block, _ in self.exact}
-            inexact = {key for key, (block, _) in candidates.items() if id(block) not in passed}
-            failed |= inexact
-            if inexact and found.layers:
-                self._memory.found.forget()  # it may be another graph of the same shapes
+            failed |= {key for key, (block, _) in candidates.items() if id(block) not in passed}
         for _, indices in self.exact:
             for index in indices:
                 self.routes[index] = "layerwise"

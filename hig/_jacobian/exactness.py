@@ -275,7 +275,7 @@ class ExactnessMemory:
     looks: int = 0
     failures: dict[Key, tuple[int, int]] = field(default_factory=dict)
     rounding: dict[Key, tuple[float, int, int]] = field(default_factory=dict)
-    found: FoundLayers = field(default_factory=FoundLayers)
+    found: FoundLayers = field(default_factory=FoundLayers, compare=False)
     replaced: set[Key] = field(default_factory=set)
 
     def skips(self, layer: Key, operations: Hashable) -> bool:
@@ -297,6 +297,10 @@ class ExactnessMemory:
         self.rounding.pop(layer, None)
         while len(self.failures) > MOST:
             del self.failures[next(iter(self.failures))]
+
+    def forget_failure(self, layer: Key, operations: Hashable) -> None:
+        """Forget that a layer was inexact: it was another one than it looked."""
+        self.failures.pop((layer, operations), None)
 
     def record_success(self, layer: Key, units: float, operations: Callable[[], Hashable]) -> None:
         """Remember that a layer is exact up to so many units of rounding."""

@@ -25,7 +25,6 @@ __all__ = ["FoundLayers"]
 MOST = 16
 # Rounds in which weights are found that other weights determine.
 ROUNDS = 16
-COUPLED = "samples influence one another"
 
 
 class FoundLayers:
@@ -49,12 +48,15 @@ class FoundLayers:
             *(consumer.structure for consumer in walk.consumers()),
         )  # fmt: skip
         recipe = self._recipes.pop(key, None)
+        remembered = recipe is not None
         if recipe is None:
             recipe = _Cook(prediction, parameters, walk).recipe()
         self._recipes[key] = recipe
         while len(self._recipes) > MOST:
             del self._recipes[next(iter(self._recipes))]
-        return _layers(recipe, walk, parameters, wanted, hash(key))
+        layers = _layers(recipe, walk, parameters, wanted, hash(key))
+        layers.remembered = remembered
+        return layers
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """Copy and pickle nothing: another process finds the layers of its own graphs."""
@@ -214,7 +216,7 @@ class _Cook:
         for place, i in enumerate(tried):
             places[i], by_outputs[i] = plan.places[place], plan.by_outputs[place]
             if places[i] is None:
-                reasons[i] = COUPLED
+                reasons[i] = ""  # samples influence one another
         return _Round(consumers, products, Plan(plan.passes, places, by_outputs), reasons)
 
     def _assembled(self, derived: frozenset[int], found: _Round) -> _Recipe:
@@ -231,7 +233,7 @@ class _Cook:
             refused = next((reasons[index] for index in sorted(indices) if index in reasons), None)
             kinds = {found.plan.by_outputs[i] for i in members}
             if refused is None and len(kinds) > 1:
-                refused = COUPLED
+                refused = ""
             if refused is not None:
                 reasons.update(dict.fromkeys(indices, refused))
                 continue

@@ -143,9 +143,12 @@ class GraphLayers:
         layers: the layers.
         passes: cotangents (passes, *prediction.shape) that give one row of each sample, where a
             sample is an entry of the prediction; None if the usual passes do.
-        reasons: why a parameter has no layer, by its index.
+        reasons: why a parameter has no layer, by its index; empty where samples influence one
+            another.
+        remembered: whether the samples of all places are taken from an earlier graph.
     """
 
     layers: list[GraphLayer] = field(default_factory=list)
     passes: Tensor | None = None
     reasons: dict[int, str] = field(default_factory=dict)
+    remembered: bool = False

@@ -142,12 +142,21 @@ class Walk:
                     yield Consumer(node, position, *found)
 
     def determined(self, node: Node, derived: Collection[int]) -> bool:
-        """Return whether nothing with a graph but parameters enters a node, of one result."""
+        """Return whether parameters alone determine the one result of a node.
+
+        A product with a constant is not taken for such a result: that may be data. Entry by entry
+        it is, in the shape of the parameter.
+        """
         if len(node._input_metadata) != 1:
             return False
         origins = self._origins(derived)
         edges = [edge for edge in node.next_functions if edge[0] is not None]
-        return bool(edges) and all(origins.of(edge) is not None for edge in edges)
+        if not edges or any(origins.of(edge) is None for edge in edges):
+            return False
+        if len(edges) == len(node.next_functions):
+            return True
+        shapes = {tuple(following._input_metadata[number].shape) for following, number in edges}
+        return node.name() in _WITH_CONSTANT and shapes == {tuple(node._input_metadata[0].shape)}
 
     def parameters_of(self, number: int) -> list[int]:
         """Return the indices of the parameters that a node depends on."""

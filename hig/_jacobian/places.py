@@ -86,8 +86,12 @@ def find_plan(prediction: Tensor, edges: Sequence[Edge], arranged: Sequence[Arra
     owners = tagged.owners(rows)
     coupled = any(owner is None for owner in owners)
     if coupled and prediction.numel() == samples:
-        return _plan_by_parts(prediction, edges, arranged)
-    others = tagged.owners(rows.T) if coupled else owners
+        plan = _plan_by_parts(prediction, edges, arranged)
+        left = sum(places is None for places in plan.places)
+        if left < sum(owner is None for owner in owners):
+            return plan
+    several = rows.shape[1] > 1
+    others = tagged.owners(rows.T) if coupled and several else owners
     places, by_outputs = [], []
     for owner, other in zip(owners, others, strict=True):
         by_outputs.append(owner is None and other is not None)

@@ -185,7 +185,7 @@ def attention():
     return nn.Sequential(layer, nn.Linear(4, 1))
 
 
-# All parameters in linear and convolution layers, used where the capture sees them.
+# All parameters in linear and convolution layers, called where the capture sees them.
 LAYERED = {
     "mlp": (mlp, (4,)),
     "narrow": (narrow, (4,)),
@@ -200,11 +200,12 @@ LAYERED = {
     "shared": (SharedWithTwoBiases, (4,)),
     "few controls": (FewControls, (4,)),
 }
-# Some parameters need the other route.
-MIXED = {
+# Some samples influence one another.
+MIXED = {"batch norm": (batch_normalised, (4,))}
+# Layers of other kinds, which the graph shows.
+BY_GRAPH = {
     "layer norm": (normalised, (4,)),
     "group norm": (group_normalised, (2, 8)),
-    "batch norm": (batch_normalised, (4,)),
     "viscosity": (WithViscosity, (4,)),
     "tied": (TiedTransposed, (4,)),
     "embedding": (Embedded, (4,)),
@@ -212,7 +213,7 @@ MIXED = {
     "attention": (attention, (3, 4)),
     "time major": (TimeMajor, (BATCH, 2)),
 }
-ALL = LAYERED | MIXED
+ALL = LAYERED | BY_GRAPH | MIXED
 
 
 def build(name, dtype=torch.float64, seed=0):

@@ -145,10 +145,12 @@ class DerivativeByTransform(Weak):
         return vmap(jacrev(lambda point: self.c(self.hidden(point[None]))[0, 0]))(x)[:, :1]
 
 
-EXACT = [Plain, Loop, Grouped, Attention]
-INEXACT = [
-    AttentionOverSamples, Tied, UsedAlone, RowWithoutFactors, BiasUsedAlone, LessMean, Normalised,
-    OfANeighbour, SlightlyCoupled, SharedContext, TimeFirst, Derivative, DerivativeByTransform,
+EXACT = [
+    Plain, Loop, Grouped, Attention, Tied, UsedAlone, RowWithoutFactors, BiasUsedAlone, TimeFirst,
+    Derivative, DerivativeByTransform,
+]  # fmt: skip
+COUPLED = [
+    AttentionOverSamples, LessMean, Normalised, OfANeighbour, SlightlyCoupled, SharedContext,
 ]  # fmt: skip
 RCOND = 1e-12
 
@@ -202,7 +204,7 @@ def right_direction(network, predict, smallest):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("how", ["none", "outputs", "samples", "both", "large", "small"])
-@pytest.mark.parametrize("kind", EXACT + INEXACT)
+@pytest.mark.parametrize("kind", EXACT + COUPLED)
 def test_the_direction_is_that_of_the_dense_jacobian(kind, how, dtype):
     network, predict, scales = scaled(kind, how)
     smallest = float(scales.min() / scales.max())
@@ -213,7 +215,7 @@ def test_the_direction_is_that_of_the_dense_jacobian(kind, how, dtype):
     # Where one row is all of the sum of others, float32 itself allows no better.
     assert relative_error(found, expected) < max(allowed, 3 * relative_error(by_rows, expected))
     assert (report.engine == "layerwise") == (kind in EXACT), report.notes
-    if kind in INEXACT:
+    if kind in COUPLED:
         with pytest.raises(hig.SampleDependenceError, match="cannot give the exact Jacobian"):
             direction_of(network, predict, dtype, rcond, "layerwise")
 
@@ -231,7 +233,7 @@ def test_a_tied_weight_in_an_output_of_5e_4(seed):
     expected, rcond = right_direction(network, predict, 1e-4)
     found, report = direction_of(network, predict, torch.float32, rcond, "auto")
     assert relative_error(found, expected) < 1e-3
-    assert any(note.startswith("rows engine for") for note in report.notes)
+    assert report.engine == "layerwise"
 
 
 @pytest.mark.parametrize("weight", [1.0, 1e3, 1e4])
@@ -250,7 +252,7 @@ def test_an_equation_with_weighted_boundary_rows(weight):
     expected, rcond = right_direction(network, predict, 1e-2 / weight)
     found, report = direction_of(network, predict, torch.float32, rcond, "auto")
     assert relative_error(found, expected) < 0.01
-    assert any("create_graph=True" in note for note in report.notes)
+    assert report.engine == "layerwise"
 
 
 @pytest.mark.parametrize("exponent", [-30, 0, 30])
@@ -305,7 +307,7 @@ def test_the_tolerance_of_a_solver_is_no_coupling(dtype):
         assert optimizer.report.engine == "layerwise"
     assert optimizer._lineariser.memory.optimistic
     optimizer.step(lambda: closure(coupling=1e3 * tolerance))
-    assert optimizer.report.engine == "rows"
+    assert "rows" in optimizer.report.engine
 
 
 def test_rounding_is_looked_at_without_a_second_jacobian(monkeypatch):
@@ -327,7 +329,7 @@ def test_rounding_is_looked_at_without_a_second_jacobian(monkeypatch):
     looks = optimizer._lineariser.memory.looks
     assert 0 < looks < FIRST
     optimizer.step(lambda: closure(coupling=1e3 * tolerance))
-    assert optimizer.report.engine == "rows"
+    assert "rows" in optimizer.report.engine
     assert optimizer._lineariser.memory.looks == looks
 
 
@@ -460,7 +462,7 @@ class BesideALargeLayer(nn.Module):
     [
         (lambda p: p, "layerwise"),
         (lambda p: p + 0.5 * p.roll(1, 0).tanh(), "layerwise+rows"),
-        (lambda p: p.sort(0).values, "layerwise+rows"),
+        (lambda p: p.sort(0).values, "layerwise"),  # only other samples in each row
     ],
     ids=["independent", "roll", "sort"],
 )

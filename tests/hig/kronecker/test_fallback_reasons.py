@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 
 import hig
 from hig._kronecker.fallback_reasons import Explanation, parameter_names
-from tests.hig.networks import MIXED, build, least_squares
+from tests.hig.networks import BY_GRAPH, MIXED, build, least_squares
 
 X = torch.linspace(-1, 1, 32).reshape(8, 4)
 
@@ -168,7 +168,7 @@ def test_reasons(name):
     assert all(key in str(report) for key in list(expected)[:6])
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", BY_GRAPH | MIXED)
 def test_all_parameters_are_in_a_layer_or_have_a_reason(name):
     network, inputs = build(name)
     optimizer = hig.KroneckerHIG(network.named_parameters(), lr=0.01)

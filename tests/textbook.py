@@ -5,13 +5,17 @@ from torch import Tensor
 
 
 def textbook_jacobian(prediction: Tensor, parameters) -> Tensor:
-    """(n, P) in the dtype of the prediction: one backward pass per output, nothing shared."""
+    """(n, P) in the dtype of the prediction: one backward pass per output, nothing shared.
+
+    A complex parameter has two columns for each entry.
+    """
     parameters, rows = list(parameters), []
     for output in prediction.flatten():
         gradients = torch.autograd.grad(
             output, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        real = [torch.view_as_real(g) if g.is_complex() else g for g in gradients]
+        rows.append(torch.cat([gradient.flatten() for gradient in real]))
     return torch.stack(rows)
 
 

@@ -44,8 +44,8 @@ class FoundLayers:
         parameters = [forward.parameters[index] for index in wanted]
         walk = Walk(prediction, parameters)
         key = (
-            tuple(prediction.shape), prediction.dtype, tuple(wanted), len(walk.nodes),
-            *(consumer.structure for consumer in walk.consumers()),
+            tuple(prediction.shape), prediction.dtype, tuple(wanted),
+            hash(tuple(node.name() for node in walk.nodes)),
         )  # fmt: skip
         recipe = self._recipes.pop(key, None)
         remembered = recipe is not None
@@ -88,10 +88,31 @@ class _Members:
 
 
 @dataclass(frozen=True)
+class _Place:
+    """Place of a consumer in graphs of one structure: numbers of nodes."""
+
+    node: int
+    position: int
+    source: Source
+    chain: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(consumer: Consumer, walk: Walk) -> "_Place":
+        """Return the place of a consumer."""
+        chain = tuple((walk.numbers[node], output) for node, output in consumer.chain)
+        return _Place(walk.numbers[consumer.node], consumer.position, consumer.source, chain)
+
+    def consumer(self, walk: Walk) -> Consumer:
+        """Return the consumer at this place of another graph."""
+        chain = tuple((walk.nodes[number], output) for number, output in self.chain)
+        return Consumer(walk.nodes[self.node], self.position, self.source, chain)
+
+
+@dataclass(frozen=True)
 class _Recipe:
     """What is known of graphs of one structure: holds no tensor of any of them."""
 
-    derived: frozenset[int]
+    places: list[_Place]
     products: list[Product | None]
     plan: Plan
     layers: list[tuple[list[int], list[_Members], bool]]
@@ -106,7 +127,7 @@ def _layers(
     key: int,
 ) -> GraphLayers:
     """Return the layers of a graph by the recipe for its structure."""
-    consumers = list(walk.consumers(recipe.derived))
+    consumers = [place.consumer(walk) for place in recipe.places]
     passes = recipe.plan.passes
     count = 1 if passes is None else len(passes)
     layers = []
@@ -188,11 +209,11 @@ class _Cook:
                 break
             derived |= more
             found = self._round(derived)
-        recipe = self._assembled(derived, found)
+        recipe = self._assembled(found)
         if not recipe.reasons or found is first:
             return recipe
         # What parameters alone determine may be a whole network of which nothing is gained.
-        plain = self._assembled(frozenset(), first)
+        plain = self._assembled(first)
         return plain if self._left(plain) <= self._left(recipe) else recipe
 
     def _left(self, recipe: _Recipe) -> int:
@@ -219,7 +240,7 @@ class _Cook:
                 reasons[i] = ""  # samples influence one another
         return _Round(consumers, products, Plan(plan.passes, places, by_outputs), reasons)
 
-    def _assembled(self, derived: frozenset[int], found: _Round) -> _Recipe:
+    def _assembled(self, found: _Round) -> _Recipe:
         """Group the products by the parameters that they are columns of."""
         depends = [self._indices(consumer.source) for consumer in found.consumers]
         reasons: dict[int, str] = {}
@@ -243,7 +264,8 @@ class _Cook:
                 assert product is not None
                 _join(shares, i, found.consumers[i].source, product)
             layers.append((sorted(indices), shares, kinds.pop()))
-        return _Recipe(derived, found.products, found.plan, layers, reasons)
+        places = [_Place.of(consumer, self._walk) for consumer in found.consumers]
+        return _Recipe(places, found.products, found.plan, layers, reasons)
 
     def _indices(self, source: Source) -> list[int]:
         if source.is_parameter:

@@ -14,6 +14,7 @@ from hig._jacobian.pulled_block import PulledBlock
 from hig._jacobian.rearranged_block import RearrangedBlock
 from hig._torch.autograd_graph import Node
 from hig._torch.real_numbers import real_view
+from hig.errors import out_of_memory
 
 __all__ = ["GraphLayer", "GraphLayers", "Pull", "Share"]
 
@@ -43,18 +44,24 @@ class Pull:
         else:
             cotangents = rows.to(real)
         cotangents = cotangents.view(-1, *weight.shape)
-        gradients = torch.autograd.grad(
-            [GradientEdge(self.node, 0)],
-            list(self.parameters),
-            [cotangents],
-            retain_graph=True,
-            is_grads_batched=True,
-        )
+        gradients = self._gradients(cotangents)
         pulled = rows.new_zeros((len(rows), self.width))
         for gradient, start in zip(gradients, self.columns, strict=True):
             flat = real_view(gradient).reshape(len(rows), -1)
             pulled[:, start : start + flat.shape[1]] = flat
         return pulled
+
+    def _gradients(self, cotangents: Tensor) -> Sequence[Tensor]:
+        outputs, inputs = [GradientEdge(self.node, 0)], list(self.parameters)
+        try:
+            return torch.autograd.grad(
+                outputs, inputs, [cotangents], retain_graph=True, is_grads_batched=True
+            )
+        except RuntimeError as error:  # an operation that takes one cotangent at a time
+            if out_of_memory(error):
+                raise
+        passes = [torch.autograd.grad(outputs, inputs, [c], retain_graph=True) for c in cotangents]
+        return [torch.stack(of_parameter) for of_parameter in zip(*passes, strict=True)]
 
 
 @dataclass(frozen=True)

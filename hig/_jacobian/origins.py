@@ -63,14 +63,6 @@ class Consumer:
     chain: tuple[Edge, ...]
 
     @property
-    def structure(self) -> tuple[object, ...]:
-        """What distinguishes consumers of graphs that differ."""
-        output = self.node._input_metadata[0]
-        names = tuple(node.name() for node, _ in self.chain)
-        shape, dtype = tuple(output.shape), output.dtype
-        return self.source.number, self.node.name(), self.position, shape, dtype, names
-
-    @property
     def scale(self) -> Tensor | float:
         """Factor of the entries in the operand."""
         scale: Tensor | float = 1.0

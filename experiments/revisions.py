@@ -1,7 +1,8 @@
-"""Steps of this revision against the exact step of another one, in turn in one run.
+"""Steps of this revision against the exact steps of another one, in turn in one run.
 
 ``python -m experiments.revisions CHECKOUT burgers_control:64`` takes exact and sketched steps and
 those of Adam on a batch of 64, and exact steps of the package that lies in the directory CHECKOUT.
+``--steps exact lm`` also takes steps of Levenberg-Marquardt, of both.
 Each has a process of its own, with one thread, and steps when it is its turn. Times are those of
 the processor; the peak of memory is that of a step before them.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from experiments._cli.argument_types import positive_int
 from experiments._measure import command
+from experiments._measure.engine_networks import MAKERS, make
 from experiments._measure.timing import median_ratio
 from experiments._problems import PROBLEMS
 from experiments._provenance import machine
@@ -24,8 +26,10 @@ from experiments._provenance import machine
 HERE = Path(__file__).resolve().parents[1]
 WORKER = HERE / "experiments" / "_measure" / "revision_worker.py"
 FIELD = "field"
-STEPS = ("exact", "sketch", "adam")
-THERE = "exact, other revision"
+STEPS = ("exact", "lm", "sketch", "adam")
+DEFAULT = ("exact", "sketch", "adam")
+# Steps that are compared with the same one of the other revision, the rest with its exact step.
+COMPARED = ("exact", "lm")
 # Seconds after which a step has no further turn.
 PATIENCE = 60.0
 COLUMNS = {
@@ -100,16 +104,19 @@ def compare(
         rounds: steps of each.
 
     Returns:
-        One row per step, that of the other revision last: ``step``, ``rounds`` counted,
-        ``median_ms``, ``min_ms``, ``max_ms``, ``speedup`` over the step of the other revision
-        (median of the ratios within a round) and ``peak_mb``.
+        One row per step, those of the other revision last: ``step``, ``rounds`` counted,
+        ``median_ms``, ``min_ms``, ``max_ms``, ``speedup`` over the same step of the other revision,
+        or its exact one (median of the ratios within a round) and ``peak_mb``.
     """
     request = {"case": _place(case), "batch": batch, "sketch": sketch}
     with ExitStack() as running:
         workers = {
             step: running.enter_context(working(HERE, request | {"step": step})) for step in steps
         }
-        workers[THERE] = running.enter_context(working(checkout, request | {"step": "exact"}))
+        others = [step for step in COMPARED if step in steps] or [COMPARED[0]]
+        for step in others:
+            worker = running.enter_context(working(checkout, request | {"step": step}))
+            workers[_there(step)] = worker
         seconds: dict[str, list[float]] = {step: [] for step in workers}
         for _ in range(rounds):
             for step, worker in workers.items():
@@ -119,16 +126,24 @@ def compare(
         {
             "step": step,
             **command.milliseconds(seconds[step]),
-            "speedup": median_ratio(seconds[THERE], seconds[step]),
+            "speedup": median_ratio(
+                seconds[_there(step if step in others else others[0])], seconds[step]
+            ),
             "peak_mb": worker.peak_bytes / 2**20,
         }
         for step, worker in workers.items()
     ]
 
 
+def _there(step: str) -> str:
+    """Return the name of a step of the other revision."""
+    ending = ", other revision"
+    return step if step.endswith(ending) else step + ending
+
+
 def _place(case: str) -> str:
-    """Return the module and class of a problem; "field" as it is."""
-    if case == FIELD:
+    """Return the module and class of a problem; "field" and networks as they are."""
+    if case == FIELD or case in MAKERS:
         return case
     kind = type(PROBLEMS[case]())
     return f"{kind.__module__}:{kind.__qualname__}"
@@ -150,9 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _case(text: str) -> tuple[str, int]:
     name, _, batch = text.partition(":")
-    if name != FIELD and name not in PROBLEMS:
-        known = ", ".join([FIELD, *PROBLEMS])
+    if name not in (FIELD, *MAKERS, *PROBLEMS):
+        known = ", ".join([FIELD, *MAKERS, *PROBLEMS])
         raise argparse.ArgumentTypeError(f"must be one of {known}, got {name!r}")
+    if name in MAKERS:
+        return name, len(make(name).prediction())
     default = 1 if name == FIELD else PROBLEMS[name]().settings["hig"].batch_size
     return name, positive_int(batch) if batch else default
 
@@ -174,10 +191,14 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=_case,
         metavar="CASE[:BATCH]",
-        help=f"of {FIELD} (a U-Net on a field of 64 × 64), {', '.join(PROBLEMS)}",
+        help=f"of {FIELD} (a U-Net on a field of 64 × 64), {', '.join([*MAKERS, *PROBLEMS])}",
     )
     parser.add_argument(
-        "--steps", nargs="*", choices=STEPS, default=STEPS, help="of this revision (default: all)"
+        "--steps",
+        nargs="*",
+        choices=STEPS,
+        default=DEFAULT,
+        help=f"of this revision (default: {' '.join(DEFAULT)})",
     )
     parser.add_argument("--sketch", type=positive_int, default=4, metavar="K", help="(4)")
     parser.add_argument("--label", default="", help="name of the other revision, for the file")

@@ -2,8 +2,9 @@
 
 ``python revision_worker.py REQUEST`` prints the peak of memory of a step, in JSON, and then for
 every line of its input the seconds of processor time of one more. It uses what revisions have in
-common. REQUEST is JSON: ``case``, "field" or ``MODULE:CLASS`` of a problem; ``batch``; ``step``,
-"exact", "sketch" or "adam"; and ``sketch``, the directions of a sketch.
+common. REQUEST is JSON: ``case``, "field", a network of ``engine_networks.py`` or ``MODULE:CLASS``
+of a problem; ``batch``, which networks do not need; ``step``, "exact", "lm", "sketch" or "adam";
+and ``sketch``, the directions of a sketch.
 """
 
 import json
@@ -26,6 +27,9 @@ def closure_of(case: str, batch_size: int) -> tuple[nn.Module, Callable[[], Any]
         fields = import_module("experiments._measure.scaling_cases").field_case(batch_size, "cpu")
         return fields.network, fields.closure, 1e-4
     module, _, name = case.partition(":")
+    if not name:  # next to this file, whatever the revision of the packages
+        made = import_module("engine_networks").make(case)
+        return made.network, made.closure, 1e-4
     problem = getattr(import_module(module), name)()
     train, _ = problem.data(torch.Generator().manual_seed(0))
     batch = {key: value[:batch_size].float() for key, value in train.items()}
@@ -50,6 +54,9 @@ def step_of(request: Mapping[str, Any], batch_size: int) -> Callable[[], object]
             adam.step()
 
         return step
+    if request["step"] == "lm":
+        lm = hig.LevenbergMarquardt(network.parameters(), lr=1e-9, step_rule="fixed")
+        return lambda: lm.step(closure)
     options = {"sketch": request["sketch"]} if request["step"] == "sketch" else {}
     optimizer = hig.HIG(network.parameters(), lr=1e-9, rcond=rcond, step_rule="fixed", **options)
     return lambda: optimizer.step(closure)

@@ -54,6 +54,8 @@ figures: $(STAMP)
 	$(PY) -m plots.scaling study/scaling/scaling_outputs_*.pickle --out docs/images/scaling_outputs.png
 	$(PY) -m plots.loss study/reaction_diffusion/*.pickle --out docs/images/reaction_diffusion_loss.png
 	$(PY) -m plots.flow study/reaction_diffusion/hig_seed0.pickle study/reaction_diffusion/adam_seed0.pickle --out docs/images/reaction_diffusion_flow.png
+	$(PY) -m plots.jacobians study/jacobians/jacobians.pickle --out docs/images/jacobians.png
+	$(PY) -m experiments.jacobians --into docs/jacobian.md
 	$(PY) -m plots.step_time study/step_time/*.pickle --out docs/images/poisson_step_time.png
 	$(PY) -m plots.diagnosis study/diagnosis/*.pickle --out docs/images/diagnosis.png
 	$(PY) -m plots.saturation study/saturation/*.pickle --log-x --out docs/images/toy_saturation.png

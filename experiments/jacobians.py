@@ -10,23 +10,22 @@ import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from experiments._measure import command
 from experiments._measure.engine_networks import MAKERS, Case, make
+from experiments._measure.joint_jacobian import in_order, obtain, product_kinds
 from experiments._measure.timing import interleaved_seconds, median_ratio
 from experiments._provenance import machine
-from hig._jacobian.capture import Capture, ForwardPass
-from hig._jacobian.engine import build_jacobian
-from hig._jacobian.exactness import ExactnessMemory
-from hig._torch.batched_vjp import BatchedVJP
-from hig._torch.real_numbers import real_size
 
 LAYERS, ROWS, TRANSFORMS, ADAM = "layers", "rows", "torch.func", "Adam's step"
 AUTOGRAM = "autogram, Gram matrix"
 PATIENCE = 20.0
+# Marks of the table of layers in a page.
+BEGIN, END = "<!-- products -->", "<!-- /products -->"
 COLUMNS = {
     "case": "{title}",
     " J": "{rows} × {columns}",
@@ -39,27 +38,9 @@ COLUMNS = {
 
 
 def jacobian_of(case: Case, engine: str) -> Callable[[], Tensor]:
-    """Return a function that computes J (n, P) of a case anew, and remembers what steps do."""
-    names, parameters = zip(*case.network.named_parameters(), strict=True)
-    memory, backward = ExactnessMemory(), BatchedVJP()
-    sizes = [real_size(parameter) for parameter in parameters]
-
-    def jacobian() -> Tensor:
-        with Capture(parameters) as capture:
-            prediction = case.prediction()
-        forward = ForwardPass(capture.uses, prediction, parameters, names)
-        with torch.no_grad():
-            found = build_jacobian(forward, engine, backward, memory)
-            matrix = found.jacobian.dense()
-            # In the order of the parameters, with zeros for those without influence.
-            ordered = matrix.new_zeros((len(matrix), sum(sizes)))
-            places = ordered.split(sizes, 1)
-            parts = matrix.split([sizes[index] for index in found.order], 1)
-            for index, part in zip(found.order, parts, strict=True):
-                places[index].copy_(part)
-        return ordered
-
-    return jacobian
+    """Return a function that computes J (n, P) of a case."""
+    found = obtain(case.network, case.prediction, engine)
+    return lambda: in_order(case.network, found())
 
 
 def adam(case: Case) -> Callable[[], object]:
@@ -139,9 +120,31 @@ def _error(found: object, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def layers() -> str:
+    """Tabulate the operations of a graph that are layers."""
+    places: dict[str, list[str]] = {}
+    for name, where in product_kinds().items():
+        places.setdefault(where, []).append(f"`{name.removesuffix('0')}`")
+    rows = [f"| {where} | {', '.join(names)} |" for where, names in places.items()]
+    return "\n".join(["| of | operation in the graph |", "|---|---|", *rows])
+
+
+def into_page(page: Path, table: str) -> None:
+    """Put the table of layers into a page, between its two marks."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{page} has no marks {BEGIN} and {END}; add them where the table belongs")
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure from the command line."""
     options = _parser().parse_args(arguments)
+    if options.into is not None:
+        into_page(options.into, layers())
+        return
     torch.set_num_threads(1)
     begun = command.begin(options)
     facts = machine("cpu") | {"clock": "processor, one thread"}
@@ -164,6 +167,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.make_parser("jacobians", __doc__)
     parser.add_argument(
         "case", nargs="*", choices=[*MAKERS, []], metavar="CASE", help=", ".join(MAKERS)
+    )
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="PAGE",
+        help="measure nothing, put the table of what is a layer into a Markdown page",
     )
     command.add_rounds(parser, 15, "turns of each way (15)")
     command.add_json(parser)

@@ -30,6 +30,7 @@ STEPS = ("exact", "lm", "sketch", "adam")
 DEFAULT = ("exact", "sketch", "adam")
 # Steps that are compared with the same one of the other revision, the rest with its exact step.
 COMPARED = ("exact", "lm")
+OTHER = ", other revision"
 # Seconds after which a step has no further turn.
 PATIENCE = 60.0
 COLUMNS = {
@@ -126,9 +127,7 @@ def compare(
         {
             "step": step,
             **command.milliseconds(seconds[step]),
-            "speedup": median_ratio(
-                seconds[_there(step if step in others else others[0])], seconds[step]
-            ),
+            "speedup": median_ratio(seconds[_compared_with(step, others)], seconds[step]),
             "peak_mb": worker.peak_bytes / 2**20,
         }
         for step, worker in workers.items()
@@ -137,8 +136,13 @@ def compare(
 
 def _there(step: str) -> str:
     """Return the name of a step of the other revision."""
-    ending = ", other revision"
-    return step if step.endswith(ending) else step + ending
+    return f"{step}{OTHER}"
+
+
+def _compared_with(step: str, others: Sequence[str]) -> str:
+    """Return the name of the step of the other revision that one is compared with."""
+    same = step.removesuffix(OTHER)
+    return _there(same if same in others else others[0])
 
 
 def _place(case: str) -> str:

@@ -6,6 +6,7 @@ See ``hig.HIG`` for the optimiser, ``hig.record`` to write its direction into ``
 
 from hig import files, testing
 from hig._jacobian.controls import controls
+from hig._jacobian.graph_products import Product, register_product
 from hig._kronecker.optimizer import KroneckerHIG
 from hig._kronecker.report import KroneckerReport
 from hig._optim.diagnose import Diagnosis, Direction, diagnose
@@ -53,6 +54,7 @@ __all__ = [
     "MultiHIG",
     "MultiStepReport",
     "NonFiniteError",
+    "Product",
     "RankError",
     "Recommendation",
     "SampleDependenceError",
@@ -66,6 +68,7 @@ __all__ = [
     "load_results",
     "recommend",
     "record",
+    "register_product",
     "rollout",
     "save_results",
     "testing",

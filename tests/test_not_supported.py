@@ -35,9 +35,6 @@ class Case:
 
         optimizer(self.network.parameters(), **options).step(closure or squares)
 
-    def complex_parameters(self):
-        hig.HIG([torch.zeros(2, dtype=torch.complex64, requires_grad=True)])
-
     def complex_prediction(self):
         self.step(predict=lambda: self.network(self.x) * (1 + 1j))
 
@@ -170,7 +167,6 @@ class Case:
 
 
 CASES = {
-    "parameters must be real floating point": Case.complex_parameters,
     "prediction must be real floating point": Case.complex_prediction,
     "other than through the prediction": Case.penalty,
     "unexpected keyword argument": Case.options_of_the_step,

@@ -18,11 +18,8 @@ from torch.func import functional_call, jacrev, vmap
 from torch.nn.utils import parameters_to_vector
 
 import hig
+from experiments._measure.joint_jacobian import obtain
 from experiments._run.batches import check_batch_size
-from hig._jacobian.capture import Capture, ForwardPass
-from hig._jacobian.engine import build_jacobian
-from hig._jacobian.exactness import ExactnessMemory
-from hig._torch.batched_vjp import BatchedVJP
 from problems import Batch, Problem, samples
 
 STEP = "Levenberg–Marquardt step"
@@ -196,14 +193,11 @@ class PeerCases:
     def gram(self, problem: Problem) -> Compute:
         """Prediction, Jacobian and Gram matrix as in a step, and nothing after them."""
         network = self._network()
-        names, parameters = zip(*network.named_parameters(), strict=True)
 
         def compute() -> Tensor:
-            with Capture(parameters) as capture:
-                prediction = problem.predict(network, self.batch)
+            # A new search every time, as in the first step.
+            found = obtain(network, lambda: problem.predict(network, self.batch), "auto")()
             with torch.no_grad():
-                forward = ForwardPass(capture.uses, prediction, parameters, names)
-                found = build_jacobian(forward, "auto", BatchedVJP(), ExactnessMemory())
                 return found.jacobian.gram()
 
         return compute

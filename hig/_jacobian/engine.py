@@ -28,11 +28,10 @@ from hig._jacobian.layerwise import (
 )
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
-from hig._torch.autograd_graph import leaves, reachable_nodes
+from hig._torch.autograd_graph import leaves, reachable_nodes, real_size
 from hig._torch.batched_vjp import BatchedVJP
 from hig._torch.host import DeferredChecks
 from hig._torch.memory import keep_freed_pieces
-from hig._torch.real_numbers import real_size
 from hig.arguments import ENGINES, check_choice
 from hig.errors import SampleDependenceError, described
 
@@ -255,6 +254,8 @@ class _Search:
             found = memory.found.find(self._graph.forward, others)
             self.reasons = dict(found.reasons)
             found.layers[:] = [layer for layer in found.layers if self._is_tried(layer, known)]
+            if not tried and self._few_are_layers(found):
+                found.layers.clear()
         failed = self._compare(tried, found)
         by_now = {self._key(layer) for layer in found.layers} & failed
         if by_now and found.remembered:  # another graph of the same shapes
@@ -273,6 +274,12 @@ class _Search:
             return
         self.inexact |= {i for layer in called for i in self._indices(layer)}
         self.inexact = {index for index in self.inexact if self.routes[index] == "rows"}
+
+    def _few_are_layers(self, found: GraphLayers) -> bool:
+        """Return whether most columns take the rows engine: its passes are of all of them."""
+        by_rows = found.reasons.keys() | self.inexact
+        of_layers = sum(real_size(p) for layer in found.layers for p in layer.parameters)
+        return of_layers < sum(real_size(self._parameters[index]) for index in by_rows)
 
     def _is_tried(self, layer: GraphLayer, known: bool) -> bool:
         key = self._key(layer)

@@ -25,9 +25,9 @@ from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
 from hig._jacobian.found_layers import FoundLayers
 from hig._jacobian.rearranged_block import RearrangedBlock
-from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes
+from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes, real_view
+from hig._torch.batched_vjp import dense
 from hig._torch.host import DeferredChecks
-from hig._torch.real_numbers import real_view
 
 __all__ = ["UNITS", "ExactnessMemory", "InexactLayersError", "Key", "Pair", "Probe"]
 
@@ -206,7 +206,7 @@ def _concatenate(
     gradients: Sequence[Tensor | None], indices: Sequence[int], like: Tensor
 ) -> Tensor:
     present = [gradient for index in indices if (gradient := gradients[index]) is not None]
-    return torch.cat([real_view(gradient).flatten().to(like) for gradient in present])
+    return torch.cat([real_view(dense(gradient)).flatten().to(like) for gradient in present])
 
 
 def _cotangent_of(prediction: Tensor, squares: Tensor | None, tiny: float) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from hig._jacobian.graph_products import Product, product_of
 from hig._jacobian.graph_uses import GraphUse
 from hig._jacobian.origins import Consumer, Source, Walk
 from hig._jacobian.places import Places, Plan, find_plan
-from hig._torch.real_numbers import real_size
+from hig._torch.autograd_graph import real_size
 
 __all__ = ["FoundLayers"]
 
@@ -146,7 +146,7 @@ def _layers(
                 columns = members.columns
                 if len(indices) > 1:
                     start = first[indices.index(source.number)]
-                    flat = torch.arange(source.size) if columns is None else columns
+                    flat = torch.arange(source.size, device="cpu") if columns is None else columns
                     columns = flat + start
                 shares.append(Share(columns, uses, width))
                 continue
@@ -288,7 +288,7 @@ def _connected(sets: Sequence[Sequence[int]]) -> list[set[int]]:
 def _join(shares: list[_Members], i: int, source: Source, product: Product) -> None:
     """Add a product to those with the same weights, or as another share."""
     columns: Tensor | None = product.columns
-    if torch.equal(product.columns, torch.arange(source.size)):
+    if torch.equal(product.columns, torch.arange(source.size, device="cpu")):
         columns = None
     for share in shares:
         if share.takes(source, product, columns):

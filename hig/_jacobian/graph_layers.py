@@ -12,8 +12,8 @@ from hig._jacobian.formed_block import Factors
 from hig._jacobian.graph_uses import GatheredPatches, GraphUse
 from hig._jacobian.pulled_block import PulledBlock
 from hig._jacobian.rearranged_block import RearrangedBlock
-from hig._torch.autograd_graph import Node
-from hig._torch.real_numbers import real_view
+from hig._torch.autograd_graph import Node, real_view
+from hig._torch.batched_vjp import dense
 from hig.errors import out_of_memory
 
 __all__ = ["GraphLayer", "GraphLayers", "Pull", "Share"]
@@ -47,7 +47,7 @@ class Pull:
         gradients = self._gradients(cotangents)
         pulled = rows.new_zeros((len(rows), self.width))
         for gradient, start in zip(gradients, self.columns, strict=True):
-            flat = real_view(gradient).reshape(len(rows), -1)
+            flat = real_view(dense(gradient)).reshape(len(rows), -1)
             pulled[:, start : start + flat.shape[1]] = flat
         return pulled
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from hig._jacobian.capture import Convolution
 from hig._torch.autograd_graph import Node
+from hig.errors import described
 
-__all__ = ["Product", "product_of"]
+__all__ = ["Product", "product_kinds", "product_of", "register_product"]
 
 Operand = Callable[[Node], Tensor]
 Arrange = Callable[[Tensor], Tensor]
@@ -104,7 +105,7 @@ def product_of(node: Node, position: int, entries: Tensor) -> Product | None:
     Returns:
         None for a node that is no product of a known kind.
     """
-    make = _KINDS.get(node.name())
+    make, _ = _KINDS.get(node.name(), (None, ""))
     found = None if make is None else make(node, position, entries)
     found = None if found is None else found.regrouped()
     return found if found is None or found.operand is not None else found.with_outputs()
@@ -335,7 +336,7 @@ def _bilinear(node: Node, position: int, entries: Tensor) -> Product | None:
 
 
 def _embedding(node: Node, position: int, entries: Tensor) -> Product | None:
-    if node._saved_scale_grad_by_freq or node._saved_sparse or len(entries) > _LARGEST_VOCABULARY:
+    if node._saved_scale_grad_by_freq or len(entries) > _LARGEST_VOCABULARY:
         return None
 
     def operand(node: Node) -> Tensor:
@@ -358,26 +359,64 @@ def _signed_index(value: int) -> int:
 # Rows of an embedding are found by a product with ones and zeros: not for a language's vocabulary.
 _LARGEST_VOCABULARY = 1024
 
-_KINDS: dict[str, Callable[[Node, int, Tensor], Product | None]] = {
-    "MmBackward0": _matrix_product(0, ("self", "mat2"), False),
-    "BmmBackward0": _matrix_product(0, ("self", "mat2"), False),
-    "AddmmBackward0": _matrix_product(1, ("mat1", "mat2"), True),
-    "BaddbmmBackward0": _matrix_product(1, ("batch1", "batch2"), True),
-    "MvBackward0": _matrix_vector,
-    "DotBackward0": _dot_product,
-    "AddBackward0": _sum,
-    "SubBackward0": _sum,
-    "MulBackward0": _entrywise_product,
-    "DivBackward0": _quotient,
-    "NativeLayerNormBackward0": _normalisation(
-        _layer_normalised,
-        lambda node, shape: tuple(shape[-len(node._saved_normalized_shape) :]),
+Make = Callable[[Node, int, Tensor], Product | None]
+
+_MATRICES = "linear layers, recurrent cells, attention, `einsum`, their derivatives"
+_SUMS = "biases, shifts"
+_SCALES = "scales, gates, root mean square norm, products with constants"
+_BATCH_NORM = "batch norm in use (`eval`), instance norm"
+_KINDS: dict[str, tuple[Make, str]] = {
+    "AddmmBackward0": (_matrix_product(1, ("mat1", "mat2"), True), _MATRICES),
+    "MmBackward0": (_matrix_product(0, ("self", "mat2"), False), _MATRICES),
+    "BmmBackward0": (_matrix_product(0, ("self", "mat2"), False), _MATRICES),
+    "BaddbmmBackward0": (_matrix_product(1, ("batch1", "batch2"), True), _MATRICES),
+    "MvBackward0": (_matrix_vector, "matrices and vectors, sample by sample"),
+    "DotBackward0": (_dot_product, "matrices and vectors, sample by sample"),
+    "ConvolutionBackward0": (_convolution, "convolutions, transposed ones, in groups"),
+    "AddBackward0": (_sum, _SUMS),
+    "SubBackward0": (_sum, _SUMS),
+    "MulBackward0": (_entrywise_product, _SCALES),
+    "DivBackward0": (_quotient, _SCALES),
+    "NativeLayerNormBackward0": (
+        _normalisation(
+            _layer_normalised,
+            lambda node, shape: tuple(shape[-len(node._saved_normalized_shape) :]),
+        ),
+        "layer norm",
     ),
-    "NativeGroupNormBackward0": _normalisation(_group_normalised, _of_channels),
-    "NativeBatchNormBackward0": _normalisation(_batch_normalised, _of_channels),
-    "CudnnBatchNormBackward0": _normalisation(_batch_normalised, _of_channels),
-    "ConvolutionBackward0": _convolution,
-    "EmbeddingBackward0": _embedding,
-    "TrilinearBackward0": _bilinear,
-    "PreluKernelBackward0": _rectified,
+    "NativeGroupNormBackward0": (_normalisation(_group_normalised, _of_channels), "group norm"),
+    "NativeBatchNormBackward0": (_normalisation(_batch_normalised, _of_channels), _BATCH_NORM),
+    "CudnnBatchNormBackward0": (_normalisation(_batch_normalised, _of_channels), _BATCH_NORM),
+    "PreluKernelBackward0": (_rectified, "parametric rectifiers"),
+    "EmbeddingBackward0": (_embedding, f"embeddings of up to {_LARGEST_VOCABULARY} rows"),
+    "TrilinearBackward0": (_bilinear, "bilinear layers"),
 }
+
+
+def product_kinds() -> dict[str, str]:
+    """Return the names of all nodes that are known as products, with where they come from."""
+    return {name: where for name, (_, where) in _KINDS.items() if where}
+
+
+def register_product(name: str, make: Make) -> None:
+    """Let operations of a name be layers, such as one by a :class:`torch.autograd.Function`.
+
+    Args:
+        name: name of their node in the autograd graph, ``tensor.grad_fn.name()``.
+        make: takes a node, the number of the operand that a parameter is, and the entry of the flat
+            parameter at each place of that operand (float64, in its shape); returns the
+            :class:`Product`, or None where it is none.
+
+    Raises:
+        TypeError: ``name`` is not a string, or ``make`` no function.
+        ValueError: the name is that of a kind that is known.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be that of a node, got {described(name)}; use grad_fn.name()")
+    if not callable(make):
+        raise TypeError(
+            f"make must be a function of node, position, entries, got {described(make)}"
+        )
+    if name in _KINDS:
+        raise ValueError(f"name must be new, got {name!r}, whose products are known already")
+    _KINDS[name] = (make, "")

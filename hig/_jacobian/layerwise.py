@@ -19,8 +19,8 @@ from hig._jacobian.graph_uses import GraphUse
 from hig._jacobian.pulled_block import PulledBlock
 from hig._jacobian.rearranged_block import RearrangedBlock
 from hig._torch import memory
+from hig._torch.autograd_graph import real_size
 from hig._torch.batched_vjp import BatchedVJP, output_cotangents
-from hig._torch.real_numbers import real_size
 
 __all__ = ["Layer", "LayerPatches", "factor_bytes", "find_layers", "layer_blocks", "of_each_sample"]
 

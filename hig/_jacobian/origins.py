@@ -139,7 +139,7 @@ class Walk:
         A product with a constant is not taken for such a result: that may be data. Entry by entry
         it is, in the shape of the parameter.
         """
-        if len(node._input_metadata) != 1:
+        if len(node._input_metadata) != 1 or node.name() in _BY_DATA:
             return False
         origins = self._origins(derived)
         edges = [edge for edge in node.next_functions if edge[0] is not None]
@@ -321,12 +321,18 @@ _SCALES: dict[str, Callable[[Node], Any]] = {
     "NegBackward0": lambda node: -1.0,
     "AddBackward0": lambda node: float(node._saved_alpha) if node.next_functions[1][0] else 1.0,
     "SubBackward0": lambda node: -float(node._saved_alpha) if node.next_functions[1][0] else 1.0,
+    "RsubBackward1": lambda node: -float(node._saved_alpha),
 }
+# Select rows of their operand by numbers that may be data.
+_BY_DATA = {
+    "EmbeddingBackward0", "EmbeddingBagBackward0", "GatherBackward0", "IndexBackward0",
+    "IndexSelectBackward0", "TakeBackward0",
+}  # fmt: skip
 _WITH_CONSTANT = {"MulBackward0", "DivBackward0", "AddBackward0", "SubBackward0"}
 # Others than those above keep all entries in their order.
 _CHAINED = {
     "AddBackward1", "AliasBackward0", "CloneBackward0", "DivBackward1", "MulBackward1",
-    "NegBackward0", "ReshapeAliasBackward0", "SqueezeBackward0", "SqueezeBackward1",
-    "SqueezeBackward2", "SubBackward1", "ToCopyBackward0", "UnsafeViewBackward0",
-    "UnsqueezeBackward0", "ViewBackward0", *_ARRANGED,
+    "NegBackward0", "ReshapeAliasBackward0", "RsubBackward1", "SqueezeBackward0",
+    "SqueezeBackward1", "SqueezeBackward2", "SubBackward1", "ToCopyBackward0",
+    "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0", *_ARRANGED,
 }  # fmt: skip

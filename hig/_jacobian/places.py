@@ -107,14 +107,15 @@ def _plan_by_parts(prediction: Tensor, edges: Sequence[Edge], arranged: Sequence
     if not 1 < len(parts) <= MOST_PARTS:
         return nothing
     tagged = _Tagged(prediction, edges, arranged)
-    owners = [tagged.owners(part.view(-1, 1)) for part in parts]
+    owners = [tagged.owners(part.view(-1, 1), complete=False) for part in parts]
     coupled = [any(of_part[i] is None for of_part in owners) for i in range(len(edges))]
     # Parts that reach no place in common share a pass.
     passes: list[list[int]] = []
     taken: list[list[Tensor]] = []
     for number, of_part in enumerate(owners):
         reached = [
-            (torch.zeros(0, dtype=torch.bool) if owner is None else owner >= 0) for owner in of_part
+            (torch.zeros(0, dtype=torch.bool, device="cpu") if owner is None else owner >= 0)
+            for owner in of_part
         ]
         for members, places in zip(passes, taken, strict=True):
             if not any((a & b).any() for a, b in zip(places, reached, strict=True)):
@@ -165,11 +166,12 @@ class _Tagged:
         signs = torch.randint(0, 2, (shape,), generator=generator, device="cpu") * 2 - 1
         self._numbers = signs * (1 + numbers)
 
-    def owners(self, entries: Tensor) -> list[Tensor | None]:
+    def owners(self, entries: Tensor, complete: bool = True) -> list[Tensor | None]:
         """Return the number of the sample of each place of all products, (m,) int64 on the CPU.
 
         Args:
             entries: entries of the flat prediction of each sample, (samples, D).
+            complete: whether places that nothing reaches now belong to a sample all the same.
 
         Returns:
             -1 for a place that no sample reaches; None if a place is reached by several.
@@ -181,9 +183,9 @@ class _Tagged:
         cotangents[1, entries] = self._numbers[entries] * tags[:, None]
         first, second = (self._gradients(cotangent) for cotangent in cotangents)
         return [
-            torch.full((m,), -1)
+            torch.full((m,), -1, device="cpu")
             if a is None or b is None
-            else _owners(a, b, count, torch.finfo(self._prediction.dtype).eps)
+            else _owners(a, b, count, torch.finfo(self._prediction.dtype).eps, complete)
             for (a, m), (b, _) in zip(first, second, strict=True)
         ]
 
@@ -210,7 +212,7 @@ class _Tagged:
         return found
 
 
-def _owners(first: Tensor, second: Tensor, count: int, eps: float) -> Tensor | None:
+def _owners(first: Tensor, second: Tensor, count: int, eps: float, complete: bool) -> Tensor | None:
     """Return the sample of each place, by the ratio of its gradients (G, m, out)."""
     squares = first.square().sum((0, 2))
     ratio = (first * second).sum((0, 2)) / squares
@@ -225,7 +227,7 @@ def _owners(first: Tensor, second: Tensor, count: int, eps: float) -> Tensor | N
     if not bool((holds | small).all()):
         return None
     owner = torch.where(holds, owner, torch.full_like(owner, -1)).long().cpu()
-    return _completed(owner, count)
+    return _completed(owner, count) if complete else owner
 
 
 def _completed(owner: Tensor, count: int) -> Tensor:
@@ -233,7 +235,7 @@ def _completed(owner: Tensor, count: int) -> Tensor:
     known = owner >= 0
     if bool(known.all()) or len(owner) % count:
         return owner
-    numbers = torch.arange(len(owner))
+    numbers = torch.arange(len(owner), device="cpu")
     for guess in (numbers // (len(owner) // count), numbers % count):
         if bool((guess == owner)[known].all()):
             return guess
@@ -244,7 +246,7 @@ def _places(owner: Tensor, samples: int, device: torch.device) -> Places | None:
     """Return the places of each sample; None if the samples differ too much in their number."""
     places = len(owner)
     if places % samples == 0:
-        in_order = torch.arange(places) // (places // samples)
+        in_order = torch.arange(places, device="cpu") // (places // samples)
         if torch.equal(owner, in_order):
             return Places(None, None, samples)
     order = owner.argsort(stable=True)
@@ -254,9 +256,9 @@ def _places(owner: Tensor, samples: int, device: torch.device) -> Places | None:
     if most * samples > MOST_PADDED * max(places, samples):
         return None
     starts = counts.cumsum(0) - counts
-    numbers = torch.arange(most)
+    numbers = torch.arange(most, device="cpu")
     present = numbers < counts[:, None]
-    index = torch.zeros((samples, most), dtype=torch.int64)
+    index = torch.zeros((samples, most), dtype=torch.int64, device="cpu")
     index[present] = order
     del starts
     every = bool(present.all())
@@ -273,10 +275,10 @@ def _parts(prediction: Tensor) -> list[Tensor]:
     ]
     parts: list[Tensor] = []
     while waiting:
-        node, entries = waiting.pop()
+        node, entries = waiting.pop(0)
         behind = _behind(node, entries)
         if behind is not None:
-            waiting += behind
+            waiting = [*behind, *waiting]
         elif entries.ndim > 1:
             parts += list(entries.flatten(1).unbind(1))
         else:
@@ -294,13 +296,12 @@ def _behind(node: Node | None, entries: Tensor) -> list[tuple[Node | None, Tenso
         None if following is None else torch.Size(following._input_metadata[number].shape)
         for following, number in edges
     ]
-    if name in ("CatBackward0", "StackBackward0") and None not in shapes:
-        dim = _signed(node._saved_dim)
-        if name == "StackBackward0":
-            pieces = list(entries.unbind(dim))
-        else:
-            pieces = list(entries.split([shape[dim] for shape in shapes if shape is not None], dim))
-        return [(edge[0], piece) for edge, piece in zip(edges, pieces, strict=True)]
+    if name in ("CatBackward0", "StackBackward0"):
+        pieces = _pieces(node, entries, shapes)
+        if pieces is None:
+            return None
+        joined = zip(edges, pieces, strict=True)
+        return [(edge[0], piece) for edge, piece in joined if edge[0] is not None]
     present = [
         (edge[0], shape) for edge, shape in zip(edges, shapes, strict=True) if shape is not None
     ]
@@ -312,6 +313,20 @@ def _behind(node: Node | None, entries: Tensor) -> list[tuple[Node | None, Tenso
     if name in _ENTRYWISE and shape == entries.shape:
         return [(following, entries)]
     return None
+
+
+def _pieces(
+    node: Node, entries: Tensor, shapes: Sequence[torch.Size | None]
+) -> list[Tensor] | None:
+    """Return the entries of what a node joins; None if the sizes of several constants are open."""
+    dim = _signed(node._saved_dim)
+    if node.name() == "StackBackward0":
+        return list(entries.unbind(dim))
+    sizes = [None if shape is None else shape[dim] for shape in shapes]
+    if sizes.count(None) > 1:
+        return None
+    rest = entries.shape[dim] - sum(size for size in sizes if size is not None)
+    return list(entries.split([rest if size is None else size for size in sizes], dim))
 
 
 def _signed(value: int) -> int:

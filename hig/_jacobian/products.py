@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.rows import StreamedBlock
+from hig._torch.autograd_graph import from_real, real_size
 from hig._torch.batched_vjp import BatchedVJP
-from hig._torch.real_numbers import from_real, real_size
 from hig.errors import out_of_memory
 
 __all__ = ["ProductBlock"]

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hig._jacobian.blocks import Block, DenseBlock
+from hig._torch.autograd_graph import real_size, real_view
 from hig._torch.batched_vjp import BatchedVJP, dense, one_hot_cotangents
 from hig._torch.memory import check_room
-from hig._torch.real_numbers import real_size, real_view
 
 __all__ = ["StreamedBlock", "rows_block"]
 

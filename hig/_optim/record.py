@@ -17,15 +17,13 @@ from hig._step.fewer_rows import with_fewer_rows
 from hig._step.linearisation import Lineariser
 from hig._step.objective import StepContext, objective_of, ranks_of
 from hig._step.options import StepOptions
-from hig._step.param_groups import check_real
 from hig._step.reports import StepReport
 from hig._step.sketch import Directions, Sketch
-from hig._torch.autograd_graph import plain
+from hig._torch.autograd_graph import from_real, plain
 from hig._torch.batched_vjp import PassSizes
 from hig._torch.checksums import digest
 from hig._torch.host import PhaseClock
 from hig._torch.ranks import ProcessGroup
-from hig._torch.real_numbers import from_real
 from hig._torch.threads import on_fitting_threads
 from hig.arguments import check_parameters
 from hig.errors import described
@@ -60,10 +58,9 @@ class record:
         for parameter in tensors:
             if not isinstance(parameter, Tensor):
                 raise TypeError(
-                    f"record takes real floating-point parameters, got {described(parameter)}; "
+                    f"record takes parameters, got {described(parameter)}; "
                     "pass network.parameters()"
                 )
-            check_real(parameter)
         unique = {id(parameter): parameter for parameter in tensors}
         self._parameters = [p for p in unique.values() if p.requires_grad]
         if not self._parameters:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hig._step.linearisation import Linearisation
-from hig._torch.real_numbers import real_view
+from hig._torch.autograd_graph import real_view
 
 __all__ = ["EarlierPoints", "Point", "values_at", "were_set"]
 

@@ -20,9 +20,9 @@ from hig._step.non_finite_jacobian import Places, refuse_non_finite
 from hig._step.objective import Objective
 from hig._step.reports import StepReport
 from hig._torch import memory
+from hig._torch.autograd_graph import real_size, real_view
 from hig._torch.batched_vjp import BatchedVJP, PassSizes
 from hig._torch.host import PhaseClock
-from hig._torch.real_numbers import real_size, real_view
 
 __all__ = ["AssembledGram", "Linearisation", "Lineariser", "QuadraticModel"]
 

@@ -19,9 +19,9 @@ from hig._jacobian.stacked import stacked
 from hig._step.closure import Closure, weights_of
 from hig._step.objective import Objective
 from hig._step.row_map import RowMap
+from hig._torch.autograd_graph import real_size
 from hig._torch.host import DeferredChecks
 from hig._torch.random_state import RandomState
-from hig._torch.real_numbers import real_size
 
 __all__ = ["Part", "each_part", "joined", "replayed"]
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hig._spectral.filters import Damped, HalfInverse, SpectralFilter
 from hig._step.linearisation import Linearisation
-from hig._torch.real_numbers import real_view
+from hig._torch.autograd_graph import real_view
 from hig.arguments import FRACTION, MOMENTUM_KINDS, check_choice, check_number
 
 __all__ = ["Momentum", "PreviousDirection"]

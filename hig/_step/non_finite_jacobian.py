@@ -7,8 +7,8 @@ import torch
 
 from hig._jacobian.capture import ForwardPass
 from hig._jacobian.engine import EngineResult
+from hig._torch.autograd_graph import real_size
 from hig._torch.ranks import Ranks
-from hig._torch.real_numbers import real_size
 from hig.errors import NonFiniteError
 
 __all__ = ["Places", "refuse_non_finite"]

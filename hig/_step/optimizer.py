@@ -39,7 +39,6 @@ from hig._step.param_groups import (
     check_group_lr,
     check_lr,
     check_one_lr,
-    check_real,
     has_lr,
 )
 from hig._step.progress import Progress
@@ -470,8 +469,6 @@ class JacobianOptimizer(torch.optim.Optimizer):
             for parameter, name in zip(group["params"], names, strict=True):
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
-                    if not parameter.is_floating_point():
-                        check_real(parameter)
                     step.names.append(name)
                     step.parameters.append(parameter)
                     step.lrs.append(float(lr))

@@ -18,7 +18,6 @@ __all__ = [
     "check_lr",
     "check_one_lr",
     "check_parameters_finite",
-    "check_real",
     "has_lr",
 ]
 
@@ -56,37 +55,22 @@ def check_group_keys(group: object, defaults: Mapping[str, Any]) -> None:
             )
 
 
-def check_group(group: dict[str, Any], real: bool = True) -> None:
+def check_group(group: dict[str, Any]) -> None:
     """Check a new parameter group.
 
     Args:
         group: the group.
-        real: whether all parameters that are trained must be real.
 
     Raises:
-        TypeError: for complex parameters that are trained.
         ValueError: for a learning rate out of range, or parameters on several devices.
     """
     check_same_device({f"parameter {i}": p for i, p in enumerate(group["params"])})
-    for parameter in group["params"] if real else ():
-        check_real(parameter)
     check_group_lr(group)
 
 
 def has_lr(params: Iterable[Any]) -> bool:
     """Return whether a parameter group has a learning rate of its own."""
     return any(isinstance(group, dict) and "lr" in group for group in params)
-
-
-def check_real(parameter: Tensor) -> None:
-    """Raise a `TypeError` for a parameter that is trained and is not real."""
-    if parameter.requires_grad and not (parameter.is_floating_point() or parameter.is_complex()):
-        raise TypeError(
-            f"parameters must be floating point, got {parameter.dtype}; freeze it "
-            "(requires_grad_(False)), or train its real and imaginary parts as one real parameter "
-            "(torch.view_as_real); for a network that exists the page 'Not supported' has a module "
-            "that does so for all of its parameters (torch.func.functional_call)"
-        )
 
 
 def check_lr(lr: float) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hig._torch.real_numbers import real_view
+from hig._torch.autograd_graph import real_view
 
 __all__ = ["IDENTITY", "copied_state", "identity_of"]
 

@@ -15,7 +15,7 @@ from hig._step.linearisation import Linearisation, QuadraticModel
 from hig._step.momentum import PreviousDirection
 from hig._step.objective import StepContext
 from hig._step.param_groups import LARGE_STEP, check_parameters_finite
-from hig._torch.real_numbers import real_view
+from hig._torch.autograd_graph import real_view
 
 __all__ = ["MOST_TRIES", "Attempts", "Trial", "restore_parameters"]
 

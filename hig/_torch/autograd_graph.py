@@ -2,7 +2,9 @@
 
 Libraries give tensors labels or spaces (PINA, torchphysics), as a subclass of ``torch.Tensor`` or
 an object with ``__torch_function__``. Their methods are made for functions on points, not for
-linear algebra, so that the step works with the plain tensor itself.
+linear algebra, so that the step works with the plain tensor itself. Complex tensors are the real
+numbers that they consist of: torch's gradient of a real loss by a complex entry holds the
+derivatives by its real and its imaginary part.
 """
 
 from math import prod
@@ -15,7 +17,10 @@ from torch.nn import Parameter
 
 from hig.errors import described
 
-__all__ = ["bytes_taken", "coarsest_dtype", "leaves", "origin", "plain", "reachable_nodes"]
+__all__ = [
+    "bytes_taken", "coarsest_dtype", "from_real", "leaves", "origin", "plain", "reachable_nodes",
+    "real_size", "real_view",
+]  # fmt: skip
 
 Node = Any  # torch gives the nodes of its graph no public type
 Edge = tuple[Node, int]
@@ -123,3 +128,22 @@ def _find_tensor(value: object, name: str) -> Tensor:
             "return the one that is meant"
         )
     return tensors[0]
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """Return a tensor of real numbers, (..., 2) of a complex one; a view, without a graph."""
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def real_size(tensor: Tensor) -> int:
+    """Return how many real numbers a tensor consists of."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def from_real(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return real numbers, in any shape, as a tensor of the shape and dtype of another."""
+    if not like.is_complex():
+        return numbers.to(like.dtype).view(like.shape)
+    pairs = numbers.to(like.dtype.to_real()).reshape(*like.shape, 2)
+    return torch.view_as_complex(pairs)

@@ -6,7 +6,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from hig._torch.real_numbers import real_view
+from hig._torch.autograd_graph import real_view
 
 __all__ = ["checksum", "digest"]
 

@@ -16,12 +16,19 @@ def test_table_and_json(tmp_path, capsys):
     case = report["cases"]["conditioning_toy"]
     rows = {row["step"]: row for row in case["steps"]}
     assert (case["batch_size"], case["sketch"]) == (4, 1)
-    assert list(rows) == ["exact", "sketch", "adam", revisions.THERE]
-    assert rows[revisions.THERE]["speedup"] == 1
+    assert list(rows) == ["exact", "sketch", "adam", "exact, other revision"]
+    assert rows["exact, other revision"]["speedup"] == 1
     for step, row in rows.items():
         assert row["rounds"] == 2 and row["speedup"] > 0 and row["peak_mb"] >= 0
         assert f"| {step} | 2 |" in printed
     assert report["machine"]["other revision"] == "same"
+
+
+def test_networks_and_steps_of_levenberg_marquardt():
+    rows = revisions.compare(revisions.HERE, "time_first", 12, ["exact", "lm"], 1, 1)
+    names = ["exact", "lm", "exact, other revision", "lm, other revision"]
+    assert [row["step"] for row in rows] == names
+    assert [row["speedup"] for row in rows[2:]] == [1, 1]
 
 
 @pytest.mark.parametrize("step", revisions.STEPS)
@@ -43,4 +50,4 @@ def test_a_step_that_fails(capfd):
 def test_unknown_cases(capsys):
     with pytest.raises(SystemExit):
         revisions.main([str(revisions.HERE), "nothing:3"])
-    assert "must be one of field, nonlinear_oscillators" in capsys.readouterr().err
+    assert "must be one of field, pinn, " in capsys.readouterr().err

@@ -9,8 +9,8 @@ import hig
 from hig._jacobian.capture import Capture, ForwardPass
 from hig._jacobian.engine import build_jacobian
 from hig._jacobian.exactness import ExactnessMemory
+from hig._torch.autograd_graph import real_size
 from hig._torch.batched_vjp import BatchedVJP
-from hig._torch.real_numbers import real_size
 from tests.hig.field_networks import NETWORKS, build, cast
 from tests.textbook import relative_error, textbook_jacobian
 

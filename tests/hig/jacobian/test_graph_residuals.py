@@ -45,7 +45,11 @@ def one_call(network):
 
 
 def one_call_a_condition(network, points=INSIDE):
-    conditions = [inside(network, points)[0], network(EDGE)[:, 0] - 1, (network(START) - START[:, :1])[:, 0]]
+    conditions = [
+        inside(network, points)[0],
+        network(EDGE)[:, 0] - 1,
+        (network(START) - START[:, :1])[:, 0],
+    ]
     return torch.cat(conditions)
 
 

@@ -165,4 +165,4 @@ def test_a_box_with_coupled_samples_goes_row_by_row():
 
     for _ in range(20):
         optimizer.step(closure)
-        assert optimizer.report.engine == "rows"
+        assert "rows" in optimizer.report.engine

@@ -5,7 +5,6 @@ import torch
 
 from hig import NonFiniteError
 from hig._step.param_groups import (
-    check_group,
     check_group_keys,
     check_group_lr,
     check_one_lr,
@@ -36,16 +35,6 @@ def test_what_is_no_group_is_for_torch_to_refuse():
 def test_settings_without_effect_are_refused(given, text):
     with pytest.raises(ValueError, match=text):
         check_group_keys(given, {"lr": 1.0})
-
-
-def test_complex_parameters():
-    trained = group(dtype=torch.complex64)
-    check_group(trained)  # frozen
-    for parameter in trained["params"]:
-        parameter.requires_grad_()
-    check_group(trained, real=False)
-    with pytest.raises(TypeError, match=r"must be real floating point, got torch\.complex64"):
-        check_group(trained)
 
 
 @pytest.mark.parametrize(

@@ -446,8 +446,12 @@ def _notes_on_unused(routes: Sequence[str], graph: _Graph) -> list[str]:
 
     A reentrant checkpoint hides its parameters from every derivative but ``backward()``.
     """
-    named_routes = zip(graph.forward.names, routes, strict=True)
-    unused = [name for name, route in named_routes if route == "unused"]
+    forward = graph.forward
+    unused = [
+        name
+        for name, parameter, route in zip(forward.names, forward.parameters, routes, strict=True)
+        if route == "unused" and parameter.numel()
+    ]
     if not unused:
         return []
     if any(node.name() == "CheckpointFunctionBackward" for node in graph.nodes):

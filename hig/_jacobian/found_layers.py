@@ -19,7 +19,7 @@ from hig._jacobian.origins import Consumer, Source, Walk
 from hig._jacobian.places import Places, Plan, find_plan
 from hig._torch.autograd_graph import real_size
 
-__all__ = ["FoundLayers"]
+__all__ = ["FoundLayers", "Place"]
 
 # Graphs remembered.
 MOST = 16
@@ -88,7 +88,7 @@ class _Members:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Place of a consumer in graphs of one structure: numbers of nodes."""
 
     node: int
@@ -97,10 +97,10 @@ class _Place:
     chain: tuple[tuple[int, int], ...]
 
     @staticmethod
-    def of(consumer: Consumer, walk: Walk) -> "_Place":
+    def of(consumer: Consumer, walk: Walk) -> "Place":
         """Return the place of a consumer."""
         chain = tuple((walk.numbers[node], output) for node, output in consumer.chain)
-        return _Place(walk.numbers[consumer.node], consumer.position, consumer.source, chain)
+        return Place(walk.numbers[consumer.node], consumer.position, consumer.source, chain)
 
     def consumer(self, walk: Walk) -> Consumer:
         """Return the consumer at this place of another graph."""
@@ -112,7 +112,7 @@ class _Place:
 class _Recipe:
     """What is known of graphs of one structure: holds no tensor of any of them."""
 
-    places: list[_Place]
+    places: list[Place]
     products: list[Product | None]
     plan: Plan
     layers: list[tuple[list[int], list[_Members], bool]]
@@ -264,7 +264,7 @@ class _Cook:
                 assert product is not None
                 _join(shares, i, found.consumers[i].source, product)
             layers.append((sorted(indices), shares, kinds.pop()))
-        places = [_Place.of(consumer, self._walk) for consumer in found.consumers]
+        places = [Place.of(consumer, self._walk) for consumer in found.consumers]
         return _Recipe(places, found.products, found.plan, layers, reasons)
 
     def _indices(self, source: Source) -> list[int]:

@@ -57,6 +57,13 @@ class Product:
         """Whether the other factor is one."""
         return self.operand is None
 
+    def other_factor(self, node: Node) -> Tensor:
+        """Return the other factor (G, m, in) in a graph; not for a product whose factor is one."""
+        assert self.operand is not None
+        # Saved tensors of a subclass lack the attributes that its methods look for.
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.operand(node).detach().as_subclass(Tensor)
+
     def regrouped(self) -> "Product | None":
         """Return the product with one group for each set of weights; None if they overlap.
 

@@ -51,7 +51,7 @@ class GraphUse:
         """Return the other factor (B, groups, U, in); None if it is one."""
         if self._product.operand is None:
             return None
-        operand = self._product.operand(self._consumer.node).detach()  # (groups, m, in)
+        operand = self._product.other_factor(self._consumer.node)  # (groups, m, in)
         if self._passes > 1:
             operand = operand.repeat(1, self._passes, 1)
         taken = self._places.take(operand, 1).transpose(0, 1)

@@ -114,8 +114,10 @@ def _plan_by_parts(prediction: Tensor, edges: Sequence[Edge], arranged: Sequence
     taken: list[list[Tensor]] = []
     for number, of_part in enumerate(owners):
         reached = [
-            (torch.zeros(0, dtype=torch.bool, device="cpu") if owner is None else owner >= 0)
-            for owner in of_part
+            torch.zeros(0, dtype=torch.bool, device="cpu")
+            if several or owner is None
+            else owner >= 0
+            for owner, several in zip(of_part, coupled, strict=True)
         ]
         for members, places in zip(passes, taken, strict=True):
             if not any((a & b).any() for a, b in zip(places, reached, strict=True)):

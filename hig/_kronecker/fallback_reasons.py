@@ -238,7 +238,7 @@ class Explanation:
             return
         self.warned = True
         warnings.warn(
-            "KroneckerHIG found no linear or convolution layer that it can precondition, so that "
+            "KroneckerHIG found no layer that it can precondition, so that "
             f"its steps are Adam's; {'; '.join(grouped(left))}",
             stacklevel=stacklevel + 1,
         )
@@ -268,7 +268,7 @@ def _why_left(parameter: Tensor, calls: ParameterCalls, layered: Collection[int]
     if as_bias:
         return _why_bias(parameter, as_bias, calls, layered)
     if names := calls.functions.get(id(parameter)):
-        return f"used by {listed(names)}; only linear and convolution layers have factors"
+        return f"used by {listed(names)}; only matrix products and convolutions have factors"
     return (
         "no linear or convolution call was seen (calls are hidden in compiled code and "
         "in the forward functions of torch.autograd.Function)"

@@ -28,6 +28,7 @@ class LayerFactors:
         rows: number of inputs, of which A is the mean.
         partial: weight or bias if the prediction also depends on it in another way; empty if
             this was not checked.
+        swapped: whether the weight is used the other way round: ``outputs`` belong to its inputs.
     """
 
     layer: Layer
@@ -35,6 +36,7 @@ class LayerFactors:
     inputs: Tensor
     rows: int = 1
     partial: tuple[Tensor, ...] = ()
+    swapped: bool = False
 
 
 def random_probe(

@@ -18,6 +18,7 @@ __all__ = [
     "LayerParameters",
     "check_state",
     "copied_state",
+    "forget_factors",
     "layers_of",
     "outline",
     "position",
@@ -26,17 +27,26 @@ __all__ = [
 ]
 
 
+_BASES = ("scale", "output_basis", "input_basis", "moment")
+
+
 def take_factors(state: dict[str, Any], factors: LayerFactors, decay: float) -> None:
     """Update running means with factors; they start again if the layer has changed its shape."""
     if "inputs" not in state or state["inputs"].shape != factors.inputs.shape:
         state["updates"] = 0
         state["inputs"] = torch.zeros_like(factors.inputs)
         state["outputs"] = torch.zeros_like(factors.outputs)
-        for name in ("scale", "output_basis", "input_basis", "moment"):
+        for name in _BASES:
             state.pop(name, None)
     state["updates"] += 1
     state["inputs"].lerp_(factors.inputs, 1 - decay)
     state["outputs"].lerp_(factors.outputs, 1 - decay)
+
+
+def forget_factors(state: dict[str, Any]) -> None:
+    """Drop the factors of a parameter that is the bias of another layer from now on."""
+    for name in ("bias", "inputs", "outputs", "updates", *_BASES):
+        state.pop(name, None)
 
 
 def refresh_power(

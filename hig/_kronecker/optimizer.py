@@ -12,10 +12,12 @@ from torch.optim.optimizer import ParamsT
 from hig._kronecker.adam import check_adam_group, trained_part
 from hig._kronecker.fallback_reasons import Explanation, ParameterCalls
 from hig._kronecker.gradients import parameter_gradients
+from hig._kronecker.graph_factors import GraphFactors, combined
 from hig._kronecker.layer_factors import LayerFactors, check_finite, factors_of_layers, random_probe
 from hig._kronecker.layer_state import (
     check_state,
     copied_state,
+    forget_factors,
     outline,
     position,
     refresh_power,
@@ -77,9 +79,9 @@ class KroneckerHIG(torch.optim.Optimizer):
 
     A and S are moments over all positions at which a weight is used, whichever axis holds the
     samples: layers may be called with nodes of graphs, with time first, without a batch, or several
-    times with different numbers of points. Other parameters, and layers whose calls cannot be
-    captured, are updated by Adam; ``report.left_to_adam`` has the reason for each, and there is a
-    warning if no layer was found. Means and factors of float16 and bfloat16 parameters are in
+    times with different numbers of points. Weights that no call of a layer shows, as in derivatives
+    of the network or recurrent cells, are found in the autograd graph. Others are updated by Adam;
+    ``report.left_to_adam`` has the reason for each, and there is a warning if no layer was found. Means and factors of float16 and bfloat16 parameters are in
     float32, complex parameters are treated as real and imaginary parts, and sparse gradients
     become dense.
 
@@ -168,6 +170,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         self._process_group, self._reduction = process_group, reduction
         self.report: KroneckerReport | None = None
         self._explanation = Explanation()
+        self._by_graph = GraphFactors()
         self.state["count"] = {"steps": 0}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -309,8 +312,11 @@ class KroneckerHIG(torch.optim.Optimizer):
             with share.agreement():
                 probe = random_probe(prediction, self._seed + steps, self._metric_root, share.place)
                 factors = factors_of_layers(calls.uses, prediction, probe, thorough)
+                factors = self._by_graph.added(
+                    factors, calls.signature(), prediction, probe, list(gradients), thorough
+                )
                 share.check_finite(gradients, factors)
-            return share.whole_factors(factors, self._flat()), thorough
+            return combined(share.whole_factors(factors, self._flat())), thorough
 
     # -- layers and reasons ----------------------------------------------------------------------
 
@@ -340,6 +346,8 @@ class KroneckerHIG(torch.optim.Optimizer):
         for layer_factors in factors:
             state = self.state[layer_factors.layer.weight]
             state["bias"] = position(layer_factors.layer.bias, flat)
+            if layer_factors.layer.bias is not None:
+                forget_factors(self.state[layer_factors.layer.bias])
             take_factors(state, layer_factors, self._decay)
             if due or "scale" not in state:
                 refresh_power(state, self._decay, self._power, self._damping, self._graft)

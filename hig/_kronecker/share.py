@@ -141,7 +141,11 @@ class Share:
         # Layers come in the order of their calls, which may differ.
         factors = sorted(factors, key=lambda each: position(each.layer.weight, flat))
         layout = [
-            (*(position(p, flat) for p in (f.layer.weight, f.layer.bias)), f.outputs.shape[:2])
+            (
+                *(position(p, flat) for p in (f.layer.weight, f.layer.bias)),
+                f.swapped,
+                f.outputs.shape,
+            )
             for f in factors
         ]
         layers = "the checksum of the layers that have factors"

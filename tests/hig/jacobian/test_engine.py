@@ -314,3 +314,10 @@ def test_an_engine_that_returns_another_thing_changes_nothing(result, error, tex
             least_squares(network, inputs)
         )
     assert torch.equal(flat(network.parameters()), before)
+
+
+def test_parameters_without_entries_are_not_named():
+    network = nn.Linear(3, 2)
+    network.register_parameter("nothing", nn.Parameter(torch.empty(1, 0)))
+    found, _ = jacobian_of(network, torch.randn(5, 3), "auto")
+    assert found.notes == []

@@ -197,3 +197,41 @@ def test_points_that_influence_one_another_are_rows():
         assert "rows" in found.engine
         assert any("samples influence one another" in note for note in found.notes)
         assert relative_error(found.jacobian.dense(), expected) < 1e-12
+
+
+def test_a_trunk_that_some_residuals_share_in_part():
+    """Its places belong to several residuals of one part, and to one of another."""
+    torch.manual_seed(0)
+    branch, trunk = nn.Linear(5, 4).double(), nn.Linear(1, 4).double()
+    functions = torch.randn(6, 5, dtype=torch.float64)
+    points = torch.rand(1, 9, 1, dtype=torch.float64)
+
+    def residuals(network):
+        x = points.clone().requires_grad_()
+        y = (branch(functions).unsqueeze(1) * torch.tanh(trunk(x))).sum(-1, keepdim=True)
+        return (derivative(y, x) - y**2).flatten()
+
+    found, expected = found_by(residuals, nn.ModuleList([branch, trunk]))
+    assert relative_error(found.jacobian.dense(), expected) < 1e-12
+
+
+class Labelled(torch.Tensor):
+    """Points of a library: methods look for attributes that saved tensors do not have."""
+
+    def permute(self, *dims):
+        self.labels  # noqa: B018
+        return super().permute(*dims)
+
+
+def test_points_of_a_subclass():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    network.register_parameter("slope", nn.Parameter(torch.ones((), dtype=torch.float64)))
+
+    def predict(network):
+        points = INSIDE.as_subclass(Labelled)
+        return network[2](torch.tanh(network.slope * network[0](points))).as_subclass(torch.Tensor)
+
+    found, expected = found_by(predict, network)
+    assert found.engine == "layerwise"
+    assert relative_error(found.jacobian.dense(), expected) < 1e-12

@@ -288,7 +288,7 @@ def no_layer(rank):
         prediction = (parameter * (1 + rank)).expand(2, 3)
         return prediction.square().mean(), prediction
 
-    with pytest.warns(UserWarning, match="found no linear"):
+    with pytest.warns(UserWarning, match="found no layer"):
         optimizer.step(closure)
     return parameter.tolist(), optimizer.report.layers
 

@@ -37,6 +37,10 @@ _FORGET = 0.2
 _DOUBTFUL = 2.0
 # A learning rate below this is one for "fixed", or the begin of a warm-up.
 _SMALL_RATE = 0.1
+STUCK = (
+    "steps are the shortest that the rule takes, and longer ones raise the loss: the direction is "
+    "mostly that of small singular values; a larger rcond, such as 1e-4, leaves them out"
+)
 UNSEEN = "the gain is below the rounding of the loss: the trust fraction stays"
 
 
@@ -207,6 +211,7 @@ class Trust:
                 # As if the learning rate were 1: else a schedule that lowers it would raise a.
                 whole = trial.gain_ratio_at(trial.step_size / min(trial.lr, 1.0))
                 self._adapt_fraction(share / trial.lr, ratio if math.isnan(whole) else whole)
+                self._note_shortest(trial)
                 return ratio
             state["rejected"] = True
             # As a part of the share that was tried: the ceiling may have been the lower bound.
@@ -215,7 +220,12 @@ class Trust:
             state["fraction"] = max(part * fraction, _LEAST_FRACTION)
         trial.move(0)
         state["end"] = trial.loss
+        self._note_shortest(trial)
         return ratio
+
+    def _note_shortest(self, trial: Trial) -> None:
+        if self.state["fraction"] <= _LEAST_FRACTION:
+            trial.notes.append(STUCK)
 
     def _lengthen_hidden(self, trial: Trial, share: float) -> None:
         """Increase the fraction if it alone hides the gain, which a longer step would show."""

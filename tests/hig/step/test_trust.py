@@ -10,7 +10,7 @@ from torch import nn
 import hig
 from hig._step.step_rules import Trust
 from hig._step.trial_step import Trial
-from hig._step.trust import UNSEEN
+from hig._step.trust import STUCK, UNSEEN
 from tests.hig.trials import parabola, quartic
 from tests.textbook import flat, textbook_jacobian
 
@@ -386,6 +386,17 @@ def test_a_fraction_that_hides_the_gain_grows():
     assert not any(hidden(rule) for _ in range(18))
     assert rule.state["fraction"] == 1.0
     assert UNSEEN in hidden(rule)
+
+
+def test_a_run_that_stands_still_says_what_to_change():
+    """Every step along the direction raises the loss, however short."""
+    rule = without_ceiling(warm_up=100)
+    for _ in range(18):
+        _, trial = parabola()
+        trial.gain_ratio = lambda: -1.0
+        rule.take(trial)
+    assert rule.state["fraction"] == 2.0**-18
+    assert STUCK in trial.notes and "a larger rcond, such as 1e-4" in STUCK
 
 
 def test_a_ceiling_that_hides_the_gain_leaves_the_fraction():

@@ -30,7 +30,7 @@ class MemoryCase:
 
 
 def equation_case(points: int, width: int) -> Case:
-    """A physics-informed network in float64, derivatives by autograd: a row for each point."""
+    """A physics-informed network in float64, derivatives by autograd."""
     torch.manual_seed(0)
     layers: list[nn.Module] = [nn.Linear(2, width), nn.Tanh()]
     for _ in range(3):
@@ -83,6 +83,7 @@ def loop_case(samples: int, extent: int) -> Case:
 MEMORY_CASES: Mapping[str, MemoryCase] = MappingProxyType(
     {
         "equation": MemoryCase("PINN, 800 points", equation_case, 800, 50, "auto"),
+        "equation_rows": MemoryCase("PINN, 800 points, by rows", equation_case, 800, 50, "rows"),
         "fields": MemoryCase("4 fields of 32 × 32", field_case, 4, 32, "auto"),
         "fields_rows": MemoryCase("4 fields of 32 × 32, by rows", field_case, 4, 32, "rows"),
         "large_fields": MemoryCase("2 fields of 64 × 64", field_case, 2, 64, "auto"),

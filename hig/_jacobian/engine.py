@@ -8,15 +8,21 @@ in later steps, seldom, or when the operations between parameters and prediction
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hig._jacobian.blocks import Block, DenseBlock, JointJacobian
 from hig._jacobian.capture import ForwardPass
-from hig._jacobian.exactness import ExactnessMemory, InexactLayersError, Key, Pair, Probe
+from hig._jacobian.exactness import (
+    ExactnessMemory,
+    InexactLayersError,
+    Key,
+    Look,
+    Pair,
+    Probe,
+)
 from hig._jacobian.fallback_reasons import coupling_reason
 from hig._jacobian.graph_layers import GraphLayer, GraphLayers
 from hig._jacobian.layerwise import (
@@ -28,7 +34,7 @@ from hig._jacobian.layerwise import (
 )
 from hig._jacobian.products import ProductBlock
 from hig._jacobian.rows import HELD_BYTES, rows_block
-from hig._torch.autograd_graph import leaves, reachable_nodes, real_size
+from hig._torch.autograd_graph import Graph, real_size
 from hig._torch.batched_vjp import BatchedVJP
 from hig._torch.host import DeferredChecks
 from hig._torch.memory import keep_freed_pieces
@@ -129,7 +135,7 @@ def build_jacobian(
     if not isinstance(engine, str):
         return _by_custom_engine(forward, engine)
     prediction, samples = forward.prediction, len(forward.prediction)
-    notes, graph = [], _Graph(forward)
+    notes, graph = [], Graph(prediction)
     memory.builds += 1
     layers: Sequence[AnyLayer] = [] if engine == "rows" else find_layers(forward.uses, samples)
     too_large = products and engine == "auto" and factor_bytes(layers, prediction) > held_bytes
@@ -139,14 +145,14 @@ def build_jacobian(
     if engine == "layerwise":  # decides by this step alone
         memory.failures.clear()
         memory.replaced.clear()
-    search = _Search(graph, backward, memory, checks, held_bytes)
+    search = _Search(forward, graph, backward, memory, checks, held_bytes)
     search.run(layers, by_graph=engine != "rows" and not too_large)
     exact, routes, inexact = search.exact, search.routes, search.inexact
     blocks: list[Block] = [block for block, _ in exact]
     order = [index for _, indices in exact for index in indices]
     fallback = [index for index, route in enumerate(routes) if route == "rows"]
     if fallback and engine != "rows" and not too_large:
-        reasons = _reasons(fallback, graph, search.reasons)
+        reasons = _reasons(forward, fallback, graph, search.reasons)
         if engine == "layerwise":
             raise SampleDependenceError(_refusal(reasons))
         notes += _notes_on_fallback(reasons, products)
@@ -158,7 +164,7 @@ def build_jacobian(
         else:
             blocks.append(rows_block(prediction, others, backward, held_bytes))
         order.extend(fallback)
-    notes += _notes_on_unused(routes, graph)
+    notes += _notes_on_unused(forward, routes, graph)
     jacobian = JointJacobian(blocks, samples, prediction[0].numel(), like=prediction)
     return EngineResult(jacobian, order, routes, notes, not inexact)
 
@@ -185,10 +191,9 @@ def _by_custom_engine(forward: ForwardPass, engine: Engine) -> EngineResult:
 
 
 def _reasons(
-    fallback: Sequence[int], graph: "_Graph", of_graph: Mapping[int, str]
+    forward: ForwardPass, fallback: Sequence[int], graph: Graph, of_graph: Mapping[int, str]
 ) -> dict[str, list[str]]:
     """Return the names of the parameters without an exact layer, by the reason."""
-    forward = graph.forward
     reasons: dict[str, list[str]] = {}
     for index in fallback:
         reason = of_graph.get(index) or coupling_reason(graph.nodes, forward.prediction.dtype)
@@ -202,6 +207,7 @@ class _Search:
     Layers are those calls that were seen, and for parameters without one the products of the graph.
 
     Args:
+        forward: prediction and parameters.
         graph: the graph of the prediction.
         backward: runs the passes.
         memory: exactness of layers in earlier steps; inexact ones are tried seldom.
@@ -218,15 +224,17 @@ class _Search:
 
     def __init__(
         self,
-        graph: "_Graph",
+        forward: ForwardPass,
+        graph: Graph,
         backward: BatchedVJP,
         memory: ExactnessMemory,
         checks: DeferredChecks | None,
         held_bytes: int,
     ):
-        self._graph, self._backward, self._memory = graph, backward, memory
+        self._forward, self._graph = forward, graph
+        self._backward, self._memory = backward, memory
         self._checks, self._held_bytes = checks, held_bytes
-        self._parameters = graph.forward.parameters
+        self._parameters = forward.parameters
         self._positions = {id(parameter): i for i, parameter in enumerate(self._parameters)}
         self.exact: list[Pair] = []
         self.routes: list[str] = []
@@ -240,20 +248,17 @@ class _Search:
             called: the layers whose calls were seen.
             by_graph: whether the graph is searched for others.
         """
-        memory, operations = self._memory, lambda: self._graph.operations
+        memory = self._memory
         keys = {id(layer): self._key(layer) for layer in called}
-        known = bool(memory.failures or memory.replaced)
-        skipped = {
-            id(layer) for layer in called if known and memory.skips(keys[id(layer)], operations())
-        }
+        skipped = {place for place, key in keys.items() if self._skips(key)}
         tried = [layer for layer in called if id(layer) not in skipped]
         found = GraphLayers()
         covered = {i for layer in tried for i in self._indices(layer)}
         others = [i for i in range(len(self._parameters)) if i not in covered]
-        if by_graph and others and self._graph.forward.prediction.grad_fn is not None:
-            found = memory.found.find(self._graph.forward, others)
+        if by_graph and others and self._forward.prediction.grad_fn is not None:
+            found = memory.found.find(self._forward, others)
             self.reasons = dict(found.reasons)
-            found.layers[:] = [layer for layer in found.layers if self._is_tried(layer, known)]
+            found.layers[:] = [layer for layer in found.layers if self._is_tried(layer)]
             if not tried and self._few_are_layers(found):
                 found.layers.clear()
         failed = self._compare(tried, found)
@@ -261,7 +266,7 @@ class _Search:
         if by_now and found.remembered:  # another graph of the same shapes
             memory.found.forget()
             for key in by_now:
-                memory.forget_failure(key, operations())
+                memory.forget_failure(key, self._graph.operations)
             self.run(called, by_graph)
             return
         if not failed:
@@ -281,13 +286,18 @@ class _Search:
         of_layers = sum(real_size(p) for layer in found.layers for p in layer.parameters)
         return of_layers < sum(real_size(self._parameters[index]) for index in by_rows)
 
-    def _is_tried(self, layer: GraphLayer, known: bool) -> bool:
-        key = self._key(layer)
-        if known and self._memory.skips(key, self._graph.operations):
+    def _skips(self, key: Key) -> bool:
+        if key in self._memory.replaced:
+            return True
+        known = bool(self._memory.failures)  # operations are not looked for without need
+        return known and self._memory.skips(key, self._graph.operations)
+
+    def _is_tried(self, layer: GraphLayer) -> bool:
+        if self._skips(self._key(layer)):
             self.inexact.update(self._indices(layer))
             return False
         columns = sum(map(real_size, layer.parameters))
-        needed = 8 * self._graph.forward.prediction.numel() * columns
+        needed = 8 * self._forward.prediction.numel() * columns
         if not layer.must_be_formed or needed <= self._held_bytes:
             return True
         reason = f"its columns would take {needed:.1e} B"
@@ -296,7 +306,7 @@ class _Search:
 
     def _compare(self, called: Sequence[AnyLayer], found: GraphLayers) -> set[Key]:
         """Compare the factors of layers with a backward pass; return the keys of inexact ones."""
-        prediction = self._graph.forward.prediction
+        prediction = self._forward.prediction
         # Before the probe: batched passes cache values in the graph that make one more cheap.
         by_outputs = [layer for layer in found.layers if layer.by_outputs]
         others = [layer for layer in found.layers if not layer.by_outputs]
@@ -321,7 +331,7 @@ class _Search:
             for layer, block in zip(layers, blocks, strict=True)
             if all(self.routes[index] == "rows" for index in self._indices(layer))
         }
-        look = _Look(probe, candidates, self._graph, self._memory)
+        look = Look(probe, candidates, self._graph, self._memory)
         self.exact = list(candidates.values())
         # Of a layer without influence of its bias, say, the graph has the weight alone.
         failed = {
@@ -347,7 +357,7 @@ class _Search:
         return [self._positions[id(parameter)] for parameter in layer.parameters]
 
     def _key(self, layer: AnyLayer) -> Key:
-        shape = self._graph.forward.prediction.shape[1:]
+        shape = self._forward.prediction.shape[1:]
         return tuple(self._indices(layer)), *layer.structure, shape
 
 
@@ -358,95 +368,16 @@ def _indices_of(key: Key) -> list[int]:
     return list(indices)
 
 
-class _Look:
-    """Comparison of the factors of layers with a backward pass, remembered for later steps.
-
-    Args:
-        probe: the backward pass.
-        candidates: factors and parameter indices, by the key of the layer.
-        graph: the graph of the prediction.
-        memory: exactness of layers in earlier steps.
-
-    Attributes:
-        allowed: units of rounding by which each may differ without a closer look.
-    """
-
-    def __init__(
-        self,
-        probe: Probe,
-        candidates: Mapping[Key, Pair],
-        graph: "_Graph",
-        memory: ExactnessMemory,
-    ):
-        self._probe, self._candidates = probe, candidates
-        self._graph, self._memory = graph, memory
-        self.allowed = [memory.allowed(key) for key in candidates]
-        self._passed = False
-
-    def exact(self) -> list[Pair]:
-        """Return the exact ones, and remember which they are."""
-        pairs = list(self._candidates.values())
-        units = self._probe.units(pairs, self.allowed)
-        for key, rounding in zip(self._candidates, units, strict=True):
-            if rounding is None:
-                self._memory.record_failure(key, self._graph.operations)
-            else:
-                self._record_success(key, rounding)
-        return [pair for pair, unit in zip(pairs, units, strict=True) if unit is not None]
-
-    def later(self) -> None:
-        """Raise an :class:`InexactLayersError` unless all, which have been used, are exact."""
-        if self._passed:  # for another layer
-            return
-        units = self._probe.units(list(self._candidates.values()), self.allowed)
-        for key, rounding in zip(self._candidates, units, strict=True):
-            if rounding is None:
-                raise InexactLayersError
-            self._record_success(key, rounding)
-        self._memory.looks += 1
-        self._passed = True
-
-    def _record_success(self, key: Key, rounding: float) -> None:
-        self._memory.record_success(key, rounding, lambda: self._graph.operations)
-
-
-class _Graph:
-    """Graph of a prediction, walked only on first use."""
-
-    def __init__(self, forward: ForwardPass):
-        self.forward = forward
-
-    @cached_property
-    def nodes(self) -> set[Any]:
-        """Nodes of the graph."""
-        return reachable_nodes(self.forward.prediction)
-
-    @cached_property
-    def operations(self) -> frozenset[str]:
-        """Names of the operations; batch normalisation in training mode has a separate name."""
-        training = [node for node in self.nodes if getattr(node, "_saved_training", False)]
-        return frozenset(node.name() for node in self.nodes) | {"training" for _ in training}
-
-    def reaches(self, parameter: Tensor) -> bool:
-        """Return whether the prediction depends on a parameter."""
-        return id(parameter) in self._leaves or parameter.grad_fn in self.nodes
-
-    @cached_property
-    def _leaves(self) -> set[int]:
-        return {id(leaf) for leaf in leaves(self.nodes)}
-
-
 def _notes_on_fallback(reasons: Mapping[str, Sequence[str]], products: bool) -> list[str]:
     route = "products by autograd" if products else "rows engine"
     return [f"{route} for {_list_names(names)}: {reason}" for reason, names in reasons.items()]
 
 
-def _notes_on_unused(routes: Sequence[str], graph: _Graph) -> list[str]:
+def _notes_on_unused(forward: ForwardPass, routes: Sequence[str], graph: Graph) -> list[str]:
     """Return a note that names the parameters without influence, unless something hides them.
 
     A reentrant checkpoint hides its parameters from every derivative but ``backward()``.
     """
-    forward = graph.forward
     unused = [
         name
         for name, parameter, route in zip(forward.names, forward.parameters, routes, strict=True)

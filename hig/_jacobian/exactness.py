@@ -12,7 +12,7 @@ of a solver inside), and so is any error of the factors. For c = c' + c'' the di
 Jᵀ c' + Jᵀ c'' is therefore rounding, and so is a difference of that size.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
@@ -25,11 +25,11 @@ from hig._jacobian.factored_block import FactoredBlock
 from hig._jacobian.formed_block import FormedBlock
 from hig._jacobian.found_layers import FoundLayers
 from hig._jacobian.rearranged_block import RearrangedBlock
-from hig._torch.autograd_graph import coarsest_dtype, reachable_nodes, real_view
+from hig._torch.autograd_graph import Graph, coarsest_dtype, reachable_nodes, real_view
 from hig._torch.batched_vjp import dense
 from hig._torch.host import DeferredChecks
 
-__all__ = ["UNITS", "ExactnessMemory", "InexactLayersError", "Key", "Pair", "Probe"]
+__all__ = ["UNITS", "ExactnessMemory", "InexactLayersError", "Key", "Look", "Pair", "Probe"]
 
 # Units of rounding of a row, root mean square over all rows, by which factors and gradients may
 # differ without a closer look. Networks before simulators of a few hundred steps stay below seven.
@@ -202,6 +202,58 @@ class Probe:
         return torch.stack(norms)
 
 
+class Look:
+    """Comparison of the factors of layers with a backward pass, remembered for later steps.
+
+    Args:
+        probe: the backward pass.
+        candidates: factors and parameter indices, by the key of the layer.
+        graph: the graph of the prediction.
+        memory: exactness of layers in earlier steps.
+
+    Attributes:
+        allowed: units of rounding by which each may differ without a closer look.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        candidates: Mapping[Key, Pair],
+        graph: Graph,
+        memory: "ExactnessMemory",
+    ):
+        self._probe, self._candidates = probe, candidates
+        self._graph, self._memory = graph, memory
+        self.allowed = [memory.allowed(key) for key in candidates]
+        self._passed = False
+
+    def exact(self) -> list[Pair]:
+        """Return the exact ones, and remember which they are."""
+        pairs = list(self._candidates.values())
+        units = self._probe.units(pairs, self.allowed)
+        for key, rounding in zip(self._candidates, units, strict=True):
+            if rounding is None:
+                self._memory.record_failure(key, self._graph.operations)
+            else:
+                self._record_success(key, rounding)
+        return [pair for pair, unit in zip(pairs, units, strict=True) if unit is not None]
+
+    def later(self) -> None:
+        """Raise an :class:`InexactLayersError` unless all, which have been used, are exact."""
+        if self._passed:  # for another layer
+            return
+        units = self._probe.units(list(self._candidates.values()), self.allowed)
+        for key, rounding in zip(self._candidates, units, strict=True):
+            if rounding is None:
+                raise InexactLayersError
+            self._record_success(key, rounding)
+        self._memory.looks += 1
+        self._passed = True
+
+    def _record_success(self, key: Key, rounding: float) -> None:
+        self._memory.record_success(key, rounding, lambda: self._graph.operations)
+
+
 def _concatenate(
     gradients: Sequence[Tensor | None], indices: Sequence[int], like: Tensor
 ) -> Tensor:
@@ -280,8 +332,6 @@ class ExactnessMemory:
 
     def skips(self, layer: Key, operations: Hashable) -> bool:
         """Return whether a layer is known to be inexact and its next try is still to come."""
-        if layer in self.replaced:
-            return True
         _, next_try = self.failures.get((layer, operations), (0, 0))
         return self.builds < next_try
 

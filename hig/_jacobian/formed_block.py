@@ -60,6 +60,11 @@ class FormedBlock(DenseBlock):
         sums = matrix[:, outputs].square().sum(-1)
         sizes[:, outputs] = torch.maximum(sizes[:, outputs], sums)
 
+    def with_outputs(self, outputs: int) -> "FormedBlock":
+        """Return the block of entries of a prediction as that of samples with several outputs."""
+        self._squares, self._outputs = self._squares.view(-1, outputs), outputs
+        return self
+
     def with_samples_second(self) -> "FormedBlock":
         """Return the block of outputs and samples that have changed places."""
         squares = self._squares

@@ -240,11 +240,11 @@ def _of_all_passes(
             turned = FormedBlock(outputs, samples, factors[0])
             turned.add(slice(0, samples), *factors)
             blocks.append(turned.with_samples_second())
-        elif layer.must_be_formed:
+        elif layer.must_be_formed or outputs > 1:
             factors = layer.factors(held.gradients, samples)
-            formed = FormedBlock(samples, outputs, factors[0])
-            formed.add(slice(0, outputs), *factors)
-            blocks.append(formed)
+            formed = FormedBlock(samples * outputs, 1, factors[0])
+            formed.add(slice(0, 1), *factors)
+            blocks.append(formed.with_outputs(outputs))
         else:
             blocks.append(_own_factors(layer, held.gradients, samples))
     return blocks

@@ -84,14 +84,13 @@ def find_plan(prediction: Tensor, edges: Sequence[Edge], arranged: Sequence[Arra
     tagged = _Tagged(prediction, edges, arranged)
     rows = torch.arange(prediction.numel(), device="cpu").view(samples, -1)
     owners = tagged.owners(rows)
-    coupled = any(owner is None for owner in owners)
-    if coupled and prediction.numel() == samples:
-        plan = _plan_by_parts(prediction, edges, arranged)
-        left = sum(places is None for places in plan.places)
-        if left < sum(owner is None for owner in owners):
-            return plan
     several = rows.shape[1] > 1
-    others = tagged.owners(rows.T) if coupled and several else owners
+    others = tagged.owners(rows.T) if several and any(owner is None for owner in owners) else owners
+    left = [owner is None and other is None for owner, other in zip(owners, others, strict=True)]
+    if any(left):
+        plan = _plan_by_parts(prediction, edges, arranged)
+        if sum(places is None for places in plan.places) < sum(left):
+            return plan
     places, by_outputs = [], []
     for owner, other in zip(owners, others, strict=True):
         by_outputs.append(owner is None and other is not None)

@@ -81,9 +81,9 @@ class KroneckerHIG(torch.optim.Optimizer):
     samples: layers may be called with nodes of graphs, with time first, without a batch, or several
     times with different numbers of points. Weights that no call of a layer shows, as in derivatives
     of the network or recurrent cells, are found in the autograd graph. Others are updated by Adam;
-    ``report.left_to_adam`` has the reason for each, and there is a warning if no layer was found. Means and factors of float16 and bfloat16 parameters are in
-    float32, complex parameters are treated as real and imaginary parts, and sparse gradients
-    become dense.
+    ``report.left_to_adam`` has the reason for each, and there is a warning if no layer was found.
+    Means and factors of float16 and bfloat16 parameters are in float32, complex parameters are
+    treated as real and imaginary parts, and sparse gradients become dense.
 
     Args:
         params: parameters, named parameters or parameter groups.
@@ -193,7 +193,7 @@ class KroneckerHIG(torch.optim.Optimizer):
         private = (
             "report", "_power", "_damping", "_graft", "_decay", "_probe_every",
             "_refresh_every", "_metric_root", "_seed", "_process_group", "_reduction",
-            "_explanation",
+            "_explanation", "_by_graph",
         )  # fmt: skip
         return {**super().__getstate__(), **{name: getattr(self, name) for name in private}}
 

@@ -7,6 +7,7 @@ numbers that they consist of: torch's gradient of a real loss by a complex entry
 derivatives by its real and its imaginary part.
 """
 
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch.nn import Parameter
 from hig.errors import described
 
 __all__ = [
-    "bytes_taken", "coarsest_dtype", "from_real", "leaves", "origin", "plain", "reachable_nodes",
-    "real_size", "real_view",
+    "Graph", "bytes_taken", "coarsest_dtype", "from_real", "leaves", "origin", "plain",
+    "reachable_nodes", "real_size", "real_view",
 ]  # fmt: skip
 
 Node = Any  # torch gives the nodes of its graph no public type
@@ -66,6 +67,36 @@ def coarsest_dtype(nodes: set[Node], dtype: torch.dtype) -> torch.dtype:
 def leaves(nodes: set[Node]) -> list[Tensor]:
     """Return the leaf tensors of a graph."""
     return [node.variable for node in nodes if hasattr(node, "variable")]
+
+
+class Graph:
+    """Graph of a tensor, walked only on first use.
+
+    Args:
+        tensor: with a graph.
+    """
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor
+
+    @cached_property
+    def nodes(self) -> set[Any]:
+        """Nodes of the graph."""
+        return reachable_nodes(self._tensor)
+
+    @cached_property
+    def operations(self) -> frozenset[str]:
+        """Names of the operations; batch normalisation in training mode has a separate name."""
+        training = [node for node in self.nodes if getattr(node, "_saved_training", False)]
+        return frozenset(node.name() for node in self.nodes) | {"training" for _ in training}
+
+    def reaches(self, parameter: Tensor) -> bool:
+        """Return whether the tensor depends on a parameter."""
+        return id(parameter) in self._leaves or parameter.grad_fn in self.nodes
+
+    @cached_property
+    def _leaves(self) -> set[int]:
+        return {id(leaf) for leaf in leaves(self.nodes)}
 
 
 def bytes_taken(node: Node) -> list[int]:

@@ -263,12 +263,12 @@ TEXTS = {
         (
             {"parameters": [("weight", weight())]},
             TypeError,
-            "record takes real .* got a tuple of 2",
+            "record takes parameters, got a tuple of 2",
         ),
         (
             {"parameters": [{"params": []}]},
             TypeError,
-            r"record takes real .*network.parameters\(\)",
+            r"record takes parameters, got dict; pass network.parameters\(\)",
         ),
     ],
     recorded: [

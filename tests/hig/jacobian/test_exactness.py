@@ -147,11 +147,9 @@ class DerivativeByTransform(Weak):
 
 EXACT = [
     Plain, Loop, Grouped, Attention, Tied, UsedAlone, RowWithoutFactors, BiasUsedAlone, TimeFirst,
-    Derivative, DerivativeByTransform,
+    Derivative, DerivativeByTransform, OfANeighbour,
 ]  # fmt: skip
-COUPLED = [
-    AttentionOverSamples, LessMean, Normalised, OfANeighbour, SlightlyCoupled, SharedContext,
-]  # fmt: skip
+COUPLED = [AttentionOverSamples, LessMean, Normalised, SlightlyCoupled, SharedContext]
 RCOND = 1e-12
 
 

@@ -235,3 +235,27 @@ def test_points_of_a_subclass():
     found, expected = found_by(predict, network)
     assert found.engine == "layerwise"
     assert relative_error(found.jacobian.dense(), expected) < 1e-12
+
+
+def periodic_system(network):
+    """Values and slopes at both edges: rows of two outputs that share their points."""
+    inner = system(network)
+    left = EDGE.clone().requires_grad_()
+    right = (EDGE * torch.tensor([-1.0, 1.0], dtype=torch.float64)).requires_grad_()
+    rows = []
+    for points in (left, right):
+        u = network(points)
+        slopes = [derivative(u[:, i], points)[:, 0] for i in range(2)]
+        rows.append(torch.cat([u, torch.stack(slopes, 1)]))
+    return torch.cat([inner, rows[0] - rows[1]])
+
+
+def test_rows_of_several_outputs_that_share_points():
+    network = network_of(2)
+    found, expected = found_by(periodic_system, network)
+    assert found.engine == "layerwise", found.notes
+    weights = torch.linspace(-1, 1, len(expected), dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(found.jacobian.dense(), expected) < 1e-12
+        assert relative_error(found.jacobian.rows(slice(3, 30)), expected[6:60]) < 1e-12
+        assert relative_error(found.jacobian.vjp(weights), expected.T @ weights) < 1e-12

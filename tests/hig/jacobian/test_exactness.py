@@ -147,9 +147,12 @@ class DerivativeByTransform(Weak):
 
 EXACT = [
     Plain, Loop, Grouped, Attention, Tied, UsedAlone, RowWithoutFactors, BiasUsedAlone, TimeFirst,
-    Derivative, DerivativeByTransform, OfANeighbour,
+    Derivative, DerivativeByTransform,
 ]  # fmt: skip
 COUPLED = [AttentionOverSamples, LessMean, Normalised, SlightlyCoupled, SharedContext]
+EITHER = [
+    OfANeighbour
+]  # rows of one place in passes of their own, unless one is rounding of another
 RCOND = 1e-12
 
 
@@ -202,7 +205,7 @@ def right_direction(network, predict, smallest):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("how", ["none", "outputs", "samples", "both", "large", "small"])
-@pytest.mark.parametrize("kind", EXACT + COUPLED)
+@pytest.mark.parametrize("kind", EXACT + COUPLED + EITHER)
 def test_the_direction_is_that_of_the_dense_jacobian(kind, how, dtype):
     network, predict, scales = scaled(kind, how)
     smallest = float(scales.min() / scales.max())
@@ -212,7 +215,7 @@ def test_the_direction_is_that_of_the_dense_jacobian(kind, how, dtype):
     allowed = 0.01 if dtype == torch.float32 else 1e-6
     # Where one row is all of the sum of others, float32 itself allows no better.
     assert relative_error(found, expected) < max(allowed, 3 * relative_error(by_rows, expected))
-    assert (report.engine == "layerwise") == (kind in EXACT), report.notes
+    assert kind in EITHER or (report.engine == "layerwise") == (kind in EXACT), report.notes
     if kind in COUPLED:
         with pytest.raises(hig.SampleDependenceError, match="cannot give the exact Jacobian"):
             direction_of(network, predict, dtype, rcond, "layerwise")

@@ -153,7 +153,6 @@ COUPLED = [AttentionOverSamples, LessMean, Normalised, SlightlyCoupled, SharedCo
 EITHER = [
     OfANeighbour
 ]  # rows of one place in passes of their own, unless one is rounding of another
-RCOND = 1e-12
 
 
 def scaled(kind, how, batch=6):

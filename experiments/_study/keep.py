@@ -178,10 +178,12 @@ def _require_winners(
     for (part, folder), runs in found.items():
         for place, run in runs.items() if part == COMPARISON else ():
             for name, value in won.get((folder, run["method"]), {}).items():
-                if run["sim_par"].get(name) != value:
+                # On a command line it is a text, and its name has hyphens.
+                own = value_text(run["sim_par"].get(name.replace("-", "_")))
+                if own != value_text(value):
                     raise ResultFileError(
-                        f"{place} has {name} {value_text(run['sim_par'].get(name))}, and "
-                        f"{value_text(value)} has won the grid; remove that folder"
+                        f"{place} has {name} {own}, and {value_text(value)} has won the grid; "
+                        "remove that folder"
                     )
 
 

@@ -141,6 +141,16 @@ def test_runs_at_settings_that_have_won_once(made, tmp_path):
         keep(made.folder, tmp_path / "kept")
 
 
+def test_what_has_won_is_written_as_on_a_command_line(made, tmp_path):
+    won = {"batch-size": "64", "rcond": "auto"}
+    made.winners([{"problem": "toy", "method": "hig", "tried": [], "won": won}])
+    made.run("comparison", "toy", settings={"batch_size": 64, "rcond": "auto"})
+    keep(made.folder, tmp_path / "kept")
+    made.run("comparison", "toy", settings={"batch_size": 32, "rcond": "auto"})
+    with pytest.raises(ResultFileError, match=r"has batch-size 32, and 64 has won"):
+        keep(made.folder, tmp_path / "kept")
+
+
 def test_files_of_something_else(made, tmp_path):
     place = made.run("comparison", "toy")
     hig.save_results(place / "run.pickle", {"of": "something else"})

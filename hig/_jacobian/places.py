@@ -18,7 +18,7 @@ __all__ = ["Places", "Plan", "find_plan"]
 
 Arrange = Callable[[Tensor], Tensor]
 
-# Distance to a tag, over that of two tags, up to which a ratio is the tag.
+# Distance to a tag, over that of two tags, up to which a ratio is the tag, whatever the rounding.
 NEAR = 0.2
 # Places of all samples over those of a product, up to which samples may differ in their number.
 MOST_PADDED = 16
@@ -221,7 +221,8 @@ def _owners(first: Tensor, second: Tensor, count: int, eps: float, complete: boo
     number = (ratio - 1) * count - 0.5
     owner = number.round()
     size = squares.sqrt()
-    holds = (difference <= eps**0.5 * size) & ((number - owner).abs() < NEAR)
+    near = min(NEAR, count * eps**0.5)
+    holds = (difference <= eps**0.5 * size) & ((number - owner).abs() < near)
     holds &= (owner >= 0) & (owner < count)
     # What is left of terms that cancel may be anything.
     small = size <= 64 * eps * size.max()
@@ -306,13 +307,13 @@ def _behind(node: Node | None, entries: Tensor) -> list[tuple[Node | None, Tenso
     present = [
         (edge[0], shape) for edge, shape in zip(edges, shapes, strict=True) if shape is not None
     ]
-    if len(present) != 1:
-        return None
-    following, shape = present[0]
-    if name in _RESHAPING and shape.numel() == entries.numel():
-        return [(following, entries.reshape(shape))]
-    if name in _ENTRYWISE and shape == entries.shape:
-        return [(following, entries)]
+    if name in _ENTRYWISE:
+        # Of two terms the first: a difference of joined rows is joined like each of them.
+        return next(([(n, entries)] for n, shape in present if shape == entries.shape), None)
+    if len(present) == 1 and name in _RESHAPING:
+        following, shape = present[0]
+        if shape.numel() == entries.numel():
+            return [(following, entries.reshape(shape))]
     return None
 
 

@@ -162,7 +162,7 @@ LINES = [
     ("benchmark", "x", "must be one of nonlinear_oscillators, quantum_dipole, poisson"),
     ("benchmark", "regression", "must be one of nonlinear_oscillators, quantum_dipole, poisson"),
     ("benchmark", "poisson --peers", "one of nonlinear_oscillators, quantum_dipole, regression"),
-    ("benchmark", "poisson --memory", "must be one of equation, fields"),
+    ("benchmark", "poisson --memory", "must be one of equation, equation_rows, fields"),
     ("benchmark", "--busy 1 --peers", "argument --peers: not allowed with argument --busy"),
     ("benchmark", "--memory --peers", "not allowed with argument"),
     ("benchmark", "--busy -1", "--busy: must be at least 1, got -1"),

@@ -57,7 +57,11 @@ def step_of(request: Mapping[str, Any], batch_size: int) -> Callable[[], object]
     if request["step"] == "lm":
         lm = hig.LevenbergMarquardt(network.parameters(), lr=1e-9, step_rule="fixed")
         return lambda: lm.step(closure)
-    options = {"sketch": request["sketch"]} if request["step"] == "sketch" else {}
+    options: dict[str, Any] = {}
+    if request["step"] == "sketch":
+        options["sketch"] = request["sketch"]
+    if ":" not in request["case"]:  # the smaller of the Gram matrices, in float64 too
+        options["method"] = "gram"
     optimizer = hig.HIG(network.parameters(), lr=1e-9, rcond=rcond, step_rule="fixed", **options)
     return lambda: optimizer.step(closure)
 

@@ -39,7 +39,7 @@ from hig._torch.batched_vjp import BatchedVJP
 from hig._torch.host import DeferredChecks
 from hig._torch.memory import keep_freed_pieces
 from hig.arguments import ENGINES, check_choice
-from hig.errors import SampleDependenceError, described
+from hig.errors import SampleDependenceError, described, out_of_memory
 
 __all__ = ["Engine", "EngineResult", "InexactLayersError", "build_jacobian", "check_engine"]
 
@@ -148,6 +148,8 @@ def build_jacobian(
     search = _Search(forward, graph, backward, memory, checks, held_bytes)
     search.run(layers, by_graph=engine != "rows" and not too_large)
     exact, routes, inexact = search.exact, search.routes, search.inexact
+    pairs = zip(forward.parameters, routes, strict=True)
+    routes = [route if parameter.numel() else "unused" for parameter, route in pairs]
     blocks: list[Block] = [block for block, _ in exact]
     order = [index for _, indices in exact for index in indices]
     fallback = [index for index, route in enumerate(routes) if route == "rows"]
@@ -199,6 +201,9 @@ def _reasons(
         reason = of_graph.get(index) or coupling_reason(graph.nodes, forward.prediction.dtype)
         reasons.setdefault(reason, []).append(forward.names[index])
     return reasons
+
+
+_FEW = "most columns go row by row, and its own with them"
 
 
 class _Search:
@@ -260,8 +265,19 @@ class _Search:
             self.reasons = dict(found.reasons)
             found.layers[:] = [layer for layer in found.layers if self._is_tried(layer)]
             if not tried and self._few_are_layers(found):
+                dropped = {index for layer in found.layers for index in self._indices(layer)}
+                self.reasons.update(dict.fromkeys(dropped, _FEW))
                 found.layers.clear()
-        failed = self._compare(tried, found)
+        try:
+            failed = self._compare(tried, found)
+        except (IndexError, RuntimeError) as error:
+            # Inputs without a gradient have no shape in the graph: what is remembered may not fit.
+            memory_is_short = isinstance(error, RuntimeError) and out_of_memory(error)
+            if not found.remembered or memory_is_short:
+                raise
+            memory.found.forget()
+            self.run(called, by_graph)
+            return
         by_now = {self._key(layer) for layer in found.layers} & failed
         if by_now and found.remembered:  # another graph of the same shapes
             memory.found.forget()

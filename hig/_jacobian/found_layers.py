@@ -23,6 +23,12 @@ __all__ = ["FoundLayers", "Place"]
 
 # Graphs remembered.
 MOST = 16
+# Steps until what was refused is searched again, doubled with each time, and their maximum: the
+# numbers of one batch may have been the reason.
+FIRST, LAST = 4, 1024
+# Entries of a weight over those of the parameters that determine it, and the bytes of its columns
+# in all rows, up to which these are formed.
+MOST_DERIVED, MOST_DERIVED_BYTES = 4, 64 * 2**20
 # Rounds in which weights are found that other weights determine.
 ROUNDS = 16
 
@@ -31,7 +37,7 @@ class FoundLayers:
     """Finds the layers of graphs, and remembers what is known of those of the same structure."""
 
     def __init__(self) -> None:
-        self._recipes: dict[object, _Recipe] = {}
+        self._recipes: dict[object, _Known] = {}
 
     def find(self, forward: ForwardPass, wanted: Sequence[int]) -> GraphLayers:
         """Find the layers of some parameters.
@@ -44,17 +50,18 @@ class FoundLayers:
         parameters = [forward.parameters[index] for index in wanted]
         walk = Walk(prediction, parameters)
         key = (
-            tuple(prediction.shape), prediction.dtype, tuple(wanted),
-            hash(tuple(node.name() for node in walk.nodes)),
+            tuple(prediction.shape), prediction.dtype, tuple(wanted), walk.structure,
         )  # fmt: skip
-        recipe = self._recipes.pop(key, None)
-        remembered = recipe is not None
-        if recipe is None:
+        known = self._recipes.pop(key, None)
+        remembered = known is not None and not known.is_due
+        if known is None or known.is_due:
             recipe = _Cook(prediction, parameters, walk).recipe()
-        self._recipes[key] = recipe
+            known = _Known(recipe, FIRST if known is None else min(2 * known.limit, LAST))
+        known.uses += 1
+        self._recipes[key] = known
         while len(self._recipes) > MOST:
             del self._recipes[next(iter(self._recipes))]
-        layers = _layers(recipe, walk, parameters, wanted, hash(key))
+        layers = _layers(known.recipe, walk, parameters, wanted, hash(key))
         layers.remembered = remembered
         return layers
 
@@ -82,9 +89,21 @@ class _Members:
         same = self.source, self.shape, self.ones
         if same != (source, tuple(product.entries.shape), product.ones):
             return False
-        if columns is None or self.columns is None:
-            return columns is self.columns
-        return torch.equal(columns, self.columns)
+        return columns is self.columns  # equal ones are the same
+
+
+@dataclass
+class _Known:
+    """A recipe, with the number of its uses and that after which a refusal is looked at again."""
+
+    recipe: "_Recipe"
+    limit: int
+    uses: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what was refused is to be searched again."""
+        return bool(self.recipe.reasons) and self.uses >= self.limit
 
 
 @dataclass(frozen=True)
@@ -179,6 +198,7 @@ class _Round:
 
     consumers: list[Consumer]
     products: list[Product | None]
+    columns: list[Tensor | None]
     plan: Plan
     reasons: dict[int, str] = field(default_factory=dict)
 
@@ -200,11 +220,7 @@ class _Cook:
         derived: frozenset[int] = frozenset()
         found = first = self._round(derived)
         for _ in range(ROUNDS):
-            more = {
-                self._walk.numbers[found.consumers[i].node]
-                for i in found.reasons
-                if self._walk.determined(found.consumers[i].node, derived)
-            }
+            more = {number for i in found.reasons for number in self._derived(found, i, derived)}
             if not more:
                 break
             derived |= more
@@ -216,13 +232,26 @@ class _Cook:
         plain = self._assembled(first)
         return plain if self._left(plain) <= self._left(recipe) else recipe
 
+    def _derived(self, found: "_Round", i: int, derived: frozenset[int]) -> list[int]:
+        """Return the number of the node of a consumer if its result is worth being a source."""
+        node = found.consumers[i].node
+        if not self._walk.determined(node, derived):
+            return []
+        number = self._walk.numbers[node]
+        size = torch.Size(node._input_metadata[0].shape).numel()
+        of = sum(real_size(self._parameters[index]) for index in self._walk.parameters_of(number))
+        bytes_ = 8 * size * self._prediction.numel()
+        return [number] if size <= MOST_DERIVED * of and bytes_ <= MOST_DERIVED_BYTES else []
+
     def _left(self, recipe: _Recipe) -> int:
         """Return the number of entries of the parameters without a layer."""
         return sum(self._parameters[index].numel() for index in recipe.reasons)
 
     def _round(self, derived: frozenset[int]) -> _Round:
         consumers = list(self._walk.consumers(derived))
-        products = [product_of(c.node, c.position, c.entries()) for c in consumers]
+        shelf = _Shelf()
+        found = [shelf.product(consumer) for consumer in consumers]
+        products, columns = [product for product, _ in found], [own for _, own in found]
         reasons = {
             i: f"it is used by {_readable(consumer.node.name())}, which is no product that can be "
             "told apart by sample"
@@ -238,7 +267,8 @@ class _Cook:
             places[i], by_outputs[i] = plan.places[place], plan.by_outputs[place]
             if places[i] is None:
                 reasons[i] = ""  # samples influence one another
-        return _Round(consumers, products, Plan(plan.passes, places, by_outputs), reasons)
+        plan = Plan(plan.passes, places, by_outputs)
+        return _Round(consumers, products, columns, plan, reasons)
 
     def _assembled(self, found: _Round) -> _Recipe:
         """Group the products by the parameters that they are columns of."""
@@ -262,7 +292,7 @@ class _Cook:
             for i in members:
                 product = found.products[i]
                 assert product is not None
-                _join(shares, i, found.consumers[i].source, product)
+                _join(shares, i, found.consumers[i].source, product, found.columns[i])
             layers.append((sorted(indices), shares, kinds.pop()))
         places = [Place.of(consumer, self._walk) for consumer in found.consumers]
         return _Recipe(places, found.products, found.plan, layers, reasons)
@@ -285,16 +315,46 @@ def _connected(sets: Sequence[Sequence[int]]) -> list[set[int]]:
     return unions
 
 
-def _join(shares: list[_Members], i: int, source: Source, product: Product) -> None:
+def _join(
+    shares: list[_Members], i: int, source: Source, product: Product, columns: Tensor | None
+) -> None:
     """Add a product to those with the same weights, or as another share."""
-    columns: Tensor | None = product.columns
-    if torch.equal(product.columns, torch.arange(source.size, device="cpu")):
-        columns = None
     for share in shares:
         if share.takes(source, product, columns):
             share.numbers.append(i)
             return
     shares.append(_Members(source, columns, tuple(product.entries.shape), product.ones, [i]))
+
+
+class _Shelf:
+    """Products of one search: equal ones are made once, and their entries are not kept."""
+
+    def __init__(self) -> None:
+        self._made: dict[object, tuple[Product | None, Tensor | None]] = {}
+        self._columns: dict[int, list[Tensor]] = {}
+
+    def product(self, consumer: Consumer) -> tuple[Product | None, Tensor | None]:
+        """Return the product of a consumer, and its columns; None for all of them in order."""
+        signature = consumer.signature
+        if signature is not None and signature in self._made:
+            return self._made[signature]
+        product = product_of(consumer.node, consumer.position, consumer.entries())
+        made: tuple[Product | None, Tensor | None] = None, None
+        if product is not None:
+            made = product.light(), self._shared(consumer.source, product.columns)
+        if signature is not None:
+            self._made[signature] = made
+        return made
+
+    def _shared(self, source: Source, columns: Tensor) -> Tensor | None:
+        if torch.equal(columns, torch.arange(source.size, device="cpu")):
+            return None
+        known = self._columns.setdefault(source.number, [])
+        for other in known:
+            if torch.equal(columns, other):
+                return other
+        known.append(columns)
+        return columns
 
 
 def _readable(name: str) -> str:

@@ -57,6 +57,11 @@ class Product:
         """Whether the other factor is one."""
         return self.operand is None
 
+    def light(self) -> "Product":
+        """Return the same without the memory of its entries: their shape and type alone."""
+        nothing = torch.zeros((), dtype=self.entries.dtype, device="cpu")
+        return Product(nothing.expand(self.entries.shape), self.operand, self.arrange)
+
     def other_factor(self, node: Node) -> Tensor:
         """Return the other factor (G, m, in) in a graph; not for a product whose factor is one."""
         assert self.operand is not None
@@ -78,8 +83,10 @@ class Product:
             return self
         order = inverse.argsort(stable=True)
         repeats = groups // len(firsts)
+        if (counts != repeats).any():
+            return None
         entries = self.entries[order].unflatten(0, (len(firsts), -1))
-        if (counts != repeats).any() or (entries != entries[:, :1]).any():
+        if (entries != entries[:, :1]).any():
             return None
 
         def joined(tensor: Tensor, axis: int) -> Tensor:
@@ -112,6 +119,8 @@ def product_of(node: Node, position: int, entries: Tensor) -> Product | None:
     Returns:
         None for a node that is no product of a known kind.
     """
+    if not entries.numel():
+        return None
     make, _ = _KINDS.get(node.name(), (None, ""))
     found = None if make is None else make(node, position, entries)
     found = None if found is None else found.regrouped()
@@ -128,6 +137,8 @@ def _matrix_product(left: int, saved: tuple[str, str], scaled: bool) -> Callable
     """
 
     def make(node: Node, position: int, entries: Tensor) -> Product | None:
+        if scaled and any(isinstance(getattr(node, f"_saved_{n}"), complex) for n in _FACTORS):
+            return None
         if position < left:
             return _shift(node, entries, lambda node: float(node._saved_beta))
         # (..., a, b) @ (..., b, c), of the weight one factor, of ``entries`` its entries
@@ -138,6 +149,7 @@ def _matrix_product(left: int, saved: tuple[str, str], scaled: bool) -> Callable
 
         def operand(node: Node) -> Tensor:
             factor: Tensor = getattr(node, f"_saved_{other}")
+            factor = factor if factor.layout == torch.strided else factor.to_dense()
             factor = factor.mT if first else factor
             if scaled and node._saved_alpha != 1:
                 factor = factor * node._saved_alpha
@@ -215,10 +227,14 @@ def _elementwise(node: Node, entries: Tensor, factor: Operand | None) -> Product
 
 
 def _is_constant(entries: Tensor, axis: int) -> bool:
-    return entries.stride(axis) == 0 or bool((entries == entries.narrow(axis, 0, 1)).all())
+    if entries.stride(axis) == 0 or not entries.numel():
+        return True
+    return bool((entries == entries.narrow(axis, 0, 1)).all())
 
 
-def _sum(node: Node, position: int, entries: Tensor) -> Product:
+def _sum(node: Node, position: int, entries: Tensor) -> Product | None:
+    if isinstance(node._saved_alpha, complex):
+        return None
     sign = -1.0 if node.name() == "SubBackward0" else 1.0
     return _shift(
         node, entries, lambda node: sign * float(node._saved_alpha) if position == 1 else 1.0
@@ -343,7 +359,10 @@ def _bilinear(node: Node, position: int, entries: Tensor) -> Product | None:
 
 
 def _embedding(node: Node, position: int, entries: Tensor) -> Product | None:
+    numbers = len(entries) * node._saved_indices.numel()
     if node._saved_scale_grad_by_freq or len(entries) > _LARGEST_VOCABULARY:
+        return None
+    if numbers > _MOST_ONE_HOT:
         return None
 
     def operand(node: Node) -> Tensor:
@@ -364,7 +383,8 @@ def _signed_index(value: int) -> int:
 
 
 # Rows of an embedding are found by a product with ones and zeros: not for a language's vocabulary.
-_LARGEST_VOCABULARY = 1024
+_LARGEST_VOCABULARY, _MOST_ONE_HOT = 1024, 2**22
+_FACTORS = ("alpha", "beta")
 
 Make = Callable[[Node, int, Tensor], Product | None]
 

@@ -18,6 +18,9 @@ from hig._torch.autograd_graph import Edge, Node
 
 __all__ = ["Consumer", "Walk"]
 
+# Arrangements between an operand and its source.
+MOST_LINKS = 64
+
 Arranged = Callable[[Any, int, Tensor, torch.Size], Tensor]
 
 
@@ -61,6 +64,19 @@ class Consumer:
     position: int
     source: Source
     chain: tuple[Edge, ...]
+
+    @property
+    def signature(self) -> object:
+        """What the product depends on, of simple operations; None for those with settings."""
+        if self.node.name() not in _WITHOUT_SETTINGS:
+            return None
+        nodes = [self.node, *(node for node, _ in self.chain)]
+        return (
+            self.source.number,
+            self.position,
+            tuple((node.name(), _shape(node), _settings(node)) for node in nodes),
+            tuple(number for _, number in self.chain),
+        )
 
     @property
     def scale(self) -> Tensor | float:
@@ -113,6 +129,16 @@ class Walk:
                     continue
                 seen.add(following)
                 waiting.append(following)
+
+    @cached_property
+    def structure(self) -> int:
+        """A number that graphs of the same operations on the same shapes share."""
+        return hash(
+            tuple(
+                (node.name(), *(tuple(entry.shape) for entry in node._input_metadata))
+                for node in self.nodes
+            )
+        )
 
     @cached_property
     def numbers(self) -> dict[Node, int]:
@@ -180,23 +206,40 @@ class _Origins:
 
     def of(self, edge: Edge) -> tuple[Source, tuple[Edge, ...]] | None:
         """Return the source of an edge, if it has one, and the arrangements up to it."""
-        if edge not in self._known:
-            self._known[edge] = self._find(edge)
-        return self._known[edge]
+        above: list[Edge] = []
+        while edge not in self._known:
+            following = self._look(edge)
+            if following is None:
+                break
+            above.append(edge)
+            edge = following
+        found = self._known[edge]
+        for link in reversed(above):
+            if found is not None:
+                chain = (link, *found[1])
+                found = (found[0], chain) if len(chain) <= MOST_LINKS else None
+            self._known[link] = found
+        return found
 
-    def _find(self, edge: Edge) -> tuple[Source, tuple[Edge, ...]] | None:
+    def _look(self, edge: Edge) -> Edge | None:
+        """Return the edge that one arranges in another way; of others, remember what they are."""
         node, _ = edge
         variable = getattr(node, "variable", None)
         if variable is not None:
             index = self._indices.get(id(variable))
-            return None if index is None else (Source(index, variable.shape, variable.dtype), ())
+            self._known[edge] = (
+                None if index is None else (Source(index, variable.shape, variable.dtype), ())
+            )
+            return None
         if node in self._derived:
             result = node._input_metadata[0]
             shape = torch.Size(result.shape)
-            return Source(-1 - self._derived[node], shape, result.dtype), ()
+            self._known[edge] = Source(-1 - self._derived[node], shape, result.dtype), ()
+            return None
         following = _behind(node)
-        found = None if following is None else self.of(following)
-        return None if found is None else (found[0], (edge, *found[1]))
+        if following is None:
+            self._known[edge] = None
+        return following
 
 
 def _behind(node: Node) -> Edge | None:
@@ -212,13 +255,19 @@ def _behind(node: Node) -> Edge | None:
     following, number = edges[0]
     own, other = node._input_metadata[0], following._input_metadata[number]
     same = own.shape == other.shape and own.dtype.is_complex == other.dtype.is_complex
+    if not same or _is_complex(getattr(node, "_saved_alpha", 1)):
+        return None
     constant = _factor(node)
-    return edges[0] if same and (isinstance(constant, float) or constant.ndim == 0) else None
+    # A complex factor does not commute with real and imaginary parts.
+    plain = isinstance(constant, float) or (constant.ndim == 0 and not constant.is_complex())
+    return edges[0] if plain else None
 
 
 def _is_plain_copy(node: Node) -> bool:
     """Return whether a node has one operand, and makes no complex numbers of real ones."""
     if len(node.next_functions) != 1:
+        return False
+    if any(_is_complex(getattr(node, name, 1)) for name in ("_saved_other", "_saved_alpha")):
         return False
     if node.name() != "ToCopyBackward0":
         return True
@@ -227,10 +276,22 @@ def _is_plain_copy(node: Node) -> bool:
     return bool(own.is_complex == other.is_complex)
 
 
+def _is_complex(value: object) -> bool:
+    return isinstance(value, complex) or (isinstance(value, Tensor) and value.is_complex())
+
+
 def _factor(node: Node) -> Any:
     """Return the factor of a node that scales its operand; None for one that does not."""
     scale = _SCALES.get(node.name())
     return None if scale is None else scale(node)
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(node._input_metadata[0].shape)
+
+
+def _settings(node: Node) -> tuple[object, ...]:
+    return tuple(repr(getattr(node, name, None)) for name in _SETTINGS)
 
 
 def _reshaped(node: Node, number: int, entries: Tensor, shape: torch.Size) -> Tensor:
@@ -323,6 +384,17 @@ _SCALES: dict[str, Callable[[Node], Any]] = {
     "SubBackward0": lambda node: -float(node._saved_alpha) if node.next_functions[1][0] else 1.0,
     "RsubBackward1": lambda node: -float(node._saved_alpha),
 }
+_SETTINGS = tuple(
+    f"_saved_{name}"
+    for name in (
+        "alpha", "beta", "dim", "dim0", "dim1", "dims", "end", "index", "indices", "repeats",
+        "split_size", "split_sizes", "start", "step",
+    )
+)  # fmt: skip
+_WITHOUT_SETTINGS = {
+    "AddBackward0", "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "DivBackward0",
+    "DotBackward0", "MmBackward0", "MulBackward0", "MvBackward0", "SubBackward0",
+}  # fmt: skip
 # Select rows of their operand by numbers that may be data.
 _BY_DATA = {
     "EmbeddingBackward0", "EmbeddingBagBackward0", "GatherBackward0", "IndexBackward0",

@@ -209,12 +209,18 @@ class _Tagged:
             matrix = arrange(given[None])[0]
             if matrix.is_complex():
                 matrix = torch.view_as_real(matrix.resolve_conj()).flatten(-2)
-            found.append((None if gradient is None else matrix.double(), matrix.shape[1]))
+            found.append((None if gradient is None else matrix, matrix.shape[1]))
         return found
 
 
 def _owners(first: Tensor, second: Tensor, count: int, eps: float, complete: bool) -> Tensor | None:
     """Return the sample of each place, by the ratio of its gradients (G, m, out)."""
+    info = torch.finfo(first.dtype)
+    # Near the end of the range ratios are those of rounding.
+    reached = (first.abs().amax((0, 2)) > 1e3 * info.tiny / info.eps)[:, None]
+    first, second = (gradient.double() * reached for gradient in (first, second))
+    largest = first.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    first, second = first / largest, second / largest
     squares = first.square().sum((0, 2))
     ratio = (first * second).sum((0, 2)) / squares
     difference = (second - ratio[:, None] * first).square().sum((0, 2)).sqrt()

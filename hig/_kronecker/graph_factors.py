@@ -89,7 +89,7 @@ class GraphFactors:
 
     def _factors(self, prediction: Tensor, probe: Tensor) -> list[LayerFactors]:
         walk = Walk(prediction, self._wanted)
-        structure = hash(tuple(node.name() for node in walk.nodes))
+        structure = walk.structure
         if self._known[0] != structure or not self._known[1]:
             self._known = structure, _uses(walk, self._wanted)
         uses = self._known[1]

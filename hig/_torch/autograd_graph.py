@@ -177,4 +177,4 @@ def from_real(numbers: Tensor, like: Tensor) -> Tensor:
     if not like.is_complex():
         return numbers.to(like.dtype).view(like.shape)
     pairs = numbers.to(like.dtype.to_real()).reshape(*like.shape, 2)
-    return torch.view_as_complex(pairs)
+    return torch.complex(*pairs.unbind(-1))  # of any offset in their storage

@@ -128,13 +128,30 @@ class Place:
 
 
 @dataclass(frozen=True)
+class _LayerPlan:
+    """Parameters of one layer, and its products.
+
+    Attributes:
+        indices: the parameters.
+        shares: the products.
+        by_outputs: whether samples and outputs change places.
+        with_bias: whether the second parameter is the bias of the first one.
+    """
+
+    indices: list[int]
+    shares: list[_Members]
+    by_outputs: bool
+    with_bias: bool = False
+
+
+@dataclass(frozen=True)
 class _Recipe:
     """What is known of graphs of one structure: holds no tensor of any of them."""
 
     places: list[Place]
     products: list[Product | None]
     plan: Plan
-    layers: list[tuple[list[int], list[_Members], bool]]
+    layers: list[_LayerPlan]
     reasons: dict[int, str]
 
 
@@ -150,17 +167,21 @@ def _layers(
     passes = recipe.plan.passes
     count = 1 if passes is None else len(passes)
     layers = []
-    for indices, groups, by_outputs in recipe.layers:
+    for plan in recipe.layers:
+        indices = plan.indices
         own = [parameters[index] for index in indices]
         first, width = _columns(own)
         shares = []
-        for members in groups:
+        for members in plan.shares:
             uses = []
             for number in members.numbers:
                 product, places = recipe.products[number], recipe.plan.places[number]
                 assert product is not None and places is not None
                 uses.append(GraphUse(consumers[number], product, places, count))
             source = members.source
+            if plan.with_bias:
+                shares.append(Share(None, uses, width, bias=True))
+                continue
             if source.is_parameter:
                 columns = members.columns
                 if len(indices) > 1:
@@ -178,7 +199,7 @@ def _layers(
             )
             shares.append(Share(members.columns, uses, source.size, pull))
         numbers = tuple(wanted[index] for index in indices)
-        layers.append(GraphLayer(own, shares, (*numbers, key), by_outputs))
+        layers.append(GraphLayer(own, shares, (*numbers, key), plan.by_outputs))
     reasons = {wanted[index]: reason for index, reason in recipe.reasons.items()}
     return GraphLayers(layers, passes, reasons)
 
@@ -293,7 +314,8 @@ class _Cook:
                 product = found.products[i]
                 assert product is not None
                 _join(shares, i, found.consumers[i].source, product, found.columns[i])
-            layers.append((sorted(indices), shares, kinds.pop()))
+            layers.append(_LayerPlan(sorted(indices), shares, kinds.pop()))
+        layers = _with_biases(layers, found.consumers)
         places = [Place.of(consumer, self._walk) for consumer in found.consumers]
         return _Recipe(places, found.products, found.plan, layers, reasons)
 
@@ -301,6 +323,46 @@ class _Cook:
         if source.is_parameter:
             return [source.number]
         return self._walk.parameters_of(-1 - source.number)
+
+
+def _with_biases(layers: Sequence[_LayerPlan], consumers: Sequence[Consumer]) -> list[_LayerPlan]:
+    """Join each weight with the bias that is added in the same operations, and in no other."""
+    of_bias: dict[frozenset[int], _LayerPlan] = {}
+    for layer in layers:
+        if _is_plain(layer, consumers, ones=True):
+            of_bias[_nodes(layer, consumers)] = layer
+    joined, taken = [], set()
+    for layer in layers:
+        bias = None
+        if _is_plain(layer, consumers, ones=False):
+            bias = of_bias.get(_nodes(layer, consumers))
+        if bias is not None and bias.by_outputs == layer.by_outputs:
+            taken.add(id(bias))
+            indices = [*layer.indices, *bias.indices]
+            layer = _LayerPlan(indices, layer.shares, layer.by_outputs, with_bias=True)
+        joined.append(layer)
+    return [layer for layer in joined if id(layer) not in taken]
+
+
+def _is_plain(layer: _LayerPlan, consumers: Sequence[Consumer], ones: bool) -> bool:
+    """Return whether a layer is a weight, or with ``ones`` a bias, of linear layers alone."""
+    if len(layer.indices) > 1 or len(layer.shares) > 1:
+        return False
+    (share,) = layer.shares
+    own = [consumers[i] for i in share.numbers]
+    arranged = {node.name() for consumer in own for node, _ in consumer.chain}
+    return (
+        share.columns is None
+        and share.ones == ones
+        and share.source.is_parameter
+        and not share.source.dtype.is_complex
+        and arranged <= ({"TBackward0"} if not ones else set())
+        and all(consumer.node.name() == "AddmmBackward0" for consumer in own)
+    )
+
+
+def _nodes(layer: _LayerPlan, consumers: Sequence[Consumer]) -> frozenset[int]:
+    return frozenset(id(consumers[i].node) for i in layer.shares[0].numbers)
 
 
 def _connected(sets: Sequence[Sequence[int]]) -> list[set[int]]:

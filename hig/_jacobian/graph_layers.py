@@ -73,12 +73,14 @@ class Share:
         uses: the products.
         size: number of columns that ``columns`` counts.
         pull: derivative of the weight if that is no parameter itself.
+        bias: whether a bias is added in each of the products.
     """
 
     columns: Tensor | None
     uses: Sequence[GraphUse]
     size: int
     pull: Pull | None = None
+    bias: bool = False
 
     def factors(self, gradients: Mapping[int, Tensor]) -> Factors:
         """Return the columns of these products, from gradients by the identity of the use."""
@@ -90,7 +92,8 @@ class Share:
             block = FactoredBlock(joined, None, 0, bias=True)
         else:
             patches = torch.cat(given, 2) if len(given) > 1 else given[0]
-            block = FactoredBlock(joined, GatheredPatches(patches), patches.shape[-1], bias=False)
+            fan_in = patches.shape[-1]
+            block = FactoredBlock(joined, GatheredPatches(patches), fan_in, bias=self.bias)
         arranged: FactoredBlock | RearrangedBlock = block
         if self.columns is not None:
             arranged = RearrangedBlock(block, self.columns, self.size)

@@ -248,6 +248,7 @@ def build_distributed(
         ValueError: the process ranks hold different columns.
     """
     ranks = split.ranks
+    memory.found.joins = False
 
     def build(engine: str | Engine) -> EngineResult:
         with ranks.agreement():

@@ -34,9 +34,15 @@ ROUNDS = 16
 
 
 class FoundLayers:
-    """Finds the layers of graphs, and remembers what is known of those of the same structure."""
+    """Finds the layers of graphs, and remembers what is known of those of the same structure.
+
+    Attributes:
+        joins: whether a weight and its bias are one layer where one operation has both. With
+            another number of samples it may be two, and process ranks need the same layers.
+    """
 
     def __init__(self) -> None:
+        self.joins = True
         self._recipes: dict[object, _Known] = {}
 
     def find(self, forward: ForwardPass, wanted: Sequence[int]) -> GraphLayers:
@@ -55,7 +61,7 @@ class FoundLayers:
         known = self._recipes.pop(key, None)
         remembered = known is not None and not known.is_due
         if known is None or known.is_due:
-            recipe = _Cook(prediction, parameters, walk).recipe()
+            recipe = _Cook(prediction, parameters, walk, self.joins).recipe()
             known = _Known(recipe, FIRST if known is None else min(2 * known.limit, LAST))
         known.uses += 1
         self._recipes[key] = known
@@ -231,10 +237,14 @@ class _Cook:
         prediction: (B, ...), with a graph.
         parameters: the parameters whose layers are searched.
         walk: the walk over the graph.
+        joins: whether weights and biases may be one layer.
     """
 
-    def __init__(self, prediction: Tensor, parameters: Sequence[Tensor], walk: Walk):
+    def __init__(
+        self, prediction: Tensor, parameters: Sequence[Tensor], walk: Walk, joins: bool = True
+    ):
         self._prediction, self._parameters, self._walk = prediction, parameters, walk
+        self._joins = joins
 
     def recipe(self) -> _Recipe:
         """Return what is found."""
@@ -315,7 +325,7 @@ class _Cook:
                 assert product is not None
                 _join(shares, i, found.consumers[i].source, product, found.columns[i])
             layers.append(_LayerPlan(sorted(indices), shares, kinds.pop()))
-        layers = _with_biases(layers, found.consumers)
+        layers = _with_biases(layers, found.consumers) if self._joins else layers
         places = [Place.of(consumer, self._walk) for consumer in found.consumers]
         return _Recipe(places, found.products, found.plan, layers, reasons)
 

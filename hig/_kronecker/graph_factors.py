@@ -23,6 +23,7 @@ from hig._jacobian.origins import Walk
 from hig._kronecker.adam import accumulation_dtype
 from hig._kronecker.factors import input_factor, output_factor
 from hig._kronecker.layer_factors import LayerFactors
+from hig.errors import out_of_memory
 
 __all__ = ["GraphFactors", "combined"]
 
@@ -89,12 +90,23 @@ class GraphFactors:
 
     def _factors(self, prediction: Tensor, probe: Tensor) -> list[LayerFactors]:
         walk = Walk(prediction, self._wanted)
-        structure = walk.structure
-        if self._known[0] != structure or not self._known[1]:
-            self._known = structure, _uses(walk, self._wanted)
-        uses = self._known[1]
-        if not uses:
+        remembered = self._known[0] == walk.structure
+        if not remembered or not self._known[1]:
+            self._known = walk.structure, _uses(walk, self._wanted)
+        if not self._known[1]:
             return []
+        try:
+            return self._of_uses(walk, prediction, probe)
+        except (IndexError, RuntimeError) as error:
+            # Inputs without a gradient have no shape in the graph: what is remembered may not fit.
+            if not remembered or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                raise
+        self._known = walk.structure, _uses(walk, self._wanted)
+        return self._of_uses(walk, prediction, probe)
+
+    def _of_uses(self, walk: Walk, prediction: Tensor, probe: Tensor) -> list[LayerFactors]:
+        """Return the factors by the known products of a graph."""
+        uses = self._known[1]
         consumers = [use.place.consumer(walk) for use in uses]
         gradients = torch.autograd.grad(
             prediction,

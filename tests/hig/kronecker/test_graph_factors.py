@@ -98,7 +98,22 @@ def test_two_ways_are_scaled_alike():
     assert torch.equal(alone.outputs, swapped.inputs) and not alone.swapped
 
 
-def test_residuals_with_derivatives_train_all_weights(tmp_path):
+def test_other_shapes_of_what_has_no_gradient():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(2, 2, 3))
+    optimizer = hig.KroneckerHIG([kernel], lr=0.01)
+    for length, stride in ((5, 1), (3, 2), (5, 1), (3, 2)):
+        x = torch.randn(4, 2, length)
+
+        def closure(x=x, stride=stride):
+            y = nn.functional.conv_transpose1d(x, kernel, stride=stride).flatten(1)
+            return y.square().sum(1).mean(), y
+
+        optimizer.step(closure)
+    assert optimizer.report.layers == 1
+
+
+def test_residuals_with_derivatives_train_all_weights():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     points = torch.rand(40, 2, dtype=torch.float64)
